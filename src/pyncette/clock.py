@@ -1,0 +1,329 @@
+"""The only source of time in the package.
+
+What decides about runs reads a `Clock`, which the application chooses and which tests move by
+hand. What waits for the physical world (the deadline of a call, the pause before a reconnect)
+uses `realtime`, because no test clock can make a socket answer sooner. `StoreClock` keeps a
+worker's notion of now in step with the clock of the store, so that workers agree with each other
+although the clocks of their machines do not.
+
+Instants are whole microseconds since 1970-01-01 UTC inside the engine, and aware datetimes in the
+public interface; the two functions below convert exactly. This module knows nothing of tasks,
+records or stores: whoever calls a store measures, and tells `StoreClock.observe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+__all__ = [
+    "Clock",
+    "StoreClock",
+    "SystemClock",
+    "corrected",
+    "from_microseconds",
+    "realtime",
+    "to_microseconds",
+]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND: Final = 1_000_000
+
+# Keeps no state, so that one serves all callers at once.
+_NO_HOLD: Final[AbstractContextManager[None]] = nullcontext()
+
+
+def _monotonic_source() -> Callable[[], float]:
+    """The monotonic clock that also counts the time a machine is suspended, where there is one.
+
+    A lease goes on running out while a laptop sleeps or a virtual machine is paused.
+    CLOCK_BOOTTIME counts that time, Linux's CLOCK_MONOTONIC (`time.monotonic`) does not.
+    """
+    boot_time = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic if boot_time is None else lambda: time.clock_gettime(boot_time)
+
+
+_monotonic: Final = _monotonic_source()
+
+
+def to_microseconds(instant: datetime) -> int:
+    """The instant as whole microseconds since 1970-01-01 UTC, exactly.
+
+    Raises:
+        ValueError: `instant` is naive, so that it names no instant.
+    """
+    if instant.utcoffset() is None:
+        raise ValueError(f"{instant!r} is naive: give it a time zone, for example tzinfo=UTC")
+    since = instant - _EPOCH
+    return (since.days * 86_400 + since.seconds) * _SECOND + since.microseconds
+
+
+def from_microseconds(microseconds: int) -> datetime:
+    """The instant that lies `microseconds` after 1970-01-01 UTC, as an aware UTC datetime.
+
+    Raises:
+        OverflowError: the instant lies outside the years 1 to 9999.
+    """
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+class Clock(ABC):
+    """Where the library takes time from.
+
+    A clock of your own needs `now`, `monotonic` and `sleep`; the other two methods have defaults
+    that are right for every clock that moves by itself. The three must belong together:
+    `sleep(s)` returns once `monotonic()` has grown by `s`, and never sooner.
+    """
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The current instant, as an aware UTC datetime."""
+
+    @abstractmethod
+    def monotonic(self) -> float:
+        """Seconds since some fixed instant; never goes backwards, whatever `now` does."""
+
+    @abstractmethod
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`. Zero or less only lets other tasks run."""
+
+    def microseconds(self) -> int:
+        """The current instant as whole microseconds since 1970-01-01 UTC."""
+        return to_microseconds(self.now())
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Say that work is under way that no sleep of this clock shows, such as a call to a store.
+
+        A clock that is moved by hand does not move before it is released; any other clock does
+        nothing. Inside, never sleep on this clock: a clock moved by hand would wait for ever.
+        """
+        return _NO_HOLD
+
+
+class SystemClock(Clock):
+    """The machine's own clock."""
+
+    # Timers of an event loop stand still while the machine is suspended, so that a long sleep
+    # looks up in between: after a resume it is late by this at most.
+    _longest_sleep_s: float = 10.0
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def microseconds(self) -> int:
+        return time.time_ns() // 1_000
+
+    def monotonic(self) -> float:
+        return _monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > self._longest_sleep_s:
+            deadline = self.monotonic() + seconds
+            while seconds > self._longest_sleep_s:
+                await asyncio.sleep(self._longest_sleep_s)
+                seconds = deadline - self.monotonic()
+        await asyncio.sleep(max(seconds, 0.0))
+
+
+class _Realtime:
+    """Physical waits and deadlines. They pass at their own pace whatever the application's clock.
+
+    For gaps between transactions, deadlines of calls, pauses before reconnects, and nothing else:
+    whatever decides about runs reads the application's `Clock`.
+    """
+
+    @staticmethod
+    def monotonic() -> float:
+        """Seconds since the machine started; the same in every process of the machine."""
+        return _monotonic()
+
+    @staticmethod
+    async def sleep(seconds: float) -> None:
+        """Wait for `seconds`; zero or less only lets other tasks run."""
+        await asyncio.sleep(max(seconds, 0.0))
+
+    @staticmethod
+    def timeout(seconds: float | None) -> asyncio.Timeout:
+        """An async context manager that raises `TimeoutError` when its body takes longer.
+
+        As `asyncio.timeout`: the body is cancelled, and None sets no deadline.
+        """
+        return asyncio.timeout(seconds)
+
+
+realtime: Final = _Realtime()
+
+
+class StoreClock(Clock):
+    """Now as the clock of the store tells it, read between two measurements from monotonic time.
+
+    After a measurement, now is the instant of the store at that moment plus the monotonic time
+    that has passed since: the wall clock of this machine matters nowhere, be it wrong or stepped.
+    Before the first measurement, and for a store that has no clock of its own (memory, SQLite:
+    one machine, one clock), now is the wall clock of `source`, its steps included.
+
+    A measurement is a call that asks the store for its instant. The store answered somewhere
+    between sending and receiving, so that the offset (the store's instant less our monotonic
+    reading) lies in an interval as wide as the call took (F. Cristian, "Probabilistic clock
+    synchronization", 1989). Intervals of successive measurements are intersected, after the older
+    one has been widened by what two clocks may drift apart meanwhile (K. Marzullo, 1984); the
+    middle of what is left is used. So a slow call, whose interval is wide, changes next to
+    nothing, and one that contradicts what is known is set aside. A second one in a row that
+    contradicts in the same direction says that the store's clock was moved, as a fail-over to
+    another server does, and replaces what was known.
+
+    The first measurement holds at once, since nothing has been decided yet. Later corrections are
+    slewed: up to a second at a tenth of real speed, a larger one spread over one lease. From the
+    first measurement on this clock never goes backwards: while a backward correction is worked
+    off it runs slower, down to a tenth of real speed, for longer than a lease if need be.
+
+    Reading is safe from any thread; `observe` belongs to one.
+    """
+
+    # Parts per million; the fastest that adjtime(2), hence any NTP daemon, slews a clock.
+    _DRIFT_PPM: Final = 500
+    _LARGE: Final = _SECOND
+
+    def __init__(self, source: Clock, lease: int = 60 * _SECOND) -> None:
+        """Create the view; nothing is measured yet.
+
+        Args:
+            source: the clock that is read between measurements.
+            lease: over how long a large correction is spread, in microseconds.
+
+        Raises:
+            ValueError: `lease` is not positive.
+        """
+        if lease <= 0:
+            raise ValueError(f"lease must be positive, not {lease}")
+        self._source = source
+        self._lease = lease
+        # The offset lies within (lowest, highest) as known at a monotonic instant.
+        self._known: tuple[int, int, int] | None = None
+        self._contradicted = 0
+        # (since, offset, correction, duration): replaced as one, so that a reader in another
+        # thread never sees half of a change.
+        self._slew: tuple[int, int, int, int] | None = None
+
+    def now(self) -> datetime:
+        return from_microseconds(self.microseconds())
+
+    def microseconds(self) -> int:
+        slew = self._slew
+        if slew is None:
+            return self._source.microseconds()
+        monotonic = round(self._source.monotonic() * _SECOND)
+        since, offset, correction, duration = slew
+        elapsed = monotonic - since
+        if elapsed >= duration:
+            return monotonic + offset + correction
+        return monotonic + offset + correction * elapsed // duration
+
+    def monotonic(self) -> float:
+        return self._source.monotonic()
+
+    def hold(self) -> AbstractContextManager[None]:
+        return self._source.hold()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until `now` has moved on by `seconds`, also while a correction is worked off.
+
+        Never too short. A forward correction that is measured meanwhile does not cut it short.
+        """
+        slew = self._slew
+        if slew is None or seconds <= 0:
+            await self._source.sleep(seconds)
+            return
+        target = self.microseconds() + round(seconds * _SECOND)
+        while (remaining := target - self.microseconds()) > 0:
+            await self._source.sleep(self._real(remaining) / _SECOND)
+
+    def observe(
+        self, sent_monotonic: float, received_monotonic: float, store_now: int, resolution: int = 1
+    ) -> bool:
+        """Take in one measurement.
+
+        Args:
+            sent_monotonic: `monotonic()` just before the store was asked.
+            received_monotonic: `monotonic()` just after it answered.
+            store_now: what it answered, in microseconds since 1970-01-01 UTC.
+            resolution: what `store_now` was rounded down to, in microseconds.
+
+        Returns:
+            False when the measurement contradicts what is known and was set aside: measure again
+            soon, to tell a bad answer from a store whose clock was moved.
+
+        Raises:
+            ValueError: it was received before it was sent, or `resolution` is not positive.
+        """
+        if received_monotonic < sent_monotonic or resolution <= 0:
+            raise ValueError(
+                f"no measurement: sent at {sent_monotonic}, received at {received_monotonic}, "
+                f"resolution {resolution}"
+            )
+        at = round(received_monotonic * _SECOND)
+        lowest = store_now - at
+        highest = store_now + resolution - round(sent_monotonic * _SECOND)
+        if self._known is not None:
+            known_lowest, known_highest, known_at = self._known
+            drift = max(at - known_at, 0) * self._DRIFT_PPM // 1_000_000
+            known_lowest -= drift
+            known_highest += drift
+            direction = (lowest > known_highest) - (highest < known_lowest)
+            if direction == 0:
+                lowest = max(lowest, known_lowest)
+                highest = min(highest, known_highest)
+            elif direction != self._contradicted:
+                self._contradicted = direction
+                return False
+        self._contradicted = 0
+        self._known = (lowest, highest, at)
+        self._aim((lowest + highest) // 2)
+        return True
+
+    def _aim(self, offset: int) -> None:
+        """Head for `offset` from where the clock stands."""
+        monotonic = round(self._source.monotonic() * _SECOND)
+        if self._slew is None:
+            self._slew = (monotonic, offset, 0, 0)
+            return
+        since, start, correction, duration = self._slew
+        start += correction * min(monotonic - since, duration) // duration if duration else 0
+        correction = offset - start
+        if abs(correction) <= self._LARGE:
+            duration = abs(correction) * 10
+        else:
+            # Backwards at nine tenths of real speed at most: now still moves on at one tenth.
+            duration = max(self._lease, -correction * 10 // 9)
+        self._slew = (monotonic, start, correction, duration)
+
+    def _real(self, microseconds: int) -> int:
+        """How long it takes until `now` has moved on by so much, rounded up."""
+        if self._slew is None:
+            return microseconds
+        since, _, correction, duration = self._slew
+        left = since + duration - round(self._source.monotonic() * _SECOND)
+        if left <= 0:
+            return microseconds
+        moved = left * (duration + correction) // duration
+        if moved <= microseconds:
+            return left + microseconds - moved
+        return -(-microseconds * duration // (duration + correction))
+
+
+def corrected(clock: Clock, lease: int = 60 * _SECOND) -> Clock:
+    """The clock to decide by: the store's view of a `SystemClock`, any other clock as it is.
+
+    Only the machine's clock is at odds with the store's. A virtual clock, a scaled one, or one of
+    the user's is what the application wants time to be, and has no offset.
+
+    Args:
+        clock: the application's clock.
+        lease: over how long a large correction is spread, in microseconds.
+    """
+    return StoreClock(clock, lease) if isinstance(clock, SystemClock) else clock
