@@ -1,0 +1,286 @@
+"""Clocks for tests: one that is moved by hand, and one that runs faster than the machine's.
+
+Both are plain `Clock`s and know nothing of applications or stores; give either to
+`Pyncette(clock=…)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from pyncette.clock import Clock, from_microseconds, realtime, to_microseconds
+
+__all__ = ["ScaledClock", "VirtualClock"]
+
+_SECOND: Final = 1_000_000
+_DEFAULT_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+# Longer than datetime can tell: a sleeper that asks for more, or for infinity, sleeps for ever.
+_FOREVER_S: Final = 1e12
+
+# asyncio's own loop shows what is ready to run. A few passes in a row that find nothing also let
+# through what other tasks of this process have just put on a socket.
+_PASSES_WHEN_VISIBLE: Final = 3
+# uvloop shows nothing. A chain of callbacks longer than this that never touches the clock is
+# taken for the end of all work.
+_PASSES_WHEN_HIDDEN: Final = 50
+
+
+class VirtualClock(Clock):
+    """A clock that stands still until it is moved, and then moves at once.
+
+    `advance` wakes all who sleep on this clock and come due on the way, in the order of their
+    instants, those of one instant in the order in which they went to sleep. Each sees `now()` at
+    exactly the instant that it asked for, and time goes on only when nothing is left to do at
+    that instant. Sleeps that begin on the way count. No real time passes, save what the work
+    itself takes.
+
+    Work that waits for something outside (a thread, a socket, another process) is waited for
+    while it holds the clock, see `hold`; the library does so around every call to a store and
+    around bodies that run in threads, so that a real server may answer as slowly as it likes.
+
+    When it misleads: an `async def` body that awaits something outside by itself, such as an HTTP
+    call, `asyncio.to_thread` or `asyncio.sleep`, cannot be seen from here. Time moves on while
+    it waits, to its next heartbeat or past the end of its lease. Put such a wait under
+    `with clock.hold():`, or sleep on the clock instead. On a loop other than asyncio's own, such
+    as uvloop, what is ready to run cannot be seen either, and the clock lets the loop go round
+    50 times after the last use of the clock before it takes it for idle.
+
+    A clock belongs to one event loop at a time. `hold` may be used from any thread.
+    """
+
+    def __init__(
+        self,
+        start: datetime | None = None,
+        *,
+        passes_max: int = 250_000,
+        patience: timedelta = timedelta(minutes=1),
+    ) -> None:
+        """Create a clock that stands at `start`.
+
+        Args:
+            start: an aware datetime; 2026-01-01 00:00 UTC by default, the same on every run.
+            passes_max: how often the event loop may go round at one instant before the work
+                there is taken to be endless.
+            patience: real time after which a hold is taken to be one that is never released.
+
+        Raises:
+            ValueError: `start` is naive, so that it names no instant.
+        """
+        self._start = self._now = to_microseconds(_DEFAULT_START if start is None else start)
+        self._passes_max = passes_max
+        self._patience = patience
+        self._passes = 0
+        self._uses = 0
+        self._moving = False
+        # Sorted by instant, then by the number of the sleep, which no two share.
+        self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._holds = 0
+        self._holds_lock = threading.Lock()
+        self._released: asyncio.Future[None] | None = None
+
+    def now(self) -> datetime:
+        return from_microseconds(self._now)
+
+    def microseconds(self) -> int:
+        return self._now
+
+    def monotonic(self) -> float:
+        """Seconds that the clock has been moved since it was created."""
+        return (self._now - self._start) / _SECOND
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has been moved by `seconds`, rounded to whole microseconds.
+
+        Zero or less only lets other tasks run. Anything above is at least one microsecond.
+        """
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        due = self._now + max(round(min(seconds, _FOREVER_S) * _SECOND), 1)
+        woken = asyncio.get_running_loop().create_future()
+        self._uses += 1
+        sleeper = (due, self._uses, woken)
+        insort(self._sleepers, sleeper)
+        try:
+            await woken
+        finally:
+            if woken.cancelled() or not woken.done():
+                del self._sleepers[bisect_left(self._sleepers, sleeper)]
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the clock from moving until the block is left; blocks may overlap and nest.
+
+        Never sleep on the clock inside: `advance` would wait for the block, the block for
+        `advance`. It gives up after the clock's patience, with an error.
+        """
+        with self._holds_lock:
+            self._holds += 1
+            self._uses += 1
+        try:
+            yield
+        finally:
+            with self._holds_lock:
+                self._holds -= 1
+                self._uses += 1
+                if self._holds == 0 and self._released is not None:
+                    released, self._released = self._released, None
+                    released.get_loop().call_soon_threadsafe(_resolve, released)
+
+    async def advance(self, by: timedelta) -> None:
+        """Move the clock by `by`; return when all that came due on the way has been done.
+
+        Moving by nothing is the same as `settle`.
+
+        Raises:
+            ValueError: `by` is negative.
+            OverflowError: the clock would leave the years that datetime knows.
+            RuntimeError: the clock is already being moved; or work at one instant does not end,
+                or a hold is not released. The clock then stands at that instant.
+        """
+        if by < timedelta():
+            raise ValueError(f"a clock moves forward only, not by {by}")
+        await self._move_to(self._now + by // timedelta(microseconds=1))
+
+    async def advance_to(self, instant: datetime) -> None:
+        """Move the clock to `instant`, an aware datetime; else as `advance`.
+
+        Raises:
+            ValueError: `instant` is naive, or lies before now.
+        """
+        target = to_microseconds(instant)
+        if target < self._now:
+            raise ValueError(f"a clock moves forward only: {instant} lies before {self.now()}")
+        await self._move_to(target)
+
+    async def settle(self) -> None:
+        """Let all work that is possible without time passing be done; now stays what it is.
+
+        Raises:
+            RuntimeError: as for `advance`.
+        """
+        await self._move_to(self._now)
+
+    async def _move_to(self, target: int) -> None:
+        from_microseconds(target)  # an instant that nobody could read is refused before moving
+        if self._moving:
+            raise RuntimeError(
+                "this clock is already being moved: one advance or settle at a time, and none "
+                "from a task that the clock itself has woken"
+            )
+        self._moving = True
+        try:
+            self._passes = 0
+            await self._until_idle()
+            while self._sleepers and self._sleepers[0][0] <= target:
+                self._now = self._sleepers[0][0]
+                self._passes = 0
+                while self._sleepers and self._sleepers[0][0] == self._now:
+                    self._sleepers.pop(0)[2].set_result(None)
+                await self._until_idle()
+            self._now = target
+        finally:
+            self._moving = False
+
+    async def _until_idle(self) -> None:
+        """Return when nothing holds the clock and nothing is ready to run."""
+        ready = getattr(asyncio.get_running_loop(), "_ready", None)
+        visible = isinstance(ready, deque)
+        idle_passes = 0
+        while idle_passes < (_PASSES_WHEN_VISIBLE if visible else _PASSES_WHEN_HIDDEN):
+            self._passes += 1
+            if self._passes > self._passes_max:
+                raise RuntimeError(
+                    f"work at {self.now()} does not end: the event loop has gone round "
+                    f"{self._passes_max} times and something is still ready to run; a loop that "
+                    f"sleeps for nothing, or that asks a store again and again?"
+                )
+            uses = self._uses
+            await asyncio.sleep(0)
+            if self._holds:
+                await self._until_released()
+                idle_passes = 0
+            elif ready or self._uses != uses:
+                idle_passes = 0
+            else:
+                idle_passes += 1
+
+    async def _until_released(self) -> None:
+        with self._holds_lock:
+            if self._holds == 0:
+                return
+            released = self._released = asyncio.get_running_loop().create_future()
+        try:
+            async with realtime.timeout(self._patience.total_seconds()):
+                await released
+        except TimeoutError:
+            raise RuntimeError(
+                f"the clock at {self.now()} has been held for {self._patience}: a call that does "
+                f"not return, or a sleep on this clock inside `with clock.hold()`?"
+            ) from None
+        finally:
+            self._released = None
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class ScaledClock(Clock):
+    """A clock that runs `speed` times as fast as the machine's: a week in a minute at 10,080.
+
+    For real processes in compressed time. Processes of one machine whose clocks were given the
+    same `speed`, `epoch` and `origin` agree on now. The first one leaves `origin` out and hands
+    its own on (`clock.origin`, on a command line as `repr`); a clock that is pickled into a child
+    process takes it along.
+
+    What the machine does in real time grows with the speed: a timer that fires a millisecond
+    late is ten seconds late at a speed of 10,000, and a store that answers in two milliseconds
+    takes twenty seconds. Leases and poll intervals have to be long in scaled time accordingly.
+    """
+
+    def __init__(self, speed: float, epoch: datetime, origin: float | None = None) -> None:
+        """Create a clock that reads `epoch` at `origin`.
+
+        Args:
+            speed: scaled seconds per real second.
+            epoch: an aware datetime.
+            origin: the reading of `pyncette.clock.realtime.monotonic()`, which is the same in all
+                processes of a machine and knows no steps; by default the present one.
+
+        Raises:
+            ValueError: `speed` is not a positive finite number, or `epoch` is naive.
+        """
+        if not (speed > 0 and math.isfinite(speed)):
+            raise ValueError(f"speed must be a positive number, not {speed}")
+        self.speed: Final = speed
+        self.epoch: Final = epoch
+        self.origin: Final = realtime.monotonic() if origin is None else origin
+        self._epoch = to_microseconds(epoch)
+
+    def now(self) -> datetime:
+        return from_microseconds(self.microseconds())
+
+    def microseconds(self) -> int:
+        return self._epoch + round(self.monotonic() * _SECOND)
+
+    def monotonic(self) -> float:
+        """Scaled seconds since `origin`."""
+        return (realtime.monotonic() - self.origin) * self.speed
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for `seconds` of scaled time. Zero or less only lets other tasks run."""
+        deadline = self.monotonic() + seconds
+        await realtime.sleep(seconds / self.speed)
+        while (remaining := deadline - self.monotonic()) > 0:
+            await realtime.sleep(remaining / self.speed)
