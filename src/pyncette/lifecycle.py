@@ -1,0 +1,499 @@
+"""The rules about runs: which change of a record follows from which event. Pure functions.
+
+======================== ============================================================
+event                    what becomes of the record
+======================== ============================================================
+created                  scheduled for the first occurrence of its plan
+claimed (by a store)     running; due again when the lease ends; one more start
+heartbeat                due later
+succeeded, advanced      scheduled for the next occurrence; gone after the last one
+failed, ``NONE``         stays running until the lease ends, with no start counted
+failed, ``UNLOCK``       retrying, due soon
+failed, ``COMMIT``       as succeeded
+given back               as before the claim
+merged                   new plan and arguments, the sooner time kept
+replaced                 as if newly created; while it runs, from the end of that run
+paused, resumed          no longer due; due again
+triggered                one run now; its plan stands still
+replanned                as its declaration in code has changed
+parked                   kept with the reason, never due
+======================== ============================================================
+
+While a lease is alive, nobody but its holder changes plan, arguments or ``due_at``: what others
+ask for is written to ``pending`` and holds from the end of the run. Whoever else takes a record
+out of ``running`` clears its token, so that ``running`` or a token of one's own always answers
+"is it mine?" and "was it I who settled it?" (:func:`verdict`).
+
+Nothing in here reads a clock, waits, logs, or knows a store. Instants and durations are integers:
+microseconds, UTC. A record is due when ``due_at <= now``; a lease is alive while ``due_at > now``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from pyncette import schedule
+from pyncette.model import FailureMode
+from pyncette.record import (
+    STATIC_GROUP,
+    Change,
+    Delete,
+    Patch,
+    Pending,
+    Progress,
+    Put,
+    Reading,
+    Record,
+    State,
+    UnreadableRecord,
+    dump_progress,
+    load_progress,
+)
+from pyncette.schedule import Schedule
+
+SUSPECT_STARTS: Final = 3
+"""From so many starts without a word on, a record is suspected of killing its process."""
+
+DELETE: Final = Delete()
+
+
+class Rules(NamedTuple):
+    """The options of a task that decide what an outcome leads to; from code, at each claim.
+
+    Attributes:
+        fast_forward: Missed occurrences collapse into the one in hand.
+        failure_mode: What a failure leads to.
+        retry_after: Microseconds until an ``UNLOCK`` failure is retried.
+    """
+
+    fast_forward: bool = False
+    failure_mode: FailureMode = FailureMode.NONE
+    retry_after: int = 1_000_000
+
+
+class Wanted(NamedTuple):
+    """What a caller wants a record to be.
+
+    Attributes:
+        plan: When it shall run.
+        args: With what, as text.
+        born: A new random id.
+    """
+
+    plan: Schedule
+    args: str
+    born: str
+
+
+class Verdict(Enum):
+    """What a holder learns from the record that stands in the way of its write."""
+
+    HELD = "held"
+    """Still its own: somebody asked for something meanwhile. Decide again from this record."""
+
+    SETTLED = "settled"
+    """It was its own earlier write that changed the record."""
+
+    LOST = "lost"
+    """Somebody else's, or gone."""
+
+
+def alive(record: Record, now: int) -> bool:
+    """Whether somebody holds the record."""
+    return record.state == State.RUNNING and record.due_at is not None and record.due_at > now
+
+
+def suspect(record: Record) -> bool:
+    """Whether the record may be one that kills its process, so that it should run alone."""
+    return record.starts >= SUSPECT_STARTS
+
+
+def verdict(current: Record | None, token: str) -> Verdict:
+    """What a refused write means to the holder of ``token``.
+
+    A failed run of mode ``NONE`` stays running with no start counted: that is how its own
+    holder, and only it, can leave a record.
+    """
+    if current is None or current.token != token:
+        return Verdict.LOST
+    if current.state == State.RUNNING and current.starts > 0:
+        return Verdict.HELD
+    return Verdict.SETTLED
+
+
+# What the holder of a claim does.
+
+
+def heartbeat(record: Record, now: int, lease: int) -> Patch:
+    """Extends the lease, from now."""
+    return Patch(now + lease, State.RUNNING, record.starts)
+
+
+def succeeded(reading: Reading, rules: Rules, now: int) -> Change:
+    """The occurrence in hand is done."""
+    return _occurrence_done(reading, rules, now, None)
+
+
+advanced = succeeded
+"""An at-most-once record moves on before its body runs, as if that had been done."""
+
+
+def failed(reading: Reading, rules: Rules, now: int, error: str) -> Change:
+    """The body raised.
+
+    What was asked for while it ran holds from here: a replacement takes the place of the failed
+    occurrence, a pause keeps it for later.
+    """
+    record, _, progress = reading
+    if rules.failure_mode is FailureMode.COMMIT:
+        return _occurrence_done(reading, rules, now, error)
+    pending = progress.pending
+    if pending is not None and pending.plan is not None:
+        return _promoted(record, pending)
+    progress = progress._replace(failures=progress.failures + 1, error=error)
+    if pending is not None and pending.paused:
+        return _held_back(record, progress, 0)
+    if rules.failure_mode is FailureMode.UNLOCK:
+        return Patch(now + rules.retry_after, State.RETRYING, 0, dump_progress(progress))
+    return Patch(record.due_at, State.RUNNING, 0, dump_progress(progress))
+
+
+def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
+    """The record was claimed and not started: the claim leaves no trace but its token.
+
+    With a ``delay`` it is not due before ``now + delay``.
+    """
+    record, _, progress = reading
+    pending = progress.pending
+    starts = max(record.starts - 1, 0)
+    if pending is not None and pending.plan is not None:
+        return _promoted(record, pending)
+    if pending is not None and pending.paused and progress.triggered is None:
+        return _held_back(record, progress, starts)
+    if starts or progress.failures:
+        return Patch(now + delay, State.RETRYING, starts)
+    due_at = now + delay if delay or progress.occurrence is None else progress.occurrence
+    return Patch(due_at, State.SCHEDULED, starts)
+
+
+def given_back_unread(record: Record, now: int, delay: int) -> Patch:
+    """As :func:`given_back`, for a record whose texts a later release wrote."""
+    return Patch(now + delay, State.RETRYING, max(record.starts - 1, 0))
+
+
+def exhausted(reading: Reading, error: str) -> Change:
+    """The last attempt that was allowed has failed: the record is parked with its error."""
+    record, _, progress = reading
+    if progress.pending is not None and progress.pending.plan is not None:
+        return _promoted(record, progress.pending)
+    progress = progress._replace(failures=progress.failures + 1, error=error)
+    return Patch(None, State.PARKED, 0, dump_progress(progress))
+
+
+def parked(record: Record, reason: str, born: str) -> Patch:
+    """The record cannot be read: it is kept with the reason, and what can be read of it."""
+    try:
+        progress = load_progress(record.progress)._replace(error=reason)
+    except UnreadableRecord:
+        progress = Progress(None, born, error=reason)
+    return Patch(None, State.PARKED, 0, dump_progress(progress))
+
+
+# What anybody may ask for.
+
+
+def created(wanted: Wanted, now: int) -> Put:
+    """A new record, or one that takes the place of whatever was there, lease included.
+
+    A plan without a first occurrence gives a finished record.
+    """
+    first = wanted.plan.first(now)
+    return Put(
+        first,
+        State.FINISHED if first is None else State.SCHEDULED,
+        None,
+        0,
+        schedule.dumps(wanted.plan),
+        wanted.args,
+        dump_progress(Progress(first, wanted.born)),
+    )
+
+
+def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
+    """New plan and arguments, the sooner of the old and the new next time kept.
+
+    A record that waits for a retry, or whose worker died, keeps its time and its starts, and
+    takes plan and arguments from the next attempt on, so that a caller who repeats himself
+    defeats no backoff. Paused and parked ones stay so.
+
+    Returns:
+        The change, or None where the record is being run.
+
+    Raises:
+        NewerFormat: A later release wrote the record.
+    """
+    if alive(current, now):
+        return None
+    try:
+        progress = load_progress(current.progress)
+    except UnreadableRecord:
+        return created(wanted, now)
+    if progress.pending is not None:
+        # What is wanted now came later than what a run that died was to be replaced with.
+        progress = progress._replace(pending=_only_flags(progress.pending))
+    due_at, state = current.due_at, current.state
+    if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
+        progress = progress._replace(planned=_soonest(progress.planned, wanted.plan.first(now)))
+    if state == State.FINISHED:
+        state = State.SCHEDULED
+    if state == State.SCHEDULED:
+        due_at = progress.occurrence
+    return Put(
+        due_at,
+        state,
+        current.token,
+        current.starts,
+        schedule.dumps(wanted.plan),
+        wanted.args,
+        dump_progress(progress),
+    )
+
+
+def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
+    """As if newly created; where the record is being run, from the end of that run.
+
+    Raises:
+        NewerFormat: A later release wrote the record.
+    """
+    if not alive(current, now):
+        return created(wanted, now)
+    try:
+        progress = load_progress(current.progress)
+    except UnreadableRecord:
+        progress = Progress(None, wanted.born)
+    pending = (progress.pending or Pending())._replace(
+        plan=schedule.dumps(wanted.plan),
+        args=wanted.args,
+        planned=wanted.plan.first(now),
+        born=wanted.born,
+    )
+    return _moved(current, progress._replace(pending=pending))
+
+
+def paused(reading: Reading, now: int) -> Change | None:
+    """Not due until resumed; where it is being run, from the end of that run.
+
+    Returns:
+        The change, or None where it is paused, parked or finished.
+    """
+    record, _, progress = reading
+    if record.state in (State.PAUSED, State.PARKED, State.FINISHED):
+        return None
+    if alive(record, now):
+        pending = (progress.pending or Pending())._replace(paused=True)
+        return _moved(record, progress._replace(pending=pending))
+    return Put(
+        None,
+        State.PAUSED,
+        None if record.state == State.RUNNING else record.token,
+        record.starts,
+        record.plan,
+        record.args,
+        dump_progress(_unpaused(progress)),
+    )
+
+
+def resumed(reading: Reading, now: int) -> Change | None:
+    """Due again: what was missed meanwhile is handled as after any other delay.
+
+    Returns:
+        The change, or None where it is neither paused nor about to be.
+    """
+    record, _, progress = reading
+    if record.state != State.PAUSED:
+        if progress.pending is None or not progress.pending.paused:
+            return None
+        return _moved(record, _unpaused(progress))
+    if record.starts or progress.failures:
+        return Patch(now, State.RETRYING, record.starts)
+    due_at = progress.occurrence
+    return Patch(now if due_at is None else due_at, State.SCHEDULED, record.starts)
+
+
+def triggered(reading: Reading, now: int) -> Change | None:
+    """One run now, after which the plan goes on as if nothing had been.
+
+    A running record runs once more at the end of that run; one that waits for a retry, or is
+    parked, gets its next attempt now; a paused one stays paused afterwards.
+
+    Returns:
+        The change, or None where such a run is already in hand.
+    """
+    record, plan, progress = reading
+    match record.state:
+        case State.RUNNING:
+            pending = progress.pending or Pending()
+            if pending.triggered is not None:
+                return None
+            pending = pending._replace(triggered=now)
+            return _moved(record, progress._replace(pending=pending))
+        case State.RETRYING:
+            return Patch(now, State.RETRYING, record.starts)
+        case State.PARKED if progress.occurrence is not None:
+            text = dump_progress(progress._replace(failures=0))
+            return Patch(now, State.SCHEDULED, 0, text)
+        case State.PARKED:
+            progress = progress._replace(planned=plan.next(now))
+        case State.SCHEDULED if progress.triggered is not None:
+            return None
+        case State.PAUSED:
+            pending = (progress.pending or Pending())._replace(paused=True)
+            progress = progress._replace(pending=pending)
+        case _:
+            pass
+    text = dump_progress(progress._replace(triggered=now, failures=0))
+    return Patch(now, State.SCHEDULED, 0, text)
+
+
+def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
+    """A static task's schedule in code is not the one of its record.
+
+    An occurrence that is overdue, or in hand, is finished; the new plan gives those after it.
+
+    Returns:
+        The change, or None where the record has, or will have, this plan.
+
+    Raises:
+        NewerFormat: A later release wrote the record.
+    """
+    text = schedule.dumps(plan)
+    try:
+        progress = load_progress(current.progress)
+    except UnreadableRecord:
+        return None  # the claim that meets it parks it
+    pending = progress.pending
+    if text == (current.plan if pending is None or pending.plan is None else pending.plan):
+        return None
+    first = plan.first(now)
+    if alive(current, now):
+        # The occurrences belong to the same task: it is not born again.
+        pending = (pending or Pending())._replace(
+            plan=text, args=current.args, planned=first, born=progress.born
+        )
+        return _moved(current, progress._replace(pending=pending))
+    if pending is not None:
+        progress = progress._replace(pending=_only_flags(pending))
+    due_at, state = current.due_at, current.state
+    overdue = progress.planned is not None and progress.planned <= now
+    match state:
+        case State.SCHEDULED if not overdue or progress.planned is None:
+            progress = progress._replace(planned=first)
+        case State.PAUSED if not (overdue or current.starts or progress.failures):
+            progress = progress._replace(planned=first)
+        case State.FINISHED:
+            progress = progress._replace(planned=first)
+            state = State.FINISHED if first is None else State.SCHEDULED
+        case State.PARKED if progress.planned is None:
+            progress = progress._replace(planned=first)
+        case _:
+            pass
+    if state == State.SCHEDULED:
+        due_at = progress.occurrence
+        if due_at is None:
+            state = State.FINISHED
+    return Put(
+        due_at,
+        state,
+        current.token,
+        current.starts,
+        text,
+        current.args,
+        dump_progress(progress),
+    )
+
+
+# The steps that they share.
+
+
+def _occurrence_done(reading: Reading, rules: Rules, now: int, error: str | None) -> Change:
+    """What follows the occurrence in hand: what is pending, or the next one of the plan."""
+    record, plan, progress = reading
+    pending = progress.pending
+    if pending is not None and pending.plan is not None:
+        return _promoted(record, pending)
+    planned = progress.planned
+    if progress.triggered is None and planned is not None:
+        planned = plan.skip(planned, now) if rules.fast_forward else plan.following(planned)
+    if pending is None:
+        if planned is None:
+            return _nothing_left(record, progress.born, error)
+        text = dump_progress(Progress(planned, progress.born, error=error))
+        return Patch(planned, State.SCHEDULED, 0, text)
+    return _next(record, Progress(planned, progress.born, error=error), pending)
+
+
+def _next(record: Record, progress: Progress, pending: Pending) -> Change:
+    """The next occurrence, where something other than a new plan was asked for."""
+    if pending.triggered is not None:
+        progress = progress._replace(
+            triggered=pending.triggered, pending=Pending(paused=True) if pending.paused else None
+        )
+        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
+    if progress.planned is None:
+        return _nothing_left(record, progress.born, progress.error)
+    return Patch(None, State.PAUSED, 0, dump_progress(progress))
+
+
+def _promoted(record: Record, pending: Pending) -> Put:
+    """The replacement that was asked for while the record ran takes its place."""
+    assert pending.plan is not None
+    assert pending.args is not None
+    assert pending.born is not None
+    progress = Progress(pending.planned, pending.born)
+    due_at, state = pending.planned, State.SCHEDULED
+    if pending.triggered is not None:
+        due_at = pending.triggered
+        progress = progress._replace(
+            triggered=due_at, pending=Pending(paused=True) if pending.paused else None
+        )
+    elif pending.paused:
+        due_at, state = None, State.PAUSED
+    elif due_at is None:
+        state = State.FINISHED
+    return Put(due_at, state, record.token, 0, pending.plan, pending.args, dump_progress(progress))
+
+
+def _nothing_left(record: Record, born: str, error: str | None) -> Patch | Delete:
+    """The plan has no further occurrence: a static task is kept, or a start would recreate it."""
+    if record.group != STATIC_GROUP:
+        return DELETE
+    return Patch(None, State.FINISHED, 0, dump_progress(Progress(None, born, error=error)))
+
+
+def _held_back(record: Record, progress: Progress, starts: int) -> Patch:
+    """Paused in the middle of an occurrence, which goes on when the record is resumed."""
+    return Patch(None, State.PAUSED, starts, dump_progress(_unpaused(progress)))
+
+
+def _moved(record: Record, progress: Progress) -> Patch:
+    """The record stays as it is, but for its progress."""
+    return Patch(record.due_at, record.state, record.starts, dump_progress(progress))
+
+
+def _unpaused(progress: Progress) -> Progress:
+    if progress.pending is None:
+        return progress
+    pending = progress.pending._replace(paused=False)
+    return progress._replace(pending=None if pending == Pending() else pending)
+
+
+def _only_flags(pending: Pending) -> Pending | None:
+    flags = Pending(paused=pending.paused, triggered=pending.triggered)
+    return None if flags == Pending() else flags
+
+
+def _soonest(planned: int | None, first: int | None) -> int | None:
+    if planned is None or first is None:
+        return first if planned is None else planned
+    return min(planned, first)

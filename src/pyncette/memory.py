@@ -1,0 +1,267 @@
+"""The store in memory: the plainest correct one, against which the others are compared.
+
+Nothing persists, and nothing is shared with other processes. Every call is done at once, so no
+call ever sees another half-way.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
+from pyncette.store import (
+    Applied,
+    Claimed,
+    Filter,
+    Identity,
+    Key,
+    Page,
+    Refused,
+    Result,
+    Source,
+    WakeCallback,
+    Write,
+    next_version,
+)
+
+
+class _Shelf:
+    """The records of one group, with a heap of what is due in it.
+
+    An entry of the heap is void once its record has another ``due_at``; void entries are dropped
+    when they reach the top, or all at once when they outnumber the records.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.heap: list[tuple[int, str]] = []
+        self._ordered: list[str] | None = []
+
+    def keys(self) -> list[str]:
+        """All keys in order: the order of code points is that of the bytes in UTF-8."""
+        if self._ordered is None:
+            self._ordered = sorted(self.records)
+        return self._ordered
+
+    def put(self, record: Record) -> None:
+        if record.key not in self.records:
+            self._ordered = None
+        self.records[record.key] = record
+        if record.due_at is not None:
+            heappush(self.heap, (record.due_at, record.key))
+            if len(self.heap) > 2 * len(self.records) + 100:
+                self.heap = [
+                    (other.due_at, other.key)
+                    for other in self.records.values()
+                    if other.due_at is not None
+                ]
+                heapify(self.heap)
+
+    def remove(self, key: str) -> None:
+        if self.records.pop(key, None) is not None:
+            self._ordered = None
+
+    def soonest(self) -> Record | None:
+        """The record that comes due first, if any comes due at all."""
+        while self.heap:
+            due_at, key = self.heap[0]
+            record = self.records.get(key)
+            if record is not None and record.due_at == due_at:
+                return record
+            heappop(self.heap)
+        return None
+
+
+class _Watch:
+    def __init__(self, watches: list[_Watch], groups: Collection[str], on_wake: WakeCallback):
+        self.groups = frozenset(groups)
+        self.on_wake = on_wake
+        self._watches = watches
+        watches.append(self)
+
+    def close(self) -> None:
+        if self in self._watches:
+            self._watches.remove(self)
+
+
+class MemoryStore:
+    """See :class:`pyncette.store.Store`."""
+
+    def __init__(self) -> None:
+        self._shelves: dict[str, _Shelf] = {}
+        self._watches: list[_Watch] = []
+
+    async def claim(
+        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+    ) -> Claimed:
+        claimed: list[Record] = []
+        for source in sources:
+            shelf = self._shelves.get(source.group)
+            if shelf is None or len(claimed) >= limit:
+                continue
+            if isinstance(source, Key):
+                record = shelf.records.get(source.key)
+                if record is None or record.due_at is None:
+                    continue
+                if record.due_at <= now:
+                    claimed.append(_take(shelf, record, source, now, token))
+                elif repeated and _taken_before(record, source, now, token):
+                    claimed.append(record)
+                continue
+            left = min(source.share, limit - len(claimed))
+            if repeated:
+                held = [
+                    record
+                    for record in shelf.records.values()
+                    if _taken_before(record, source, now, token)
+                ]
+                claimed += held[:left]
+                left -= len(held)
+            while left > 0:
+                record = shelf.soonest()
+                if record is None or record.due_at is None or record.due_at > source.before:
+                    break
+                claimed.append(_take(shelf, record, source, now, token))
+                left -= 1
+        return Claimed(claimed, [self._next_due(source) for source in sources])
+
+    def _next_due(self, source: Source) -> int | None:
+        shelf = self._shelves.get(source.group)
+        if shelf is None:
+            return None
+        record = shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
+        return None if record is None else record.due_at
+
+    async def write(
+        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
+    ) -> list[Result]:
+        results = [self._write(write, now) for write in batch]
+        if wake:
+            for watch in list(self._watches):
+                groups = watch.groups.intersection(wake)
+                if groups:
+                    watch.on_wake(groups)
+        return results
+
+    def _write(self, write: Write, now: int) -> Result:
+        group, key, change, expect, token = write
+        shelf = self._shelves.get(group)
+        current = None if shelf is None else shelf.records.get(key)
+        version = ABSENT if current is None else current.version
+        if expect not in (version, ANY) or (
+            token is not None and (current is None or current.token != token)
+        ):
+            return Refused(current)
+        if isinstance(change, Put):
+            if shelf is None:
+                shelf = self._shelves[group] = _Shelf()
+            version = next_version(version, now)
+            due_at, state, holder, starts, plan, args, progress = change
+            shelf.put(
+                Record(group, key, due_at, version, holder, state, starts, plan, args, progress)
+            )
+            return Applied(version)
+        if current is None or shelf is None:
+            return Applied(ABSENT)
+        if isinstance(change, Delete):
+            shelf.remove(key)
+            if not shelf.records:
+                del self._shelves[group]
+            return Applied(ABSENT)
+        return Applied(_patch(shelf, current, change, now))
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        shelves = self._shelves
+        return [
+            shelves[group].records.get(key) if group in shelves else None
+            for group, key in identities
+        ]
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        shelf = self._shelves.get(group)
+        if shelf is None:
+            return Page([], None)
+        keys = shelf.keys()
+        at = bisect_left(keys, where.prefix) if cursor is None else bisect_right(keys, cursor)
+        records: list[Record] = []
+        for key in keys[at:]:
+            if not key.startswith(where.prefix):
+                break
+            record = shelf.records[key]
+            if where.states is not None and record.state not in where.states:
+                continue
+            if where.due_before is not None and (
+                record.due_at is None or record.due_at >= where.due_before
+            ):
+                continue
+            if len(records) == limit:
+                return Page(records, records[-1].key)
+            records.append(record)
+        return Page(records, None)
+
+    async def now(self) -> int | None:
+        return None
+
+    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> _Watch:
+        return _Watch(self._watches, groups, on_wake)
+
+
+def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -> Record:
+    taken = Record(
+        record.group,
+        record.key,
+        now + source.lease,
+        next_version(record.version, now),
+        token,
+        State.RUNNING,
+        record.starts + 1,
+        record.plan,
+        record.args,
+        record.progress,
+    )
+    shelf.put(taken)
+    return taken
+
+
+def _taken_before(record: Record, source: Source, now: int, token: str) -> bool:
+    return record.token == token and record.due_at == now + source.lease
+
+
+def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:
+    due_at, state, starts, progress = patch
+    version = next_version(record.version, now)
+    shelf.put(
+        record._replace(
+            due_at=due_at,
+            state=state,
+            starts=starts,
+            version=version,
+            progress=record.progress if progress is None else progress,
+        )
+    )
+    return version
+
+
+class MemoryRepository:
+    """A factory of one store in memory: all contexts opened with this very object share it.
+
+    What is in it stays for as long as the object does.
+    """
+
+    def __init__(self) -> None:
+        self._store = MemoryStore()
+
+    @asynccontextmanager
+    async def __call__(self, **configuration: Any) -> AsyncIterator[MemoryStore]:
+        """Opens the store; there are no options."""
+        yield self._store
+
+
+memory_repository = MemoryRepository()
+"""The store in memory of this process."""
+
+__all__ = ["MemoryRepository", "MemoryStore", "memory_repository"]

@@ -1,0 +1,317 @@
+"""The record of a task: its columns, the texts in them, and the changes that can be made to it.
+
+A store sees a :class:`Record` and never looks inside its ``plan``, ``args`` and ``progress``;
+this module alone reads and writes these texts (``plan`` with the help of
+:mod:`pyncette.schedule`). Which change follows from which event is decided in
+:mod:`pyncette.lifecycle`.
+
+All instants are integers: microseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from pyncette import schedule
+from pyncette.schedule import NewerFormat, Schedule
+
+STATIC_GROUP: Final = ":static"
+"""The group of all static tasks. No template's group begins with a colon."""
+
+CONTROL_GROUP: Final = ":control"
+"""The group of control records: one record a fact, shared by all workers on the store."""
+
+IDENTITY_BYTES_MAX: Final = 1_000
+ERROR_CHARACTERS_MAX: Final = 2_000
+LATEST_INSTANT: Final = 8_993_721_599_999_999
+"""The last microsecond of 2254: from 2255 on a double no longer holds every microsecond."""
+
+ABSENT: Final = 0
+"""As an expectation of a :class:`Write`: there is no such record."""
+
+ANY: Final = -1
+"""As an expectation of a :class:`Write`: whatever is there, if anything."""
+
+
+class State(StrEnum):
+    """What a record is doing. Stores keep it as text, for conditions and filters."""
+
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    PAUSED = "paused"
+    PARKED = "parked"
+    FINISHED = "finished"
+
+
+class Record(NamedTuple):
+    """One row of a store.
+
+    Attributes:
+        group: What is claimed together: a template, one of its partitions, or a reserved group.
+        key: The name of the instance or of the static task. Unique within the group.
+        due_at: The one indexed instant: planned run, retry, or end of the running lease. None
+            while paused, parked or finished.
+        version: Grows with every write; its value at the claim is the fencing token.
+        token: Of the last claim, unique over all workers and time; None where a record was never
+            claimed, or was taken away from its holder.
+        state: See :class:`State`.
+        starts: Starts of the occurrence in hand that have ended without a word.
+        plan: When it runs, as text (:func:`pyncette.schedule.dumps`).
+        args: With what it runs, as text (:func:`dump_args`); empty for static tasks.
+        progress: Where it stands, as text (:class:`Progress`).
+    """
+
+    group: str
+    key: str
+    due_at: int | None
+    version: int
+    token: str | None
+    state: str
+    starts: int
+    plan: str
+    args: str
+    progress: str
+
+
+class Put(NamedTuple):
+    """Writes a whole record: a new one, or over all columns of an existing one."""
+
+    due_at: int | None
+    state: str
+    token: str | None
+    starts: int
+    plan: str
+    args: str
+    progress: str
+
+
+class Patch(NamedTuple):
+    """Writes what moves while a record runs; ``plan``, ``args`` and ``token`` stay.
+
+    A ``progress`` of None leaves that column, too.
+    """
+
+    due_at: int | None
+    state: str
+    starts: int
+    progress: str | None = None
+
+
+class Delete(NamedTuple):
+    """Removes a record."""
+
+
+Change = Put | Patch | Delete
+
+
+class Pending(NamedTuple):
+    """What was asked of a record while it ran, to hold from the end of that run.
+
+    Attributes:
+        plan, args, planned, born: A replacement (all of them, or none).
+        paused: Pause when the occurrence in hand, and a triggered one after it, has ended.
+        triggered: Run once more, planned for this instant.
+    """
+
+    plan: str | None = None
+    args: str | None = None
+    planned: int | None = None
+    born: str | None = None
+    paused: bool = False
+    triggered: int | None = None
+
+
+class Progress(NamedTuple):
+    """Where a record stands.
+
+    Attributes:
+        planned: The instant that the plan gave for the occurrence in hand (or the next one, where
+            ``triggered`` is set). None when nothing is left of the plan.
+        born: A random id chosen when the record was made.
+        triggered: Set while a run that was asked for by hand is in hand: its instant.
+        failures: Failed attempts of the occurrence in hand.
+        pending: See :class:`Pending`.
+        error: The end of the last failed attempt, in words.
+    """
+
+    planned: int | None
+    born: str
+    triggered: int | None = None
+    failures: int = 0
+    pending: Pending | None = None
+    error: str | None = None
+
+    @property
+    def occurrence(self) -> int | None:
+        """The planned instant of the run in hand, or of the next one."""
+        return self.planned if self.triggered is None else self.triggered
+
+
+class Reading(NamedTuple):
+    """A record together with what its texts say."""
+
+    record: Record
+    plan: Schedule
+    progress: Progress
+
+
+class UnreadableRecord(ValueError):  # noqa: N818
+    """A text of a record is not of the format that it claims to be: somebody else wrote it."""
+
+
+def read(record: Record) -> Reading:
+    """Reads the plan and the progress of a record (its arguments are read when first needed).
+
+    Raises:
+        NewerFormat: A later release wrote it.
+        UnreadableRecord: It cannot be read by any.
+    """
+    try:
+        plan = schedule.loads(record.plan)
+    except NewerFormat:
+        raise
+    except ValueError as error:
+        raise UnreadableRecord(f"plan: {error}") from error
+    return Reading(record, plan, load_progress(record.progress))
+
+
+# The common case of a progress is three words: no JSON is read or written on the hot path.
+# What is rare follows as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
+
+
+def dump_progress(progress: Progress) -> str:
+    """Progress as text."""
+    planned, born, triggered, failures, pending, error = progress
+    head = f"1 {'-' if planned is None else planned} {born}"
+    if triggered is None and not failures and pending is None and error is None:
+        return head
+    rest: dict[str, Any] = {}
+    if triggered is not None:
+        rest["triggered"] = triggered
+    if failures:
+        rest["failures"] = failures
+    if pending is not None:
+        defaults = Pending._field_defaults
+        rest["pending"] = {
+            name: value for name, value in pending._asdict().items() if value != defaults[name]
+        }
+    if error is not None:
+        rest["error"] = error[:ERROR_CHARACTERS_MAX]
+    return f"{head} {json.dumps(rest, separators=(',', ':'))}"
+
+
+def load_progress(text: str) -> Progress:
+    """Progress from text.
+
+    Raises:
+        NewerFormat: A later release wrote it.
+        UnreadableRecord: It cannot be read by any.
+    """
+    words = text.split(" ", 3)
+    if words[0] != "1" or len(words) < 3 or not words[2]:
+        raise _not_ours("progress", text)
+    try:
+        planned = None if words[1] == "-" else _instant(int(words[1]))
+        if len(words) == 3:
+            return Progress(planned, words[2])
+        rest = json.loads(words[3])
+        return Progress(
+            planned,
+            words[2],
+            None if rest.get("triggered") is None else _instant(rest["triggered"]),
+            _count(rest.get("failures", 0)),
+            _pending(rest["pending"]) if "pending" in rest else None,
+            None if rest.get("error") is None else str(rest["error"]),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UnreadableRecord(f"progress '{text[:100]}': {error}") from error
+
+
+def _pending(fields: dict[str, Any]) -> Pending:
+    pending = Pending(**fields)
+    for instant in (pending.planned, pending.triggered):
+        if instant is not None:
+            _instant(instant)
+    if not isinstance(pending.paused, bool):
+        raise ValueError(f"paused is {pending.paused!r}")
+    texts = (pending.plan, pending.args, pending.born)
+    if any(text is not None for text in texts) and not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"pending replacement is incomplete: {fields!r}")
+    return pending
+
+
+def _instant(value: Any) -> int:
+    if type(value) is not int or not -LATEST_INSTANT <= value <= LATEST_INSTANT:
+        raise ValueError(f"{value!r} is not an instant")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return value
+
+
+def dump_args(args: dict[str, Any]) -> str:
+    """Arguments of an instance as text; they are known to be serialisable."""
+    return f"1 {json.dumps(args, separators=(',', ':'))}"
+
+
+def load_args(text: str) -> dict[str, Any]:
+    """Arguments of an instance from text: a new dictionary at each call.
+
+    Raises:
+        NewerFormat: A later release wrote it.
+        UnreadableRecord: It cannot be read by any.
+    """
+    if not text.startswith("1 "):
+        raise _not_ours("args", text)
+    try:
+        args = json.loads(text[2:])
+    except ValueError as error:
+        raise UnreadableRecord(f"args '{text[:100]}': {error}") from error
+    if type(args) is not dict:
+        raise UnreadableRecord(f"args '{text[:100]}': not an object")
+    return args
+
+
+def _not_ours(what: str, text: str) -> ValueError:
+    version = text.partition(" ")[0]
+    if version.isascii() and version.isdigit() and int(version) > 1:
+        return NewerFormat(f"{what} has format {version}, this release reads format 1")
+    return UnreadableRecord(f"{what} '{text[:100]}': not of a known format")
+
+
+def group_of(template: str, partition: int | None = None) -> str:
+    """The group of a template, or of one of its partitions.
+
+    ``%`` and ``:`` in the template's name are percent-encoded, so that no two templates and
+    partitions share a group, and none shares one with the reserved groups.
+    """
+    encoded = template.replace("%", "%25").replace(":", "%3A")
+    return encoded if partition is None else f"{encoded}:{partition}"
+
+
+def check_identity(group: str, key: str, what: str) -> None:
+    """Refuses what some store could not keep apart, or not keep at all.
+
+    Raises:
+        ValueError: ``what`` (the words for it) has a NUL, a lone surrogate, no character at all,
+            or is longer than 1,000 bytes together with its group.
+    """
+    if not key:
+        raise ValueError(f"{what} must not be empty")
+    if "\0" in key or "\0" in group:
+        raise ValueError(f"{what} {key!r} must not hold a NUL character")
+    try:
+        size = len(group.encode()) + len(key.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {key!r} must not hold a lone surrogate") from None
+    if size > IDENTITY_BYTES_MAX:
+        raise ValueError(
+            f"{what} {key[:40]!r}… is too long: {size} bytes in UTF-8 together with its template "
+            f"'{group[:40]}', at most {IDENTITY_BYTES_MAX} are kept"
+        )
