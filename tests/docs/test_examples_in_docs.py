@@ -110,28 +110,17 @@ BLOCKS = [
     for page in PAGES
     for block in blocks_of(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"))
 ]
-PYTHON = [block for block in BLOCKS if block.language in {"python", "py"}]
+EXAMPLES = [block for block in BLOCKS if block.language == "python" or block.mark]
 
 
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.mark is None], ids=str)
-def test_a_python_example_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
-    result = run(block, tmp_path)
-    assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.parametrize("block", [block for block in PYTHON if block.mark], ids=str)
-def test_a_python_example_that_is_not_run_is_valid_and_says_why(block: Block) -> None:
-    compile(block.text, block.page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    assert block.mark == "not run"
-    assert block.reason
-
-
-@pytest.mark.parametrize(
-    "block", [block for block in BLOCKS if block.language == "bash" and block.mark], ids=str
-)
-def test_a_shell_example_marked_to_run_runs(block: Block) -> None:
-    assert block.mark == "run"
-    result = run(block, ROOT)
+@pytest.mark.parametrize("block", EXAMPLES, ids=str)
+def test_an_example_runs_as_it_stands_or_says_why_not(block: Block, tmp_path: Path) -> None:
+    if block.mark == "not run":
+        assert block.language == "python", "only a python block needs a reason not to run"
+        assert block.reason
+        compile(block.text, block.page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        return
+    result = run(block, ROOT if block.language == "bash" else tmp_path)
     assert result.returncode == 0, result.stdout
 
 
