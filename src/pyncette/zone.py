@@ -1,0 +1,174 @@
+"""Time zones: what a specifier means, and where its offset from UTC changes.
+
+Knows the spellings of a zone and turns any `tzinfo` into plain integers: periods of one offset,
+found by probing and kept. What a change of offset does to a schedule is decided in schedule.py.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
+from typing import NamedTuple
+
+_FIXED_OFFSET = re.compile(
+    r"(?:(?P<prefix>UTC|GMT)(?P<sign>[+-]?)|(?P<bare>[+-]))(?P<hours>[0-9]{1,2})"
+    r"(?::?(?P<minutes>[0-5][0-9]))?",
+    re.IGNORECASE,
+)
+# `UTC+530` could be 5:30 or 53 hours and nothing: nobody should have to guess.
+_AMBIGUOUS_OFFSET = re.compile(r"[^0-9]*[0-9]{3}")
+
+# Files beside the zones whose content differs between machines, or counts leap seconds.
+_NOT_A_ZONE = frozenset({"localtime", "posixrules"})
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# A day inside what datetime can hold, so that no offset leads out of it.
+_EARLIEST = int((datetime(1, 1, 2, tzinfo=UTC) - _EPOCH).total_seconds())
+_LATEST = int((datetime(9999, 12, 30, tzinfo=UTC) - _EPOCH).total_seconds())
+
+# No zone of the IANA database changes its offset twice within six days, so probes three days
+# apart see every change. Windows of half a year keep the cost of a first look near 60 µs.
+_PROBE_BITS = 18
+_WINDOW_BITS = 24
+_WINDOWS_MAX = 512
+
+
+def _invalid(specifier: object) -> ValueError:
+    return ValueError(f"Invalid timezone specifier {str(specifier)!r}")
+
+
+@lru_cache(maxsize=1024)
+def _parse(specifier: str) -> tzinfo:
+    if specifier in ("UTC", "Etc/UTC"):
+        return UTC
+    match = _FIXED_OFFSET.fullmatch(specifier)
+    if match is not None:
+        if _AMBIGUOUS_OFFSET.fullmatch(specifier):
+            raise _invalid(specifier)
+        offset = timedelta(hours=int(match["hours"]), minutes=int(match["minutes"] or 0))
+        if offset >= timedelta(days=1):
+            raise _invalid(specifier)
+        return timezone(-offset if "-" in (match["sign"], match["bare"]) else offset)
+
+    from zoneinfo import ZoneInfo  # 4 ms that a program of UTC schedules never pays
+
+    if not specifier or specifier in _NOT_A_ZONE or specifier.startswith("right/"):
+        raise _invalid(specifier)
+    try:
+        return ZoneInfo(specifier)
+    except (LookupError, ValueError, OSError):
+        raise _invalid(specifier) from None
+
+
+def normalize_timezone(specifier: str) -> str:
+    """The form of a specifier that is stored: as given, without spaces.
+
+    Blanks around it are dropped, blanks inside a name become underscores
+    (`America/New York` is `America/New_York`).
+    """
+    if not isinstance(specifier, str):
+        raise _invalid(specifier)
+    return "_".join(specifier.split())
+
+
+def parse_timezone(spec: str) -> tzinfo:
+    """The time zone that a specifier names.
+
+    Args:
+        spec: An IANA name (`Europe/Berlin`; `Etc/GMT+3` keeps its meaning, three hours west) or
+            a fixed offset in which `+` is east: `UTC+6`, `GMT+3`, `UTC6`, `UTC+5:30`,
+            `UTC+0530`, `+05:30`. `UTC` and `GMT` may be in any case; an offset is shorter than
+            a day.
+
+    Raises:
+        ValueError: It names no zone. POSIX rules (`EST5EDT,M3.2.0,M11.1.0`) are none.
+    """
+    try:
+        return _parse(normalize_timezone(spec))
+    except ValueError:
+        raise _invalid(spec) from None
+
+
+class Period(NamedTuple):
+    """A stretch of time, `start <= instant < end`, with one offset. All in seconds.
+
+    `before` is the offset up to `start`, so that a gap or a fold at `start` shows. It equals
+    `offset` where `start` is only the edge of what was looked at; such an edge is at least three
+    days away from the instant that was asked for.
+    """
+
+    start: int
+    end: int
+    offset: int
+    before: int
+
+
+class Offsets:
+    """The offset of one zone at any instant, as integers.
+
+    `zoneinfo` does not publish its transitions, and converting a wall time through it costs
+    more than all the rest of a cron computation. So the offset is probed at fixed distances,
+    each change found by bisection, and the resulting periods kept.
+    """
+
+    __slots__ = ("_windows", "_zone", "fixed")
+
+    def __init__(self, zone: tzinfo) -> None:
+        self._zone = zone
+        self._windows: dict[int, tuple[Period, ...]] = {}
+        # None where the offset may change.
+        self.fixed: int | None = self._probe(0) if isinstance(zone, timezone) else None
+
+    def period(self, second: int) -> Period:
+        """The period that holds an instant, given in seconds since the epoch, UTC."""
+        window = second >> _WINDOW_BITS
+        periods = self._windows.get(window)
+        if periods is None:
+            if len(self._windows) >= _WINDOWS_MAX:
+                self._windows.clear()
+            periods = self._windows[window] = tuple(self._look(window))
+        for period in periods:
+            if second < period.end:
+                break
+        return period
+
+    def _look(self, window: int) -> list[Period]:
+        step = 1 << _PROBE_BITS
+        first = (window << _WINDOW_BITS) - step
+        last = ((window + 1) << _WINDOW_BITS) + step
+        periods: list[Period] = []
+        start = first
+        offset = before = self._probe(first)
+        for probe in range(first + step, last + 1, step):
+            reached = probe - step
+            ahead = self._probe(probe)
+            while offset != ahead:
+                reached = self._change(reached, probe, offset)
+                periods.append(Period(start, reached, offset, before))
+                start, before, offset = reached, offset, self._probe(reached)
+        periods.append(Period(start, last, offset, before))
+        return periods
+
+    def _change(self, low: int, high: int, offset: int) -> int:
+        """The first second after `low` whose offset is another one."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._probe(middle) == offset:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    def _probe(self, second: int) -> int:
+        second = min(max(second, _EARLIEST), _LATEST)
+        # Not fromtimestamp(), which refuses negative numbers on some systems.
+        offset = (_EPOCH + timedelta(seconds=second)).astimezone(self._zone).utcoffset()
+        assert offset is not None
+        return offset // timedelta(seconds=1)
+
+
+@lru_cache(maxsize=1024)
+def offsets_of(zone: tzinfo) -> Offsets:
+    """The shared `Offsets` of a zone."""
+    return Offsets(zone)
