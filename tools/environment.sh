@@ -45,7 +45,8 @@ provide_venv() {
 Install the package that adds it, on Debian as root: apt-get install $package"
     fi
     echo "Installing $package, which $python needs to make a virtual environment"
-    if ! { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy "$package"; } \
+    if ! { apt-get -qq update &&
+        DEBIAN_FRONTEND=noninteractive apt-get -qqy -o Dpkg::Use-Pty=0 install "$package"; } \
         </dev/null >&2; then
         fail "apt-get could not install $package. Is there a network?"
     fi
