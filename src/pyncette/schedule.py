@@ -16,8 +16,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
-from .cron import CompiledCron, compile_cron, normalize_expression
-from .zone import Offsets, normalize_timezone, offsets_of, parse_timezone
+from pyncette.clock import from_microseconds, to_microseconds
+from pyncette.cron import CompiledCron, compile_cron, normalize_expression
+from pyncette.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
 
 __all__ = [
     "INSTANT_LIMIT",
@@ -27,26 +28,22 @@ __all__ = [
     "NewerFormat",
     "Schedule",
     "dumps",
-    "from_microseconds",
+    "instant_of",
     "loads",
-    "microseconds",
     "parse_timezone",
-    "to_microseconds",
 ]
 
 logger = logging.getLogger(__name__)
 
-_MICROSECOND = timedelta(microseconds=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-INSTANT_LIMIT = (datetime(2255, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+INSTANT_LIMIT = to_microseconds(datetime(2255, 1, 1, tzinfo=UTC))
 """The first instant that is too late."""
 
-_INSTANT_FIRST = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_INSTANT_FIRST = to_microseconds(datetime(1, 1, 1, tzinfo=UTC))
 
 FORMAT = 1
 """The version of the text form that `dumps` writes."""
 
+_MICROSECOND = timedelta(microseconds=1)
 _SECOND = 1_000_000
 _DAY = 86_400
 
@@ -63,25 +60,21 @@ def _warn_of_naive() -> None:
     )
 
 
-def to_microseconds(instant: datetime) -> int:
-    """An instant as the engine counts it: microseconds since the epoch, UTC.
+def instant_of(value: datetime) -> int:
+    """A datetime of the user, as the engine counts instants.
 
     A naive datetime means local time of the machine, and is warned about in the log, once.
+
+    Raises:
+        ValueError: It is naive, and the machine cannot tell what it means.
     """
-    if instant.tzinfo is None or instant.utcoffset() is None:
+    if value.utcoffset() is None:
         _warn_of_naive()
-        instant = instant.replace(tzinfo=None).astimezone()
-    return (instant - _EPOCH) // _MICROSECOND
-
-
-def from_microseconds(instant: int) -> datetime:
-    """The reverse of `to_microseconds`, as an aware datetime in UTC."""
-    return _EPOCH + timedelta(microseconds=instant)
-
-
-def microseconds(duration: timedelta) -> int:
-    """A duration as the engine counts it."""
-    return duration // _MICROSECOND
+        try:
+            value = value.replace(tzinfo=None).astimezone()
+        except (OverflowError, OSError) as error:
+            raise ValueError(f"{value!r} cannot be taken as local time: {error}") from None
+    return to_microseconds(value)
 
 
 class Schedule(ABC):
@@ -129,7 +122,7 @@ class Schedule(ABC):
         Returns:
             An aware datetime in UTC, or None where there is no further occurrence before 2255.
         """
-        found = self.next(max(to_microseconds(instant), _INSTANT_FIRST))
+        found = self.next(max(instant_of(instant), _INSTANT_FIRST))
         return None if found is None else from_microseconds(found)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -269,9 +262,10 @@ class Every(Schedule):
             raise TypeError(f"an interval is a timedelta, not {type(interval).__name__}")
         if interval <= timedelta(0):
             raise ValueError(f"An interval must be longer than zero, not {interval!r}")
-        if microseconds(interval) >= INSTANT_LIMIT:
+        length = interval // _MICROSECOND
+        if length >= INSTANT_LIMIT:
             raise ValueError(f"An interval must be shorter than 285 years, not {interval!r}")
-        _set(self, "_interval", microseconds(interval))
+        _set(self, "_interval", length)
 
     @property
     def interval(self) -> timedelta:
@@ -332,7 +326,7 @@ class At(Schedule):
         """
         if not isinstance(instant, datetime):
             raise TypeError(f"an instant is a datetime, not {type(instant).__name__}")
-        _set(self, "_instant", _checked(to_microseconds(instant)))
+        _set(self, "_instant", _checked(instant_of(instant)))
 
     @property
     def instant(self) -> datetime:
