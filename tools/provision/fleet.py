@@ -18,7 +18,7 @@ from provision import packages, ports, postgres, processes, site
 from provision.account import Account, unprivileged
 from provision.errors import UnavailableError
 from provision.processes import Identity
-from provision.recipes import RECIPES, Recipe
+from provision.recipes import RECIPES, Recipe, port_offset
 from provision.state import ProcessRecord, ServerRecord, StateFile
 
 STOP_TIMEOUT_S = 15.0
@@ -126,7 +126,7 @@ class Fleet:
     def _claim_ports(self) -> None:
         servers = self.state.read().servers.values()
         taken = [process.port for server in servers for process in server.processes]
-        self._pool = site.PortPool(ports.first_port(self.state.directory), taken)
+        self._pool = site.PortPool(taken)
 
     def _install_packages(self, wanted: Sequence[str], outcome: Outcome) -> None:
         missing: dict[str, list[str]] = {}
@@ -218,6 +218,7 @@ class Fleet:
             account=self._account,
             state=self.state,
             port_pool=self._pool,
+            first_port=ports.first_port(self.state.directory) + port_offset(name),
             aborted=self.aborted,
             upstream_url=self._url(upstream) if upstream else "",
         )

@@ -46,6 +46,7 @@ def create(site: Site) -> None:
         options += ["--plugin-dir", str(root.path / "usr/lib/mysql/plugin")]
     data = site.data_dir / "data"
     options += ["--datadir", str(data), "--mysqlx=OFF", "--skip-log-bin"]
+    options += ["--secure-file-priv=NULL"]
     site.run([*binary, "--no-defaults", *options, "--initialize-insecure"])
     secret = f"ALTER USER root@localhost IDENTIFIED BY '{PASSWORD}';\n"
     _serve(site, binary, options, data, "WITH caching_sha2_password BY", secret)
@@ -69,7 +70,7 @@ def _serve(
     version = version_of([*binary, "--version"])
     sql = extra + ACCOUNT_SQL.format(user=USER, password=PASSWORD, how=how)
     init_file = site.write(site.data_dir / "init.sql", sql)
-    port = site.port_pool.take()
+    port = site.port()
     argv = [
         *[*binary, "--no-defaults", *options, "--init-file", str(init_file)],
         *["--bind-address=127.0.0.1", "--port", str(port), "--skip-name-resolve"],

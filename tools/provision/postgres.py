@@ -59,12 +59,12 @@ def create(site: Site) -> None:
     password_file = site.write(site.data_dir / "password", PASSWORD)
     site.run(
         [
-            *[str(Path(binary).with_name("initdb")), "--pgdata", str(data), "--no-sync"],
+            *[str(Path(binary).resolve().with_name("initdb")), "--pgdata", str(data), "--no-sync"],
             *["--username", USER, "--pwfile", str(password_file), "--auth", "scram-sha-256"],
             *["--encoding", "UTF8", "--locale", "C.UTF-8"],
         ]
     )
-    port = site.port_pool.take()
+    port = site.port()
     with (data / "postgresql.conf").open("a") as configuration:
         configuration.write(CONFIGURATION.format(port=port))
     site.run([binary, "--single", "-D", str(data), "postgres"], f"CREATE DATABASE {USER}\n")
@@ -80,7 +80,7 @@ def create_pgbouncer(site: Site) -> None:
     upstream = urlsplit(site.upstream_url)
     user, password = unquote(upstream.username or ""), unquote(upstream.password or "")
     binary = site.program("pgbouncer")
-    port = site.port_pool.take()
+    port = site.port()
     auth_file = site.write(site.data_dir / "users.txt", f'"{user}" "{password}"\n')
     configuration = PGBOUNCER_CONFIGURATION.format(
         host=upstream.hostname or "127.0.0.1",

@@ -40,7 +40,7 @@ def _spawn(
 
 
 def _single(site: Site, binary: Sequence[str]) -> None:
-    port = site.port_pool.take()
+    port = site.port()
     site.describe(f"redis://127.0.0.1:{port}/0", version_of([*binary, "--version"]))
     site.await_ready(_spawn(site, binary, site.name, port))
 
@@ -63,7 +63,7 @@ def create_valkey(site: Site) -> None:
 def create_cluster(site: Site) -> None:
     """Three masters with one replica each."""
     binary = [site.program("redis-server")]
-    listen = [(site.port_pool.take(), site.port_pool.take()) for _ in range(CLUSTER_NODES)]
+    listen = [(site.port(), site.port()) for _ in range(CLUSTER_NODES)]
     addresses = [f"127.0.0.1:{port}" for port, _ in listen]
     url = "redis+cluster://" + ",".join(addresses)
     site.describe(url, version_of([*binary, "--version"]))
@@ -83,10 +83,10 @@ def create_cluster(site: Site) -> None:
 def create_sentinel(site: Site) -> None:
     """One master, one replica, and three sentinels that fail over after a second."""
     binary = [site.program("redis-server")]
-    master = _spawn(site, binary, "master", site.port_pool.take())
+    master = _spawn(site, binary, "master", site.port())
     site.await_ready(master)
     follow = ["--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0"]
-    port = site.port_pool.take()
+    port = site.port()
     replica = _spawn(site, binary, "replica", port, *follow, probe="redis-replica")
     # Sentinels that meet the master before its replica look again only ten seconds later.
     site.await_ready(replica)
@@ -98,7 +98,7 @@ def create_sentinel(site: Site) -> None:
 
 
 def _spawn_sentinel(site: Site, binary: Sequence[str], number: int, master: int) -> ProcessRecord:
-    name, port = f"sentinel-{number}", site.port_pool.take()
+    name, port = f"sentinel-{number}", site.port()
     directory: Path = site.directory(name)
     text = SENTINEL_CONFIGURATION.format(
         port=port, directory=directory, name=MASTER_NAME, master=master

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +23,18 @@ LOG_LINES_SHOWN = 5
 class PortPool:
     """Hands out each port once."""
 
-    def __init__(self, start: int, taken: Sequence[int]) -> None:
+    def __init__(self, taken: Iterable[int]) -> None:
         """Args:
-        start: the first port to try.
         taken: ports that servers of this directory already use.
         """
-        self._next = start
         self._taken = set(taken)
         self._guard = threading.Lock()
 
-    def take(self) -> int:
-        """A port that nobody uses."""
+    def take(self, start: int) -> int:
+        """The first port from `start` on that nobody uses."""
         with self._guard:
-            port = ports.choose(self._next, self._taken)
+            port = ports.choose(start, self._taken)
             self._taken.add(port)
-            self._next = port + 1
             return port
 
 
@@ -96,6 +93,7 @@ class Site:
         log_dir: where its processes' output goes.
         cache: where downloads are kept, shared by all checkouts.
         account: whom the servers run as.
+        first_port: where to look for ports.
         upstream_url: the URL of the server that this one stands in front of, if any.
     """
 
@@ -106,6 +104,7 @@ class Site:
     account: Account
     state: StateFile
     port_pool: PortPool
+    first_port: int
     aborted: threading.Event
     upstream_url: str = ""
 
@@ -119,6 +118,10 @@ class Site:
         if found is None:
             raise UnavailableError(f"the program {name} is not installed")
         return found
+
+    def port(self) -> int:
+        """A free port, the same one at each set-up unless another program took it."""
+        return self.port_pool.take(self.first_port)
 
     def directory(self, name: str) -> Path:
         """Make a directory for one process's data."""
