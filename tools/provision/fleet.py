@@ -261,6 +261,7 @@ class Fleet:
     def _launch(self, name: str, members: Sequence[ProcessRecord]) -> None:
         account = self._account or unprivileged()
         for member in members:
+            postgres.allow_restart(Path(member.data_dir))
             identity = site.launch(member, account)
             member.pid, member.started = identity.pid, identity.started
             with self.state.change() as state:

@@ -97,6 +97,15 @@ def create_pgbouncer(site: Site) -> None:
     site.await_ready(process)
 
 
+def allow_restart(data_dir: Path) -> None:
+    """Remove the lock file of a server that is known to be dead.
+
+    Its own check takes a zombie that nobody has reaped yet for a server that runs. Processes of
+    the old server that linger are still noticed, by the shared memory that they hold.
+    """
+    (data_dir / "postmaster.pid").unlink(missing_ok=True)
+
+
 def release_shared_memory(data_dir: Path) -> None:
     """Give back the System V segment of a server that was killed and will not start again.
 
