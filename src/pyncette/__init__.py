@@ -1,1 +1,16 @@
+"""A reliable distributed scheduler for async Python with pluggable storage."""
+
+from pyncette.app import Pyncette
+from pyncette.context import PyncetteContext
+from pyncette.model import Context, ExecutionMode, FailureMode
+
 __version__ = "2.0.0"
+
+__all__ = [
+    "Context",
+    "ExecutionMode",
+    "FailureMode",
+    "Pyncette",
+    "PyncetteContext",
+    "__version__",
+]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -284,6 +284,21 @@ class StoreClock(Clock):
         self._contradicted = 0
         self._known = (lowest, highest, at)
         self._aim((lowest + highest) // 2)
+        return True
+
+    async def measure(self, ask: Callable[[], Awaitable[int | None]]) -> bool:
+        """Ask the store for its instant, and take in the answer.
+
+        Returns:
+            False when there is nothing to measure: the store has no clock of its own.
+        """
+        for _ in range(3):
+            sent = self.monotonic()
+            instant = await ask()
+            if instant is None:
+                return False
+            if self.observe(sent, self.monotonic(), instant):
+                break
         return True
 
     def _aim(self, offset: int) -> None:

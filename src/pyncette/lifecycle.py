@@ -36,6 +36,7 @@ from typing import Final, NamedTuple
 from pyncette import schedule
 from pyncette.model import FailureMode
 from pyncette.record import (
+    DELETE,
     STATIC_GROUP,
     Change,
     Delete,
@@ -54,8 +55,6 @@ from pyncette.schedule import Schedule
 
 SUSPECT_STARTS: Final = 3
 """From so many starts without a word on, a record is suspected of killing its process."""
-
-DELETE: Final = Delete()
 
 
 class Rules(NamedTuple):

@@ -133,7 +133,7 @@ class Heartbeater(Protocol):
         """Extends it; see :meth:`Context.heartbeat`."""
 
 
-_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any], contravariant=True)
 
 
 class Decorator(Protocol[_Decorated]):

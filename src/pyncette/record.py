@@ -104,6 +104,9 @@ class Delete(NamedTuple):
     """Removes a record."""
 
 
+DELETE: Final = Delete()
+"""The only one that is needed."""
+
 Change = Put | Patch | Delete
 
 

@@ -1,0 +1,264 @@
+"""The app: what is declared. No I/O happens here, except in :meth:`Pyncette.main`."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from pyncette.clock import Clock, SystemClock
+from pyncette.context import AppParts, PyncetteContext, check_context_name, open_context
+from pyncette.executor import DefaultExecutor
+from pyncette.model import FixtureFunc, MiddlewareFunc, PartitionSelector
+from pyncette.sqlite import sqlite_repository
+from pyncette.task import PartitionedTask, Task, default_partition_selector, duration
+
+logger = logging.getLogger(__name__)
+
+_Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
+_Middleware = TypeVar("_Middleware", bound=Callable[..., Any])
+
+KNOWN_OPTIONS: Final = (
+    "batch_size",
+    "concurrency_limit",
+    "worker_name",
+    "sqlite_database",
+    "sqlite_table_name",
+    "sqlite_synchronous",
+)
+
+
+class Pyncette:
+    """An application: its tasks, fixtures and middlewares, and the store it runs on."""
+
+    def __init__(
+        self,
+        repository_factory: Callable[..., AbstractAsyncContextManager[Any]] = sqlite_repository,
+        executor_cls: Callable[..., AbstractAsyncContextManager[Any]] = DefaultExecutor,
+        poll_interval: timedelta | float = timedelta(seconds=1),
+        *,
+        clock: Clock | None = None,
+        **configuration: Any,
+    ) -> None:
+        """Declares an app without tasks.
+
+        Args:
+            repository_factory: Opens the store; by default SQLite, in memory.
+            executor_cls: Opens the executor.
+            poll_interval: How often a worker looks at everything, also at what nobody told it of.
+            clock: Where the app takes time from; the machine's clock by default.
+            configuration: Options of the store and of the executor, and ``batch_size``,
+                ``concurrency_limit`` and ``worker_name``.
+
+        Raises:
+            ValueError: ``poll_interval`` is not longer than zero, or absurdly long.
+        """
+        self._repository_factory = repository_factory
+        self._executor_cls = executor_cls
+        self._poll_interval = duration("poll_interval", poll_interval)
+        self._clock = SystemClock() if clock is None else clock
+        self._configuration = configuration
+        self._tasks: list[Task] = []
+        self._fixtures: list[tuple[str, Callable[..., Any]]] = []
+        self._middlewares: list[MiddlewareFunc] = []
+        self._tick_observers: list[Callable[[], AbstractContextManager[object]]] = []
+        _warn_of_unknown(configuration)
+
+    # Declaring.
+
+    def task(self, **options: Any) -> Callable[[Any], Task]:
+        """Declares a static task; see :class:`pyncette.task.Task` for the options.
+
+        May be stacked, each time with another ``name``.
+
+        Raises:
+            ValueError: An option is invalid, or the name is taken.
+        """
+        return self._declaring(Task, options)
+
+    def dynamic_task(self, **options: Any) -> Callable[[Any], Task]:
+        """Declares the template of a dynamic task; the options of when to run are defaults."""
+        return self._declaring(Task, {**options, "dynamic": True})
+
+    def partitioned_task(
+        self,
+        partition_count: int,
+        partition_selector: PartitionSelector = default_partition_selector,
+        enabled_partitions: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Callable[[Any], PartitionedTask]:
+        """Declares a template whose instances are spread over partitions."""
+        options.update(
+            partition_count=partition_count,
+            partition_selector=partition_selector,
+            enabled_partitions=enabled_partitions,
+        )
+        return self._declaring(PartitionedTask, options)
+
+    def _declaring(self, kind: type[_Task], options: dict[str, Any]) -> Callable[[Any], _Task]:
+        def declare(func: Any) -> _Task:
+            body = func.task_func if isinstance(func, Task) else func
+            named = {"name": getattr(body, "__name__", None), **options}
+            task = kind(func=body, **named)
+            if any(task.name == other.name for other in self._tasks):
+                raise ValueError(f"Duplicate task name '{task.name}'")
+            self._tasks.append(task)
+            return task
+
+        return declare
+
+    def fixture(self, name: str | None = None) -> Callable[[_Fixture], _Fixture]:
+        """Declares a fixture: an async generator function that takes the app's context.
+
+        What it yields is an attribute of the context of every execution.
+
+        Raises:
+            ValueError: The name is reserved or taken.
+        """
+
+        def declare(func: _Fixture) -> _Fixture:
+            known = name or getattr(func, "__name__", None)
+            if not known:
+                raise ValueError("Unable to determine name for the fixture")
+            self.use_fixture(known, func)
+            return func
+
+        return declare
+
+    def use_fixture(self, name: str, func: FixtureFunc) -> None:
+        """As :meth:`fixture`."""
+        check_context_name(name)
+        if any(name == other for other, _ in self._fixtures):
+            raise ValueError(f"Duplicate fixture name '{name}'")
+        self._fixtures.append((name, func))
+
+    def middleware(self, func: _Middleware) -> _Middleware:
+        """Declares a middleware, ``async def m(context, next)``; the first is outermost."""
+        self.use_middleware(func)
+        return func
+
+    def use_middleware(self, func: MiddlewareFunc) -> None:
+        """As :meth:`middleware`."""
+        self._middlewares.append(func)
+
+    # Running.
+
+    def create(
+        self, context_items: Mapping[str, Any] | None = None
+    ) -> AbstractAsyncContextManager[PyncetteContext]:
+        """Opens the app.
+
+        Args:
+            context_items: Attributes of the context of every execution.
+
+        Raises:
+            ValueError: An option is invalid.
+            StoreError: The store cannot be opened.
+        """
+        parts = AppParts(
+            self._repository_factory,
+            self._executor_cls,
+            self._poll_interval,
+            self._configuration,
+            self._clock,
+            self._tasks,
+            list(self._fixtures),
+            list(self._middlewares),
+            self._tick,
+        )
+        return open_context(parts, context_items or {})
+
+    def _tick(self) -> AbstractContextManager[object]:
+        observers = ExitStack()
+        for observer in self._tick_observers:
+            observers.enter_context(observer())
+        return observers
+
+    def main(self) -> None:
+        """Runs the app as a program, until SIGINT or SIGTERM.
+
+        The first signal stops it gracefully; a second one ends the process at once, with a
+        non-zero code. The level of the log is ``LOG_LEVEL`` of the environment (INFO); with a
+        non-empty ``USE_UVLOOP``, the event loop is uvloop's.
+        """
+        logging.basicConfig(
+            level=os.environ.get("LOG_LEVEL", "INFO").upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+        if os.environ.get("USE_UVLOOP"):
+            import uvloop
+
+            loop_factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        stop = _StopSignals()
+        with stop:
+            async with self.create() as context:
+                stop.call(context.shutdown)
+                await context.run()
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM: the first is passed on, the second ends the process."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._shutdown: Callable[[], None] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.getsignal(number)
+            try:
+                loop.add_signal_handler(number, self._receive, number)
+            except NotImplementedError:  # Windows
+                signal.signal(
+                    number, lambda number, _: loop.call_soon_threadsafe(self._receive, number)
+                )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number, handler in self._previous.items():
+            with suppress(NotImplementedError):  # Windows
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def call(self, shutdown: Callable[[], None]) -> None:
+        """What the first signal leads to; called at once if it has come already."""
+        self._shutdown = shutdown
+        if self._received:
+            shutdown()
+
+    def _receive(self, number: int) -> None:
+        if self._received:
+            logger.warning("Stopped at once by a second signal")
+            sys.stderr.flush()
+            os._exit(128 + number)
+        self._received = True
+        logger.info("Stopping: running tasks are waited for; another signal ends them")
+        if self._shutdown is not None:
+            self._shutdown()
+
+
+_Task = TypeVar("_Task", bound=Task)
+
+
+def _warn_of_unknown(configuration: Mapping[str, Any]) -> None:
+    for option in configuration:
+        if option not in KNOWN_OPTIONS:
+            close = difflib.get_close_matches(option, KNOWN_OPTIONS, 1, 0.85)
+            if close:
+                logger.warning("There is no option '%s': did you mean '%s'?", option, close[0])

@@ -1,0 +1,478 @@
+"""What users call at run time: a store that is open, the loop on it, and the tasks' instances.
+
+One app may be opened several times at once: all that changes while it runs lives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from pyncette import lifecycle
+from pyncette.clock import Clock, StoreClock, corrected, from_microseconds, realtime
+from pyncette.deadline import DeadlineStore, deadline_for
+from pyncette.errors import PyncetteException, TaskLockedException
+from pyncette.execution import RunContext
+from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
+from pyncette.lifecycle import Wanted
+from pyncette.model import (
+    Context,
+    ContinuationToken,
+    ExecutionMode,
+    ListTasksResponse,
+    MiddlewareFunc,
+    TaskState,
+)
+from pyncette.record import (
+    ABSENT,
+    ANY,
+    CONTROL_GROUP,
+    DELETE,
+    Put,
+    Record,
+    State,
+    dump_args,
+    load_args,
+    load_progress,
+)
+from pyncette.scheduler import Executor, Scheduler, Settings
+from pyncette.settler import Call, Lane, Waker
+from pyncette.store import EVERYTHING, Refused, Result, Store, Write, check_store
+from pyncette.task import PartitionedTask, Task
+
+logger = logging.getLogger(__name__)
+
+OPENING_DEADLINE_S: Final = 10.0
+ADVANCE_PATIENCE_S: Final = 1.0
+ADVANCE_LOOK_S: Final = 0.005
+
+
+class AppParts(NamedTuple):
+    """What an app hands to each context that it opens."""
+
+    repository_factory: Callable[..., Any]
+    executor_cls: Callable[..., Any]
+    poll_interval: timedelta
+    configuration: Mapping[str, Any]
+    clock: Clock
+    tasks: Sequence[Task]
+    fixtures: Sequence[tuple[str, Callable[..., Any]]]
+    middlewares: Sequence[MiddlewareFunc]
+    tick: Callable[[], AbstractContextManager[object]]
+
+
+class PyncetteContext:
+    """An app that is open: schedules instances, tells their state, and runs the loop.
+
+    Attributes:
+        clock: The app's clock; where that is the machine's own, corrected by the store's.
+    """
+
+    def __init__(
+        self, parts: AppParts, store: Store, executor: Executor, clock: Clock, settings: Settings
+    ) -> None:
+        self.clock = clock
+        self._store = store
+        self._settings = settings
+        self._tasks = parts.tasks
+        self._names = {name for name, _ in parts.fixtures}
+        self._context_class = type("Context", (RunContext,), {"app_context": self})
+        self._waker = Waker(lambda groups: store.write([], clock.microseconds(), groups))
+        self._calls = Lane(self._write_calls, clock.microseconds)
+        self._outcomes = Lane(store.write, clock.microseconds)
+        self._scheduler = Scheduler(
+            store,
+            executor,
+            clock,
+            self._outcomes,
+            lambda: self._tasks,
+            parts.middlewares,
+            self._context_class,
+            settings,
+            parts.tick,
+        )
+        self._started = False
+        self._cancelled = False
+
+    @property
+    def last_tick(self) -> datetime:
+        """When the loop last reached the store (aware, UTC); at first, when this was opened."""
+        return from_microseconds(self._scheduler.last_tick)
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Runs tasks until :meth:`shutdown`; does not wait for those that still run then.
+
+        Raises:
+            PyncetteException: It is being run already, or was shut down after it had run.
+        """
+        if self._started:
+            raise PyncetteException("This context runs already, or has run: open another one")
+        if self._scheduler.stopping:
+            return
+        self._started = True
+        watch = await self._store.watch(
+            [group for task in self._tasks for group in task.groups()],
+            self._scheduler.wake_groups,
+        )
+        try:
+            await self._scheduler.run()
+        except asyncio.CancelledError:
+            self._cancelled = True
+            raise
+        finally:
+            if watch is not None:
+                watch.close()
+
+    def shutdown(self) -> None:
+        """Stops claiming. What runs goes on, and is awaited when the context closes."""
+        self._scheduler.shutdown()
+
+    # Instances.
+
+    async def schedule_task(
+        self,
+        task: Task,
+        instance_name: str,
+        force: bool = False,
+        **options_and_args: Any,
+    ) -> Task:
+        """Creates an instance of a dynamic task, or updates the one of this name.
+
+        On an existing one, options and arguments are replaced, and the sooner of its old and its
+        new next time is kept, so that repeated calls cannot put it off for ever.
+
+        Args:
+            task: The template.
+            instance_name: The name of the instance, unique in the template.
+            force: Replace all, even a running instance: its execution then loses its lease.
+            options_and_args: ``schedule``, ``interval``, ``execute_at``, ``timezone``, and
+                arguments of the task.
+
+        Returns:
+            The instance.
+
+        Raises:
+            TaskLockedException: It is being executed, and ``force`` is not set.
+            ValueError: An option or argument is invalid.
+            StoreError: The store failed; whether the call took effect is then unknown.
+        """
+        instance = task.instantiate(instance_name, **options_and_args)
+        now = self.clock.microseconds()
+        wanted = Wanted(instance.plan, instance.args_text, secrets.token_hex(4))
+        fresh = lifecycle.created(wanted, now)
+        if fresh.due_at is None:
+            raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
+        write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
+        patience = realtime.monotonic() + ADVANCE_PATIENCE_S
+        while isinstance(result := await self._submit(write), Refused):
+            write = await self._merge(instance, wanted, result.current, patience)
+        due_at = getattr(write.change, "due_at", None)
+        if due_at is not None:
+            self._scheduler.wake(instance.group, instance.key, due_at)
+        return instance
+
+    async def _merge(
+        self, instance: Task, wanted: Wanted, current: Record | None, patience: float
+    ) -> Write:
+        """The write that updates what is there."""
+        while True:
+            now = self.clock.microseconds()
+            if current is None:
+                fresh = lifecycle.created(wanted, now)
+                return Write(instance.group, instance.key, fresh, ABSENT)
+            change = lifecycle.merged(current, wanted, now)
+            if change is not None:
+                return Write(instance.group, instance.key, change, current.version)
+            # An at-most-once record is held for a moment only: until it has moved on.
+            if (
+                instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
+                or realtime.monotonic() >= patience
+            ):
+                raise TaskLockedException(
+                    instance, None if current.due_at is None else from_microseconds(current.due_at)
+                )
+            await realtime.sleep(ADVANCE_LOOK_S)
+            [current] = await self._store.get([(instance.group, instance.key)])
+
+    async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
+        """Removes an instance, running or not. It is no error if there is none.
+
+        Args:
+            task: The template, or the instance itself.
+            instance_name: The name of the instance, with a template.
+
+        Raises:
+            ValueError: No instance is named.
+        """
+        group, key = _identity(task, instance_name)
+        await self._submit(Write(group, key, DELETE, ANY))
+
+    async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
+        """The state of a static task or of an instance; None where the store has no record.
+
+        Args:
+            task: The static task, the template, or the instance.
+            instance_name: The name of the instance, with a template.
+
+        Raises:
+            ValueError: A name was given with something that is no template.
+        """
+        if instance_name is not None and not task.dynamic:
+            raise ValueError(
+                "instance_name provided but task is not dynamic"
+                if task.parent_task is None
+                else "Cannot provide instance_name with already-instantiated dynamic task"
+            )
+        if task.dynamic and instance_name is None:
+            return None
+        group, key = _identity(task, instance_name)
+        [record] = await self._store.get([(group, key)])
+        return None if record is None else _state(task, record)
+
+    async def list_tasks(
+        self,
+        task: Task,
+        limit: int | None = None,
+        continuation_token: ContinuationToken | None = None,
+    ) -> ListTasksResponse:
+        """A page of the instances of a template, in an order that is stable under writes.
+
+        Args:
+            task: The template.
+            limit: At most so many; ``batch_size`` if not given.
+            continuation_token: From the page before.
+
+        Raises:
+            ValueError: The task is no template, or an argument is invalid.
+        """
+        if not task.dynamic:
+            raise ValueError("Cannot list instances of non-dynamic task")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit!r}")
+        groups = task.groups()
+        group, cursor = _go_on(groups, continuation_token)
+        page = await self._store.scan(
+            groups[group], EVERYTHING, cursor, limit or self._settings.batch_size
+        )
+        token = None
+        if page.cursor is not None:
+            token = ContinuationToken(f"{group}:{page.cursor}")
+        elif group + 1 < len(groups):
+            token = ContinuationToken(f"{group + 1}:")
+        return ListTasksResponse([_state(task, record) for record in page.records], token)
+
+    def add_to_context(self, name: str, value: Any) -> None:
+        """Makes a value an attribute of the context of every execution.
+
+        Raises:
+            ValueError: The name is reserved or taken.
+        """
+        check_context_name(name)
+        if name in self._names:
+            raise ValueError(f"The context has a '{name}' already")
+        self._names.add(name)
+        self._set_item(name, value)
+
+    def _set_item(self, name: str, value: Any) -> None:
+        # As an attribute of a class, a function would become a method.
+        bound = staticmethod(value) if hasattr(type(value), "__get__") else value
+        setattr(self._context_class, name, bound)
+
+    # Writing for users.
+
+    async def _submit(self, write: Write) -> Result:
+        call = Call(write)
+        self._calls.add(call)
+        return await call.answer
+
+    async def _write_calls(self, batch: Sequence[Write], now: int) -> list[Result]:
+        soon = now + self._settings.poll_interval
+        for write in batch:
+            due_at = getattr(write.change, "due_at", None)
+            if due_at is not None and due_at < soon:
+                self._waker.add(write.group)
+        return await self._store.write(batch, now, self._waker.take())
+
+    # Opening and closing.
+
+    async def _check_partitions(self) -> None:
+        """Refuses another number of partitions than the one that the store was filled with.
+
+        Raises:
+            PyncetteException: It differs.
+        """
+        tasks = [task for task in self._tasks if isinstance(task, PartitionedTask)]
+        if not tasks:
+            return
+        facts = [
+            Write(
+                CONTROL_GROUP,
+                f"partitions:{task.name}",
+                Put(
+                    None,
+                    State.FINISHED,
+                    None,
+                    0,
+                    "",
+                    dump_args({"partition_count": task.partition_count}),
+                    "",
+                ),
+                ABSENT,
+            )
+            for task in tasks
+        ]
+        results = await self._store.write(facts, self.clock.microseconds())
+        for task, result in zip(tasks, results, strict=True):
+            if isinstance(result, Refused) and result.current is not None:
+                count = load_args(result.current.args).get("partition_count")
+                if count != task.partition_count:
+                    raise PyncetteException(
+                        f"Task '{task.name}' is declared with {task.partition_count} partitions, "
+                        f"but the store holds its instances in {count}. Declare {count}, or move "
+                        "the instances first: schedule them anew under another task name."
+                    )
+
+    async def _close(self) -> None:
+        """Waits for what runs and for what is to be written."""
+        self.shutdown()
+        if self._cancelled:
+            for execution in list(self._scheduler.executions):
+                execution.cancel()
+
+    async def _drain(self) -> None:
+        await self._scheduler.idle()
+        await self._outcomes.drain()
+        await self._calls.drain()
+        await self._waker.close()
+
+
+@asynccontextmanager
+async def open_context(
+    parts: AppParts, context_items: Mapping[str, Any]
+) -> AsyncIterator[PyncetteContext]:
+    """Opens the store, the executor and the fixtures of an app, in this order."""
+    for name in context_items:
+        check_context_name(name)
+    settings = _settings(parts)
+    lease = min((task.lease for task in parts.tasks), default=60_000_000)
+    clock = corrected(parts.clock, lease)
+    async with AsyncExitStack() as stack:
+        with clock.hold():
+            async with realtime.timeout(OPENING_DEADLINE_S):
+                opened = await stack.enter_async_context(
+                    parts.repository_factory(**parts.configuration)
+                )
+        check_store(opened, parts.repository_factory)
+        store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
+        if isinstance(clock, StoreClock):
+            await clock.measure(store.now)
+        executor = parts.executor_cls(**parts.configuration)
+        async with AsyncExitStack() as executing:
+            running = await executing.enter_async_context(executor)
+            limit = min(
+                settings.concurrency_limit,
+                getattr(running, "concurrency_limit", settings.concurrency_limit),
+            )
+            context = PyncetteContext(
+                parts, store, running, clock, settings._replace(concurrency_limit=limit)
+            )
+            await context._check_partitions()
+            stack.push_async_callback(context._drain)
+            for name, value in context_items.items():
+                context.add_to_context(name, value)
+            for name, fixture in parts.fixtures:
+                context._set_item(name, await stack.enter_async_context(_fixture(fixture)(context)))
+            # Running tasks end before the fixtures that they use do.
+            stack.push_async_exit(executing.pop_all())
+            stack.push_async_callback(context._close)
+            yield context
+
+
+def _settings(parts: AppParts) -> Settings:
+    configuration = parts.configuration
+    worker = configuration.get("worker_name")
+    return Settings(
+        worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
+        parts.poll_interval // timedelta(microseconds=1),
+        _at_least_one("batch_size", configuration.get("batch_size", 100)),
+        _at_least_one(
+            "concurrency_limit", configuration.get("concurrency_limit", DEFAULT_CONCURRENCY_LIMIT)
+        ),
+    )
+
+
+def _at_least_one(option: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{option} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _fixture(function: Callable[..., Any]) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def opened(context: PyncetteContext) -> AsyncIterator[Any]:
+        generator = function(context)
+        if not hasattr(generator, "__anext__"):
+            if asyncio.iscoroutine(generator):
+                generator.close()
+            raise TypeError(
+                f"The fixture {function!r} is not an async generator: it must yield its value"
+            )
+        async with asynccontextmanager(lambda: generator)() as value:
+            yield value
+
+    return opened
+
+
+_RESERVED: Final = frozenset(dir(Context)) | {*Context.__annotations__}
+
+
+def check_context_name(name: str) -> None:
+    """Refuses names that the context of an execution needs for itself.
+
+    Raises:
+        ValueError: It is one of these, or no name of an attribute.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
+    if name in _RESERVED or name.startswith("_"):
+        raise ValueError(f"The name '{name}' is reserved: the context has it already")
+
+
+def _identity(task: Task, instance_name: str | None) -> tuple[str, str]:
+    if not task.dynamic:
+        return task.group, task.key
+    if not instance_name:
+        raise ValueError("instance name must be provided")
+    return task.locate(instance_name), instance_name
+
+
+def _state(task: Task, record: Record) -> TaskState:
+    try:
+        occurrence = load_progress(record.progress).occurrence
+    except ValueError:
+        occurrence = record.due_at if record.state == State.SCHEDULED else None
+    running = record.state == State.RUNNING and record.due_at is not None
+    return TaskState(
+        task.template.from_record(record) if task.template.dynamic else task,
+        None if occurrence is None else from_microseconds(occurrence),
+        from_microseconds(record.due_at) if running and record.due_at is not None else None,
+        record.token.rsplit(":", 2)[0] if running and record.token else None,
+    )
+
+
+def _go_on(groups: Sequence[str], token: ContinuationToken | None) -> tuple[int, str | None]:
+    if token is None:
+        return 0, None
+    number, divided, cursor = token.partition(":")
+    if not divided or not number.isdecimal() or int(number) >= len(groups):
+        raise ValueError(f"Not a continuation token of this task: {token!r}")
+    return int(number), cursor or None
