@@ -1,0 +1,68 @@
+"""What the SQL stores have in common: the name of the table, its columns, rows as records.
+
+It knows no SQL dialect, no driver and no connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Final
+
+from pyncette.record import Record
+
+COLUMNS: Final = Record._fields
+"""The columns of a table, in the order of a row."""
+
+LEGACY_COLUMNS: Final = frozenset(
+    ("name", "parent_name", "locked_until", "locked_by", "execute_after", "task_spec")
+)
+"""The columns of a table that release 1.x made."""
+
+record_from_row: Final[Callable[[tuple[Any, ...]], Record]] = partial(tuple.__new__, Record)
+"""A row of all columns as a record, at a third of the cost of ``Record(*row)``."""
+
+_TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
+
+
+def check_table_name(option: str, name: Any) -> str:
+    """The name, if it can stand in a statement as it is.
+
+    Raises:
+        ValueError: It is not a lower-case ASCII identifier.
+    """
+    if not isinstance(name, str) or _TABLE_NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"Table name {name!r} ({option}) must be made of lower-case letters, digits and "
+            "underscores, and must not begin with a digit"
+        )
+    return name
+
+
+def describe_foreign_table(table: str, place: str, columns: Collection[str], option: str) -> str:
+    """Why a table that has other columns than ours cannot be used, and what to do."""
+    if LEGACY_COLUMNS.issuperset(columns) and "execute_after" in columns:
+        return (
+            f"Table '{table}' in {place} was made by pyncette 1.x. Stop every worker and run "
+            f"'python -m pyncette migrate', or name a table for this release with {option}. "
+            "Nothing was changed."
+        )
+    return (
+        f"Table '{table}' in {place} is not one of ours: it has the columns "
+        f"{', '.join(columns)}; expected are {', '.join(COLUMNS)}. Name another table with "
+        f"{option}. Nothing was changed."
+    )
+
+
+def prefix_end(prefix: str) -> str | None:
+    """The least text that is greater than every text with this prefix; None where there is none.
+
+    Compared bytewise in UTF-8, which is the order of the code points.
+    """
+    head = prefix.rstrip("\U0010ffff")
+    if not head:
+        return None
+    following = ord(head[-1]) + 1
+    # The surrogates between the two planes are no characters.
+    return head[:-1] + chr(0xE000 if following == 0xD800 else following)
