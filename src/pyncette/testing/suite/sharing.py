@@ -202,10 +202,15 @@ def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
     """Does a job on a place in two new processes at once."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
-        2, context, initializer=_meeting_point.append, initargs=(context.Barrier(2),)
+        2, context, initializer=_meet_at, initargs=(context.Barrier(2),)
     ) as pool:
         jobs = [pool.submit(job, place, number) for number in range(2)]
         return [done.result(timeout=2 * PATIENCE_S) for done in jobs]
+
+
+def _meet_at(barrier: Barrier) -> None:
+    # A bound method of the list would be pickled together with a copy of the list.
+    _meeting_point.append(barrier)
 
 
 def _together() -> None:
