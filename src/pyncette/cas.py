@@ -150,12 +150,9 @@ class CasStore:
         results: list[Result | None] = [None] * len(batch)
         # A write that names its version is tried unseen. The others need to know what is there,
         # and so does a refusal.
-        unseen = [number for number, write in enumerate(batch) if write.expect != ANY]
-        seen = [number for number, write in enumerate(batch) if write.expect == ANY]
-        missed = await self._swap(
-            batch, results, {number: _unseen(batch[number], now) for number in unseen}
-        )
-        undecided = sorted([*missed, *seen])
+        unseen = {n: _unseen(write, now) for n, write in enumerate(batch) if write.expect != ANY}
+        undecided = [n for n in range(len(batch)) if n not in unseen]
+        undecided += await self._swap(results, unseen)
         for _ in range(WRITE_ROUNDS_MAX):
             if not undecided:
                 return [result for result in results if result is not None]
@@ -167,15 +164,13 @@ class CasStore:
                     swaps[number] = decided
                 else:
                     results[number] = decided
-            undecided = await self._swap(batch, results, swaps)
+            undecided = await self._swap(results, swaps)
         raise StoreUnavailableError(
             f"others changed {batch[undecided[0]][:2]} {WRITE_ROUNDS_MAX} times in a row "
             f"between reading and writing it"
         )
 
-    async def _swap(
-        self, batch: Sequence[Write], results: list[Result | None], swaps: Mapping[int, Swap]
-    ) -> list[int]:
+    async def _swap(self, results: list[Result | None], swaps: Mapping[int, Swap]) -> list[int]:
         """Makes swaps, notes those that were made, and returns the numbers of the others."""
         if not swaps:
             return []

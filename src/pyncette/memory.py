@@ -17,6 +17,7 @@ from pyncette.store import (
     Applied,
     Claimed,
     Filter,
+    Group,
     Identity,
     Key,
     Page,
@@ -99,41 +100,41 @@ class MemoryStore:
         self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
     ) -> Claimed:
         claimed: list[Record] = []
-        for source in sources:
+        room = [source.share if isinstance(source, Group) else 1 for source in sources]
+        if repeated:
+            for number, source in enumerate(sources):
+                held = self._taken_before(source, now, token)
+                held = held[: min(room[number], limit - len(claimed))]
+                room[number] -= len(held)
+                claimed += held
+        for number, source in enumerate(sources):
             shelf = self._shelves.get(source.group)
-            if shelf is None or len(claimed) >= limit:
+            if shelf is None:
                 continue
-            if isinstance(source, Key):
-                record = shelf.records.get(source.key)
-                if record is None or record.due_at is None:
-                    continue
-                if record.due_at <= now:
-                    claimed.append(_take(shelf, record, source, now, token))
-                elif repeated and _taken_before(record, source, now, token):
-                    claimed.append(record)
-                continue
-            left = min(source.share, limit - len(claimed))
-            if repeated:
-                held = [
-                    record
-                    for record in shelf.records.values()
-                    if _taken_before(record, source, now, token)
-                ]
-                claimed += held[:left]
-                left -= len(held)
-            while left > 0:
-                record = shelf.soonest()
-                if record is None or record.due_at is None or record.due_at > source.before:
+            for _ in range(min(room[number], limit - len(claimed))):
+                record = _soonest(shelf, source)
+                before = source.before if isinstance(source, Group) else now
+                if record is None or record.due_at is None or record.due_at > before:
                     break
                 claimed.append(_take(shelf, record, source, now, token))
-                left -= 1
         return Claimed(claimed, [self._next_due(source) for source in sources])
+
+    def _taken_before(self, source: Source, now: int, token: str) -> list[Record]:
+        """What a claim with this token took from a source at this instant, and still holds."""
+        shelf = self._shelves.get(source.group)
+        if shelf is None:
+            return []
+        return [
+            record
+            for record in shelf.records.values()
+            if record.token == token
+            and record.due_at == now + source.lease
+            and (isinstance(source, Group) or record.key == source.key)
+        ]
 
     def _next_due(self, source: Source) -> int | None:
         shelf = self._shelves.get(source.group)
-        if shelf is None:
-            return None
-        record = shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
+        record = None if shelf is None else _soonest(shelf, source)
         return None if record is None else record.due_at
 
     async def write(
@@ -210,6 +211,10 @@ class MemoryStore:
         return _Watch(self._watches, groups, on_wake)
 
 
+def _soonest(shelf: _Shelf, source: Source) -> Record | None:
+    return shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
+
+
 def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -> Record:
     taken = Record(
         record.group,
@@ -225,10 +230,6 @@ def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -
     )
     shelf.put(taken)
     return taken
-
-
-def _taken_before(record: Record, source: Source, now: int, token: str) -> bool:
-    return record.token == token and record.due_at == now + source.lease
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:

@@ -59,7 +59,7 @@ class Claimed(NamedTuple):
     """The answer to a claim.
 
     Attributes:
-        records: What was claimed, as it stands after the claim.
+        records: What was claimed, as it stands after the claim, in any order.
         next_due: For each source, in the order asked, the soonest ``due_at`` left in it *after*
             the claim, whoever holds it, the records just claimed included. It lies at or before
             ``now`` where due records were left (locked by others, beyond the share or the
@@ -80,7 +80,7 @@ class Write(NamedTuple):
         expect: The version that must be there; ``ABSENT`` (0): there must be no record; ``ANY``
             (-1): whatever is there. A :class:`~pyncette.record.Patch` or a
             :class:`~pyncette.record.Delete` with ``ANY`` of an absent record is applied and does
-            nothing.
+            nothing; neither is ever written with ``ABSENT``.
         token: Where not None, the record must carry this token, too.
     """
 
@@ -170,11 +170,11 @@ class Store(Protocol):
 
         ``repeated`` says that a call with the same ``token`` and ``now`` was made before and its
         answer was lost: the records of these sources that the token already holds from that call
-        (``token`` and ``due_at = now + lease`` both match) come first, counted against share and
-        limit.
+        (``token`` and ``due_at = now + lease`` both match) come first, those of all sources
+        before anything new, counted against share and limit.
 
-        ``sources`` names no source twice. With a ``limit`` of 0 nothing is claimed and
-        ``next_due`` is told.
+        ``sources`` names no source twice, and no key of a group that it names. With a ``limit``
+        of 0 nothing is claimed and ``next_due`` is told.
         """
         ...
 

@@ -20,6 +20,7 @@ pytest.register_assert_rewrite("pyncette.testing.suite")
 
 from pyncette.testing.suite.claiming import Claiming  # noqa: E402
 from pyncette.testing.suite.harness import Place  # noqa: E402
+from pyncette.testing.suite.machine import Agreeing  # noqa: E402
 from pyncette.testing.suite.reading import Reading  # noqa: E402
 from pyncette.testing.suite.sharing import Sharing  # noqa: E402
 from pyncette.testing.suite.writing import Writing  # noqa: E402
@@ -27,7 +28,7 @@ from pyncette.testing.suite.writing import Writing  # noqa: E402
 __all__ = ["Place", "StoreConformance"]
 
 
-class StoreConformance(Claiming, Writing, Reading, Sharing):
+class StoreConformance(Claiming, Writing, Reading, Sharing, Agreeing):
     """Inherit from it, with a fixture ``place`` that returns an empty :class:`Place`.
 
     Class attributes:

@@ -300,6 +300,20 @@ class Claiming(Suite):
         assert keys_of(second) == keys_of(first)
 
     @on_store
+    async def test_a_repeated_claim_returns_what_is_held_before_anything_new(
+        self, store: Store
+    ) -> None:
+        await self.add(store, "one", "a")
+        await self.add(store, "two", "a")
+        await self.add(store, ":static", "a")
+        sources = [a_group("one"), a_group("two"), a_key("a", ":static")]
+        first, _ = await self.claim(store, sources, limit=3)
+        await self.add(store, "one", "b", "c", due_at=NOW - 1)
+        second, _ = await self.claim(store, sources, limit=3, repeated=True)
+        assert len(first) == 3
+        assert sorted(second) == sorted(first)
+
+    @on_store
     async def test_a_repeated_claim_leaves_what_its_token_holds_from_other_calls(
         self, store: Store
     ) -> None:
