@@ -12,6 +12,8 @@ from typing import Any, Final, Self
 
 DEFAULT_CONCURRENCY_LIMIT: Final = 100
 
+_PRUNE_MIN: Final = 256
+
 
 class DefaultExecutor:
     """Runs each execution in an asyncio task of its own.
@@ -21,7 +23,8 @@ class DefaultExecutor:
 
     def __init__(self, **configuration: Any) -> None:
         """Creates an executor; how many run at once is ``concurrency_limit``'s to say."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._prune_at = _PRUNE_MIN
 
     async def __aenter__(self) -> Self:
         return self
@@ -29,13 +32,21 @@ class DefaultExecutor:
     async def __aexit__(self, *exception: object) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
+            self._prune()
 
     async def spawn_task(self, awaitable: Awaitable[Any]) -> None:
         """Starts the work and returns."""
         coroutine = awaitable if asyncio.iscoroutine(awaitable) else _wait_for(awaitable)
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # The event loop itself keeps no task alive. A callback for each that ends would cost as
+        # much as starting it.
+        self._tasks.append(task)
+        if len(self._tasks) >= self._prune_at:
+            self._prune()
+
+    def _prune(self) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._prune_at = 2 * len(self._tasks) + _PRUNE_MIN
 
 
 class SynchronousExecutor:

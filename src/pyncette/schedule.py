@@ -328,6 +328,17 @@ class At(Schedule):
             raise TypeError(f"an instant is a datetime, not {type(instant).__name__}")
         _set(self, "_instant", _checked(instant_of(instant)))
 
+    @classmethod
+    def of(cls, instant: int) -> At:
+        """The schedule of an instant in microseconds.
+
+        Raises:
+            ValueError: It lies in 2255 or later.
+        """
+        schedule = object.__new__(cls)
+        _set(schedule, "_instant", _checked(instant))
+        return schedule
+
     @property
     def instant(self) -> datetime:
         """The instant, in UTC."""
@@ -396,6 +407,9 @@ def loads(text: str) -> Schedule:
     """
     # One-off instants hardly ever repeat, and would drive out what does.
     if text.startswith("1 at "):
+        digits = text[5:]
+        if digits.isascii() and digits.isdecimal() and len(digits) <= 20:
+            return At.of(int(digits))
         return _read(text)
     return _read_and_keep(text)
 
@@ -415,7 +429,7 @@ def _read(text: str) -> Schedule:
             case "every":
                 return Every(timedelta(microseconds=_integer(value)))
             case "at":
-                return At(from_microseconds(_checked(_integer(value))))
+                return At.of(_integer(value))
     except (ValueError, OverflowError) as error:
         raise _unreadable(text, str(error)) from None
     raise _unreadable(text)

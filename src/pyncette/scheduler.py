@@ -111,7 +111,7 @@ class Scheduler:
         self.clock = clock
         self.lane = lane
         self.context_class = context_class
-        self.last_tick = clock.microseconds()
+        self._last_tick = clock.microseconds()
         self.executions: set[Execution] = set()
         self._store = store
         self._executor = executor
@@ -134,6 +134,11 @@ class Scheduler:
         self._alarm_at = NEVER
         self._bell: asyncio.Future[None] | None = None
         self._rung = False
+
+    @property
+    def last_tick(self) -> int:
+        """The instant of the last successful contact with the store."""
+        return self._last_tick
 
     @property
     def stopping(self) -> bool:
@@ -299,7 +304,7 @@ class Scheduler:
 
     async def _dispatch(self, task: Task, record: Record, question: _Question, slow: float) -> None:
         handler, rules, lease = self._task_parts(task)
-        now = self.clock.microseconds()
+        now = self._last_tick
         try:
             reading = read(record)
         except NewerFormat as error:
@@ -361,7 +366,7 @@ class Scheduler:
     # The store's health.
 
     def _succeeded(self) -> None:
-        self.last_tick = self.clock.microseconds()
+        self._last_tick = self.clock.microseconds()
         if self._failures:
             logger.info("The store answers again")
             self._failures = 0
