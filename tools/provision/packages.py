@@ -50,18 +50,19 @@ def version_of(argv: Sequence[str]) -> str:
     return found.group() if found else "unknown"
 
 
-def _last_line(text: str) -> str:
+def _reason(text: str) -> str:
+    """What apt, dpkg or npm complain of first; what they say after that follows from it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("E:", "npm error"))]
-    return (errors or lines or ["no message"])[-1]
+    complaints = [line for line in lines if line.startswith(("E:", "W:", "npm error"))]
+    return (complaints or lines or ["no message"])[0]
 
 
-def _run(argv: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     # A session of its own: Ctrl-C must not hit dpkg half-way through a package.
     return subprocess.run(
         [*argv],
-        env={**environment, **variables},
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -104,7 +105,7 @@ def apt_install(packages: Sequence[str]) -> None:
             _run(["apt-get", "update"])
             done = _run(install)
     if done.returncode != 0:
-        raise UnavailableError(f"apt-get install {wanted} failed: {_last_line(done.stderr)}")
+        raise UnavailableError(f"apt-get install {wanted} failed: {_reason(done.stderr)}")
     _disable_services(packages)
 
 
@@ -240,7 +241,7 @@ def _download_root(cache: Path, suite: str, pattern: str, ready: Path) -> None:
         apt = _private_apt(work, suite)
         updated = _run(["apt-get", *apt, "update", "--error-on=any"])
         if updated.returncode != 0:
-            raise UnavailableError(f"no package index: {_last_line(updated.stderr)}")
+            raise UnavailableError(f"no package index: {_reason(updated.stderr)}")
         listed = _run(["apt-cache", *apt, "pkgnames"]).stdout.split()
         names = sorted(
             (package for package in listed if re.fullmatch(pattern, package)),
@@ -253,14 +254,14 @@ def _download_root(cache: Path, suite: str, pattern: str, ready: Path) -> None:
             if fetched.returncode == 0:
                 break
         else:
-            reason = _last_line(fetched.stderr) if names else "not in its index"
+            reason = _reason(fetched.stderr) if names else "not in its index"
             raise UnavailableError(f"no package {pattern}: {reason}")
         draft = work / "root"
         draft.mkdir(mode=0o755)
         for archive in sorted((work / "cache/archives").glob("*.deb")):
             unpacked = _run(["dpkg-deb", "-x", str(archive), str(draft)])
             if unpacked.returncode != 0:
-                raise UnavailableError(f"{archive.name}: {_last_line(unpacked.stderr)}")
+                raise UnavailableError(f"{archive.name}: {_reason(unpacked.stderr)}")
         draft.chmod(0o755)
         draft.rename(ready)
 
@@ -286,13 +287,14 @@ def npm_package(cache: Path, package: str, sha512: str, member: str) -> Path:
             raise UnavailableError(f"needs npm to fetch {package}, and this machine has none")
         with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as name:
             work = Path(name)
-            packed = _run(
-                [npm, "pack", package, "--pack-destination", name, "--ignore-scripts", "--silent"],
-                npm_config_update_notifier="false",
-            )
+            pack = [npm, "pack", package, "--pack-destination", name, "--ignore-scripts"]
+            # Left alone, npm tries for minutes when there is no network.
+            pack += ["--prefer-offline", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+            pack += ["--no-update-notifier", "--loglevel=error"]
+            packed = _run(pack)
             archives = list(work.glob("*.tgz"))
             if packed.returncode != 0 or len(archives) != 1:
-                raise UnavailableError(f"npm pack {package} failed: {_last_line(packed.stderr)}")
+                raise UnavailableError(f"npm pack {package} failed: {_reason(packed.stderr)}")
             if hashlib.sha512(archives[0].read_bytes()).hexdigest() != sha512:
                 raise UnavailableError(f"{package} is not the archive that this tool knows")
             with tarfile.open(archives[0]) as archive:
