@@ -241,7 +241,8 @@ class StoreClock(Clock):
             return
         target = self.microseconds() + round(seconds * _SECOND)
         while (remaining := target - self.microseconds()) > 0:
-            await self._source.sleep(self._real(remaining) / _SECOND)
+            slew = self._slew or slew
+            await self._source.sleep(self._real(remaining, slew) / _SECOND)
 
     def observe(
         self, sent_monotonic: float, received_monotonic: float, store_now: int, resolution: int = 1
@@ -317,11 +318,9 @@ class StoreClock(Clock):
             duration = max(self._lease, -correction * 10 // 9)
         self._slew = (monotonic, start, correction, duration)
 
-    def _real(self, microseconds: int) -> int:
+    def _real(self, microseconds: int, slew: tuple[int, int, int, int]) -> int:
         """How long it takes until `now` has moved on by so much, rounded up."""
-        if self._slew is None:
-            return microseconds
-        since, _, correction, duration = self._slew
+        since, _, correction, duration = slew
         left = since + duration - round(self._source.monotonic() * _SECOND)
         if left <= 0:
             return microseconds

@@ -206,19 +206,23 @@ class VirtualClock(Clock):
                 )
             uses = self._uses
             await asyncio.sleep(0)
-            if self._holds:
-                await self._until_released()
+            released = self._next_release()
+            if released is not None:
+                await self._until(released)
                 idle_passes = 0
             elif ready or self._uses != uses:
                 idle_passes = 0
             else:
                 idle_passes += 1
 
-    async def _until_released(self) -> None:
+    def _next_release(self) -> asyncio.Future[None] | None:
+        """What is resolved when nothing holds the clock any more; None when nothing does now."""
         with self._holds_lock:
-            if self._holds == 0:
-                return
-            released = self._released = asyncio.get_running_loop().create_future()
+            if self._holds:
+                self._released = asyncio.get_running_loop().create_future()
+            return self._released
+
+    async def _until(self, released: asyncio.Future[None]) -> None:
         try:
             async with realtime.timeout(self._patience.total_seconds()):
                 await released
@@ -282,5 +286,6 @@ class ScaledClock(Clock):
         """Wait for `seconds` of scaled time. Zero or less only lets other tasks run."""
         deadline = self.monotonic() + seconds
         await realtime.sleep(seconds / self.speed)
+        # A timer may fire a moment early, which the speed makes a long one.
         while (remaining := deadline - self.monotonic()) > 0:
             await realtime.sleep(remaining / self.speed)

@@ -1,0 +1,429 @@
+"""`StoreClock`: now as the store's clock tells it, whatever the clock of this machine does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyncette.clock import Clock, StoreClock, from_microseconds, to_microseconds
+from pyncette.testing import VirtualClock
+
+MILLISECOND = 1_000
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+LEASE = 60 * SECOND
+
+
+class Machine(Clock):
+    """A machine whose wall clock can be wrong and stepped, and whose time we move by hand."""
+
+    def __init__(self) -> None:
+        self.wall_error = 0
+        self.elapsed = 0
+        self.held = 0
+        self.slept: list[float] = []
+
+    @property
+    def true(self) -> int:
+        """The true instant, in microseconds; what the stores of these tests go by."""
+        return 1_800_000_000 * SECOND + self.elapsed
+
+    def now(self) -> datetime:
+        return from_microseconds(self.true + self.wall_error)
+
+    def monotonic(self) -> float:
+        return 1_000.0 + self.elapsed / SECOND
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.elapsed += max(round(seconds * SECOND), 0)
+
+    def hold(self) -> AbstractContextManager[None]:
+        self.held += 1
+        return nullcontext()
+
+    def measure(
+        self,
+        view: StoreClock,
+        there: int = 500,
+        back: int = 500,
+        ahead: int = 0,
+        resolution: int = 1,
+    ) -> bool:
+        """Ask a store whose clock is `ahead` of true time; the call takes `there` + `back`."""
+        sent = self.monotonic()
+        self.elapsed += there
+        answer = (self.true + ahead) // resolution * resolution
+        self.elapsed += back
+        return view.observe(sent, self.monotonic(), answer, resolution)
+
+    def error(self, view: StoreClock) -> int:
+        return view.microseconds() - self.true
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def view(machine: Machine) -> StoreClock:
+    return StoreClock(machine, LEASE)
+
+
+def test_without_a_measurement_now_is_the_wall_clock_also_after_a_step(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.wall_error = -7 * SECOND
+    assert machine.error(view) == -7 * SECOND
+    machine.wall_error = MINUTE
+    assert machine.error(view) == MINUTE
+    assert view.now() == machine.now()
+
+
+def test_the_first_measurement_holds_at_once_whatever_the_wall_clock_said(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.wall_error = 5 * MINUTE
+    assert machine.measure(view)
+    assert machine.error(view) == 0
+    assert to_microseconds(view.now()) == machine.true
+
+
+def test_a_step_of_the_wall_clock_between_measurements_matters_nowhere(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    for step in (-5 * MINUTE, 5 * MINUTE, 3_600 * SECOND):
+        machine.wall_error = step
+        machine.elapsed += SECOND
+        assert machine.error(view) == 0
+
+
+def test_the_store_is_taken_to_have_answered_in_the_middle_of_the_call(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view, there=9 * MILLISECOND, back=MILLISECOND)
+    assert machine.error(view) == 4 * MILLISECOND
+
+
+def test_a_slow_call_does_not_spoil_what_a_quick_one_has_told(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    machine.measure(view, there=4 * SECOND, back=0)
+    machine.elapsed += MINUTE
+    assert abs(machine.error(view)) <= 2_500
+
+
+def test_a_quick_call_mends_what_a_slow_one_has_told(machine: Machine, view: StoreClock) -> None:
+    machine.measure(view, there=400 * MILLISECOND, back=0)
+    assert machine.error(view) == 200 * MILLISECOND
+    machine.measure(view)
+    machine.elapsed += 2 * SECOND
+    assert abs(machine.error(view)) <= 500
+
+
+def test_answers_in_whole_seconds_are_narrowed_down_by_each_other(
+    machine: Machine, view: StoreClock
+) -> None:
+    for _ in range(40):
+        machine.elapsed += 1_037 * MILLISECOND
+        assert machine.measure(view, resolution=SECOND)
+    machine.elapsed += 10 * SECOND
+    assert abs(machine.error(view)) < 60 * MILLISECOND
+
+
+def test_a_clock_of_the_store_that_drifts_is_followed(machine: Machine, view: StoreClock) -> None:
+    ahead = 0
+    for _ in range(360):
+        machine.measure(view, ahead=ahead)
+        machine.elapsed += 10 * SECOND
+        ahead += 10 * 400  # 400 parts per million
+    assert abs(machine.error(view) - ahead) < 10 * MILLISECOND
+
+
+def test_a_single_answer_that_contradicts_is_set_aside(machine: Machine, view: StoreClock) -> None:
+    machine.measure(view)
+    assert not machine.measure(view, ahead=5 * MINUTE)
+    assert machine.measure(view)
+    assert not machine.measure(view, ahead=5 * MINUTE)
+    machine.elapsed += LEASE
+    assert machine.error(view) == 0
+
+
+def test_answers_that_contradict_in_different_directions_are_set_aside(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    for _ in range(3):
+        assert not machine.measure(view, ahead=5 * MINUTE)
+        assert not machine.measure(view, ahead=-5 * MINUTE)
+    machine.elapsed += LEASE
+    assert machine.error(view) == 0
+
+
+def test_a_store_that_fails_over_to_a_clock_five_minutes_ahead_is_followed_over_one_lease(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    assert not machine.measure(view, ahead=5 * MINUTE)
+    assert machine.measure(view, ahead=5 * MINUTE)
+    assert machine.error(view) == 0
+    machine.elapsed += LEASE // 2
+    assert machine.error(view) == 5 * MINUTE // 2
+    machine.elapsed += LEASE // 2
+    assert machine.error(view) == 5 * MINUTE
+    machine.elapsed += LEASE
+    assert machine.error(view) == 5 * MINUTE
+
+
+def test_a_store_whose_clock_goes_back_is_followed_without_going_back(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    machine.measure(view, ahead=-5 * MINUTE)
+    machine.measure(view, ahead=-5 * MINUTE)
+    last = view.microseconds()
+    for _ in range(400):
+        machine.elapsed += SECOND
+        assert view.microseconds() - last >= SECOND // 10 - 1
+        last = view.microseconds()
+    assert machine.error(view) == -5 * MINUTE
+
+
+@pytest.mark.parametrize("error", [900 * MILLISECOND, -900 * MILLISECOND])
+def test_a_correction_of_less_than_a_second_runs_at_a_tenth_of_real_speed(
+    machine: Machine, view: StoreClock, error: int
+) -> None:
+    machine.measure(view)
+    machine.measure(view, ahead=error)
+    machine.measure(view, ahead=error)
+    machine.elapsed += SECOND
+    assert machine.error(view) == pytest.approx(error // 9, abs=1)
+    machine.elapsed += 8 * SECOND
+    assert machine.error(view) == error
+
+
+def test_a_correction_that_replaces_one_under_way_begins_where_the_clock_stands(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    for _ in range(2):
+        machine.measure(view, ahead=5 * MINUTE)
+    machine.elapsed += LEASE // 2
+    assert machine.error(view) == 150 * SECOND
+    for _ in range(2):
+        machine.measure(view, there=0, back=0)
+    assert machine.error(view) == 150 * SECOND
+    machine.elapsed += 150 * SECOND * 10 // 9
+    assert machine.error(view) == 0
+
+
+def test_a_measurement_asks_the_store_once_when_its_answer_agrees(
+    machine: Machine, view: StoreClock
+) -> None:
+    asked = []
+
+    async def ask() -> int:
+        asked.append(machine.monotonic())
+        machine.elapsed += MILLISECOND
+        return machine.true - MILLISECOND // 2
+
+    assert asyncio.run(view.measure(ask))
+    assert len(asked) == 1
+    assert machine.error(view) == 0
+
+
+def test_a_measurement_that_contradicts_is_repeated_at_once(
+    machine: Machine, view: StoreClock
+) -> None:
+    asked = []
+
+    async def ask() -> int:
+        asked.append(machine.monotonic())
+        return machine.true + 5 * MINUTE
+
+    machine.measure(view)
+    assert asyncio.run(view.measure(ask))
+    assert len(asked) == 2
+    machine.elapsed += LEASE
+    assert machine.error(view) == 5 * MINUTE
+
+
+def test_answers_that_contradict_each_other_are_not_asked_for_without_end(
+    machine: Machine, view: StoreClock
+) -> None:
+    answers = iter([5 * MINUTE, -5 * MINUTE, 5 * MINUTE])
+
+    async def ask() -> int:
+        return machine.true + next(answers)
+
+    machine.measure(view)
+    assert asyncio.run(view.measure(ask))
+    machine.elapsed += LEASE
+    assert machine.error(view) == 0
+
+
+def test_a_store_without_a_clock_leaves_the_wall_clock_as_it_is(
+    machine: Machine, view: StoreClock
+) -> None:
+    async def ask() -> None:
+        return None
+
+    machine.wall_error = MINUTE
+    assert not asyncio.run(view.measure(ask))
+    assert machine.error(view) == MINUTE
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 20 * SECOND),
+            st.integers(0, 2 * SECOND),
+            st.integers(0, 2 * SECOND),
+            st.sampled_from([0, 0, 0, 700 * MILLISECOND, -5 * MINUTE, 5 * MINUTE]),
+        ),
+        max_size=30,
+    )
+)
+def test_now_never_goes_backwards_after_the_first_measurement(
+    steps: list[tuple[int, int, int, int]],
+) -> None:
+    machine = Machine()
+    view = StoreClock(machine, LEASE)
+    machine.measure(view)
+    last = view.microseconds()
+    for idle, there, back, ahead in steps:
+        machine.elapsed += idle
+        assert view.microseconds() >= last
+        last = view.microseconds()
+        machine.measure(view, there, back, ahead)
+        assert view.microseconds() >= last
+        last = view.microseconds()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 60 * SECOND), st.integers(0, 3 * SECOND), st.integers(0, 3 * SECOND)
+        ),
+        min_size=1,
+    )
+)
+def test_the_error_never_exceeds_half_of_the_quickest_call_and_the_drift_since(
+    calls: list[tuple[int, int, int]],
+) -> None:
+    machine = Machine()
+    view = StoreClock(machine, LEASE)
+    bound = 10**12
+    for idle, there, back in calls:
+        machine.elapsed += idle
+        assert machine.measure(view, there, back)
+        drift = (idle + there + back) * 500 // SECOND + 2
+        bound = min(bound + drift, (there + back) // 2 + 1)
+    machine.elapsed += 10 * LEASE
+    assert abs(machine.error(view)) <= bound
+
+
+def test_a_sleep_lasts_until_now_has_moved_on_by_so_much(
+    machine: Machine, view: StoreClock
+) -> None:
+    machine.measure(view)
+    before = view.microseconds()
+    asyncio.run(view.sleep(12.345678))
+    assert view.microseconds() - before == 12_345_678
+    assert machine.slept == [12.345678]
+
+
+@pytest.mark.parametrize("ahead", [5 * MINUTE, -5 * MINUTE, -700 * MILLISECOND])
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 90.0, 1_000.0])
+def test_a_sleep_takes_a_correction_under_way_into_account(
+    machine: Machine, view: StoreClock, ahead: int, seconds: float
+) -> None:
+    for offset in (0, ahead, ahead):
+        machine.measure(view, ahead=offset)
+    before = view.microseconds()
+    asyncio.run(view.sleep(seconds))
+    assert 0 <= view.microseconds() - before - seconds * SECOND <= 10
+    assert len(machine.slept) <= 2
+
+
+def test_a_sleep_that_wakes_too_early_goes_on(machine: Machine, view: StoreClock) -> None:
+    class Hasty(Machine):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(min(seconds, 0.3))
+
+    hasty = Hasty()
+    view = StoreClock(hasty, LEASE)
+    hasty.measure(view)
+    before = view.microseconds()
+    asyncio.run(view.sleep(1))
+    assert view.microseconds() - before >= SECOND
+
+
+@pytest.mark.parametrize("seconds", [0, -3])
+def test_a_sleep_of_nothing_is_passed_on(
+    machine: Machine, view: StoreClock, seconds: float
+) -> None:
+    machine.measure(view)
+    asyncio.run(view.sleep(seconds))
+    assert machine.slept == [seconds]
+
+
+def test_a_sleep_before_the_first_measurement_is_passed_on(
+    machine: Machine, view: StoreClock
+) -> None:
+    asyncio.run(view.sleep(5))
+    assert machine.slept == [5]
+
+
+def test_monotonic_time_and_holds_are_those_of_the_machine(
+    machine: Machine, view: StoreClock
+) -> None:
+    assert view.monotonic() == machine.monotonic()
+    with view.hold():
+        assert machine.held == 1
+
+
+def test_a_sleep_of_the_view_over_a_virtual_clock_ends_at_its_very_instant() -> None:
+    async def main() -> list[int]:
+        clock = VirtualClock()
+        view = StoreClock(clock)
+        view.observe(0.0, 0.0, clock.microseconds() + 5 * MINUTE)
+        woken = []
+
+        async def sleeper() -> None:
+            await view.sleep(0.3)
+            woken.append(clock.microseconds())
+
+        task = asyncio.create_task(sleeper())
+        start = clock.microseconds()
+        await clock.advance(timedelta(seconds=1))
+        await task
+        return [instant - start for instant in woken]
+
+    assert asyncio.run(main()) == [300_000]
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "resolution"), [(2.0, 1.0, 1), (1.0, 2.0, 0), (1.0, 2.0, -1)]
+)
+def test_a_measurement_that_cannot_be_one_is_refused(
+    view: StoreClock, sent: float, received: float, resolution: int
+) -> None:
+    with pytest.raises(ValueError, match="no measurement"):
+        view.observe(sent, received, 0, resolution)
+
+
+@pytest.mark.parametrize("lease", [0, -1])
+def test_a_lease_that_is_not_positive_is_refused(machine: Machine, lease: int) -> None:
+    with pytest.raises(ValueError, match="lease must be positive"):
+        StoreClock(machine, lease)
