@@ -1,0 +1,15 @@
+"""The wrapper that injects faults, without any: it changes nothing that a store promises."""
+
+import pytest
+
+from pyncette.memory import MemoryRepository
+from pyncette.testing.conformance import Place, StoreConformance
+from pyncette.testing.faults import Faults, faulty
+
+
+class TestFaultyStoreWithoutFaults(StoreConformance):
+    wakes = True
+
+    @pytest.fixture
+    def place(self) -> Place:
+        return Place(faulty(MemoryRepository(), Faults()))

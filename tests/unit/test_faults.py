@@ -1,0 +1,212 @@
+"""The store that fails on demand."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.memory import MemoryRepository
+from pyncette.record import ABSENT, Put
+from pyncette.store import EVERYTHING, Applied, Group, Store, Write
+from pyncette.testing import VirtualClock
+from pyncette.testing.faults import Delay, Fail, Faults, Gate, LoseAnswer, faulty
+
+CREATION = [Write("reports", "a", Put(5, "scheduled", None, 0, "p", "a", "s"), ABSENT)]
+IDENTITY = [("reports", "a")]
+
+
+def on(faults: Faults, test: Callable[[Store], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with faulty(MemoryRepository(), faults)() as store:
+            await test(store)
+
+    asyncio.run(main())
+
+
+def test_without_faults_every_call_passes() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        assert await store.write(CREATION, 1) == [Applied(1)]
+        [record] = (await store.claim([Group("reports", 10, 1, 5)], 1, 5, "t")).records
+        assert await store.get(IDENTITY) == [record]
+        assert (await store.scan("reports", EVERYTHING, None, 10)).records == [record]
+        assert await store.now() is None
+        watch = await store.watch(["reports"], lambda groups: None)
+        assert watch is not None
+        watch.close()
+
+    on(faults, check)
+    assert [call.name for call in faults.calls] == ["write", "claim", "get", "scan", "now", "watch"]
+    assert faults.calls[0].arguments == (CREATION, 1, ())
+    assert {call.fault for call in faults.calls} == {None}
+
+
+def test_a_call_that_fails_is_not_made() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("write", Fail())
+        with pytest.raises(StoreUnavailableError, match="did not arrive"):
+            await store.write(CREATION, 1)
+        assert await store.get(IDENTITY) == [None]
+
+    on(faults, check)
+
+
+def test_a_call_whose_answer_is_lost_is_made() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("write", LoseAnswer())
+        with pytest.raises(StoreUnavailableError, match="answer was lost"):
+            await store.write(CREATION, 1)
+        assert await store.get(IDENTITY) != [None]
+
+    on(faults, check)
+
+
+def test_an_error_of_ones_own_is_raised() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("get", Fail(StoreMisconfiguredError("a")), LoseAnswer(OSError("b")))
+        with pytest.raises(StoreMisconfiguredError, match="a"):
+            await store.get(IDENTITY)
+        with pytest.raises(OSError, match="b"):
+            await store.get(IDENTITY)
+
+    on(faults, check)
+
+
+def test_planned_faults_strike_one_call_each_in_order() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("now", Fail(), LoseAnswer())
+        await store.get(IDENTITY)
+        for words in ("did not arrive", "answer was lost"):
+            with pytest.raises(StoreUnavailableError, match=words):
+                await store.now()
+        assert await store.now() is None
+
+    on(faults, check)
+    assert [type(call.fault) for call in faults.made("now")] == [Fail, LoseAnswer, type(None)]
+
+
+def test_a_fault_waits_for_the_call_that_matches() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("get", Fail(), matches=lambda identities: len(identities) == 2)
+        await store.get(IDENTITY)
+        with pytest.raises(StoreUnavailableError):
+            await store.get(IDENTITY * 2)
+
+    on(faults, check)
+
+
+def test_a_store_is_down_within_a_block() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        with faults.down():
+            for _ in range(3):
+                with pytest.raises(StoreUnavailableError):
+                    await store.now()
+            with pytest.raises(StoreUnavailableError):
+                await store.get(IDENTITY)
+        with faults.down("get"):
+            await store.now()
+            with pytest.raises(StoreUnavailableError):
+                await store.get(IDENTITY)
+        await store.get(IDENTITY)
+
+    on(faults, check)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_gate_holds_a_call_or_its_answer(answer: bool) -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        gate = Gate(answer=answer)
+        faults.next("write", gate)
+        write = asyncio.ensure_future(store.write(CREATION, 1))
+        await gate.reached()
+        assert (await store.get(IDENTITY) != [None]) is answer
+        assert not write.done()
+        gate.release()
+        assert await write == [Applied(1)]
+
+    on(faults, check)
+
+
+@pytest.mark.parametrize("answer", [False, True])
+def test_a_delay_passes_on_the_clock(answer: bool) -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        clock = VirtualClock()
+        faults.next("write", Delay(clock, 5, answer=answer))
+        write = asyncio.ensure_future(store.write(CREATION, 1))
+        await clock.advance(timedelta(seconds=4))
+        assert (await store.get(IDENTITY) != [None]) is answer
+        assert not write.done()
+        await clock.advance(timedelta(seconds=1))
+        assert await write == [Applied(1)]
+
+    on(faults, check)
+
+
+def struck(seed: int, probability: float = 0.3) -> list[str]:
+    faults = Faults(seed, probability)
+
+    async def check(store: Store) -> None:
+        for _ in range(200):
+            await asyncio.gather(store.now(), return_exceptions=True)
+
+    on(faults, check)
+    return [type(call.fault).__name__ for call in faults.calls]
+
+
+def test_chance_strikes_the_same_calls_for_the_same_seed() -> None:
+    assert struck(1) == struck(1)
+    assert struck(1) != struck(2)
+    assert set(struck(1)) == {"Fail", "LoseAnswer", "NoneType"}
+
+
+def test_chance_strikes_as_often_as_it_is_told() -> None:
+    assert set(struck(1, 0.0)) == {"NoneType"}
+    assert "NoneType" not in struck(1, 1.0)
+
+
+def test_no_more_calls_are_remembered_than_asked() -> None:
+    faults = Faults(calls_max=3)
+
+    async def check(store: Store) -> None:
+        for _ in range(5):
+            await store.now()
+        await store.get(IDENTITY)
+
+    on(faults, check)
+    assert [call.name for call in faults.calls] == ["now", "now", "get"]
+
+
+def test_wrong_plans_are_refused() -> None:
+    with pytest.raises(ValueError, match="no call 'poll'"):
+        Faults().next("poll", Fail())
+    with pytest.raises(ValueError, match=r"not 1\.5"):
+        Faults(probability=1.5)
+
+
+def test_the_test_tools_load_neither_pytest_nor_hypothesis() -> None:
+    program = (
+        "import sys, pyncette.testing, pyncette.testing.faults, pyncette.testing.lagging\n"
+        "sys.exit(bool({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
