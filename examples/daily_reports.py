@@ -323,7 +323,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--users", type=int, default=10_000, help="how many (default 10,000)")
     parser.add_argument("--workers", type=int, default=3, help="processes, 2 or more (default 3)")
-    parser.add_argument("--seconds", type=float, default=45.0, help="a week takes so long (45)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="a week takes so long (60)")
     parser.add_argument("--csv", type=Path, default=Path("daily_reports.csv"), help="every run")
     options = parser.parse_args()
     if options.users < 1 or options.workers < 2 or options.seconds < 5:
