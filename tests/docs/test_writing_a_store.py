@@ -1,0 +1,20 @@
+"""The store that the documentation writes, proven in the five lines that it shows."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "writing-a-store.md"
+
+
+def test_the_example_store_passes_the_suite_as_the_page_says(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_store.py").write_text(blocks[0])
+    (tmp_path / "test_my_store.py").write_text(blocks[1])
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    run = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stdout
+    assert re.search(r"\b\d{2,} passed", run.stdout), run.stdout
