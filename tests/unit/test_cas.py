@@ -1,0 +1,302 @@
+"""What only CasStore has: trips, rivals, and what an index that lags may do to a claim."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+
+import pytest
+
+from pyncette.cas import CasStore, Entry, Made, Swap
+from pyncette.errors import StoreUnavailableError
+from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
+from pyncette.store import Applied, Group, Identity, Key, Refused, Source, Store, Write
+from pyncette.testing.lagging import LaggingBackend, LaggingRepository
+
+NOW = 1_000_000
+LEASE = 60
+
+
+class CountingBackend(LaggingBackend):
+    """Counts the primitives, and lets a rival come first."""
+
+    def __init__(self, lag: int = 0) -> None:
+        super().__init__(Random(1), lag)
+        self.counts: Counter[str] = Counter()
+        self.rival: Callable[[Sequence[Swap]], Awaitable[None]] | None = None
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        self.counts["get"] += 1
+        return await super().get(identities)
+
+    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
+        self.counts["swap"] += 1
+        if self.rival is not None:
+            await self.rival(batch)
+        return await super().swap(batch)
+
+    async def due(
+        self, group: str, since: int | None, before: int | None, limit: int
+    ) -> list[Entry]:
+        self.counts["due"] += 1
+        return await super().due(group, since, before, limit)
+
+
+def put(due_at: int | None = NOW) -> Put:
+    return Put(due_at, State.SCHEDULED, None, 0, "plan", "args", "progress")
+
+
+async def add(store: Store, group: str, keys: Sequence[str], due_at: int | None = NOW) -> None:
+    await store.write([Write(group, key, put(due_at), ABSENT) for key in keys], NOW)
+
+
+async def trips(backend: CountingBackend, call: Awaitable[object]) -> dict[str, int]:
+    backend.counts.clear()
+    await call
+    return dict(backend.counts)
+
+
+def test_a_claim_from_many_sources_is_one_batch_of_swaps() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        sources: list[Source] = [Group(f"g{n}", LEASE, 5, NOW) for n in range(20)]
+        sources += [Key("s", f"k{n}", LEASE) for n in range(20)]
+        for n in range(20):
+            await add(store, f"g{n}", "abcdefg")
+        await add(store, "s", [f"k{n}" for n in range(20)])
+        counted = await trips(backend, store.claim(sources, 1_000, NOW, "t"))
+        assert counted == {"get": 1, "due": 20, "swap": 1}
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_finds_nothing_swaps_nothing() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", "a", NOW + 1)
+        counted = await trips(backend, store.claim([Group("g", LEASE, 5, NOW)], 10, NOW, "t"))
+        assert counted == {"due": 2}
+
+    asyncio.run(main())
+
+
+def test_a_write_that_names_its_version_is_made_unseen() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", "ab")
+        batch = [Write("g", key, Patch(NOW, "retrying", 0), NOW) for key in "ab"]
+        assert await trips(backend, store.write(batch, NOW)) == {"swap": 1}
+        assert await trips(backend, store.write(batch, NOW)) == {"swap": 1, "get": 1}
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_rivals_were_quicker_at_takes_others_instead() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", [f"{n:02}" for n in range(40)])
+        taken: list[str] = []
+
+        async def rival(batch: Sequence[Swap]) -> None:
+            """Takes the very records, once."""
+            backend.rival = None
+            taken.extend(swap.key for swap in batch)
+            await CasStore(backend).claim([Group("g", LEASE, 10, NOW)], 10, NOW, "rival")
+
+        backend.rival = rival
+        claimed = await store.claim([Group("g", LEASE, 10, NOW)], 10, NOW, "mine")
+        assert len(claimed.records) == 10
+        assert not set(taken) & {record.key for record in claimed.records}
+        assert claimed.next_due == [NOW]
+
+    asyncio.run(main())
+
+
+def test_workers_that_met_part_at_random() -> None:
+    async def second_choice(seed: int) -> set[str]:
+        backend = CountingBackend()
+        await add(CasStore(backend), "g", [f"{n:02}" for n in range(60)])
+
+        async def rival(batch: Sequence[Swap]) -> None:
+            backend.rival = None
+            await CasStore(backend).claim([Group("g", LEASE, 5, NOW)], 5, NOW, "rival")
+
+        backend.rival = rival
+        store = CasStore(backend, Random(seed))
+        claimed = await store.claim([Group("g", LEASE, 5, NOW)], 5, NOW, "mine")
+        return {record.key for record in claimed.records}
+
+    choices = [asyncio.run(second_choice(seed)) for seed in range(4)]
+    assert all(len(choice) == 5 for choice in choices)
+    assert len({frozenset(choice) for choice in choices}) > 1
+
+
+def test_a_claim_gives_up_where_rivals_are_always_quicker() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", [f"{n:03}" for n in range(200)])
+
+        async def rival(batch: Sequence[Swap]) -> None:
+            for swap in batch:
+                await LaggingBackend.swap(backend, [swap])
+
+        backend.rival = rival
+        claimed = await store.claim([Group("g", LEASE, 5, NOW)], 5, NOW, "mine")
+        assert claimed.records == []
+        assert claimed.next_due == [NOW]
+        assert backend.counts["swap"] < 10
+
+    asyncio.run(main())
+
+
+def test_a_forced_write_is_repeated_until_nobody_is_quicker() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", "a")
+        turns = iter(range(5))
+
+        async def rival(batch: Sequence[Swap]) -> None:
+            for turn in turns:
+                columns = {"version": NOW + 1 + turn, "starts": turn}
+                await LaggingBackend.swap(backend, [Swap("g", "a", NOW + turn, columns)])
+                return
+
+        backend.rival = rival
+        [result] = await store.write([Write("g", "a", Patch(None, "paused", 9), ANY)], NOW)
+        assert result == Applied(NOW + 6)
+
+    asyncio.run(main())
+
+
+def test_a_forced_write_gives_up_after_a_thousand_rivals() -> None:
+    async def main() -> None:
+        backend = CountingBackend()
+        store = CasStore(backend)
+        await add(store, "g", "a")
+
+        async def rival(batch: Sequence[Swap]) -> None:
+            [record] = await LaggingBackend.get(backend, [("g", "a")])
+            assert record is not None
+            columns = {"version": record.version + 1}
+            await LaggingBackend.swap(backend, [Swap("g", "a", record.version, columns)])
+
+        backend.rival = rival
+        with pytest.raises(StoreUnavailableError, match="1000 times in a row"):
+            await store.write([Write("g", "a", Patch(None, "paused", 9), ANY)], NOW)
+
+    asyncio.run(main())
+
+
+def test_a_creation_is_made_when_what_stood_in_its_way_has_gone_meanwhile() -> None:
+    """A refusal says what is there: nothing there cannot refuse a creation."""
+
+    async def main() -> None:
+        class Vanishing(CountingBackend):
+            async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+                await self.swap([Swap("g", "a", NOW, None)])
+                return await super().get(identities)
+
+        backend = Vanishing()
+        store = CasStore(backend)
+        await add(store, "g", "a")
+        assert await store.write([Write("g", "a", put(), ABSENT)], NOW) == [Applied(NOW)]
+        assert backend.counts["get"] == 1
+
+    asyncio.run(main())
+
+
+def test_a_record_made_again_at_the_same_version_is_not_claimed_by_an_old_entry() -> None:
+    async def main() -> None:
+        backend = CountingBackend(lag=1_000_000)
+        store = CasStore(backend)
+        await add(store, "g", "a")
+        backend.catch_up()
+        await store.write([Write("g", "a", Delete(), ANY)], NOW)
+        await add(store, "g", "a", NOW + 500)
+        claimed = await store.claim([Group("g", LEASE, 5, NOW)], 5, NOW, "mine")
+        assert claimed.records == []
+        assert await store.get([("g", "a")]) == [
+            Record("g", "a", NOW + 500, NOW, None, "scheduled", 0, "plan", "args", "progress")
+        ]
+
+    asyncio.run(main())
+
+
+def test_an_index_shows_a_change_late_and_never_an_older_one_after_it() -> None:
+    async def main() -> None:
+        backend = LaggingBackend(Random(3), lag=30)
+        await backend.swap([Swap("g", "a", ABSENT, put(0)._asdict() | {"version": 1})])
+        shown = []
+        for version in range(1, 60):
+            await backend.swap(
+                [Swap("g", "a", version, {"version": version + 1, "due_at": version})]
+            )
+            shown += [entry.version for entry in await backend.due("g", None, None, 1)]
+        assert shown == sorted(shown)
+        assert shown[-1] < 60
+        backend.catch_up()
+        assert [entry.version for entry in await backend.due("g", None, None, 1)] == [60]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_on_an_index_that_lags_nothing_runs_twice_and_nothing_is_lost(seed: int) -> None:
+    """Workers claim, settle and remove while the index is told late, and never caught up."""
+
+    async def main() -> None:
+        repository = LaggingRepository(seed, lag=60)
+        runs: Counter[str] = Counter()
+        keys = [f"{n}" for n in range(60)]
+
+        async def worker(name: str) -> None:
+            async with repository() as store:
+                for turn in range(400):
+                    now = NOW + turn
+                    token = f"{name}-{turn}"
+                    claimed = await store.claim([Group("g", 10**9, 5, now)], 5, now, token)
+                    runs.update(record.key for record in claimed.records)
+                    await store.write(
+                        [
+                            Write("g", record.key, Delete(), record.version, record.token)
+                            for record in claimed.records
+                        ],
+                        now,
+                    )
+                    if len(runs) == len(keys):
+                        return
+
+        async with repository() as store:
+            await add(store, "g", keys)
+        await asyncio.gather(*(worker(f"worker-{n}") for n in range(4)))
+        assert runs == Counter(keys)
+
+    asyncio.run(main())
+
+
+def test_a_refusal_tells_what_is_there() -> None:
+    async def main() -> None:
+        store = CasStore(CountingBackend())
+        await add(store, "g", "a")
+        [record] = await store.get([("g", "a")])
+        results = await store.write(
+            [Write("g", "a", put(), NOW + 1), Write("g", "b", put(), NOW)], NOW
+        )
+        assert results == [Refused(record), Refused(None)]
+
+    asyncio.run(main())
+
+
+def test_nobody_is_told_and_no_clock_is_read() -> None:
+    async def main() -> None:
+        store = CasStore(CountingBackend())
+        assert await store.watch(["g"], lambda groups: None) is None
+        assert await store.now() is None
+
+    asyncio.run(main())
