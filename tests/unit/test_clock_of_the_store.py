@@ -139,12 +139,15 @@ def test_answers_in_whole_seconds_are_narrowed_down_by_each_other(
     assert abs(machine.error(view)) < 60 * MILLISECOND
 
 
-def test_a_clock_of_the_store_that_drifts_is_followed(machine: Machine, view: StoreClock) -> None:
+@pytest.mark.parametrize("parts_per_million", [400, -400])
+def test_a_clock_of_the_store_that_drifts_is_followed(
+    machine: Machine, view: StoreClock, parts_per_million: int
+) -> None:
     ahead = 0
     for _ in range(360):
-        machine.measure(view, ahead=ahead)
+        assert machine.measure(view, ahead=ahead)
         machine.elapsed += 10 * SECOND
-        ahead += 10 * 400  # 400 parts per million
+        ahead += 10 * parts_per_million
     assert abs(machine.error(view) - ahead) < 10 * MILLISECOND
 
 

@@ -169,6 +169,28 @@ def test_all_work_of_an_instant_is_done_before_time_moves_on(
     run(main())
 
 
+def test_work_of_any_length_that_uses_the_clock_is_seen(run: Callable[[Main], Any]) -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        diary = Diary(clock)
+
+        async def many_quick_calls() -> None:
+            for _ in range(20):
+                with clock.hold():
+                    pass
+                for _ in range(10):
+                    await asyncio.sleep(0)
+            diary.note("done")
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(many_quick_calls())
+            tasks.create_task(diary.sleeper("next", 0.000001))
+            await clock.advance(seconds(1))
+        assert diary.entries == [("done", 0.0), ("next", 0.000001)]
+
+    run(main())
+
+
 def test_a_task_that_was_only_just_created_is_not_overtaken(run: Callable[[Main], Any]) -> None:
     async def main() -> None:
         clock = VirtualClock()
@@ -423,6 +445,8 @@ def test_a_hold_that_is_never_released_is_an_error_that_says_so() -> None:
 
 def test_a_hold_released_just_as_the_advance_is_cancelled_is_harmless() -> None:
     async def main() -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
         clock = VirtualClock()
         hold = clock.hold()
         hold.__enter__()
@@ -436,6 +460,7 @@ def test_a_hold_released_just_as_the_advance_is_cancelled_is_harmless() -> None:
         assert task.cancelled()
         await clock.advance(seconds(1))
         assert clock.monotonic() == 1.0
+        assert failures == []
 
     asyncio.run(main())
 
@@ -447,13 +472,15 @@ def test_what_waits_in_a_socket_of_this_process_is_read_before_time_moves(
         clock = VirtualClock()
         diary = Diary(clock)
         loop = asyncio.get_running_loop()
+        over = asyncio.Event()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
 
         async def talk() -> None:
             await clock.sleep(1)
-            await loop.sock_sendall(theirs, b"!")
+            theirs.send(b"!")
+            await over.wait()
 
         async def listen() -> None:
             await loop.sock_recv(ours, 1)
@@ -465,6 +492,7 @@ def test_what_waits_in_a_socket_of_this_process_is_read_before_time_moves(
                 tasks.create_task(listen())
                 tasks.create_task(diary.sleeper("next", 1.000001))
                 await clock.advance(seconds(2))
+                over.set()
         assert diary.entries == [("heard", 1.0), ("next", 1.000001)]
 
     run(main())
