@@ -405,11 +405,14 @@ def loads(text: str) -> Schedule:
         NewerFormat: The text says that a newer release wrote it.
         ValueError: It cannot be read.
     """
-    # One-off instants hardly ever repeat, and would drive out what does.
+    # One-off instants hardly ever repeat, and would drive out what does. Each claimed record is
+    # read through here, so the usual form (any instant from 2001 on) goes straight.
     if text.startswith("1 at "):
         digits = text[5:]
-        if digits.isascii() and digits.isdecimal() and len(digits) <= 20:
-            return At.of(int(digits))
+        if len(digits) == 16 and digits.isdecimal() and digits.isascii():
+            instant = int(digits)
+            if instant < INSTANT_LIMIT:
+                return At.of(instant)
         return _read(text)
     return _read_and_keep(text)
 

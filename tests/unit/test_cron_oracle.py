@@ -385,7 +385,7 @@ def test_every_day_of_many_years_is_right(chunk: int) -> None:
         meaning, cron = possible(rng, lambda rng: expression(rng, years=True))
         fields = meaning.text.split()
         at_noon = Cron(" ".join(["30", "12", *fields[2:]]))
-        start = datetime(rng.randint(1969, 2080), rng.randint(1, 12), 1, tzinfo=UTC)
+        start = datetime(rng.randint(1970, 2080), rng.randint(1, 12), 1, tzinfo=UTC)
         end = start.replace(year=start.year + rng.choice([1, 4, 12]))
         expected = []
         day = start

@@ -304,6 +304,8 @@ def test_a_naive_datetime_that_local_time_cannot_hold_is_refused() -> None:
         (Cron("0 9 * * mon", "America/New York"), "1 cron America/New_York 0 9 * * mon"),
         (Every(timedelta(minutes=1)), "1 every 60000000"),
         (At(datetime(2025, 11, 24, 16, tzinfo=UTC)), "1 at 1764000000000000"),
+        (At(datetime(2001, 9, 9, 1, 46, 39, 999_999, tzinfo=UTC)), "1 at 999999999999999"),
+        (At(datetime(2254, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)), "1 at 8993548799999999"),
         (At(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)), "1 at -1000000"),
     ],
 )
@@ -349,6 +351,8 @@ def test_the_text_of_a_newer_release_is_recognised(text: str) -> None:
         "1 at",
         "1 at noon",
         "1 at +5",
+        "1 at ١٧٦٤٠٠٠٠٠٠٠٠٠٠٠٠",
+        "1 at 9999999999999999",
         "1 at 1_0",
         "1 at " + "9" * 20,
         "1 at -" + "9" * 20,
