@@ -1,0 +1,150 @@
+"""Heartbeats in the background, for tasks that may take longer than their lease.
+
+Knows when to beat and what to do with a body whose lease is gone. What a heartbeat does is the
+context's to say; that the outcome of a run without a lease is not recorded is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pyncette.clock import Clock
+from pyncette.errors import LeaseLostException
+
+logger = logging.getLogger(__name__)
+
+_Context = TypeVar("_Context")
+
+
+def with_heartbeat(
+    lease_remaining_ratio: float = 0.5, cancel_on_lease_lost: bool = False
+) -> Callable[[Callable[[_Context], Awaitable[Any]]], Callable[[_Context], Awaitable[Any]]]:
+    """Decorates the function of a task: its lease is extended for as long as it runs.
+
+    Stands below the decorator that declares the task. The first heartbeat is made
+    ``lease_duration`` × ``lease_remaining_ratio`` after the start, and the following ones at that
+    distance. One that fails is logged, and the next is made when it is due, so a small ratio
+    leaves room for several tries within a lease. Once the lease is lost, there are no more.
+
+    Of its context it needs ``task.lease_duration``, ``heartbeat()`` and ``app_context.clock``.
+    Heartbeats need the event loop: a function that blocks it for longer than a lease may lose
+    the lease.
+
+    Args:
+        lease_remaining_ratio: The part of ``lease_duration`` between two heartbeats, more than 0
+            and less than 1.
+        cancel_on_lease_lost: Whether the function is cancelled when its lease is lost. It then
+            raises ``LeaseLostException``, whether it lets the cancellation through or returns
+            all the same; an exception of its own wins. Otherwise it goes on, though its outcome
+            will not be recorded, and somebody else may be running the same occurrence.
+
+    Raises:
+        ValueError: ``lease_remaining_ratio`` is not between 0 and 1.
+        TypeError: It is no number, as in ``@with_heartbeat`` without parentheses.
+    """
+    if callable(lease_remaining_ratio):
+        raise TypeError("with_heartbeat takes options: write @with_heartbeat()")
+    if not 0 < lease_remaining_ratio < 1:
+        raise ValueError(
+            "lease_remaining_ratio must be more than 0 and less than 1, "
+            f"not {lease_remaining_ratio!r}"
+        )
+
+    def decorate(
+        body: Callable[[_Context], Awaitable[Any]],
+    ) -> Callable[[_Context], Awaitable[Any]]:
+        @functools.wraps(body)
+        async def beating(context: _Context) -> Any:
+            async with _Beating(context, lease_remaining_ratio, cancel_on_lease_lost):
+                return await body(context)
+
+        return beating
+
+    return decorate
+
+
+class _Beating:
+    """Heartbeats beside the block that it is wrapped around, which is cancelled if need be.
+
+    The block stays in the task that it was in, as with :func:`asyncio.timeout`, from which the
+    way of cancelling is taken: each ``cancel()`` of ours is answered by one ``uncancel()``, so
+    that a cancellation from outside is told apart and passed on.
+    """
+
+    def __init__(self, context: Any, ratio: float, cancel_on_lease_lost: bool) -> None:
+        self._context = context
+        self._interval_s = context.task.lease_duration.total_seconds() * ratio
+        self._clock: Clock = context.app_context.clock
+        self._cancel_on_lease_lost = cancel_on_lease_lost
+        self._lost: LeaseLostException | None = None
+        self._ended = False
+
+    async def __aenter__(self) -> None:
+        runner = asyncio.current_task()
+        if runner is None:
+            raise RuntimeError("with_heartbeat needs to run in an asyncio task")
+        self._runner = runner
+        self._cancelling = runner.cancelling()
+        self._beats = asyncio.create_task(self._beat(), name="pyncette heartbeats")
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended = True
+        from_outside = False
+        if self._lost is not None:
+            from_outside = self._runner.uncancel() > self._cancelling
+        await self._stop()
+        if self._lost is not None and (
+            error is None or (isinstance(error, asyncio.CancelledError) and not from_outside)
+        ):
+            raise self._lost from error
+
+    async def _beat(self) -> None:
+        elapsed_s = 0.0
+        while True:
+            await self._clock.sleep(self._interval_s - elapsed_s)
+            sent = self._clock.monotonic()
+            try:
+                await self._context.heartbeat()
+            except LeaseLostException as error:
+                self._lease_was_lost(error)
+                return
+            except Exception as error:
+                logger.warning(
+                    "A heartbeat of %s failed, the next one is in %g s: %s",
+                    self._context.task,
+                    self._interval_s,
+                    error,
+                    exc_info=True,
+                )
+            # The lease runs from when a heartbeat was sent, not from when it was answered.
+            elapsed_s = self._clock.monotonic() - sent
+
+    def _lease_was_lost(self, error: LeaseLostException) -> None:
+        if self._ended:
+            return
+        if not self._cancel_on_lease_lost:
+            logger.warning("%s; it goes on, but its outcome will not be recorded", error)
+            return
+        logger.warning("%s; it is cancelled", error)
+        self._lost = error
+        self._runner.cancel()
+
+    async def _stop(self) -> None:
+        self._beats.cancel()
+        try:
+            await asyncio.wait([self._beats])
+        except asyncio.CancelledError as error:
+            # The block has its outcome already. The cancellation is due at the next await, and
+            # the heartbeats, cancelled themselves, end without being waited for.
+            self._runner.uncancel()
+            self._runner.cancel(*error.args)
