@@ -106,6 +106,11 @@ class PyncetteContext:
         """When the loop last reached the store (aware, UTC); at first, when this was opened."""
         return from_microseconds(self._scheduler.last_tick)
 
+    @property
+    def poll_interval(self) -> timedelta:
+        """How often the loop looks at everything; in between, it wakes when something is due."""
+        return timedelta(microseconds=self._settings.poll_interval)
+
     # The loop.
 
     async def run(self) -> None:
