@@ -205,7 +205,8 @@ class PyncetteContext:
                 raise TaskLockedException(
                     instance, None if current.due_at is None else from_microseconds(current.due_at)
                 )
-            await realtime.sleep(ADVANCE_LOOK_S)
+            with self.clock.hold():
+                await realtime.sleep(ADVANCE_LOOK_S)
             [current] = await self._store.get([(instance.group, instance.key)])
 
     async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:

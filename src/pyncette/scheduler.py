@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette import lifecycle
-from pyncette.clock import Clock
+from pyncette.clock import Clock, StoreClock
 from pyncette.errors import PyncetteException
 from pyncette.execution import Execution, Handler, RunContext, compose
 from pyncette.lifecycle import Rules, Wanted
@@ -43,6 +44,9 @@ SUSPECT_DELAY: Final = 100_000
 """For how long a suspect is given back while another one runs, in microseconds."""
 
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
+
+MEASURE_INTERVAL_S: Final = 10.0
+"""So often is the store's clock looked at; two clocks drift apart by some 50 us/s at most."""
 
 
 class Executor(Protocol):
@@ -124,6 +128,7 @@ class Scheduler:
         self._tokens = f"{settings.worker}:{secrets.token_hex(4)}:"
         self._claims = 0
         self._next_poll = 0
+        self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S
         self._running = False
         self._stopping = False
         self._unanswered: _Question | None = None
@@ -207,20 +212,27 @@ class Scheduler:
     async def _pass(self) -> None:
         now = self.clock.microseconds()
         free = self._free_slots()
-        if self._failures:
-            await self._wait_until(self._next_poll)
-            now = self.clock.microseconds()
-            if now < self._next_poll:
-                return
-        elif now < self._next_poll and (not free or self._sources.soonest() > now):
-            await self._wait_until(self._next_poll if not free else self._sources.soonest())
+        wake_at = self._next_poll
+        if free and not self._failures:
+            wake_at = min(wake_at, self._sources.soonest())
+        if now < wake_at:
+            await self._wait_until(wake_at)
             return
+        polls = now >= self._next_poll
         with self._tick():
             try:
-                question = self._unanswered or self._ask(now, free)
-                await self._claim(question)
+                await self._claim(self._unanswered or self._ask(now, free))
+                if polls:
+                    await self._measure()
             except Exception as error:
                 self._store_failed(error)
+
+    async def _measure(self) -> None:
+        """Looks at the store's clock now and then, where it has one."""
+        clock = self.clock
+        if isinstance(clock, StoreClock) and clock.monotonic() >= self._measure_at:
+            has_clock = await clock.measure(self._store.now)
+            self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S if has_clock else math.inf
 
     def _free_slots(self) -> int:
         limit = self._settings.concurrency_limit
