@@ -247,7 +247,7 @@ class Execution:
 
     def meet(self, current: Record | None) -> Verdict:
         """Takes in the record that stands in the way of a write."""
-        found = lifecycle.verdict(current, self._token)
+        found = lifecycle.verdict(current, self.reading)
         if found is Verdict.HELD and current is not None:
             try:
                 self.reading = read(current)

@@ -51,7 +51,7 @@ from pyncette.record import (
     dump_progress,
     load_progress,
 )
-from pyncette.schedule import Schedule
+from pyncette.schedule import NewerFormat, Schedule
 
 SUSPECT_STARTS: Final = 3
 """From so many starts without a word on, a record is suspected of killing its process."""
@@ -108,17 +108,31 @@ def suspect(record: Record) -> bool:
     return record.starts >= SUSPECT_STARTS
 
 
-def verdict(current: Record | None, token: str) -> Verdict:
-    """What a refused write means to the holder of ``token``.
+def verdict(current: Record | None, held: Reading) -> Verdict:
+    """What a refused write means to the holder of a claim.
 
     A failed run of mode ``NONE`` stays running with no start counted: that is how its own
-    holder, and only it, can leave a record.
+    holder, and only it, can leave a record. And where the claim was repeated, the first one may
+    arrive late and take, with the same token, an occurrence that this holder does not run.
+
+    Args:
+        current: What stands in the way.
+        held: The record as its holder last saw it, still running.
     """
-    if current is None or current.token != token:
+    if current is None or current.token != held.record.token:
         return Verdict.LOST
-    if current.state == State.RUNNING and current.starts > 0:
+    if current.state == State.RUNNING and current.starts > 0 and _same_run(current, held):
         return Verdict.HELD
     return Verdict.SETTLED
+
+
+def _same_run(current: Record, held: Reading) -> bool:
+    if current.progress == held.record.progress:
+        return True
+    try:
+        return load_progress(current.progress)[:3] == held.progress[:3]
+    except (NewerFormat, UnreadableRecord):
+        return True  # it is read, and refused, when its holder decides again
 
 
 # What the holder of a claim does.
@@ -142,14 +156,16 @@ def failed(reading: Reading, rules: Rules, now: int, error: str) -> Change:
     """The body raised.
 
     What was asked for while it ran holds from here: a replacement takes the place of the failed
-    occurrence, a pause keeps it for later.
+    occurrence, a pause keeps it for later. What a static task's new plan is to follow is retried
+    first.
     """
     record, _, progress = reading
     if rules.failure_mode is FailureMode.COMMIT:
         return _occurrence_done(reading, rules, now, error)
+    replacement = _replacement(progress)
+    if replacement is not None:
+        return _promoted(record, replacement)
     pending = progress.pending
-    if pending is not None and pending.plan is not None:
-        return _promoted(record, pending)
     progress = progress._replace(failures=progress.failures + 1, error=error)
     if pending is not None and pending.paused:
         return _held_back(record, progress, 0)
@@ -164,10 +180,11 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
     With a ``delay`` it is not due before ``now + delay``.
     """
     record, _, progress = reading
-    pending = progress.pending
     starts = max(record.starts - 1, 0)
-    if pending is not None and pending.plan is not None:
-        return _promoted(record, pending)
+    replacement = _replacement(progress)
+    if replacement is not None:
+        return _promoted(record, replacement)
+    pending = progress.pending
     if pending is not None and pending.paused and progress.triggered is None:
         return _held_back(record, progress, starts)
     if starts or progress.failures:
@@ -182,10 +199,19 @@ def given_back_unread(record: Record, now: int, delay: int) -> Patch:
 
 
 def exhausted(reading: Reading, error: str) -> Change:
-    """The last attempt that was allowed has failed: the record is parked with its error."""
+    """The last attempt that was allowed has failed: the record is parked with its error.
+
+    Where it was triggered meanwhile it is tried once more, as a parked one would be.
+    """
     record, _, progress = reading
-    if progress.pending is not None and progress.pending.plan is not None:
-        return _promoted(record, progress.pending)
+    replacement = _replacement(progress)
+    if replacement is not None:
+        return _promoted(record, replacement)
+    pending = progress.pending
+    if pending is not None and pending.triggered is not None:
+        left = _pending_or_none(pending._replace(triggered=None))
+        progress = progress._replace(failures=0, pending=left, error=error)
+        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     progress = progress._replace(failures=progress.failures + 1, error=error)
     return Patch(None, State.PARKED, 0, dump_progress(progress))
 
@@ -194,6 +220,8 @@ def parked(record: Record, reason: str, born: str) -> Patch:
     """The record cannot be read: it is kept with the reason, and what can be read of it."""
     try:
         progress = load_progress(record.progress)._replace(error=reason)
+    except NewerFormat:
+        return Patch(None, State.PARKED, 0)
     except UnreadableRecord:
         progress = Progress(None, born, error=reason)
     return Patch(None, State.PARKED, 0, dump_progress(progress))
@@ -224,7 +252,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
 
     A record that waits for a retry, or whose worker died, keeps its time and its starts, and
     takes plan and arguments from the next attempt on, so that a caller who repeats himself
-    defeats no backoff. Paused and parked ones stay so.
+    defeats no backoff. A worker that is not dead but slow loses it: what it ran, it ran with the
+    old arguments. Paused and parked ones stay so.
 
     Returns:
         The change, or None where the record is being run.
@@ -244,14 +273,13 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     due_at, state = current.due_at, current.state
     if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
         progress = progress._replace(planned=_soonest(progress.planned, wanted.plan.first(now)))
-    if state == State.FINISHED:
-        state = State.SCHEDULED
-    if state == State.SCHEDULED:
+    if state in (State.SCHEDULED, State.FINISHED):
         due_at = progress.occurrence
+        state = State.FINISHED if due_at is None else State.SCHEDULED
     return Put(
         due_at,
         state,
-        current.token,
+        None if state == State.RUNNING else current.token,
         current.starts,
         schedule.dumps(wanted.plan),
         wanted.args,
@@ -317,7 +345,7 @@ def resumed(reading: Reading, now: int) -> Change | None:
     if record.starts or progress.failures:
         return Patch(now, State.RETRYING, record.starts)
     due_at = progress.occurrence
-    return Patch(now if due_at is None else due_at, State.SCHEDULED, record.starts)
+    return Patch(due_at, State.FINISHED if due_at is None else State.SCHEDULED, record.starts)
 
 
 def triggered(reading: Reading, now: int) -> Change | None:
@@ -386,7 +414,7 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     due_at, state = current.due_at, current.state
     overdue = progress.planned is not None and progress.planned <= now
     match state:
-        case State.SCHEDULED if not overdue or progress.planned is None:
+        case State.SCHEDULED if not overdue:
             progress = progress._replace(planned=first)
         case State.PAUSED if not (overdue or current.starts or progress.failures):
             progress = progress._replace(planned=first)
@@ -419,10 +447,11 @@ def _occurrence_done(reading: Reading, rules: Rules, now: int, error: str | None
     """What follows the occurrence in hand: what is pending, or the next one of the plan."""
     record, plan, progress = reading
     pending = progress.pending
-    if pending is not None and pending.plan is not None:
-        return _promoted(record, pending)
     planned = progress.planned
-    if progress.triggered is None and planned is not None:
+    if pending is not None and pending.plan is not None:
+        if _replacement(progress) is not None or not _stood_still(progress, pending, now):
+            return _promoted(record, pending)
+    elif progress.triggered is None and planned is not None:
         planned = plan.skip(planned, now) if rules.fast_forward else plan.following(planned)
     if pending is None:
         if planned is None:
@@ -433,15 +462,18 @@ def _occurrence_done(reading: Reading, rules: Rules, now: int, error: str | None
 
 
 def _next(record: Record, progress: Progress, pending: Pending) -> Change:
-    """The next occurrence, where something other than a new plan was asked for."""
+    """The next occurrence of the plan, where something was asked for."""
     if pending.triggered is not None:
-        progress = progress._replace(
-            triggered=pending.triggered, pending=Pending(paused=True) if pending.paused else None
-        )
+        left = _pending_or_none(pending._replace(triggered=None))
+        progress = progress._replace(triggered=pending.triggered, pending=left)
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     if progress.planned is None:
         return _nothing_left(record, progress.born, progress.error)
-    return Patch(None, State.PAUSED, 0, dump_progress(progress))
+    left = _pending_or_none(pending._replace(paused=False))
+    text = dump_progress(progress._replace(pending=left))
+    if pending.paused:
+        return Patch(None, State.PAUSED, 0, text)
+    return Patch(progress.planned, State.SCHEDULED, 0, text)
 
 
 def _promoted(record: Record, pending: Pending) -> Put:
@@ -471,7 +503,16 @@ def _nothing_left(record: Record, born: str, error: str | None) -> Patch | Delet
 
 
 def _held_back(record: Record, progress: Progress, starts: int) -> Patch:
-    """Paused in the middle of an occurrence, which goes on when the record is resumed."""
+    """Paused in the middle of an occurrence, which goes on when the record is resumed.
+
+    Where it was triggered, too, that run comes first, as it does when a paused one is triggered.
+    """
+    pending = progress.pending
+    if pending is not None and pending.triggered is not None:
+        progress = progress._replace(
+            triggered=pending.triggered, failures=0, pending=pending._replace(triggered=None)
+        )
+        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     return Patch(None, State.PAUSED, starts, dump_progress(_unpaused(progress)))
 
 
@@ -480,16 +521,39 @@ def _moved(record: Record, progress: Progress) -> Patch:
     return Patch(record.due_at, record.state, record.starts, dump_progress(progress))
 
 
+def _replacement(progress: Progress) -> Pending | None:
+    """What takes the place of an occurrence even if it was not done.
+
+    The new plan of a static task is none: it goes on where the old one was, and is not born
+    again.
+    """
+    pending = progress.pending
+    if pending is None or pending.plan is None or pending.born == progress.born:
+        return None
+    return pending
+
+
+def _stood_still(progress: Progress, pending: Pending, now: int) -> bool:
+    """Whether a triggered run let an occurrence become overdue that comes before the new plan."""
+    planned = progress.planned
+    if progress.triggered is None or planned is None or planned > now:
+        return False
+    return pending.planned is None or planned < pending.planned
+
+
 def _unpaused(progress: Progress) -> Progress:
     if progress.pending is None:
         return progress
     pending = progress.pending._replace(paused=False)
-    return progress._replace(pending=None if pending == Pending() else pending)
+    return progress._replace(pending=_pending_or_none(pending))
 
 
 def _only_flags(pending: Pending) -> Pending | None:
-    flags = Pending(paused=pending.paused, triggered=pending.triggered)
-    return None if flags == Pending() else flags
+    return _pending_or_none(Pending(paused=pending.paused, triggered=pending.triggered))
+
+
+def _pending_or_none(pending: Pending) -> Pending | None:
+    return None if pending == Pending() else pending
 
 
 def _soonest(planned: int | None, first: int | None) -> int | None:

@@ -1,0 +1,454 @@
+"""A model of a store, and a checker of what happens on it: both small, pure and hashable.
+
+The store is the contract of :mod:`pyncette.store` as steps on values, so that whoever explores
+interleavings can keep each state and go on from it in several ways. The checker is a
+:class:`Ledger`: what a record owes its users, kept from their calls and from the runs alone.
+After each step :func:`check` holds it against the record; a broken promise is a
+:class:`Violation` that names its :class:`Row`.
+
+Nothing in here runs anything: the workers are in :mod:`pyncette.testing.explorer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import lru_cache
+from typing import NamedTuple
+
+from pyncette import lifecycle, schedule
+from pyncette.record import (
+    ABSENT,
+    ANY,
+    Delete,
+    Pending,
+    Progress,
+    Put,
+    Record,
+    State,
+    load_progress,
+)
+from pyncette.schedule import Schedule
+from pyncette.store import (
+    Applied,
+    Claimed,
+    Group,
+    Identity,
+    Key,
+    Refused,
+    Result,
+    Source,
+    Write,
+    next_version,
+)
+
+# The store, one record at a time.
+
+
+def claimable(record: Record, shown: Record, before: int) -> bool:
+    """Whether a claim may take a record of which an index shows an older form.
+
+    Both conditions are read from the record itself: that it is due, and that it is still what was
+    seen.
+    """
+    return (
+        shown.due_at is not None
+        and shown.due_at <= before
+        and record.due_at is not None
+        and record.due_at <= before
+        and record.version == shown.version
+    )
+
+
+def taken(record: Record, lease: int, now: int, token: str) -> Record:
+    """The record after a claim."""
+    return record._replace(
+        due_at=now + lease,
+        version=next_version(record.version, now),
+        token=token,
+        state=State.RUNNING,
+        starts=record.starts + 1,
+    )
+
+
+def taken_before(record: Record, lease: int, now: int, token: str) -> bool:
+    """Whether the very claim that is now repeated has taken the record."""
+    return record.token == token and record.due_at == now + lease
+
+
+def written(current: Record | None, write: Write, now: int) -> tuple[Record | None, Result]:
+    """What is there after a write, and the answer to it."""
+    version = ABSENT if current is None else current.version
+    if write.expect not in (version, ANY):
+        return current, Refused(current)
+    if write.token is not None and (current is None or current.token != write.token):
+        return current, Refused(current)
+    change = write.change
+    version = next_version(version, now)
+    if isinstance(change, Put):
+        due_at, state, token, starts, plan, args, progress = change
+        record = Record(
+            write.group, write.key, due_at, version, token, state, starts, plan, args, progress
+        )
+        return record, Applied(version)
+    if current is None or isinstance(change, Delete):
+        return None, Applied(ABSENT)
+    record = current._replace(
+        due_at=change.due_at,
+        version=version,
+        state=change.state,
+        starts=change.starts,
+        progress=current.progress if change.progress is None else change.progress,
+    )
+    return record, Applied(version)
+
+
+class ModelStore:
+    """The steps above over many records: what a real store is compared with, call by call."""
+
+    def __init__(self) -> None:
+        self.records: dict[Identity, Record] = {}
+
+    def claim(
+        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+    ) -> Claimed:
+        """As :meth:`pyncette.store.Store.claim`."""
+        claimed: list[Record] = []
+        for source in sources:
+            held: list[Record] = []
+            due: list[Record] = []
+            before = source.before if isinstance(source, Group) else now
+            for record in self._of(source):
+                if claimable(record, record, before):
+                    due.append(record)
+                elif repeated and taken_before(record, source.lease, now, token):
+                    held.append(record)
+            due.sort(key=lambda record: (record.due_at, record.key))
+            room = limit - len(claimed)
+            if isinstance(source, Group):
+                room = min(room, source.share)
+            for record in (held + due)[:room]:
+                if record not in held:
+                    record = taken(record, source.lease, now, token)  # noqa: PLW2901
+                    self.records[record.group, record.key] = record
+                claimed.append(record)
+        return Claimed(claimed, [self._next_due(source) for source in sources])
+
+    def write(self, batch: Sequence[Write], now: int) -> list[Result]:
+        """As :meth:`pyncette.store.Store.write`."""
+        results = []
+        for write in batch:
+            identity = (write.group, write.key)
+            record, result = written(self.records.get(identity), write, now)
+            if record is not None:
+                self.records[identity] = record
+            else:
+                self.records.pop(identity, None)
+            results.append(result)
+        return results
+
+    def _of(self, source: Source) -> list[Record]:
+        return [
+            record
+            for record in self.records.values()
+            if record.group == source.group
+            and (not isinstance(source, Key) or record.key == source.key)
+        ]
+
+    def _next_due(self, source: Source) -> int | None:
+        instants = [record.due_at for record in self._of(source) if record.due_at is not None]
+        return min(instants, default=None)
+
+
+# The checker.
+
+
+class Row(StrEnum):
+    """What is promised, in the order of the failure table."""
+
+    ONE_BODY = "one record never runs twice at once while its lease holds"
+    STARTS_IN_TIME = "a body starts only while its lease holds"
+    NOT_EARLY = "nothing runs before it is planned"
+    STARTS_ONCE = "an at-most-once occurrence starts at most once"
+    NOTHING_LOST = "every planned occurrence runs, or was taken away by its user"
+    NOTHING_OVERWRITTEN = "what was asked for while a record ran holds after it"
+    NOTHING_RESURRECTED = "an unscheduled record stays away"
+    ONLY_ITS_OWN = "an execution settles only what it ran"
+    PAUSED_RESTS = "a paused record becomes due for nobody"
+    TRIGGER_RUNS = "what was triggered runs once more"
+    COMES_DUE = "a record that shall run always comes due again"
+    BACKOFF_HOLDS = "who schedules again and again defeats no backoff, and his arguments hold"
+
+
+class Violation(AssertionError):  # noqa: N818
+    """A promise was broken."""
+
+    def __init__(self, row: Row, what: str) -> None:
+        super().__init__(f"{row}: {what}")
+        self.row = row
+
+
+class Ask(StrEnum):
+    """What a user, or the start of a worker with other code, may ask for."""
+
+    SOONER = "sooner"
+    REPLACE = "replace"
+    FORCE = "force"
+    UNSCHEDULE = "unschedule"
+    PAUSE = "pause"
+    RESUME = "resume"
+    TRIGGER = "trigger"
+    REPLAN = "replan"
+
+
+class Run(NamedTuple):
+    """One execution: which occurrence of which record, with which arguments."""
+
+    born: str
+    planned: int | None
+    triggered: int | None
+    args: str
+
+    @property
+    def instant(self) -> int | None:
+        """The planned time that its body sees."""
+        return self.planned if self.triggered is None else self.triggered
+
+
+class Ledger(NamedTuple):
+    """What is owed.
+
+    Attributes:
+        args: Of the last accepted schedule call; None: there shall be no record.
+        plan: Of the last accepted schedule call, or of the code, as text.
+        due: The first planned instant that is still to be run; None: nothing is left.
+        then: After ``due`` has run: the first instant of a new plan that waits for it.
+        triggers: The instants at which a run was triggered that is still to come.
+        paused: It shall rest, as soon as what is in hand has ended.
+        triggered: The last instant at which a run was triggered.
+        started: At most once: the runs whose bodies have started.
+    """
+
+    args: str | None = None
+    plan: str = ""
+    due: int | None = None
+    then: tuple[int | None] | None = None
+    triggers: tuple[int, ...] = ()
+    paused: bool = False
+    triggered: int | None = None
+    started: frozenset[Run] = frozenset()
+
+
+NOTHING = Ledger()
+
+
+@lru_cache(maxsize=1 << 16)
+def progress_of(text: str) -> Progress:
+    """The progress in a text."""
+    return load_progress(text)
+
+
+def run_of(record: Record) -> Run:
+    """The run that is in hand, or comes next."""
+    progress = progress_of(record.progress)
+    return Run(progress.born, progress.planned, progress.triggered, record.args)
+
+
+def scheduled(ledger: Ledger, args: str, plan: Schedule, now: int) -> Ledger:
+    """A record is made, or made anew."""
+    return Ledger(args, schedule.dumps(plan), plan.first(now), started=ledger.started)
+
+
+def asked(
+    ledger: Ledger,
+    ask: Ask,
+    args: str,
+    plan: Schedule,
+    before: Record | None,
+    after: Record | None,
+    now: int,
+) -> Ledger:
+    """A user's call was accepted.
+
+    Args:
+        ledger: What was owed before it.
+        ask: The call.
+        args: Its arguments, as text, for calls that schedule.
+        plan: Its plan, for calls that schedule or replan.
+        before: The record that it met.
+        after: The record that it left.
+        now: When.
+
+    Raises:
+        Violation: The call did something else than it says.
+    """
+    if ask is Ask.UNSCHEDULE:
+        return Ledger(started=ledger.started)
+    if before is None or ask is Ask.FORCE:
+        return scheduled(ledger, args, plan, now)
+    assert after is not None
+    held = lifecycle.alive(before, now)
+    progress = progress_of(before.progress)
+    in_hand = (progress.triggered,)
+    match ask:
+        case Ask.REPLACE if held:
+            # Should the run in hand fail, the replacement takes its place.
+            left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
+            new = scheduled(ledger, args, plan, now)
+            return new._replace(triggers=left, paused=ledger.paused, triggered=ledger.triggered)
+        case Ask.REPLACE:
+            return scheduled(ledger, args, plan, now)
+        case Ask.SOONER:
+            return _merged(ledger, args, plan, before, after, now)
+        case Ask.PAUSE if held:
+            # Should a triggered run in hand fail, the pause keeps it back.
+            left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
+            return ledger._replace(paused=True, triggers=left)
+        case Ask.PAUSE:
+            return ledger._replace(paused=True, triggers=())
+        case Ask.RESUME:
+            return ledger._replace(paused=False)
+        case Ask.TRIGGER if before.state in (State.RETRYING, State.PARKED):
+            if after.due_at is None or after.due_at > now:
+                raise Violation(Row.TRIGGER_RUNS, f"triggered at {now}, but due {after.due_at}")
+            return ledger
+        case Ask.TRIGGER:
+            return ledger._replace(triggers=(*ledger.triggers, now), triggered=now)
+        case _:
+            return _replanned(ledger, plan, before, now)
+
+
+def _merged(
+    ledger: Ledger, args: str, plan: Schedule, before: Record, after: Record, now: int
+) -> Ledger:
+    planned = progress_of(before.progress).planned
+    first = plan.first(now)
+    if before.state in (State.RETRYING, State.RUNNING):
+        if (after.due_at, after.starts) != (before.due_at, before.starts):
+            raise Violation(Row.BACKOFF_HOLDS, f"{before} became {after}")
+        if after.args != args:
+            raise Violation(Row.BACKOFF_HOLDS, f"the next attempt has {after.args}")
+    elif planned is not None and first is not None:
+        planned = min(planned, first)
+    due = first if planned is None else planned
+    return ledger._replace(args=args, plan=schedule.dumps(plan), due=due, then=None)
+
+
+def _replanned(ledger: Ledger, plan: Schedule, before: Record, now: int) -> Ledger:
+    planned, first = progress_of(before.progress).planned, plan.first(now)
+    # The body may have ended, and its settle not yet have arrived.
+    has_run = planned is not None and planned != ledger.due
+    ledger = ledger._replace(plan=schedule.dumps(plan), then=None)
+    if lifecycle.alive(before, now):
+        return ledger._replace(due=first) if has_run else ledger._replace(then=(first,))
+    begun = before.state in (State.RETRYING, State.RUNNING)
+    if planned is None or not (begun or planned <= now):
+        return ledger._replace(due=first)
+    return ledger._replace(due=plan.following(planned)) if has_run else ledger
+
+
+def started(ledger: Ledger, run: Run, now: int, at_most_once: bool) -> Ledger:
+    """A body starts."""
+    if run.instant is None or run.instant > now:
+        raise Violation(Row.NOT_EARLY, f"{run} started at {now}")
+    if not at_most_once:
+        return ledger
+    if run in ledger.started:
+        raise Violation(Row.STARTS_ONCE, f"{run} started again")
+    return ledger._replace(started=ledger.started | {run})
+
+
+def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledger:
+    """A body has succeeded, or its failure counts as such; at most once: it was advanced."""
+    if run.triggered is not None:
+        left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
+        ledger = ledger._replace(triggers=left)
+        if ledger.then is None or ledger.due is None:
+            return ledger
+        (first,) = ledger.then
+        if ledger.due > now or (first is not None and first <= ledger.due):
+            return ledger._replace(due=first, then=None)
+        return ledger
+    if run.args != ledger.args or run.planned is None or ledger.due is None:
+        return ledger
+    plan = schedule.loads(ledger.plan)
+    if run.planned < ledger.due:
+        if not fast_forward:
+            return ledger
+        # Run again, and later: more collapses into it.
+        due = plan.skip(run.planned, now)
+        return ledger if due is None else ledger._replace(due=max(ledger.due, due))
+    if run.planned > ledger.due:
+        raise Violation(Row.NOTHING_LOST, f"{ledger.due} was still to be run before {run}")
+    if ledger.then is not None:
+        return ledger._replace(due=ledger.then[0], then=None)
+    due = plan.skip(run.planned, now) if fast_forward else plan.following(run.planned)
+    return ledger._replace(due=due)
+
+
+def held_back(ledger: Ledger, run: Run) -> Ledger:
+    """A body has failed: where it shall rest, a triggered run rests, too."""
+    if not ledger.paused:
+        return ledger
+    left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
+    return ledger._replace(triggers=left)
+
+
+def settles(run: Run, before: Record | None) -> None:
+    """A write of an execution is applied to what was there before it."""
+    if before is not None and run_of(before)[:3] != run[:3]:
+        raise Violation(Row.ONLY_ITS_OWN, f"{run} changed {before}")
+
+
+def check(ledger: Ledger, record: Record | None) -> None:
+    """Holds a record against what is owed.
+
+    Raises:
+        Violation: It does not keep a promise.
+    """
+    if ledger.args is None:
+        if record is not None:
+            raise Violation(Row.NOTHING_RESURRECTED, f"{record}")
+        return
+    if record is None:
+        if ledger.due is not None:
+            raise Violation(Row.NOTHING_LOST, f"the record is gone before {ledger.due} was run")
+        if ledger.triggers:
+            raise Violation(Row.TRIGGER_RUNS, f"the record is gone: {ledger.triggers}")
+        return
+    progress = progress_of(record.progress)
+    pending = progress.pending or Pending()
+    _check_due(record, progress)
+    replaced = pending.plan is not None
+    if (pending.args if replaced else record.args) != ledger.args:
+        raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.args} was scheduled last: {record}")
+    if (pending.plan if replaced else record.plan) != ledger.plan:
+        raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.plan} was planned last: {record}")
+    planned = progress.planned
+    if replaced and pending.born != progress.born:
+        planned = pending.planned
+    elif planned is not None and pending.planned is not None:
+        planned = min(planned, pending.planned)
+    if ledger.due is not None and (planned is None or planned > ledger.due):
+        raise Violation(Row.NOTHING_LOST, f"{ledger.due} was still to be run: {record}")
+    if ledger.paused and not (pending.paused or record.state in (State.PAUSED, State.FINISHED)):
+        raise Violation(Row.PAUSED_RESTS, f"the pause is gone: {record}")
+    if not ledger.paused and record.state == State.PAUSED:
+        raise Violation(Row.COMES_DUE, f"nobody paused it: {record}")
+    for instant in ledger.triggers:
+        if instant not in (progress.triggered, pending.triggered) or record.state == State.PAUSED:
+            raise Violation(Row.TRIGGER_RUNS, f"triggered at {instant}: {record}")
+
+
+def _check_due(record: Record, progress: Progress) -> None:
+    due_at = record.due_at
+    match record.state:
+        case State.PAUSED | State.PARKED | State.FINISHED:
+            if due_at is not None:
+                raise Violation(Row.PAUSED_RESTS, f"{record}")
+        case _ if due_at is None:
+            raise Violation(Row.COMES_DUE, f"{record}")
+        case State.SCHEDULED if progress.occurrence is not None and due_at < progress.occurrence:
+            raise Violation(Row.NOT_EARLY, f"{record}")
+        case _:
+            pass

@@ -1,0 +1,494 @@
+"""The rules about runs under every interleaving, and proof that the search sees broken ones.
+
+Each mutant takes away one thing that prevents a known history of failure; the explorer must find
+that history by itself, and nothing with the real functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from pyncette import lifecycle
+from pyncette.lifecycle import Rules, Verdict, Wanted
+from pyncette.model import FailureMode
+from pyncette.record import (
+    ANY,
+    Change,
+    Patch,
+    Pending,
+    Put,
+    Reading,
+    Record,
+    State,
+    dump_progress,
+    load_progress,
+)
+from pyncette.schedule import dumps
+from pyncette.store import Write
+from pyncette.testing import model
+from pyncette.testing.explorer import Explorer, Protocol, Scenario, Worker, at, every
+from pyncette.testing.model import Ask, Row
+
+DEEPER = int(os.environ.get("PYNCETTE_TEST_EXPLORER_DEEPER", "0"))
+"""So many steps more than usual."""
+
+EVERYTHING = (
+    Ask.SOONER,
+    Ask.REPLACE,
+    Ask.FORCE,
+    Ask.UNSCHEDULE,
+    Ask.PAUSE,
+    Ask.RESUME,
+    Ask.TRIGGER,
+)
+OF_STATIC_TASKS = (Ask.PAUSE, Ask.RESUME, Ask.TRIGGER, Ask.REPLAN)
+BOTH = (True, False)
+
+SCENARIOS = {
+    "recurring, retried when the lease ends": Scenario(
+        every(3),
+        begin=3,
+        end=7,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        asked_plan=2,
+        faults_max=1,
+        outcomes=BOTH,
+        heartbeats=True,
+        gives_back=True,
+    ),
+    "recurring, retried soon": Scenario(
+        every(3),
+        begin=3,
+        end=7,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        failure_mode=FailureMode.UNLOCK,
+    ),
+    "recurring, failures count as done": Scenario(
+        every(2),
+        begin=4,
+        end=7,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        asked_plan=3,
+        faults_max=2,
+        outcomes=BOTH,
+        failure_mode=FailureMode.COMMIT,
+    ),
+    "recurring, what was missed collapses": Scenario(
+        every(2),
+        begin=6,
+        end=9,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        asked_plan=3,
+        faults_max=2,
+        fast_forward=True,
+    ),
+    "once": Scenario(
+        at(1),
+        begin=1,
+        end=6,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+    ),
+    "at most once, recurring": Scenario(
+        every(2),
+        begin=4,
+        end=7,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        faults_max=2,
+        at_most_once=True,
+    ),
+    "at most once, once": Scenario(
+        at(1),
+        begin=1,
+        end=5,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        faults_max=2,
+        at_most_once=True,
+        gives_back=True,
+    ),
+    "static, replanned": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=7,
+        asks=OF_STATIC_TASKS,
+        asks_max=3,
+        asked_plan=2,
+        faults_max=1,
+        outcomes=BOTH,
+        gives_back=True,
+        group=":static",
+    ),
+    "static, replanned to something rarer": Scenario(
+        every(2),
+        begin=4,
+        end=8,
+        depth=7,
+        asks=OF_STATIC_TASKS,
+        asks_max=3,
+        asked_plan=5,
+        faults_max=1,
+        outcomes=BOTH,
+        failure_mode=FailureMode.UNLOCK,
+        group=":static",
+    ),
+    "three workers": Scenario(
+        every(3),
+        begin=3,
+        end=7,
+        depth=9,
+        workers=3,
+        asks=(Ask.TRIGGER, Ask.FORCE, Ask.UNSCHEDULE),
+        asks_max=1,
+        faults_max=2,
+        heartbeats=True,
+    ),
+    "an index that lags": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=8,
+        asks=(Ask.PAUSE, Ask.TRIGGER, Ask.RESUME),
+        asks_max=2,
+        faults_max=2,
+        heartbeats=True,
+        lagging=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_interleaving_breaks_a_promise(name: str) -> None:
+    scenario = SCENARIOS[name]
+    report = Explorer(scenario._replace(depth=scenario.depth + DEEPER)).run()
+    print(f"{name}: {report.states} states, {report.depth} steps deep")
+    assert report.violation is None, "\n".join(report.trace)
+    assert report.states > 10_000
+
+
+# What prevents each history, taken away.
+
+
+class SettlesWithoutVersion(Protocol):
+    def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
+        return Write(record.group, record.key, change, ANY, token)
+
+
+class SettlesWithoutToken(Protocol):
+    def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
+        return Write(record.group, record.key, change, record.version)
+
+
+class SettlesWholeRows(Protocol):
+    def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
+        if isinstance(change, Patch):
+            due_at, state, starts, progress = change
+            texts = (record.plan, record.args, progress or record.progress)
+            change = Put(due_at, state, token, starts, *texts)
+        return Write(record.group, record.key, change, ANY)
+
+
+class BeatsWithoutVersion(Protocol):
+    def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
+        expect = ANY if step == "heartbeat" else record.version
+        return Write(record.group, record.key, change, expect, token)
+
+
+class TakesMovedOnForDone(Protocol):
+    def verdict(self, current: Record | None, worker: Worker) -> Verdict:
+        assert worker.record is not None
+        done = current is not None and current.version > worker.record.version
+        return Verdict.SETTLED if done else Verdict.LOST
+
+
+class AsksOnlyForTheToken(Protocol):
+    def verdict(self, current: Record | None, worker: Worker) -> Verdict:
+        if current is None or current.token != worker.token:
+            return Verdict.LOST
+        return Verdict.HELD if current.state == State.RUNNING else Verdict.SETTLED
+
+
+class StartsHoweverLate(Protocol):
+    def may_start(self, worker: Worker, now: int) -> bool:
+        return True
+
+
+real_failed = lifecycle.failed
+real_merged = lifecycle.merged
+real_paused = lifecycle.paused
+real_replaced = lifecycle.replaced
+real_succeeded = lifecycle.succeeded
+real_triggered = lifecycle.triggered
+
+
+def triggered_at_once(reading: Reading, now: int) -> Change | None:
+    change = real_triggered(reading, now)
+    return change._replace(due_at=now) if isinstance(change, Patch) else change
+
+
+def succeeded_as_if_planned(reading: Reading, rules: Rules, now: int) -> Change:
+    progress = reading.progress._replace(triggered=None)
+    return real_succeeded(reading._replace(progress=progress), rules, now)
+
+
+def paused_at_once(reading: Reading, now: int) -> Change | None:
+    if lifecycle.alive(reading.record, now):
+        return Patch(None, State.RUNNING, reading.record.starts)
+    return real_paused(reading, now)
+
+
+def replaced_in_place(current: Record, wanted: Wanted, now: int) -> Put | Patch:
+    change = real_replaced(current, wanted, now)
+    if isinstance(change, Put):
+        return change
+    _, _, _, _, token, state, starts, _, _, progress = current
+    return Put(current.due_at, state, token, starts, dumps(wanted.plan), wanted.args, progress)
+
+
+def merged_anew(current: Record, wanted: Wanted, now: int) -> Put | None:
+    change = real_merged(current, wanted, now)
+    if change is None or current.state != State.RETRYING:
+        return change
+    return change._replace(due_at=now, state=State.SCHEDULED, starts=0)
+
+
+def merged_with_the_least(current: Record, wanted: Wanted, now: int) -> Put | None:
+    change = real_merged(current, wanted, now)
+    return change and change._replace(due_at=load_progress(change.progress).planned)
+
+
+def merged_for_later(current: Record, wanted: Wanted, now: int) -> Put | Patch | None:
+    if current.state != State.RETRYING:
+        return real_merged(current, wanted, now)
+    pending = Pending(dumps(wanted.plan), wanted.args, wanted.plan.first(now), wanted.born)
+    progress = load_progress(current.progress)._replace(pending=pending)
+    return Patch(current.due_at, current.state, current.starts, dump_progress(progress))
+
+
+def merged_beside_a_slow_worker(current: Record, wanted: Wanted, now: int) -> Put | None:
+    change = real_merged(current, wanted, now)
+    return change and change._replace(token=current.token)
+
+
+def failed_for_good(reading: Reading, rules: Rules, now: int, error: str) -> Change:
+    return real_succeeded(reading, rules, now)
+
+
+def claimable_by_the_index(record: Record, shown: Record, before: int) -> bool:
+    same = (shown.starts, shown.progress) == (record.starts, record.progress)
+    return shown.due_at is not None and shown.due_at <= before and same
+
+
+def taken_for_ever(record: Record, lease: int, now: int, token: str) -> Record:
+    return record._replace(token=token, state=State.RUNNING, due_at=None)
+
+
+class Mutant(NamedTuple):
+    history: str
+    scenario: Scenario
+    row: Row
+    protocol: type[Protocol] = Protocol
+    module: Any = lifecycle
+    name: str = ""
+    function: Callable[..., Any] | None = None
+
+
+RECURRING = Scenario(every(3), begin=3, end=7, depth=10, asked_plan=2, faults_max=1)
+FAULTLESS = RECURRING._replace(faults_max=0)
+ONCE = Scenario(at(1), begin=1, end=6, depth=10, faults_max=1)
+AT_MOST_ONCE = Scenario(every(3), begin=3, end=7, depth=10, at_most_once=True, faults_max=2)
+RETRIED = RECURRING._replace(failure_mode=FailureMode.UNLOCK, outcomes=BOTH)
+LAGGING = RECURRING._replace(lagging=True, heartbeats=True)
+
+
+def asking(scenario: Scenario, *asks: Ask, most: int = 1) -> Scenario:
+    return scenario._replace(asks=asks, asks_max=most)
+
+
+MUTANTS = [
+    Mutant(
+        "1: a settle from the copy that was claimed undoes a replacement",
+        asking(FAULTLESS, Ask.REPLACE),
+        Row.NOTHING_OVERWRITTEN,
+        SettlesWithoutVersion,
+    ),
+    Mutant(
+        "1: a settle from the copy that was claimed undoes a pause",
+        asking(FAULTLESS, Ask.PAUSE),
+        Row.PAUSED_RESTS,
+        SettlesWithoutVersion,
+    ),
+    Mutant(
+        "1: a settle from the copy that was claimed undoes a trigger",
+        asking(FAULTLESS, Ask.TRIGGER),
+        Row.TRIGGER_RUNS,
+        SettlesWithoutVersion,
+    ),
+    Mutant(
+        "1: a settle from the copy that was claimed deletes a replaced one-off",
+        asking(ONCE._replace(faults_max=0), Ask.REPLACE),
+        Row.NOTHING_LOST,
+        SettlesWithoutVersion,
+    ),
+    Mutant(
+        "2: an advance that others overtook is taken for done",
+        AT_MOST_ONCE,
+        Row.STARTS_ONCE,
+        TakesMovedOnForDone,
+    ),
+    Mutant(
+        "3: a heartbeat lands after the settle",
+        RECURRING._replace(heartbeats=True),
+        Row.NOT_EARLY,
+        BeatsWithoutVersion,
+    ),
+    Mutant(
+        "4: an old execution settles a record that was made anew",
+        asking(RECURRING, Ask.UNSCHEDULE, Ask.SOONER, most=2),
+        Row.ONLY_ITS_OWN,
+        SettlesWithoutToken,
+    ),
+    Mutant(
+        "5: a trigger makes a running record due",
+        asking(RECURRING, Ask.TRIGGER),
+        Row.ONE_BODY,
+        name="triggered",
+        function=triggered_at_once,
+    ),
+    Mutant(
+        "5: a triggered run moves the plan",
+        asking(RECURRING, Ask.TRIGGER),
+        Row.NOTHING_LOST,
+        name="succeeded",
+        function=succeeded_as_if_planned,
+    ),
+    Mutant(
+        "5: a pause of a running record leaves it to nobody",
+        asking(RECURRING, Ask.PAUSE),
+        Row.COMES_DUE,
+        name="paused",
+        function=paused_at_once,
+    ),
+    Mutant(
+        "6: a running one-off is replaced in place",
+        asking(ONCE, Ask.REPLACE),
+        Row.NOTHING_LOST,
+        name="replaced",
+        function=replaced_in_place,
+    ),
+    Mutant(
+        "7: scheduling a paused record makes it due",
+        asking(RECURRING, Ask.PAUSE, Ask.SOONER, most=2),
+        Row.PAUSED_RESTS,
+        name="merged",
+        function=merged_with_the_least,
+    ),
+    Mutant(
+        "7: scheduling again and again defeats the backoff",
+        asking(RETRIED, Ask.SOONER),
+        Row.BACKOFF_HOLDS,
+        name="merged",
+        function=merged_anew,
+    ),
+    Mutant(
+        "7: new arguments wait for the end of what always fails",
+        asking(RETRIED, Ask.SOONER),
+        Row.BACKOFF_HOLDS,
+        name="merged",
+        function=merged_for_later,
+    ),
+    Mutant(
+        "8: an index that lags starts a second body",
+        LAGGING,
+        Row.ONE_BODY,
+        module=model,
+        name="claimable",
+        function=claimable_by_the_index,
+    ),
+    Mutant(
+        "8: an index that lags starts what was just paused",
+        asking(LAGGING._replace(heartbeats=False), Ask.PAUSE),
+        Row.PAUSED_RESTS,
+        module=model,
+        name="claimable",
+        function=claimable_by_the_index,
+    ),
+    Mutant(
+        "36: a worker wakes after its lease and starts the body",
+        RECURRING,
+        Row.ONE_BODY,
+        StartsHoweverLate,
+    ),
+    Mutant(
+        "a claim that was repeated arrives, and its holder settles what it did not run",
+        AT_MOST_ONCE._replace(plan=every(2), begin=4),
+        Row.ONLY_ITS_OWN,
+        AsksOnlyForTheToken,
+    ),
+    Mutant(
+        "a slow worker settles the arguments that it did not run with",
+        asking(ONCE, Ask.SOONER),
+        Row.NOTHING_LOST,
+        name="merged",
+        function=merged_beside_a_slow_worker,
+    ),
+    Mutant(
+        "a failed run is taken for done",
+        RECURRING._replace(outcomes=BOTH),
+        Row.NOTHING_LOST,
+        name="failed",
+        function=failed_for_good,
+    ),
+    Mutant(
+        "a settle brings back what was unscheduled",
+        asking(FAULTLESS, Ask.UNSCHEDULE),
+        Row.NOTHING_RESURRECTED,
+        SettlesWholeRows,
+    ),
+    Mutant(
+        "a worker dies, and its record is due for nobody",
+        RECURRING,
+        Row.COMES_DUE,
+        module=model,
+        name="taken",
+        function=taken_for_ever,
+    ),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.history)
+def test_the_search_finds_what_each_rule_prevents(
+    mutant: Mutant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        if mutant.function is not None:
+            patched.setattr(mutant.module, mutant.name, mutant.function)
+        broken = Explorer(mutant.scenario, mutant.protocol).run()
+    print(f"{broken.states} states", *broken.trace, sep="\n  ")
+
+    assert broken.violation is not None
+    assert broken.violation.row is mutant.row
+    assert len(broken.trace) == broken.depth, "the last step is told with the violation"
+    whole = Explorer(mutant.scenario._replace(depth=broken.depth)).run()
+    assert whole.violation is None, "\n".join(whole.trace)
