@@ -1,0 +1,234 @@
+"""A health check over HTTP: does the loop still reach its store?
+
+As much of HTTP as a probe of an orchestrator or a load balancer needs, on asyncio's own streams.
+It knows the first line of a request and four kinds of answers; whether the app is well is the
+handler's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Final
+
+from pyncette.app import Pyncette
+from pyncette.clock import realtime
+from pyncette.context import PyncetteContext
+from pyncette.options import whole_number
+
+logger = logging.getLogger(__name__)
+
+HealthcheckHandler = Callable[[PyncetteContext], Awaitable[bool]]
+"""Takes the context of the running app, tells whether it is well."""
+
+REQUEST_LINE_BYTES_MAX: Final = 8 * 1024
+REQUEST_LINE_DEADLINE_S: Final = 5.0
+"""How long a client may take to send the first line of its request."""
+
+CLOSING_DEADLINE_S: Final = 1.0
+"""How long a client may take to close the connection after it was answered."""
+
+DISCARDED_BYTES_MAX: Final = 256 * 1024
+"""How much of the rest of a request is read, to be thrown away."""
+
+CONNECTIONS_MAX: Final = 100
+"""Connections beyond these are closed at once: clients that hang must not use up the files."""
+
+PORT_TRIES: Final = 10
+
+# RFC 9112, 3: method, target and version, with one space between them.
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) [!-~]+ HTTP/1\.[0-9]\r?\n")
+
+_numbers = itertools.count(1)
+
+
+async def default_healthcheck(app_context: PyncetteContext) -> bool:
+    """Whether the loop reached its store less than two poll intervals ago, by the app's clock.
+
+    Only looks at what the context knows; never asks the store.
+    """
+    age = app_context.clock.now() - app_context.last_tick
+    return age < 2 * app_context.poll_interval
+
+
+class HealthcheckServer:
+    """The health check of an app, while the app is open.
+
+    Attributes:
+        port: Where it listens: the port that was asked for or, where that was 0, the one that was
+            picked when the app was opened last (0 before).
+    """
+
+    def __init__(self, port: int, bind_address: str | None, handler: HealthcheckHandler) -> None:
+        """Declares a server; see :func:`use_healthcheck_server`."""
+        self.port = port
+        self._wanted_port = port
+        self._bind_address = bind_address
+        self._handler = handler
+
+    async def serve(self, app_context: PyncetteContext) -> AsyncIterator[HealthcheckServer]:
+        """The fixture: listens until the app's context closes.
+
+        Raises:
+            OSError: The address cannot be listened on.
+        """
+        connections: set[asyncio.Task[None]] = set()
+        closing = False
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if closing or len(connections) >= CONNECTIONS_MAX:
+                writer.transport.abort()
+                return
+            connection = asyncio.create_task(
+                self._connection(app_context, reader, writer), name="pyncette health check"
+            )
+            connections.add(connection)
+            connection.add_done_callback(connections.discard)
+
+        server = await self._listen(connected)
+        self.port = server.sockets[0].getsockname()[1]
+        logger.info("Health check on port %d", self.port)
+        try:
+            yield self
+        finally:
+            closing = True
+            server.close()
+            for connection in connections:
+                connection.cancel()
+            if connections:
+                await asyncio.wait(connections)
+            await server.wait_closed()
+
+    async def _listen(
+        self, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+    ) -> asyncio.Server:
+        async def listen(port: int) -> asyncio.Server:
+            return await asyncio.start_server(
+                connected, self._bind_address, port, limit=REQUEST_LINE_BYTES_MAX
+            )
+
+        server = await listen(self._wanted_port)
+        # Several addresses (IPv4 and IPv6) were each given a free port of their own: take one
+        # that is free on all of them.
+        for _ in range(PORT_TRIES):
+            ports = [socket.getsockname()[1] for socket in server.sockets]
+            if len(set(ports)) == 1:
+                break
+            server.close()
+            await server.wait_closed()
+            try:
+                server = await listen(ports[0])
+            except OSError:
+                server = await listen(0)
+        return server
+
+    async def _connection(
+        self,
+        app_context: PyncetteContext,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            await self._answer(app_context, reader, writer)
+        except OSError as error:
+            logger.debug("A client of the health check went away: %s", error)
+        finally:
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(
+        self,
+        app_context: PyncetteContext,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        try:
+            async with realtime.timeout(REQUEST_LINE_DEADLINE_S):
+                line = await reader.readuntil(b"\n")
+        except TimeoutError:
+            method, status = b"", HTTPStatus.REQUEST_TIMEOUT
+        except asyncio.LimitOverrunError:
+            method, status = b"", HTTPStatus.BAD_REQUEST
+        except asyncio.IncompleteReadError as error:
+            if not error.partial:
+                return  # a probe that only opens a connection
+            method, status = b"", HTTPStatus.BAD_REQUEST
+        else:
+            method, status = await self._status(app_context, line)
+        if writer.is_closing():
+            return
+        writer.write(_response(status, with_body=method != b"HEAD"))
+        # A connection that is closed with something unread in it is reset, which may take the
+        # answer with it. So the client is told that there is no more, and closes first.
+        writer.write_eof()
+        discarded = 0
+        with suppress(TimeoutError):
+            async with realtime.timeout(CLOSING_DEADLINE_S):
+                while discarded < DISCARDED_BYTES_MAX and (rest := await reader.read(64 * 1024)):
+                    discarded += len(rest)
+
+    async def _status(self, app_context: PyncetteContext, line: bytes) -> tuple[bytes, HTTPStatus]:
+        request = _REQUEST_LINE.fullmatch(line)
+        if request is None:
+            return b"", HTTPStatus.BAD_REQUEST
+        method = request[1]
+        if method != b"GET":
+            return method, HTTPStatus.METHOD_NOT_ALLOWED
+        try:
+            healthy = await self._handler(app_context)
+        except Exception:
+            logger.exception("The health check failed")
+            healthy = False
+        return method, HTTPStatus.OK if healthy else HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def _response(status: HTTPStatus, with_body: bool) -> bytes:
+    body = b"OK" if status is HTTPStatus.OK else status.phrase.encode()
+    head = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        "Content-Type: text/plain; charset=utf-8",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        "Connection: close",
+    ]
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        head.append("Allow: GET")
+    return "\r\n".join([*head, "", ""]).encode() + (body if with_body else b"")
+
+
+def use_healthcheck_server(
+    app: Pyncette,
+    port: int = 8080,
+    bind_address: str | None = None,
+    healthcheck_handler: HealthcheckHandler = default_healthcheck,
+) -> HealthcheckServer:
+    """Adds an HTTP server to the app that tells whether it is well.
+
+    It listens from when the app is opened until the last task has ended. ``GET`` of any path is
+    answered with 200 and ``OK``, or with 500 where the handler says no or raises; any other
+    method with 405; what is not a request, or longer than 8 kB in its first line, with 400; and a
+    client that takes more than 5 s to send that line with 408.
+
+    Args:
+        app: The app.
+        port: Where to listen; with 0, a free port is picked each time the app is opened.
+        bind_address: The address to listen on; all of the machine's if not given.
+        healthcheck_handler: Takes the app's context, says whether all is well. The default says
+            so while the loop has reached its store within the last two poll intervals.
+
+    Returns:
+        The server, whose ``port`` is where it listens once the app is open.
+
+    Raises:
+        ValueError: ``port`` is none.
+    """
+    whole_number("port", port, 0, 65_535)
+    server = HealthcheckServer(port, bind_address, healthcheck_handler)
+    app.use_fixture(f"pyncette_healthcheck_server_{next(_numbers)}", server.serve)
+    return server

@@ -1,0 +1,397 @@
+"""The health check, asked over real connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from pyncette import Pyncette, PyncetteContext, healthcheck
+from pyncette.healthcheck import HealthcheckServer, default_healthcheck, use_healthcheck_server
+from pyncette.memory import MemoryRepository
+from pyncette.testing import VirtualClock
+from pyncette.testing.faults import Faults, faulty
+
+HERE = "127.0.0.1"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+async def well(app_context: PyncetteContext) -> bool:
+    return True
+
+
+async def unwell(app_context: PyncetteContext) -> bool:
+    return False
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[PyncetteContext], Awaitable[Any]] = well,
+) -> AsyncIterator[HealthcheckServer]:
+    app = Pyncette(MemoryRepository(), clock=VirtualClock())
+    server = use_healthcheck_server(app, 0, HERE, handler)
+    async with app.create():
+        yield server
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def ask(port: int, request: bytes = GET, host: str = HERE) -> bytes:
+    """The whole answer, up to where the server closes the connection."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(request)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def answers(request: bytes, handler: Callable[[PyncetteContext], Awaitable[Any]] = well) -> bytes:
+    async def main() -> bytes:
+        async with serving(handler) as server:
+            return await ask(server.port, request)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", [b"/", b"/health", b"/a/b?c=d%20e", b"*", b"http://h:1/"])
+def test_get_of_any_path_is_ok_while_the_handler_says_so(path: bytes) -> None:
+    answer = answers(b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.splitlines()[0] == b"HTTP/1.1 200 OK"
+    assert b"Content-Length: 2" in head.splitlines()
+    assert b"Connection: close" in head.splitlines()
+    assert body == b"OK"
+
+
+def test_it_answers_a_request_line_that_ends_in_a_bare_newline() -> None:
+    assert answers(b"GET / HTTP/1.0\n\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_it_is_500_when_the_handler_says_no() -> None:
+    assert answers(GET, unwell).startswith(b"HTTP/1.1 500 ")
+
+
+def test_it_is_500_when_the_handler_raises_and_the_reason_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def raising(app_context: PyncetteContext) -> bool:
+        raise KeyError("no such thing")
+
+    answer = answers(GET, raising)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"no such thing" not in answer
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is KeyError
+
+
+@pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS", b"get", b"BREW"])
+def test_any_other_method_is_not_allowed(method: bytes) -> None:
+    answer = answers(method + b" / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody")
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    assert head.splitlines()[0] == b"HTTP/1.1 405 Method Not Allowed"
+    assert b"Allow: GET" in head.splitlines()
+
+
+def test_head_is_not_allowed_and_gets_no_body() -> None:
+    answer = answers(b"HEAD / HTTP/1.1\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 405 ")
+    assert body == b""
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"\r\n",
+        b"GET /\r\n",
+        b"GET  / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1 \r\n",
+        b"GET / HTTP/2.0\r\n",
+        b"GET /\xff HTTP/1.1\r\n",
+        b"\x16\x03\x01\x02\x00\x01\xfc\x03\x03\n",
+    ],
+)
+def test_what_is_no_request_is_a_bad_one(request_line: bytes) -> None:
+    assert answers(request_line).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_request_that_ends_within_its_first_line_is_a_bad_one() -> None:
+    async def main() -> bytes:
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection(HERE, server.port)
+            writer.write(b"GET / HT")
+            writer.write_eof()
+            answer = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            return answer
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_request_line_of_8_kb_is_read_and_a_longer_one_is_a_bad_request() -> None:
+    def request(length: int) -> bytes:
+        return b"GET /" + b"x" * (length - len(b"GET / HTTP/1.1\r\n")) + b" HTTP/1.1\r\n"
+
+    assert answers(request(8 * 1024) + b"\r\n").startswith(b"HTTP/1.1 200 ")
+    assert answers(request(8 * 1024 + 2) + b"\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_answer_arrives_though_the_client_has_sent_far_more_than_is_read() -> None:
+    assert answers(b"x" * 200_000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_client_that_takes_too_long_for_its_request_line_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(healthcheck, "REQUEST_LINE_DEADLINE_S", 0.02)
+    assert answers(b"GET / HTT").startswith(b"HTTP/1.1 408 ")
+
+
+async def write_until_reset(writer: asyncio.StreamWriter) -> None:
+    """Once the other side has closed, whatever is written is answered by a reset."""
+    while True:
+        writer.write(b"more")
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+def test_a_client_that_does_not_close_its_side_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healthcheck, "CLOSING_DEADLINE_S", 0.02)
+
+    async def main() -> None:
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection(HERE, server.port)
+            writer.write(GET)
+            await reader.read()
+            with pytest.raises(ConnectionError):
+                await write_until_reset(writer)
+            with suppress(ConnectionError):
+                writer.close()
+                await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_sends_nothing_is_closed_without_an_answer() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            reader, writer = await asyncio.open_connection(HERE, server.port)
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(main())
+
+
+def test_a_client_that_resets_the_connection_disturbs_nobody() -> None:
+    async def main() -> bytes:
+        entered, go_on = asyncio.Event(), asyncio.Event()
+
+        async def waiting(app_context: PyncetteContext) -> bool:
+            entered.set()
+            await go_on.wait()
+            return True
+
+        async with serving(waiting) as server:
+            _, writer = await asyncio.open_connection(HERE, server.port)
+            writer.write(GET)
+            await entered.wait()
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0"
+            )  # closing sends a reset
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            go_on.set()
+            return await ask(server.port)
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_are_answered_at_once_and_do_not_wait_for_each_other() -> None:
+    async def main() -> list[bytes]:
+        here = 0
+        all_here = asyncio.Event()
+
+        async def meeting(app_context: PyncetteContext) -> bool:
+            nonlocal here
+            here += 1
+            if here == 20:
+                all_here.set()
+            await all_here.wait()
+            return True
+
+        async with serving(meeting) as server:
+            return await asyncio.gather(*(ask(server.port) for _ in range(20)))
+
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in asyncio.run(main()))
+
+
+def test_a_crowd_of_clients_that_hang_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(healthcheck, "CONNECTIONS_MAX", 2)
+
+    async def main() -> None:
+        entered = asyncio.Semaphore(0)
+        go_on = asyncio.Event()
+
+        async def waiting(app_context: PyncetteContext) -> bool:
+            entered.release()
+            await go_on.wait()
+            return True
+
+        async with serving(waiting) as server:
+            asking = [asyncio.create_task(ask(server.port)) for _ in range(2)]
+            for _ in asking:
+                await entered.acquire()
+            with suppress(ConnectionError):
+                assert await ask(server.port) == b""
+            go_on.set()
+            for answer in await asyncio.gather(*asking):
+                assert answer.startswith(b"HTTP/1.1 200 ")
+            answer = b""
+            while not answer:  # their places become free soon, not at once
+                with suppress(ConnectionError):
+                    answer = await ask(server.port)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(main())
+
+
+def test_closing_the_app_drops_clients_that_hang() -> None:
+    async def main() -> None:
+        entered = asyncio.Event()
+        endings: list[str] = []
+
+        async def hanging(app_context: PyncetteContext) -> bool:
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                endings.append("handler")
+            return True
+
+        async with serving(hanging) as server:
+            silent, silent_writer = await asyncio.open_connection(HERE, server.port)
+            waiting, waiting_writer = await asyncio.open_connection(HERE, server.port)
+            waiting_writer.write(GET)
+            await entered.wait()
+        assert endings == ["handler"]
+        for reader, writer in ((silent, silent_writer), (waiting, waiting_writer)):
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+        with pytest.raises(ConnectionError):
+            await ask(server.port)
+
+    asyncio.run(main())
+
+
+def test_the_port_is_that_of_the_latest_opening() -> None:
+    async def main() -> None:
+        app = Pyncette(MemoryRepository(), clock=VirtualClock())
+        server = use_healthcheck_server(app, port=0, bind_address=HERE, healthcheck_handler=well)
+        assert server.port == 0
+        async with app.create():
+            first = server.port
+            async with app.create():
+                second = server.port
+                assert first != second
+                for port in (first, second):
+                    assert (await ask(port)).startswith(b"HTTP/1.1 200 ")
+            assert server.port == second
+            assert (await ask(first)).startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(main())
+
+
+def test_a_given_port_is_used_and_a_taken_one_is_an_error_when_the_app_opens() -> None:
+    async def main() -> None:
+        async with serving() as taken:
+            app = Pyncette(MemoryRepository(), clock=VirtualClock())
+            server = use_healthcheck_server(app, taken.port, HERE, well)
+            with pytest.raises(OSError, match="address already in use"):
+                async with app.create():
+                    pass
+        async with app.create():
+            assert server.port == taken.port
+            assert (await ask(server.port)).startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(main())
+
+
+def test_without_an_address_it_listens_on_all_of_them_at_one_port() -> None:
+    async def main() -> None:
+        app = Pyncette(MemoryRepository(), clock=VirtualClock())
+        server = use_healthcheck_server(app, port=0, healthcheck_handler=well)
+        async with app.create():
+            for host in {host[4][0] for host in socket.getaddrinfo("localhost", server.port)}:
+                answer = await ask(server.port, host=str(host))
+                assert answer.startswith(b"HTTP/1.1 200 ")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, "8080", None, True])
+def test_what_is_no_port_is_refused(port: Any) -> None:
+    with pytest.raises(ValueError, match="port must be a whole number from 0 to 65535"):
+        use_healthcheck_server(Pyncette(), port)
+
+
+def test_one_app_may_have_two_of_them() -> None:
+    async def main() -> None:
+        app = Pyncette(MemoryRepository(), clock=VirtualClock())
+        alive = use_healthcheck_server(app, 0, HERE, well)
+        ready = use_healthcheck_server(app, 0, HERE, unwell)
+        async with app.create():
+            assert (await ask(alive.port)).startswith(b"HTTP/1.1 200 ")
+            assert (await ask(ready.port)).startswith(b"HTTP/1.1 500 ")
+
+    asyncio.run(main())
+
+
+def test_by_default_it_is_well_while_the_last_tick_is_younger_than_two_poll_intervals() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        app = Pyncette(MemoryRepository(), poll_interval=timedelta(seconds=10), clock=clock)
+        async with app.create() as context:
+            assert await default_healthcheck(context)
+            await clock.advance(timedelta(seconds=20) - timedelta(microseconds=1))
+            assert await default_healthcheck(context)
+            await clock.advance(timedelta(microseconds=1))
+            assert not await default_healthcheck(context)
+
+    asyncio.run(main())
+
+
+def test_a_loop_that_runs_is_well_and_one_whose_store_is_down_is_not() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        faults = Faults()
+        app = Pyncette(faulty(MemoryRepository(), faults), clock=clock)
+        server = use_healthcheck_server(app, 0, HERE)
+        async with app.create() as context:
+            running = asyncio.create_task(context.run())
+            await clock.advance(timedelta(hours=1))
+            assert (await ask(server.port)).startswith(b"HTTP/1.1 200 ")
+            with faults.down():
+                await clock.advance(timedelta(seconds=10))
+                assert (await ask(server.port)).startswith(b"HTTP/1.1 500 ")
+            await clock.advance(timedelta(seconds=10))
+            assert (await ask(server.port)).startswith(b"HTTP/1.1 200 ")
+            context.shutdown()
+            await running
+
+    asyncio.run(main())
