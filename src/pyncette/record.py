@@ -28,6 +28,9 @@ ERROR_CHARACTERS_MAX: Final = 2_000
 LATEST_INSTANT: Final = 8_993_721_599_999_999
 """The last microsecond of 2254: from 2255 on a double no longer holds every microsecond."""
 
+EARLIEST_INSTANT: Final = -62_135_596_800_000_000
+"""The first microsecond of the year 1, where a datetime begins: who schedules for then, runs."""
+
 ABSENT: Final = 0
 """As an expectation of a :class:`Write`: there is no such record."""
 
@@ -229,7 +232,7 @@ def load_progress(text: str) -> Progress:
             _pending(rest["pending"]) if "pending" in rest else None,
             None if rest.get("error") is None else str(rest["error"]),
         )
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"progress '{text[:100]}': {error}") from error
 
 
@@ -241,13 +244,18 @@ def _pending(fields: dict[str, Any]) -> Pending:
     if not isinstance(pending.paused, bool):
         raise ValueError(f"paused is {pending.paused!r}")
     texts = (pending.plan, pending.args, pending.born)
-    if any(text is not None for text in texts) and not all(isinstance(text, str) for text in texts):
+    if any(text is not None for text in texts) and not all(map(_plain, texts)):
         raise ValueError(f"pending replacement is incomplete: {fields!r}")
     return pending
 
 
+def _plain(text: Any) -> bool:
+    """Whether a text may become a column: all that we write is printable ASCII."""
+    return isinstance(text, str) and text.isascii() and text.isprintable()
+
+
 def _instant(value: Any) -> int:
-    if type(value) is not int or not -LATEST_INSTANT <= value <= LATEST_INSTANT:
+    if type(value) is not int or not EARLIEST_INSTANT <= value <= LATEST_INSTANT:
         raise ValueError(f"{value!r} is not an instant")
     return value
 
@@ -274,7 +282,7 @@ def load_args(text: str) -> dict[str, Any]:
         raise _not_ours("args", text)
     try:
         args = json.loads(text[2:])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnreadableRecord(f"args '{text[:100]}': {error}") from error
     if type(args) is not dict:
         raise UnreadableRecord(f"args '{text[:100]}': not an object")

@@ -1,0 +1,217 @@
+"""The texts of a record come back as they were written, and what is not ours is refused."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyncette import record, schedule
+from pyncette.record import (
+    EARLIEST_INSTANT,
+    ERROR_CHARACTERS_MAX,
+    LATEST_INSTANT,
+    Pending,
+    Progress,
+    Record,
+    State,
+    UnreadableRecord,
+    check_identity,
+    dump_args,
+    dump_progress,
+    group_of,
+    load_args,
+    load_progress,
+    read,
+)
+from pyncette.schedule import At, Every, NewerFormat
+
+INSTANTS = st.integers(EARLIEST_INSTANT, LATEST_INSTANT)
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
+PLAINS = st.text(st.characters(min_codepoint=32, max_codepoint=126))
+NOTHING = st.none()
+FLAGS = {"paused": st.booleans(), "triggered": NOTHING | INSTANTS}
+PENDING = st.builds(
+    Pending, plan=NOTHING, args=NOTHING, planned=NOTHING, born=NOTHING, **FLAGS
+) | st.builds(Pending, plan=PLAINS, args=PLAINS, planned=NOTHING | INSTANTS, born=WORDS, **FLAGS)
+PROGRESS = st.builds(
+    Progress,
+    planned=st.none() | INSTANTS,
+    born=WORDS,
+    triggered=st.none() | INSTANTS,
+    failures=st.integers(0, 10**6),
+    pending=st.none() | PENDING,
+    error=st.none() | st.text(max_size=100),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+def a_record(plan: str = "1 every 60000000", progress: str = "1 5 k3") -> Record:
+    return Record("group", "key", 5, 1, None, State.SCHEDULED, 0, plan, "1 {}", progress)
+
+
+@given(PROGRESS)
+def test_progress_comes_back_as_it_was_written(progress: Progress) -> None:
+    assert load_progress(dump_progress(progress)) == progress
+
+
+@given(PROGRESS)
+def test_progress_is_printable_ascii_so_that_every_store_can_keep_it(progress: Progress) -> None:
+    text = dump_progress(progress)
+    assert text.isascii()
+    assert text.isprintable()
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_arguments_come_back_as_they_were_written(args: dict[str, object]) -> None:
+    assert load_args(dump_args(args)) == args
+
+
+def test_arguments_are_a_new_dictionary_at_each_call() -> None:
+    text = dump_args({"to": ["ann"]})
+    load_args(text)["to"].append("ben")
+    assert load_args(text) == {"to": ["ann"]}
+
+
+def test_the_common_progress_is_three_words() -> None:
+    assert dump_progress(Progress(1764000000000000, "k3Rn9a")) == "1 1764000000000000 k3Rn9a"
+    assert dump_progress(Progress(None, "k3Rn9a")) == "1 - k3Rn9a"
+
+
+def test_a_long_error_is_cut() -> None:
+    progress = Progress(5, "k3", error="x" * 10_000)
+    assert load_progress(dump_progress(progress)).error == "x" * ERROR_CHARACTERS_MAX
+
+
+def test_a_triggered_run_is_the_occurrence_in_hand() -> None:
+    assert Progress(5, "k3").occurrence == 5
+    assert Progress(5, "k3", triggered=3).occurrence == 3
+    assert Progress(None, "k3").occurrence is None
+
+
+def test_every_instant_that_a_schedule_can_give_can_be_read() -> None:
+    assert LATEST_INSTANT == schedule.INSTANT_LIMIT - 1
+    latest = datetime(2255, 1, 1, tzinfo=UTC) - timedelta(microseconds=1)
+    for instant in (datetime(1, 1, 1, tzinfo=UTC), latest):
+        planned = At(instant).first(0)
+        progress = Progress(planned, "k3")
+        assert load_progress(dump_progress(progress)) == progress
+
+
+def test_reading_a_record_gives_its_plan_and_its_progress() -> None:
+    reading = read(a_record())
+    assert reading.plan == Every(timedelta(minutes=1))
+    assert reading.progress == Progress(5, "k3")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "garbage",
+        "0 5 k3",
+        "-1 5 k3",
+        "x 5 k3",
+        "² 5 k3",
+        "1",
+        "1 5",
+        "1 5 ",
+        "1 - ",
+        "1 five k3",
+        "1 5.0 k3",
+        f"1 {LATEST_INSTANT + 1} k3",
+        f"1 {EARLIEST_INSTANT - 1} k3",
+        f"1 {'9' * 5_000} k3",
+        "1 5 k3 ",
+        "1 5 k3 {",
+        "1 5 k3 []",
+        "1 5 k3 null",
+        "1 5 k3 " + "[" * 100_000,
+        '1 5 k3 {"failures":-1}',
+        '1 5 k3 {"failures":true}',
+        '1 5 k3 {"failures":"2"}',
+        '1 5 k3 {"triggered":1.5}',
+        '1 5 k3 {"triggered":true}',
+        '1 5 k3 {"triggered":9999999999999999999}',
+        '1 5 k3 {"pending":null}',
+        '1 5 k3 {"pending":[1]}',
+        '1 5 k3 {"pending":{"unknown":1}}',
+        '1 5 k3 {"pending":{"paused":1}}',
+        '1 5 k3 {"pending":{"triggered":"now"}}',
+        '1 5 k3 {"pending":{"planned":0.5}}',
+        '1 5 k3 {"pending":{"plan":"1 every 5"}}',
+        '1 5 k3 {"pending":{"plan":"1 every 5","args":"1 {}","born":7}}',
+        '1 5 k3 {"pending":{"plan":"\\ud800","args":"1 {}","born":"k4"}}',
+        '1 5 k3 {"pending":{"plan":"1 every 5","args":"\\u0000","born":"k4"}}',
+    ],
+)
+def test_progress_that_is_not_ours_cannot_be_read(text: str) -> None:
+    with pytest.raises(UnreadableRecord, match="progress"):
+        load_progress(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "1", "x {}", "1 {", "1 []", "1 5", "1 null", '1 {"a":' + "[" * 100_000]
+)
+def test_arguments_that_are_not_ours_cannot_be_read(text: str) -> None:
+    with pytest.raises(UnreadableRecord, match="args"):
+        load_args(text)
+
+
+def test_a_plan_that_is_not_ours_cannot_be_read() -> None:
+    with pytest.raises(UnreadableRecord, match="plan"):
+        read(a_record(plan="1 cron UTC nonsense"))
+
+
+def test_what_a_later_release_wrote_is_not_broken() -> None:
+    with pytest.raises(NewerFormat, match="format 2"):
+        load_progress("2 something else")
+    with pytest.raises(NewerFormat, match="format 10"):
+        load_args("10 {}")
+    with pytest.raises(NewerFormat):
+        read(a_record(plan="2 lunar phase"))
+    with pytest.raises(NewerFormat):
+        read(a_record(progress="2 5"))
+
+
+def test_templates_and_partitions_share_no_group() -> None:
+    names = ["a", "a:0", "a%3A0", "a%", ":static", ":control", "%3Astatic"]
+    groups = [group_of(name) for name in names] + [group_of(name, 0) for name in names]
+    assert len({*groups, record.STATIC_GROUP, record.CONTROL_GROUP}) == 2 * len(names) + 2
+
+
+def test_a_group_reads_like_its_template() -> None:
+    assert group_of("reports") == "reports"
+    assert group_of("reports", 12) == "reports:12"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "must not be empty"),
+        ("a\0b", "NUL"),
+        ("a\ud800", "surrogate"),
+        ("x" * 996, "at most 1000"),
+        ("ß" * 498, "at most 1000"),
+    ],
+)
+def test_a_name_that_some_store_could_not_keep_is_refused(key: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_identity("group", key, "the name")
+
+
+def test_a_group_with_a_nul_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        check_identity("gr\0up", "x", "the name")
+
+
+def test_names_up_to_the_limit_are_kept() -> None:
+    check_identity("group", "x" * 995, "the name")
+    check_identity("group", "ß" * 497, "the name")
+    check_identity("group", " : % \n 🕛", "the name")
