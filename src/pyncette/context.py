@@ -124,10 +124,12 @@ class PyncetteContext:
         if self._scheduler.stopping:
             return
         self._started = True
-        watch = await self._store.watch(
-            [group for task in self._tasks for group in task.groups()],
-            self._scheduler.wake_groups,
-        )
+        watch = None
+        try:
+            groups = [group for task in self._tasks for group in task.groups()]
+            watch = await self._store.watch(groups, self._scheduler.wake_groups)
+        except Exception as error:
+            logger.warning("This worker is not told of due records, and only polls: %s", error)
         try:
             await self._scheduler.run()
         except asyncio.CancelledError:
