@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pyncette.record import Change, Delete, Patch, Record, State
+from pyncette.record import ANY, Change, Delete, Patch, Record, State
 from pyncette.store import Store, Write
 from pyncette.testing.suite.harness import (
     LEASE,
@@ -317,23 +317,24 @@ class Claiming(Suite):
     async def test_a_repeated_claim_leaves_what_its_token_holds_from_other_calls(
         self, store: Store
     ) -> None:
-        await self.add(store, "reports", "extended", "settled", "stolen", "held")
-        await self.claim(store, [a_group()], token="mine")
-        held = {key: await record_of(store, "reports", key) for key in ("extended", "settled")}
+        keys = ["extended", "settled", "stolen", "held"]
         changes: dict[str, Change] = {
             "extended": Patch(NOW + LEASE + 1, State.RUNNING, 1),
             "settled": Patch(NOW + 10 * LEASE, State.SCHEDULED, 0),
+            "stolen": put(due_at=NOW + LEASE),
         }
-        await store.write(
-            [
-                Write("reports", key, change, held[key].version, "mine")
-                for key, change in changes.items()
-            ]
-            + [Write("reports", "stolen", put(due_at=NOW + LEASE), -1)],
-            NOW,
-        )
-        records, _ = await self.claim(store, [a_group()], token="mine", repeated=True)
-        assert keys_of(records) == ["held"]
+        for group in ("reports", ":static"):
+            await self.add(store, group, *keys)
+        sources = [a_group(), *(a_key(key, ":static") for key in keys)]
+        await self.claim(store, sources, token="mine")
+        for group in ("reports", ":static"):
+            batch = [Write(group, key, change, ANY) for key, change in changes.items()]
+            await store.write(batch, NOW)
+        records, _ = await self.claim(store, sources, token="mine", repeated=True)
+        assert sorted(record[:2] for record in records) == [
+            (":static", "held"),
+            ("reports", "held"),
+        ]
 
     @on_store
     async def test_a_token_alone_gives_back_nothing(self, store: Store) -> None:
