@@ -330,6 +330,7 @@ def test_many_months_do_not_disturb_each_other() -> None:
         for year in range(1990, 2010)
         for month in range(1, 13)
     ]
+    assert len(compile_cron("0 0 L * *")._months_seen) <= 64
 
 
 @pytest.mark.parametrize(
