@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette import lifecycle
 from pyncette.clock import Clock, from_microseconds
 from pyncette.errors import LeaseLostException
 from pyncette.lifecycle import Rules, Verdict
-from pyncette.model import Context, ExecutionMode, MiddlewareFunc
+from pyncette.model import Context, MiddlewareFunc
 from pyncette.record import Change, Reading, Record, read
-from pyncette.settler import Entry, Lane
+from pyncette.settler import Lane
 from pyncette.store import Applied, Result, Write
 from pyncette.task import Task
 
@@ -68,153 +69,132 @@ class Runtime(Protocol):
         """A write of one's own was applied: its record may come due soon."""
 
 
+class TaskParts(NamedTuple):
+    """What all executions of a task share.
+
+    Attributes:
+        runtime: The worker.
+        task: The declared task.
+        handler: Middlewares and body.
+        rules: The task's options about outcomes.
+        lease: Microseconds for which a claim of it holds.
+        at_most_once: Whether its record moves on before the body starts.
+    """
+
+    runtime: Runtime
+    task: Task
+    handler: Handler
+    rules: Rules
+    lease: int
+    at_most_once: bool
+
+
 class Execution:
     """One execution of one record.
 
     It is itself the entry of its outcome in the settler's lane.
     """
 
-    __slots__ = (
-        "_error",
-        "_extend",
-        "_failed",
-        "_handler",
-        "_lost",
-        "_rules",
-        "_runtime",
-        "_start_before",
-        "_template",
-        "_token",
-        "_valid_until",
-        "ended",
-        "reading",
-        "runner",
-    )
+    # What is seldom otherwise costs nothing to set.
+    _lost = False
+    _error: str | None = None
+    ended = False
+    runner: asyncio.Task[Any] | None = None
 
     def __init__(
-        self,
-        runtime: Runtime,
-        template: Task,
-        handler: Handler,
-        rules: Rules,
-        reading: Reading,
-        token: str,
-        start_before: float,
-        extend: bool,
+        self, parts: TaskParts, reading: Reading, start_before: float, extend: bool
     ) -> None:
         """Prepares an execution.
 
         Args:
-            runtime: The worker.
-            template: The declared task.
-            handler: Middlewares and body.
-            rules: The task's options about outcomes.
+            parts: The task.
             reading: The record as claimed.
-            token: Of the claim.
             start_before: The monotonic instant at which the lease may have ended.
             extend: Whether much of the lease is gone already.
         """
-        self._runtime = runtime
-        self._template = template
-        self._handler = handler
-        self._rules = rules
+        self._parts = parts
         self.reading = reading
-        self._token = token
         self._start_before = start_before
-        self._valid_until = reading.record.due_at or 0
         self._extend = extend
-        self._lost = False
-        self._failed = False
-        self._error: str | None = None
-        self.ended = False
-        self.runner: asyncio.Task[Any] | None = None
 
     # What the body sees.
 
     def task(self) -> Task:
         """The declared task, or the instance as it was stored."""
-        if not self._template.dynamic:
-            return self._template
+        task = self._parts.task
+        if not task.dynamic:
+            return task
         record, plan, _ = self.reading
-        return self._template.from_parts(record.key, plan, record.args)
+        return task.from_parts(record.key, plan, record.args)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments, in a dictionary of their own."""
-        if not self._template.dynamic:
-            return dict(self._template.extra_args)
         return dict(self.task().extra_args)
 
     async def heartbeat(self) -> None:
         """Extends the lease; see :meth:`pyncette.model.Context.heartbeat`."""
-        if self._template.execution_mode is ExecutionMode.AT_MOST_ONCE:
+        if self._parts.at_most_once:
             return
         if self._lost:
             raise LeaseLostException(self.task())
         beat = _Beat(self)
-        self._runtime.lane.add(beat)
+        self._parts.runtime.lane.add(beat)
         await beat.done
 
     # The run.
 
     async def run(self) -> None:
         """Runs it, unless it may not start any more."""
+        parts = self._parts
+        runtime = parts.runtime
         try:
             self.runner = asyncio.current_task()
             if self._extend and not await self._extended():
                 return
-            if self._runtime.clock.monotonic() >= self._start_before:
+            if runtime.clock.monotonic() >= self._start_before:
                 logger.warning(
                     "%s was not started: its lease ended before it could be", self.task()
                 )
                 return
-            if self._template.execution_mode is ExecutionMode.AT_MOST_ONCE:
-                await self._run_at_most_once()
-            else:
-                await self._run_at_least_once()
+            if parts.at_most_once and not await self._advanced():
+                return
+            try:
+                context = runtime.context_class()
+                context._execution = self
+                await parts.handler(context)
+            except Exception as error:
+                logger.exception("Task %s failed", self.task())
+                self._error = describe(error)
+            if not parts.at_most_once:
+                runtime.lane.add(self)
         finally:
             self.ended = True
-            self._runtime.ended(self)
+            runtime.ended(self)
 
     def cancel(self) -> None:
         """Cancels it; if it has not ended, its lease stays."""
-        if self.runner is not None:
+        if self.runner is None:
+            self._start_before = -math.inf
+        else:
             self.runner.cancel()
 
     async def _extended(self) -> bool:
-        sent = self._runtime.clock.monotonic()
+        sent = self._parts.runtime.clock.monotonic()
         try:
             beat = _Beat(self)
-            self._runtime.lane.add(beat)
+            self._parts.runtime.lane.add(beat)
             await beat.done
         except Exception as error:
             logger.warning("%s was not started: %s", self.task(), error)
             return False
-        self._start_before = sent + self._template.lease / 1_000_000
+        self._start_before = sent + self._parts.task.lease / 1_000_000
         return True
 
-    async def _run_at_least_once(self) -> None:
-        try:
-            await self._call()
-        except Exception as error:
-            logger.exception("Task %s failed", self.task())
-            self._failed = True
-            self._error = describe(error)
-        self._runtime.lane.add(self)
-
-    async def _run_at_most_once(self) -> None:
+    async def _advanced(self) -> bool:
+        """Moves the record on; whether the body may run."""
         advance = _Advance(self)
-        self._runtime.lane.add(advance, urgent=True)
-        if not await advance.done:
-            return
-        try:
-            await self._call()
-        except Exception:
-            logger.exception("Task %s failed", self.task())
-
-    async def _call(self) -> None:
-        context = self._runtime.context_class()
-        context._execution = self
-        await self._handler(context)
+        self._parts.runtime.lane.add(advance, urgent=True)
+        return await advance.done
 
     # The outcome, as an entry of the settler's lane.
 
@@ -223,16 +203,16 @@ class Execution:
         if self._lost:
             logger.warning("%s lost its lease: its outcome is not recorded", self.task())
             return None
-        if self._failed:
-            change = lifecycle.failed(self.reading, self._rules, now, self._error or "")
+        if self._error is None:
+            change = lifecycle.succeeded(self.reading, self._parts.rules, now)
         else:
-            change = lifecycle.succeeded(self.reading, self._rules, now)
+            change = lifecycle.failed(self.reading, self._parts.rules, now, self._error)
         return self.write(change)
 
     def resolve(self, result: Result, write: Write, now: int) -> bool:
         """Takes the store's answer to the outcome."""
         if isinstance(result, Applied):
-            self._runtime.wrote(write)
+            self._parts.runtime.wrote(write)
             return False
         found = self.meet(result.current)
         if found is Verdict.LOST:
@@ -241,9 +221,14 @@ class Execution:
 
     def fail(self, error: Exception, now: int) -> bool:
         """Whether the outcome shall be written again: as long as the lease lives."""
-        return now < self._valid_until
+        return now < self.valid_until
 
     # What the three kinds of entries share.
+
+    @property
+    def valid_until(self) -> int:
+        """The end of the lease, as far as this worker knows."""
+        return self.reading.record.due_at or 0
 
     def meet(self, current: Record | None) -> Verdict:
         """Takes in the record that stands in the way of a write."""
@@ -253,21 +238,17 @@ class Execution:
                 self.reading = read(current)
             except ValueError:
                 found = Verdict.LOST
-            else:
-                self.take(current)
         self._lost = found is Verdict.LOST
         return found
 
     def take(self, record: Record) -> None:
         """The record as it stands now."""
         self.reading = self.reading._replace(record=record)
-        if record.due_at is not None:
-            self._valid_until = record.due_at
 
     def write(self, change: Change) -> Write:
         """The change as a write that is conditional on holding the record."""
         record = self.reading.record
-        return Write(record.group, record.key, change, record.version, self._token)
+        return Write(record.group, record.key, change, record.version, record.token)
 
 
 class _Beat:
@@ -289,7 +270,7 @@ class _Beat:
             self._finish(LeaseLostException(execution.task()))
             return None
         return execution.write(
-            lifecycle.heartbeat(execution.reading.record, now, execution._template.lease)
+            lifecycle.heartbeat(execution.reading.record, now, execution._parts.task.lease)
         )
 
     def resolve(self, result: Result, write: Write, now: int) -> bool:
@@ -334,12 +315,12 @@ class _Advance:
         execution = self._execution
         if self.done.cancelled():
             return None
-        return execution.write(lifecycle.advanced(execution.reading, execution._rules, now))
+        return execution.write(lifecycle.advanced(execution.reading, execution._parts.rules, now))
 
     def resolve(self, result: Result, write: Write, now: int) -> bool:
         execution = self._execution
         if isinstance(result, Applied):
-            execution._runtime.wrote(write)
+            execution._parts.runtime.wrote(write)
             self._finish(True)
             return False
         found = execution.meet(result.current)
@@ -353,7 +334,7 @@ class _Advance:
         return found is Verdict.HELD
 
     def fail(self, error: Exception, now: int) -> bool:
-        again = not self.done.done() and now < self._execution._valid_until
+        again = not self.done.done() and now < self._execution.valid_until
         if not again:
             self._finish(False)
         return again
@@ -383,4 +364,4 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS_MAX]
 
 
-__all__ = ["Entry", "Execution", "Handler", "RunContext", "Runtime", "compose", "describe"]
+__all__ = ["Execution", "Handler", "RunContext", "Runtime", "TaskParts", "compose", "describe"]

@@ -18,14 +18,14 @@ from typing import Any, Final, NamedTuple, Protocol
 from pyncette import lifecycle
 from pyncette.clock import Clock, StoreClock
 from pyncette.errors import PyncetteException
-from pyncette.execution import Execution, Handler, RunContext, compose
+from pyncette.execution import Execution, RunContext, TaskParts, compose
 from pyncette.lifecycle import Rules, Wanted
-from pyncette.model import ExecutionMode, FailureMode, MiddlewareFunc
-from pyncette.record import ABSENT, STATIC_GROUP, Change, Record, UnreadableRecord, read
+from pyncette.model import ExecutionMode, MiddlewareFunc
+from pyncette.record import ABSENT, STATIC_GROUP, Change, Record, State, UnreadableRecord, read
 from pyncette.schedule import NewerFormat, dumps
 from pyncette.settler import Lane
 from pyncette.sources import NEVER, AskedSource, Sources
-from pyncette.store import Claimed, Group, Key, Refused, Source, Store, Write
+from pyncette.store import Claimed, Group, Key, Refused, Result, Source, Store, Watch, Write
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Scheduler:
         self._settings = settings
         self._tick = tick
         self._sources = Sources()
-        self._handlers: dict[Task, tuple[Handler, Rules, int]] = {}
+        self._parts: dict[Task, TaskParts] = {}
         self._tokens = f"{settings.worker}:{secrets.token_hex(4)}:"
         self._claims = 0
         self._next_poll = 0
@@ -139,6 +139,10 @@ class Scheduler:
         self._alarm_at = NEVER
         self._bell: asyncio.Future[None] | None = None
         self._rung = False
+        self._starved = False
+        self._watch: Watch | None = None
+        self._watching = False
+        self._changed = asyncio.Event()
 
     @property
     def last_tick(self) -> int:
@@ -150,11 +154,17 @@ class Scheduler:
         """Whether it was shut down."""
         return self._stopping
 
+    async def returned(self) -> None:
+        """Waits until :meth:`run` has returned. Only after :meth:`shutdown`."""
+        while self._running:
+            self._changed.clear()
+            await self._changed.wait()
+
     async def idle(self) -> None:
-        """Waits until no execution is left."""
+        """Waits until no execution is left. Only after :meth:`shutdown`."""
         while self.executions:
-            self._bell = asyncio.get_running_loop().create_future()
-            await self._bell
+            self._changed.clear()
+            await self._changed.wait()
 
     # What others tell it.
 
@@ -181,12 +191,16 @@ class Scheduler:
         self.executions.discard(execution)
         if execution is self._suspect:
             self._suspect = None
+        if self._stopping:
+            self._changed.set()
         self._ring()
 
     def wrote(self, write: Write) -> None:
         due_at = getattr(write.change, "due_at", None)
         if due_at is not None:
             self.wake(write.group, write.key, due_at)
+        if self._starved:
+            self._ring()
 
     # The loop.
 
@@ -200,11 +214,15 @@ class Scheduler:
             raise PyncetteException("run() is under way already in this context")
         self._running = True
         try:
+            await self._watch_changes()
             await self._meet_static_tasks()
             while not self._stopping:
                 await self._pass()
         finally:
             self._running = False
+            self._changed.set()
+            if self._watch is not None:
+                self._watch.close()
             if self._alarm is not None:
                 self._alarm.cancel()
                 self._alarm, self._alarm_at = None, NEVER
@@ -224,6 +242,7 @@ class Scheduler:
                 await self._claim(self._unanswered or self._ask(now, free))
                 if polls:
                     await self._measure()
+                    await self._watch_changes()
             except Exception as error:
                 self._store_failed(error)
 
@@ -234,9 +253,23 @@ class Scheduler:
             has_clock = await clock.measure(self._store.now)
             self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S if has_clock else math.inf
 
+    async def _watch_changes(self) -> None:
+        """Asks to be told of changes, where the store can tell; if that fails, again later."""
+        if self._watching:
+            return
+        groups = [group for task in self._tasks() for group in task.groups()]
+        try:
+            self._watch = await self._store.watch(groups, self.wake_groups)
+        except Exception as error:
+            logger.warning("The store cannot be watched, only polled for now: %s", error)
+        else:
+            self._watching = True
+            self.wake_groups(None)
+
     def _free_slots(self) -> int:
         limit = self._settings.concurrency_limit
-        if len(self.lane) >= BACKLOG_MAX:
+        self._starved = len(self.lane) >= BACKLOG_MAX
+        if self._starved:
             return 0
         return min(self._settings.batch_size, max(limit - len(self.executions), 0))
 
@@ -264,7 +297,7 @@ class Scheduler:
         )
 
     def _source(self, asked: AskedSource, share: int, now: int) -> Source:
-        lease = self._task_parts(asked.task)[2]
+        lease = self._task_parts(asked.task).lease
         if asked.key is None:
             return Group(asked.group, lease, share, now)
         return Key(asked.group, asked.key, lease)
@@ -282,10 +315,13 @@ class Scheduler:
         try:
             for record in left:
                 key = record.key if record.group == STATIC_GROUP else None
-                await self._dispatch(tasks[record.group, key], record, question, slow)
+                parts = self._task_parts(tasks[record.group, key])
+                execution = self._execution(parts, record, sent, slow)
+                if execution is not None:
+                    await self._start(execution)
         except asyncio.CancelledError:
             for record in left:
-                self._give_up(record, lifecycle.given_back_unread(record, now, 0))
+                self._give_up(record, lambda held: _given_back(held, now, 0))
             raise
         unplanned = [
             source.task
@@ -314,8 +350,10 @@ class Scheduler:
             else:
                 self._sources.hold_off(source, question.now, longest)
 
-    async def _dispatch(self, task: Task, record: Record, question: _Question, slow: float) -> None:
-        handler, rules, lease = self._task_parts(task)
+    def _execution(
+        self, parts: TaskParts, record: Record, sent: float, slow: float
+    ) -> Execution | None:
+        """What a claimed record leads to: an execution, or its being given up."""
         now = self._last_tick
         try:
             reading = read(record)
@@ -324,55 +362,51 @@ class Scheduler:
             delay = min(
                 self._settings.poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX
             )
-            logger.warning("%s of %s was left to a newer worker: %s", record.key, task, error)
-            self._give_up(record, lifecycle.given_back_unread(record, now, delay))
-            return
+            logger.warning("%s of %s is for a newer worker: %s", record.key, parts.task, error)
+            self._give_up(record, lambda held: lifecycle.given_back_unread(held, now, delay))
+            return None
         except UnreadableRecord as error:
-            logger.error("%s of %s cannot be read and is parked: %s", record.key, task, error)
-            self._give_up(record, lifecycle.parked(record, str(error), secrets.token_hex(4)))
-            return
+            logger.error("%s of %s is unreadable and parked: %s", record.key, parts.task, error)
+            reason, born = str(error), secrets.token_hex(4)
+            self._give_up(record, lambda held: lifecycle.parked(held, reason, born))
+            return None
         if self._stopping:
-            self._give_up(record, lifecycle.given_back(reading, now))
-            return
-        lease_s = lease / 1_000_000
-        execution = Execution(
-            self,
-            task,
-            handler,
-            rules,
-            reading,
-            question.token,
-            question.sent + lease_s,
-            slow > lease_s / 10,
-        )
-        if lifecycle.suspect(record):
+            self._give_up(record, lambda held: _given_back(held, now, 0))
+            return None
+        lease_s = parts.lease / 1_000_000
+        execution = Execution(parts, reading, sent + lease_s, slow > lease_s / 10)
+        if record.starts >= lifecycle.SUSPECT_STARTS:
             if self._suspect is not None:
-                self._give_up(record, lifecycle.given_back(reading, now, SUSPECT_DELAY))
-                return
+                self._give_up(record, lambda held: _given_back(held, now, SUSPECT_DELAY))
+                return None
             self._suspect = execution
+        return execution
+
+    async def _start(self, execution: Execution) -> None:
         self.executions.add(execution)
         run = execution.run()
         try:
             await self._executor.spawn_task(run)
         except Exception:
-            logger.exception("The executor did not take on %s; its lease runs out", task)
+            logger.exception("The executor refused %s; its lease runs out", execution.task())
             run.close()
             self.ended(execution)
 
-    def _give_up(self, record: Record, change: Change) -> None:
-        self.lane.add(_Release(self, record, change))
+    def _give_up(self, record: Record, decide: Callable[[Record], Change]) -> None:
+        self.lane.add(_Release(self, record, decide))
 
-    def _task_parts(self, task: Task) -> tuple[Handler, Rules, int]:
-        parts = self._handlers.get(task)
+    def _task_parts(self, task: Task) -> TaskParts:
+        parts = self._parts.get(task)
         if parts is None:
-            lease = task.lease
-            if task.execution_mode is ExecutionMode.AT_MOST_ONCE:
-                lease = max(lease, AT_MOST_ONCE_LEASE_MIN)
-                rules = Rules(task.fast_forward, FailureMode.COMMIT)
-            else:
-                rules = Rules(task.fast_forward, task.failure_mode, self._settings.poll_interval)
-            parts = (compose(self._middlewares, task.task_func), rules, lease)
-            self._handlers[task] = parts
+            at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
+            parts = self._parts[task] = TaskParts(
+                self,
+                task,
+                compose(self._middlewares, task.task_func),
+                Rules(task.fast_forward, task.failure_mode, self._settings.poll_interval),
+                max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
+                at_most_once,
+            )
         return parts
 
     # The store's health.
@@ -478,24 +512,43 @@ class Scheduler:
             self._bell.set_result(None)
 
 
+def _given_back(record: Record, now: int, delay: int) -> Change:
+    try:
+        reading = read(record)
+    except ValueError:
+        return lifecycle.given_back_unread(record, now, delay)
+    return lifecycle.given_back(reading, now, delay)
+
+
 class _Release:
     """A claimed record that is not run: given back, or parked."""
 
-    __slots__ = ("_change", "_record", "_scheduler")
+    __slots__ = ("_decide", "_record", "_scheduler")
 
-    def __init__(self, scheduler: Scheduler, record: Record, change: Change) -> None:
+    def __init__(
+        self, scheduler: Scheduler, record: Record, decide: Callable[[Record], Change]
+    ) -> None:
         self._scheduler = scheduler
         self._record = record
-        self._change = change
+        self._decide = decide
 
     def build(self, now: int) -> Write | None:
         record = self._record
-        return Write(record.group, record.key, self._change, record.version, record.token)
+        return Write(record.group, record.key, self._decide(record), record.version, record.token)
 
-    def resolve(self, result: object, write: Write, now: int) -> bool:
+    def resolve(self, result: Result, write: Write, now: int) -> bool:
         if not isinstance(result, Refused):
             self._scheduler.wrote(write)
-        return False  # refused: somebody else's, or it falls due when the lease ends
+            return False
+        current, held = result.current, self._record
+        if (
+            current is None
+            or (current.token, current.starts) != (held.token, held.starts)
+            or current.state != State.RUNNING
+        ):
+            return False
+        self._record = current  # somebody has asked for something meanwhile
+        return True
 
     def fail(self, error: Exception, now: int) -> bool:
         return self._record.due_at is not None and now < self._record.due_at
