@@ -19,7 +19,7 @@ from pyncette.options import one_of
 from pyncette.record import Record
 from pyncette.sql import check_table_name
 from pyncette.sqlite_table import SqliteTable
-from pyncette.sqlite_thread import ConnectionThread
+from pyncette.sqlite_thread import ConnectionThread, is_busy
 from pyncette.store import (
     Claimed,
     Filter,
@@ -57,7 +57,7 @@ class SqliteOptions:
 
     database: str = MEMORY
     table_name: str = "pyncette_tasks"
-    synchronous: str = "NORMAL"
+    synchronous: str = "FULL"
 
     def __post_init__(self) -> None:
         if not isinstance(self.database, str) or not self.database or "\0" in self.database:
@@ -73,7 +73,7 @@ async def sqlite_repository(
     *,
     sqlite_database: str | os.PathLike[str] = MEMORY,
     sqlite_table_name: str = "pyncette_tasks",
-    sqlite_synchronous: str = "NORMAL",
+    sqlite_synchronous: str = "FULL",
     **_ignored: Any,
 ) -> AsyncIterator[SqliteStore]:
     """Opens a store in a SQLite database.
@@ -209,6 +209,9 @@ class SqliteStore:
                 f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
             )
         options = self._options
+        reason = _why_unusable(options.database)
+        if reason is not None:
+            raise StoreMisconfiguredError(f"{self._place} cannot be opened: {reason}")
         connection = None
         try:
             connection = sqlite3.connect(options.database, timeout=0, isolation_level=None)
@@ -230,12 +233,9 @@ class SqliteStore:
         except BaseException as error:
             if connection is not None:
                 connection.close()
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, sqlite3.Error) or is_busy(error):
                 raise
-            reason = _why_unusable(options.database)
-            if reason is None:
-                raise
-            raise StoreMisconfiguredError(f"{self._place}: {reason} ({error})") from error
+            raise StoreMisconfiguredError(f"{self._place} cannot be opened: {error}") from error
 
 
 class _Watch:
@@ -263,7 +263,10 @@ def _any_due(sources: Iterable[Source], next_due: Iterable[int | None], now: int
 
 
 def _why_unusable(database: str) -> str | None:
-    """In words, what about the file itself keeps SQLite from using it; None where it is not it."""
+    """What about the file keeps it from being used, in words; None where nothing does.
+
+    Without this, SQLite would open a file that it may not write to, and fail later.
+    """
     if database == MEMORY:
         return None
     directory = os.path.dirname(database) or os.curdir
@@ -271,8 +274,12 @@ def _why_unusable(database: str) -> str | None:
         return "it is a directory"
     if not os.path.isdir(directory):
         return f"the directory '{directory}' does not exist"
-    if os.path.exists(database) and not os.access(database, os.R_OK | os.W_OK):
+    if os.path.exists(database) and not _may(database, os.R_OK | os.W_OK):
         return "no permission to read and write it"
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if not _may(directory, os.W_OK | os.X_OK):
         return f"no permission to write to its directory '{directory}', where its log has to be"
     return None
+
+
+def _may(path: str, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

@@ -54,10 +54,14 @@ EXAMINED_MAX: Final = 5_000
 _STEPS: Final = (100, 25, 5, 1)
 """So many rows are written by one statement, the most first; each size is prepared once."""
 
+_VERSION_MAX: Final = 1 << 61
+_STARTS_MAX: Final = 1 << 30
+"""Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
+
 # Somebody may edit a row by hand. What the checks let through can be claimed and parked; what
 # they refuse (an instant as text, a version that cannot grow) would stand in everybody's way.
 _TABLE: Final = """\
-CREATE TABLE {table} (
+CREATE TABLE IF NOT EXISTS {table} (
     "group"  TEXT    NOT NULL CHECK (typeof("group") = 'text'),
     "key"    TEXT    NOT NULL CHECK (typeof("key") = 'text'),
     due_at   INTEGER CHECK (due_at IS NULL OR typeof(due_at) = 'integer'),
@@ -87,15 +91,16 @@ class SqliteTable:
 
         # CAST costs nothing on what is of that type, and makes of anything else what can be
         # handed on, so that whoever reads the record finds it unreadable and parks it.
+        integers = ("due_at", "version", "starts")
         columns = ", ".join(
-            f't."{column}"'
-            if column in ("due_at", "version", "starts")
-            else f'CAST(t."{column}" AS TEXT)'
+            f'CAST(t."{column}" AS {"INTEGER" if column in integers else "TEXT"})'
             for column in COLUMNS
         )
+        version = f"max(min(CAST(version AS INTEGER), {_VERSION_MAX}) + 1, ?4)"
+        starts = f"min(CAST(starts AS INTEGER), {_STARTS_MAX}) + 1"
         due = 'WHERE "group" = ?1 AND due_at <= ?2 ORDER BY due_at, rowid LIMIT ?3'
         keyed = f'FROM json_each(?2) AS j CROSS JOIN {name} AS t ON t."group" = ?1'
-        running = f"state = '{State.RUNNING}', starts = starts + 1"
+        running = f"state = '{State.RUNNING}', starts = {starts}, version = {version}"
 
         # Of one group, by the index on what is due.
         self._next_due = (
@@ -104,12 +109,13 @@ class SqliteTable:
         )
         self._due = (
             "SELECT json_group_array(json_array(k, v, s, p, a, g)) FROM ("
-            'SELECT CAST("key" AS TEXT) AS k, version AS v, starts AS s, CAST(plan AS TEXT) AS p, '
-            f"CAST(args AS TEXT) AS a, CAST(progress AS TEXT) AS g FROM {name} {due})"
+            f'SELECT CAST("key" AS TEXT) AS k, {version} AS v, {starts} AS s, '
+            "CAST(plan AS TEXT) AS p, CAST(args AS TEXT) AS a, CAST(progress AS TEXT) AS g "
+            f"FROM {name} {due})"
         )
         self._take_due = (
-            f"UPDATE {name} SET due_at = ?4, version = max(version + 1, ?5), token = ?6, "
-            f"{running} WHERE rowid IN (SELECT rowid FROM {name} {due})"
+            f"UPDATE {name} SET due_at = ?5, token = ?6, {running} "
+            f"WHERE rowid IN (SELECT rowid FROM {name} {due})"
         )
         self._held = (
             f"SELECT {columns} FROM {name} AS t "
@@ -124,8 +130,8 @@ class SqliteTable:
         # One record, by the primary key.
         self._one = f'SELECT {columns} FROM {name} AS t WHERE t."group" = ? AND t."key" = ?'
         self._take_key = (
-            f"UPDATE {name} SET due_at = ?1, version = ?2, token = ?3, {running} "
-            'WHERE "group" = ?4 AND "key" = ?5'
+            f"UPDATE {name} SET due_at = ?3, token = ?5, {running} "
+            'WHERE "group" = ?1 AND "key" = ?2'
         )
         self._put = (
             f"UPDATE {name} SET version = ?4, due_at = ?5, state = ?6, token = ?7, starts = ?8, "
@@ -177,24 +183,22 @@ class SqliteTable:
         Raises:
             StoreMisconfiguredError: There is a table of that name that is not one of ours.
         """
-        if self._exists(connection, place):
+        if self._is_complete(connection, place):
             return
         connection.execute("BEGIN IMMEDIATE")
-        if not self._exists(connection, place):
+        if not self._is_complete(connection, place):
             for statement in self.schema:
                 connection.execute(statement)
         connection.execute("COMMIT")
 
-    def _exists(self, connection: sqlite3.Connection, place: str) -> bool:
+    def _is_complete(self, connection: sqlite3.Connection, place: str) -> bool:
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({self.name})")]
-        if not columns:
-            return False
-        if columns != list(COLUMNS):
+        if columns and columns != list(COLUMNS):
             raise StoreMisconfiguredError(
                 describe_foreign_table(self.name, place, columns, "sqlite_table_name")
             )
-        connection.execute(self.schema[1])
-        return True
+        indexes = [row[1] for row in connection.execute(f"PRAGMA index_list({self.name})")]
+        return f"{self.name}_due" in indexes
 
     def next_due(
         self, connection: sqlite3.Connection, sources: Sequence[Source]
@@ -286,11 +290,12 @@ class SqliteTable:
         self, connection: sqlite3.Connection, source: Group, limit: int, now: int, token: str
     ) -> list[Record]:
         group, lease, _, before = source
-        rows = json.loads(connection.execute(self._due, (group, before, limit)).fetchone()[0])
+        due = connection.execute(self._due, (group, before, limit, now)).fetchone()[0]
+        rows = json.loads(due)
         if not rows:
             return []
         lease_end = now + lease
-        connection.execute(self._take_due, (group, before, limit, lease_end, now, token))
+        connection.execute(self._take_due, (group, before, limit, now, lease_end, token))
         running = State.RUNNING.value
         records = [
             record_from_row(
@@ -298,10 +303,10 @@ class SqliteTable:
                     group,
                     key,
                     lease_end,
-                    version + 1 if version >= now else now,
+                    version,
                     token,
                     running,
-                    starts + 1,
+                    starts,
                     plan,
                     args,
                     progress,
@@ -322,7 +327,8 @@ class SqliteTable:
         records: list[Record],
     ) -> list[Record]:
         """Parks what was claimed under a key that is no text: nobody could settle it."""
-        good = [record for record in records if self.one(connection, group, record.key)]
+        found = {record.key: self.one(connection, group, record.key) for record in records}
+        good = [record for record in found.values() if record and record.token == token]
         if len(good) != len(records):
             progress = dump_progress(Progress(None, "unreadable", error="the key is not UTF-8"))
             keys = json.dumps([record.key for record in good])
@@ -333,17 +339,10 @@ class SqliteTable:
         self, connection: sqlite3.Connection, source: Key, now: int, token: str
     ) -> Record:
         group, key, lease = source
+        connection.execute(self._take_key, (group, key, now + lease, now, token))
         record = self.one(connection, group, key)
         assert record is not None
-        version = next_version(record.version, now)
-        connection.execute(self._take_key, (now + lease, version, token, group, key))
-        return record._replace(
-            due_at=now + lease,
-            version=version,
-            token=token,
-            state=State.RUNNING.value,
-            starts=record.starts + 1,
-        )
+        return record
 
     def one(self, connection: sqlite3.Connection, group: str, key: str) -> Record | None:
         """One record, or None."""

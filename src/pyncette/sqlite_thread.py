@@ -298,9 +298,7 @@ class ConnectionThread:
             try:
                 return attempt()
             except sqlite3.OperationalError as error:
-                if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                    raise
-                if realtime.monotonic() >= deadline:
+                if not is_busy(error) or realtime.monotonic() >= deadline:
                     raise
             # SQLite's own busy handler sleeps ever longer and misses the gaps of a busy writer.
             self._pause.wait(uniform(0.0002, 0.001))
@@ -312,7 +310,7 @@ class ConnectionThread:
             return error
         if code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG):
             return ValueError(f"{self._place} refuses a value: {error}")
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if is_busy(error):
             return StoreUnavailableError(
                 f"{self._place} is locked by another connection ({error}): "
                 f"waited for {BUSY_DEADLINE_S:g} s"
@@ -321,6 +319,14 @@ class ConnectionThread:
         explained = kind(f"{self._place}: {error}")
         explained.__cause__ = error
         return explained
+
+
+def is_busy(error: Exception) -> bool:
+    """Whether somebody else holds a lock on the database."""
+    return isinstance(error, sqlite3.Error) and _code(error) in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+    )
 
 
 def _data_version(connection: sqlite3.Connection) -> int:

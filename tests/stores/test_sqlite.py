@@ -1,0 +1,519 @@
+"""What only the store in SQLite has: its options, its file, its table, rows edited by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.record import ABSENT, Delete, Patch, Put, State
+from pyncette.sql import COLUMNS, prefix_end
+from pyncette.sqlite import SqliteStore, schema_sql, sqlite_repository
+from pyncette.store import Applied, Filter, Group, Key, Refused, Write
+
+T = TypeVar("T")
+
+NOW = 1_764_000_000_000_000
+LEASE = 60_000_000
+REPORTS = Group("reports", LEASE, 100, NOW)
+
+
+def new(key: str, **columns: Any) -> Write:
+    """A new record that is due."""
+    values: dict[str, Any] = {
+        "due_at": NOW,
+        "state": State.SCHEDULED,
+        "token": None,
+        "starts": 0,
+        "plan": "1 plan",
+        "args": "1 {}",
+        "progress": "1 - born",
+    }
+    return Write("reports", key, Put(**values | columns), ABSENT)
+
+
+def on_store(
+    use: Callable[[SqliteStore], Awaitable[T]], database: Path | str = ":memory:", **options: Any
+) -> T:
+    """Opens a store, and does something with it."""
+
+    async def main() -> T:
+        async with sqlite_repository(sqlite_database=database, **options) as store:
+            return await use(store)
+
+    return asyncio.run(main())
+
+
+async def keep_one(store: SqliteStore) -> None:
+    await store.write([new("kept")], NOW)
+
+
+async def nothing(store: SqliteStore) -> None:
+    pass
+
+
+def by_hand(database: Path, *statements: str) -> list[Any]:
+    """Edits the file as somebody with a shell would; returns the rows of the last statement."""
+    connection = sqlite3.connect(database)
+    try:
+        for statement in statements:
+            rows = connection.execute(statement).fetchall()
+        connection.commit()
+        return rows
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("sqlite_database", ""),
+        ("sqlite_database", None),
+        ("sqlite_database", 7),
+        ("sqlite_database", "tasks\0.db"),
+        ("sqlite_table_name", "Tasks"),
+        ("sqlite_table_name", "1tasks"),
+        ("sqlite_table_name", "tasks; DROP TABLE tasks"),
+        ("sqlite_table_name", "tasks\n"),
+        ("sqlite_table_name", "tâches"),
+        ("sqlite_table_name", ""),
+        ("sqlite_table_name", None),
+        ("sqlite_synchronous", "OFF"),
+        ("sqlite_synchronous", 1),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_by_name_and_value(
+    option: str, value: Any
+) -> None:
+    with pytest.raises(ValueError) as refused:
+        on_store(nothing, **{"database": ":memory:"} | {option: value}) if (
+            option != "sqlite_database"
+        ) else on_store(nothing, value)
+    assert option in str(refused.value)
+    assert repr(value) in str(refused.value)
+
+
+def test_options_of_others_are_ignored() -> None:
+    on_store(keep_one, redis_url="redis://localhost", batch_size=7)
+
+
+def test_synchronous_is_understood_in_any_case_and_reaches_the_connection() -> None:
+    async def synchronous(store: SqliteStore) -> Any:
+        return await store._thread.call(
+            lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0], None, False
+        )
+
+    assert on_store(synchronous, sqlite_synchronous="normal") == 1
+    assert on_store(synchronous, sqlite_synchronous="Full") == 2
+    assert on_store(synchronous) == 2
+
+
+def test_each_context_in_memory_is_a_database_of_its_own() -> None:
+    async def main() -> None:
+        async with sqlite_repository() as store, sqlite_repository() as other:
+            await store.write([new("a")], NOW)
+            assert await other.get([("reports", "a")]) == [None]
+
+    asyncio.run(main())
+
+
+def test_a_file_keeps_what_was_written(tmp_path: Path) -> None:
+    on_store(keep_one, tmp_path / "tasks.db")
+    [record] = on_store(lambda store: store.get([("reports", "kept")]), tmp_path / "tasks.db")
+    assert record is not None
+    assert record.args == "1 {}"
+
+
+def test_two_tables_in_one_file_know_nothing_of_each_other(tmp_path: Path) -> None:
+    on_store(keep_one, tmp_path / "tasks.db", sqlite_table_name="one")
+    [record] = on_store(
+        lambda store: store.get([("reports", "kept")]),
+        tmp_path / "tasks.db",
+        sqlite_table_name="two",
+    )
+    assert record is None
+
+
+def test_a_table_made_by_hand_from_the_printed_schema_is_used(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+    by_hand(database, *schema_sql("mine").split(";\n")[:2])
+    on_store(keep_one, database, sqlite_table_name="mine")
+    assert by_hand(database, "SELECT name FROM sqlite_master WHERE type = 'table'") == [("mine",)]
+
+
+def test_the_schema_is_not_printed_for_a_name_that_cannot_be_one() -> None:
+    with pytest.raises(ValueError, match="Table name"):
+        schema_sql("my tasks")
+
+
+LEGACY = (
+    "CREATE TABLE pyncette_tasks (name TEXT PRIMARY KEY, parent_name TEXT, "
+    "locked_until TIMESTAMP, locked_by TEXT, execute_after TIMESTAMP, task_spec TEXT)"
+)
+
+
+def test_a_table_of_release_1_is_left_alone_and_the_error_says_how_to_migrate(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "tasks.db"
+    by_hand(database, LEGACY, "INSERT INTO pyncette_tasks (name) VALUES ('a')")
+    before = by_hand(database, "SELECT type, name, sql FROM sqlite_master")
+    with pytest.raises(StoreMisconfiguredError, match="pyncette migrate") as refused:
+        on_store(nothing, database)
+    assert "'pyncette_tasks'" in str(refused.value)
+    assert str(database) in str(refused.value)
+    assert by_hand(database, "SELECT type, name, sql FROM sqlite_master") == before
+    assert by_hand(database, "SELECT name FROM pyncette_tasks") == [("a",)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE pyncette_tasks (id INTEGER PRIMARY KEY, name TEXT)",
+        "CREATE VIEW pyncette_tasks AS SELECT 1 AS one",
+        f"CREATE TABLE pyncette_tasks ({', '.join(COLUMNS[:-1]).replace('group', '[group]')})",
+    ],
+)
+def test_a_table_of_somebody_else_is_left_alone(tmp_path: Path, statement: str) -> None:
+    by_hand(tmp_path / "tasks.db", statement)
+    with pytest.raises(StoreMisconfiguredError, match="sqlite_table_name"):
+        on_store(nothing, tmp_path / "tasks.db")
+    assert by_hand(tmp_path / "tasks.db", "SELECT count(*) FROM sqlite_master") in ([(1,)], [(2,)])
+
+
+def test_a_missing_index_is_made_again(tmp_path: Path) -> None:
+    on_store(keep_one, tmp_path / "tasks.db")
+    by_hand(tmp_path / "tasks.db", "DROP INDEX pyncette_tasks_due")
+    on_store(nothing, tmp_path / "tasks.db")
+    assert by_hand(
+        tmp_path / "tasks.db", "SELECT name FROM sqlite_master WHERE name = 'pyncette_tasks_due'"
+    )
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreMisconfiguredError, match="it is a directory") as refused:
+        on_store(nothing, tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_file_in_a_missing_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreMisconfiguredError, match="does not exist") as refused:
+        on_store(nothing, tmp_path / "missing" / "tasks.db")
+    assert str(tmp_path / "missing" / "tasks.db") in str(refused.value)
+
+
+def test_a_file_that_is_no_database_is_refused_and_not_changed(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+    database.write_text("to whom it may concern: " * 100)
+    with pytest.raises(StoreMisconfiguredError, match="not a database") as refused:
+        on_store(nothing, database)
+    assert str(database) in str(refused.value)
+    assert database.read_text() == "to whom it may concern: " * 100
+
+
+def test_a_database_in_utf_16_is_refused(tmp_path: Path) -> None:
+    by_hand(tmp_path / "tasks.db", "PRAGMA encoding = 'UTF-16'", "CREATE TABLE other (one)")
+    with pytest.raises(StoreMisconfiguredError, match="UTF-16"):
+        on_store(nothing, tmp_path / "tasks.db")
+
+
+def _without_privileges(tmp_path: Path, mode_of_file: int, mode_of_directory: int) -> str:
+    """What opening says to somebody who is not root."""
+    database = tmp_path / "tasks.db"
+    on_store(keep_one, database)
+    database.chmod(mode_of_file)
+    tmp_path.chmod(mode_of_directory)
+    is_root = os.geteuid() == 0
+    parents = [tmp_path.parent, tmp_path.parent.parent]
+    modes = [parent.stat().st_mode for parent in parents]
+    try:
+        if is_root:
+            for parent in parents:
+                parent.chmod(0o755)
+            os.seteuid(65_534)
+        with pytest.raises(StoreMisconfiguredError) as refused:
+            on_store(nothing, database)
+        return str(refused.value)
+    finally:
+        if is_root:
+            os.seteuid(0)
+            for parent, mode in zip(parents, modes, strict=True):
+                parent.chmod(mode)
+        tmp_path.chmod(0o755)
+
+
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    assert "no permission to read and write it" in _without_privileges(tmp_path, 0o000, 0o777)
+
+
+def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
+    assert "no permission to read and write it" in _without_privileges(tmp_path, 0o444, 0o777)
+
+
+def test_a_read_only_directory_is_refused(tmp_path: Path) -> None:
+    assert "no permission to write to its directory" in _without_privileges(tmp_path, 0o666, 0o555)
+
+
+FULL_DISK = """
+import asyncio, resource, signal, sys
+from pyncette.errors import StoreError
+from pyncette.record import ABSENT, Put
+from pyncette.sqlite import sqlite_repository
+from pyncette.store import Write
+
+async def main():
+    database, size = sys.argv[1], int(sys.argv[2])
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    written = 0
+    try:
+        async with sqlite_repository(sqlite_database=database) as store:
+            put = Put(1, "scheduled", None, 0, "1 plan", "1 " + "x" * 4000, "1 - born")
+            for number in range(200):
+                await store.write([Write("reports", f"{number}", put, ABSENT)], 1)
+                written += 1
+    except StoreError as error:
+        print(type(error).__name__, written, error)
+
+asyncio.run(main())
+"""
+
+
+def _on_full_disk(database: Path, size: int) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(database), str(size)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_disk_that_is_full_at_the_start_is_refused_with_the_path(tmp_path: Path) -> None:
+    said = _on_full_disk(tmp_path / "tasks.db", resource.getpagesize())
+    assert said.startswith("StoreMisconfiguredError 0 ")
+    assert str(tmp_path / "tasks.db") in said
+
+
+def test_a_disk_that_fills_up_is_an_outage_and_loses_nothing(tmp_path: Path) -> None:
+    name, written, _ = _on_full_disk(tmp_path / "tasks.db", 200_000).split(" ", 2)
+    assert name == "StoreUnavailableError"
+    assert int(written) > 0
+    page = on_store(lambda store: store.scan("reports", Filter(), None, 500), tmp_path / "tasks.db")
+    assert len(page.records) >= int(written)
+
+
+def test_a_table_that_disappears_is_an_error_and_not_an_outage(tmp_path: Path) -> None:
+    async def use(store: SqliteStore) -> None:
+        by_hand(tmp_path / "tasks.db", "DROP TABLE pyncette_tasks")
+        with pytest.raises(StoreMisconfiguredError, match="no such table"):
+            await store.get([("reports", "a")])
+
+    on_store(use, tmp_path / "tasks.db")
+
+
+def test_a_store_that_is_closed_says_so() -> None:
+    async def main() -> None:
+        async with sqlite_repository() as store:
+            pass
+        with pytest.raises(StoreError, match="closed"):
+            await store.get([("reports", "a")])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bad", [new("bad", args=1 << 70), new("bad", args=["no text"])])
+def test_a_value_that_cannot_be_kept_fails_its_own_call_alone(bad: Write) -> None:
+    async def use(store: SqliteStore) -> None:
+        answers = await asyncio.gather(
+            store.write([new("a")], NOW),
+            store.write([bad], NOW),
+            store.write([new("b")], NOW),
+            return_exceptions=True,
+        )
+        assert answers[0] == answers[2] == [Applied(NOW)]
+        assert isinstance(answers[1], Exception)
+        assert not isinstance(answers[1], StoreUnavailableError)
+        assert None not in await store.get([("reports", "a"), ("reports", "b")])
+        assert await store.get([("reports", "bad")]) == [None]
+
+    on_store(use)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "due_at = 'tomorrow'",
+        "due_at = 1.5",
+        "version = NULL",
+        "version = 'one'",
+        "version = 9223372036854775807",
+        "starts = 9223372036854775807",
+        "starts = x'00'",
+        "plan = x'00'",
+        "args = NULL",
+        "progress = x'ff'",
+        "state = NULL",
+        "token = x'00'",
+        "\"key\" = x'00'",
+    ],
+)
+def test_the_table_refuses_an_edit_that_would_stand_in_everybodys_way(
+    tmp_path: Path, edit: str
+) -> None:
+    on_store(keep_one, tmp_path / "tasks.db")
+    with pytest.raises(sqlite3.IntegrityError):
+        by_hand(tmp_path / "tasks.db", f"UPDATE pyncette_tasks SET {edit}")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "plan = ''",
+        "plan = 'garbage', args = 'garbage', progress = 'garbage'",
+        "plan = CAST(x'ff00fe' AS TEXT)",
+        "args = CAST(x'c3' AS TEXT)",
+        "progress = CAST(x'6100ff' AS TEXT)",
+        "token = CAST(x'ff' AS TEXT)",
+        "state = 'no such state'",
+        "due_at = -9223372036854775808",
+        "starts = -5",
+        "starts = 2147483647",
+        "version = 4611686018427387903",
+        "version = -5",
+        "plan = x'3120ff'",
+        "starts = 0.5",
+        "version = 1.5",
+    ],
+)
+def test_a_row_edited_by_hand_is_claimed_beside_the_others(tmp_path: Path, edit: str) -> None:
+    async def fill(store: SqliteStore) -> None:
+        await store.write([new("a"), new("bad"), new("c")], NOW - 1)
+
+    async def claim(store: SqliteStore) -> None:
+        claimed = await store.claim([REPORTS], 100, NOW, "worker-1")
+        assert sorted(record.key for record in claimed.records) == ["a", "bad", "c"]
+        for record in claimed.records:
+            texts = (record.plan, record.args, record.progress, record.state, record.token)
+            assert all(isinstance(text, str) for text in texts)
+        parked = [
+            Write(
+                record.group,
+                record.key,
+                Patch(None, State.PARKED, 0, "1 - born"),
+                record.version,
+                record.token,
+            )
+            for record in claimed.records
+        ]
+        results = await store.write(parked, NOW)
+        assert all(isinstance(result, Applied) for result in results)
+        page = await store.scan("reports", Filter(), None, 10)
+        assert [record.state for record in page.records] == [State.PARKED] * 3
+
+    on_store(fill, tmp_path / "tasks.db")
+    by_hand(
+        tmp_path / "tasks.db",
+        "PRAGMA ignore_check_constraints = ON",
+        f"UPDATE pyncette_tasks SET {edit} WHERE \"key\" = 'bad'",
+    )
+    on_store(claim, tmp_path / "tasks.db")
+
+
+def test_a_row_whose_key_is_no_text_is_parked_and_the_others_are_claimed(tmp_path: Path) -> None:
+    async def fill(store: SqliteStore) -> None:
+        await store.write([new("a"), new("bad"), new("c"), new("\ufffd")], NOW - 1)
+
+    async def claim(store: SqliteStore) -> None:
+        claimed = await store.claim([REPORTS], 100, NOW, "worker-1")
+        assert sorted(record.key for record in claimed.records) == ["a", "c", "\ufffd"]
+        assert claimed.next_due == [NOW + LEASE]
+        page = await store.scan("reports", Filter(frozenset([State.PARKED])), None, 10)
+        assert [record.due_at for record in page.records] == [None]
+        assert "not UTF-8" in page.records[0].progress
+
+    on_store(fill, tmp_path / "tasks.db")
+    by_hand(
+        tmp_path / "tasks.db",
+        "UPDATE pyncette_tasks SET \"key\" = CAST(x'ff' AS TEXT) WHERE \"key\" = 'bad'",
+    )
+    on_store(claim, tmp_path / "tasks.db")
+
+
+def test_a_static_record_with_a_text_that_is_no_utf_8_is_claimed(tmp_path: Path) -> None:
+    on_store(keep_one, tmp_path / "tasks.db")
+    by_hand(tmp_path / "tasks.db", "UPDATE pyncette_tasks SET plan = CAST(x'ff' AS TEXT)")
+    claimed = on_store(
+        lambda store: store.claim([Key("reports", "kept", LEASE)], 100, NOW, "worker-1"),
+        tmp_path / "tasks.db",
+    )
+    assert [record.plan for record in claimed.records] == ["\ufffd"]
+
+
+def test_a_refused_write_among_many_undoes_none_of_the_others() -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write([new(f"{number}") for number in range(130)], NOW)
+        claimed = await store.claim([REPORTS._replace(share=130)], 130, NOW + 1, "worker-1")
+        await store.write([Write("reports", "77", Delete(), -1)], NOW)
+        settles = [
+            Write(
+                record.group,
+                record.key,
+                Patch(NOW, State.SCHEDULED, 0) if number % 2 else Delete(),
+                record.version,
+                record.token,
+            )
+            for number, record in enumerate(claimed.records)
+        ]
+        results = await store.write(settles, NOW)
+        refused = [
+            write.key
+            for write, result in zip(settles, results, strict=True)
+            if isinstance(result, Refused)
+        ]
+        assert refused == ["77"]
+        page = await store.scan("reports", Filter(), None, 500)
+        kept = [write.key for write in settles if isinstance(write.change, Patch)]
+        assert sorted(record.key for record in page.records) == sorted(set(kept) - {"77"})
+
+    on_store(use)
+
+
+def test_a_filtered_scan_of_many_rows_comes_in_short_pages() -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write([new(f"{number:05}") for number in range(6_000)], NOW)
+        await store.write([Write("reports", "05500", Patch(None, State.PAUSED, 0), -1)], NOW)
+        paused = Filter(frozenset([State.PAUSED]))
+        first = await store.scan("reports", paused, None, 10)
+        assert first.records == []
+        assert first.cursor == "04999"
+        second = await store.scan("reports", paused, first.cursor, 10)
+        assert [record.key for record in second.records] == ["05500"]
+        assert second.cursor is None
+
+    on_store(use)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [
+        ("a", "b"),
+        ("a\U0010ffff", "b"),
+        ("\ud7ff", "\ue000"),
+        ("\uffff", "\U00010000"),
+        ("\U0010ffff", None),
+        ("", None),
+    ],
+)
+def test_the_end_of_a_prefix_is_the_next_text_that_does_not_begin_with_it(
+    prefix: str, end: str | None
+) -> None:
+    assert prefix_end(prefix) == end
