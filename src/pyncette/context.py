@@ -35,6 +35,7 @@ from pyncette.record import (
     ANY,
     CONTROL_GROUP,
     DELETE,
+    LATEST_INSTANT,
     Put,
     Record,
     State,
@@ -124,20 +125,11 @@ class PyncetteContext:
         if self._scheduler.stopping:
             return
         self._started = True
-        watch = None
-        try:
-            groups = [group for task in self._tasks for group in task.groups()]
-            watch = await self._store.watch(groups, self._scheduler.wake_groups)
-        except Exception as error:
-            logger.warning("This worker is not told of due records, and only polls: %s", error)
         try:
             await self._scheduler.run()
         except asyncio.CancelledError:
             self._cancelled = True
             raise
-        finally:
-            if watch is not None:
-                watch.close()
 
     def shutdown(self) -> None:
         """Stops claiming. What runs goes on, and is awaited when the context closes."""
@@ -355,6 +347,7 @@ class PyncetteContext:
         if self._cancelled:
             for execution in list(self._scheduler.executions):
                 execution.cancel()
+        await self._scheduler.returned()
 
     async def _drain(self) -> None:
         await self._scheduler.idle()
@@ -468,13 +461,18 @@ def _state(task: Task, record: Record) -> TaskState:
         occurrence = load_progress(record.progress).occurrence
     except ValueError:
         occurrence = record.due_at if record.state == State.SCHEDULED else None
-    running = record.state == State.RUNNING and record.due_at is not None
+    running = record.state == State.RUNNING
     return TaskState(
         task.template.from_record(record) if task.template.dynamic else task,
-        None if occurrence is None else from_microseconds(occurrence),
-        from_microseconds(record.due_at) if running and record.due_at is not None else None,
+        _instant_or_none(occurrence),
+        _instant_or_none(record.due_at) if running else None,
         record.token.rsplit(":", 2)[0] if running and record.token else None,
     )
+
+
+def _instant_or_none(instant: int | None) -> datetime | None:
+    # A row that somebody edited may hold what no datetime can.
+    return None if instant is None or abs(instant) > LATEST_INSTANT else from_microseconds(instant)
 
 
 def _go_on(groups: Sequence[str], token: ContinuationToken | None) -> tuple[int, str | None]:

@@ -187,7 +187,7 @@ class Execution:
         except Exception as error:
             logger.warning("%s was not started: %s", self.task(), error)
             return False
-        self._start_before = sent + self._parts.task.lease / 1_000_000
+        self._start_before = sent + self._parts.lease / 1_000_000
         return True
 
     async def _advanced(self) -> bool:
@@ -221,7 +221,10 @@ class Execution:
 
     def fail(self, error: Exception, now: int) -> bool:
         """Whether the outcome shall be written again: as long as the lease lives."""
-        return now < self.valid_until
+        if now < self.valid_until:
+            return True
+        logger.warning("The outcome of %s could not be recorded: %s", self.task(), error)
+        return False
 
     # What the three kinds of entries share.
 
@@ -270,7 +273,7 @@ class _Beat:
             self._finish(LeaseLostException(execution.task()))
             return None
         return execution.write(
-            lifecycle.heartbeat(execution.reading.record, now, execution._parts.task.lease)
+            lifecycle.heartbeat(execution.reading.record, now, execution._parts.lease)
         )
 
     def resolve(self, result: Result, write: Write, now: int) -> bool:
@@ -334,10 +337,17 @@ class _Advance:
         return found is Verdict.HELD
 
     def fail(self, error: Exception, now: int) -> bool:
-        again = not self.done.done() and now < self._execution.valid_until
-        if not again:
-            self._finish(False)
-        return again
+        if self.done.done():
+            return False
+        if now < self._execution.valid_until:
+            return True
+        logger.warning(
+            "%s was not started: whether it has moved on is unknown: %s",
+            self._execution.task(),
+            error,
+        )
+        self._finish(False)
+        return False
 
     def _finish(self, may_run: bool) -> None:
         if not self.done.done():

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -321,7 +321,7 @@ class Scheduler:
                     await self._start(execution)
         except asyncio.CancelledError:
             for record in left:
-                self._give_up(record, lambda held: _given_back(held, now, 0))
+                self._give_back(record, now)
             raise
         unplanned = [
             source.task
@@ -363,21 +363,21 @@ class Scheduler:
                 self._settings.poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX
             )
             logger.warning("%s of %s is for a newer worker: %s", record.key, parts.task, error)
-            self._give_up(record, lambda held: lifecycle.given_back_unread(held, now, delay))
+            self._give_back(record, now, delay)
             return None
         except UnreadableRecord as error:
             logger.error("%s of %s is unreadable and parked: %s", record.key, parts.task, error)
             reason, born = str(error), secrets.token_hex(4)
-            self._give_up(record, lambda held: lifecycle.parked(held, reason, born))
+            self._give_up(record, lambda record: lifecycle.parked(record, reason, born))
             return None
         if self._stopping:
-            self._give_up(record, lambda held: _given_back(held, now, 0))
+            self._give_back(record, now)
             return None
         lease_s = parts.lease / 1_000_000
         execution = Execution(parts, reading, sent + lease_s, slow > lease_s / 10)
         if record.starts >= lifecycle.SUSPECT_STARTS:
             if self._suspect is not None:
-                self._give_up(record, lambda held: _given_back(held, now, SUSPECT_DELAY))
+                self._give_back(record, now, SUSPECT_DELAY)
                 return None
             self._suspect = execution
         return execution
@@ -388,9 +388,24 @@ class Scheduler:
         try:
             await self._executor.spawn_task(run)
         except Exception:
-            logger.exception("The executor refused %s; its lease runs out", execution.task())
+            logger.exception("The executor failed to take on %s", execution.task())
+            self._withdraw(execution, run, self._settings.poll_interval)
+        except asyncio.CancelledError:
+            self._withdraw(execution, run, 0)
+            # A body that is run inside the loop may be cancelled alone; the loop goes on then.
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+
+    def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
+        """Gives back what the executor was handed, unless it has begun."""
+        if execution.runner is None:
             run.close()
             self.ended(execution)
+            self._give_back(execution.reading.record, self.clock.microseconds(), delay)
+
+    def _give_back(self, record: Record, now: int, delay: int = 0) -> None:
+        self._give_up(record, lambda record: _given_back(record, now, delay))
 
     def _give_up(self, record: Record, decide: Callable[[Record], Change]) -> None:
         self.lane.add(_Release(self, record, decide))

@@ -9,7 +9,7 @@ alone for a while.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from pyncette.record import STATIC_GROUP
@@ -19,6 +19,8 @@ BACKOFF_INITIAL: Final = 5_000
 """Microseconds for which a source is left alone at first; doubles up to the poll interval."""
 
 NEVER: Final = 1 << 62
+
+_VOID_MAX: Final = 64
 
 
 class AskedSource:
@@ -98,9 +100,20 @@ class Sources:
         while self.soonest() <= now:
             source = heappop(self._heap)[2]
             source.next_ask = NEVER
-            due.append(source)
+            # What was disabled since the last refresh is not asked any more.
+            if source.task.claims_from(source.group):
+                due.append(source)
         return due
 
     def _push(self, source: AskedSource) -> None:
-        if source.next_ask < NEVER:
-            heappush(self._heap, (source.next_ask, id(source), source))
+        if source.next_ask >= NEVER:
+            return
+        heappush(self._heap, (source.next_ask, id(source), source))
+        if len(self._heap) > 2 * len(self._table) + _VOID_MAX:
+            # Every poll tells each source's instant again: most entries are the same.
+            self._heap = [
+                (other.next_ask, id(other), other)
+                for other in self._table.values()
+                if other.next_ask < NEVER
+            ]
+            heapify(self._heap)

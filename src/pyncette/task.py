@@ -226,7 +226,11 @@ class Task:
 
     def active_groups(self) -> list[str]:
         """The groups that this worker claims from now."""
-        return [self.group] if self.enabled else []
+        return [group for group in self.groups() if self.claims_from(group)]
+
+    def claims_from(self, group: str) -> bool:
+        """Whether this worker claims from one of :meth:`groups` now."""
+        return self.enabled
 
     def instantiate(self, name: str, **options_and_args: Any) -> Task:
         """An instance of this template. Nothing is stored.
@@ -414,13 +418,9 @@ class PartitionedTask(Task):
     def groups(self) -> list[str]:
         return [partition.group for partition in self._partitions]
 
-    def active_groups(self) -> list[str]:
+    def claims_from(self, group: str) -> bool:
         enabled = self._enabled_partitions
-        return [
-            partition.group
-            for partition in self._partitions
-            if self.enabled and (enabled is None or partition.partition_id in enabled)
-        ]
+        return self.enabled and (enabled is None or int(group.rpartition(":")[2]) in enabled)
 
 
 class _Partition(Task):
@@ -443,7 +443,7 @@ class _Partition(Task):
     @property
     def enabled(self) -> bool:
         """Whether this worker claims from it; set through ``enabled_partitions``."""
-        return self.group in self._template.active_groups()
+        return self._template.claims_from(self.group)
 
     @enabled.setter
     def enabled(self, value: bool) -> None:

@@ -1,0 +1,191 @@
+"""Builders for tests of the engine: an app on a clock that is moved by hand, and what it ran."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import pytest
+
+from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.memory import MemoryRepository
+from pyncette.record import ANY, Put, Record, dump_args, dump_progress
+from pyncette.record import Progress as Progress
+from pyncette.schedule import At, Schedule, dumps
+from pyncette.store import Applied, Store, Write
+from pyncette.task import Task
+from pyncette.testing import VirtualClock
+from pyncette.testing.faults import Faults, faulty
+
+START = datetime(2026, 1, 5, 12, tzinfo=UTC)
+"""A Monday, at noon."""
+
+T = TypeVar("T")
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+def after(number: float) -> datetime:
+    """The instant so many seconds after the start."""
+    return START + seconds(number)
+
+
+def micros(number: float) -> int:
+    """As :func:`after`, as the engine counts."""
+    return int(after(0).timestamp()) * 1_000_000 + round(number * 1_000_000)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Runs a test on an event loop, and sees that it leaves no task behind."""
+
+    async def watched() -> T:
+        result = await asyncio.wait_for(main, 20)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        assert not left, f"tasks were left behind: {left}"
+        return result
+
+    return asyncio.run(watched())
+
+
+@dataclass
+class Run:
+    """One execution: when it began, and what it was told."""
+
+    at: float
+    scheduled_at: float
+    name: str
+    args: dict[str, Any]
+
+
+class Bench:
+    """An app in memory, on a virtual clock, whose store fails on demand."""
+
+    def __init__(self, repository: MemoryRepository | None = None, **configuration: Any) -> None:
+        self.clock = VirtualClock(START)
+        self.faults = Faults()
+        self.repository = MemoryRepository() if repository is None else repository
+        self.runs: list[Run] = []
+        self.configuration = configuration
+        self.app = self.another_app()
+
+    def another_app(self, **configuration: Any) -> Pyncette:
+        """An app on the same store and clock, as of another worker."""
+        return Pyncette(
+            faulty(self.repository, self.faults),
+            clock=self.clock,
+            **{"worker_name": "worker", **self.configuration, **configuration},
+        )
+
+    async def note(self, context: Context) -> None:
+        """A body that notes that it ran."""
+        self.runs.append(
+            Run(
+                self.clock.monotonic(),
+                (context.scheduled_at - START).total_seconds(),
+                str(context.task),
+                context.args,
+            )
+        )
+
+    async def fail(self, context: Context) -> None:
+        """A body that notes that it ran, and fails."""
+        await self.note(context)
+        raise RuntimeError("the body failed")
+
+    @property
+    def times(self) -> list[float]:
+        """When executions began, in seconds since the start."""
+        return [run.at for run in self.runs]
+
+    @property
+    def planned(self) -> list[float]:
+        """What executions were planned for."""
+        return [run.scheduled_at for run in self.runs]
+
+    async def advance(self, number: float) -> None:
+        await self.clock.advance(seconds(number))
+
+    @asynccontextmanager
+    async def running(
+        self, app: Pyncette | None = None, **options: Any
+    ) -> AsyncIterator[PyncetteContext]:
+        """The app, opened, with its loop running in the background."""
+        async with (app or self.app).create(**options) as context, looping(context):
+            await self.clock.settle()
+            yield context
+
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        """The store itself, without faults."""
+        async with self.repository() as store:
+            yield store
+
+    async def record(self, task: Task, name: str | None = None) -> Record | None:
+        """The record of a static task, of an instance, or of the instance of this name."""
+        async with self.store() as store:
+            group = task.group if name is None else task.locate(name)
+            [record] = await store.get([(group, task.key if name is None else name)])
+            return record
+
+    async def plant(
+        self,
+        task: Task,
+        name: str | None = None,
+        *,
+        plan: Schedule | str | None = None,
+        planned: float = 0,
+        due: float | None = None,
+        token: str | None = None,
+        starts: int = 0,
+        state: str = "scheduled",
+        args: str | None = None,
+        progress: str | Progress | None = None,
+    ) -> None:
+        """Writes a record as it is wanted, by default a one-off that is due."""
+        if plan is None:
+            plan = At(after(planned)) if name is not None else task.plan
+        if progress is None:
+            progress = Progress(micros(planned), "born")
+        put = Put(
+            micros(planned if due is None else due),
+            state,
+            token,
+            starts,
+            plan if isinstance(plan, str) else dumps(plan),
+            (dump_args({}) if name is not None else "") if args is None else args,
+            progress if isinstance(progress, str) else dump_progress(progress),
+        )
+        group = task.group if name is None else task.locate(name)
+        async with self.store() as store:
+            [result] = await store.write(
+                [Write(group, task.key if name is None else name, put, ANY)], micros(0)
+            )
+            assert isinstance(result, Applied)
+
+
+@asynccontextmanager
+async def looping(context: PyncetteContext) -> AsyncIterator[None]:
+    """``context.run()`` in the background, shut down at the end."""
+    loop = asyncio.create_task(context.run())
+    try:
+        yield
+    finally:
+        context.shutdown()
+        await loop
+
+
+def logged(caplog: pytest.LogCaptureFixture, *words: str) -> bool:
+    """Whether some line of the log holds all these words."""
+    return any(all(word in line for word in words) for line in lines(caplog))
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> Sequence[str]:
+    return [record.getMessage() for record in caplog.records]

@@ -1,0 +1,969 @@
+"""The loop: when it asks, what it claims, and what it never does."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.support import START, Bench, after, logged, looping, micros, run, seconds
+
+from pyncette import Context, ExecutionMode, FailureMode, lifecycle
+from pyncette.errors import PyncetteException
+from pyncette.record import read
+from pyncette.store import Applied, Write
+from pyncette.testing.faults import Fail, Gate, LoseAnswer
+
+
+def test_a_task_runs_exactly_when_it_is_due() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(0.3))(bench.note)
+        async with bench.running():
+            await bench.advance(1)
+        assert bench.times == [0.3, 0.6, 0.9]
+
+    run(main())
+
+
+def test_an_instance_that_is_scheduled_while_the_loop_sleeps_runs_exactly_when_it_is_due() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(10))
+        template = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await bench.advance(0.5)
+            await context.schedule_task(template, "x", execute_at=after(0.7))
+            await bench.advance(1)
+        assert bench.times == [0.7]
+
+    run(main())
+
+
+def test_a_run_whose_next_occurrence_is_nearer_than_the_loops_sleep_is_not_late() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(60))
+        bench.app.task(name="tick", interval=seconds(1))(bench.note)
+        async with bench.running():
+            await bench.advance(5)
+        assert bench.times == [1, 2, 3, 4, 5]
+
+    run(main())
+
+
+def test_the_store_is_looked_at_once_per_poll_interval_though_nothing_is_due() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="yearly", schedule="0 0 1 1 *")(bench.note)
+        async with bench.running() as context:
+            before = len(bench.faults.made("claim"))
+            await bench.advance(10)
+            assert len(bench.faults.made("claim")) - before == 10
+            assert context.last_tick == after(10)
+
+    run(main())
+
+
+def test_the_store_is_looked_at_once_per_poll_interval_though_no_task_is_declared() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.running() as context:
+            await bench.advance(3.5)
+            assert context.last_tick == after(3)
+
+    run(main())
+
+
+def test_the_store_is_looked_at_once_per_poll_interval_though_no_slot_is_free() -> None:
+    async def main() -> None:
+        bench = Bench(concurrency_limit=1)
+
+        @bench.app.task(interval=seconds(1), lease_duration=seconds(600))
+        async def slow(context: Context) -> None:
+            await bench.clock.sleep(100)
+
+        async with bench.running() as context:
+            before = len(bench.faults.made("claim"))
+            await bench.advance(20)
+            assert context.last_tick == after(20)
+            assert len(bench.faults.made("claim")) - before <= 25
+            context.shutdown()
+            await bench.advance(100)
+
+    run(main())
+
+
+def test_what_another_context_wrote_without_a_word_is_found_within_a_poll_interval() -> None:
+    async def main() -> None:
+        bench = Bench()
+        template = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running():
+            await bench.advance(0.5)
+            await bench.plant(template, "x", planned=0.6)
+            await bench.advance(1)
+        assert bench.times == [1]
+
+    run(main())
+
+
+def test_a_thousand_idle_static_tasks_cost_at_most_three_calls_a_second() -> None:
+    async def main() -> None:
+        bench = Bench()
+        for number in range(1_000):
+            bench.app.task(name=f"task {number}", schedule=f"0 0 1 {number % 12 + 1} *")(bench.note)
+        async with bench.running():
+            before = len(bench.faults.calls)
+            await bench.advance(20)
+            assert len(bench.faults.calls) - before <= 60
+
+    run(main())
+
+
+def test_idle_static_tasks_leave_nothing_behind_with_each_poll() -> None:
+    async def main() -> None:
+        bench = Bench()
+        for number in range(50):
+            bench.app.task(name=f"task {number}", schedule="0 0 1 1 *")(bench.note)
+        async with bench.running() as context:
+            await bench.advance(500)
+            assert len(context._scheduler._sources._heap) < 500
+
+    run(main())
+
+
+def test_a_finished_static_task_is_not_made_again() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="last", schedule="0 13 5 1 * 0 2026")(bench.note)
+        async with bench.running():
+            await bench.advance(3 * 3600)
+        async with bench.running():
+            await bench.advance(3600)
+        assert bench.times == [3600]
+
+    run(main())
+
+
+def test_no_more_run_at_once_than_the_concurrency_limit_allows() -> None:
+    async def main() -> None:
+        bench = Bench(concurrency_limit=3)
+        running: set[str] = set()
+        most = 0
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            nonlocal most
+            running.add(context.task.name)
+            most = max(most, len(running))
+            await bench.clock.sleep(10)
+            running.discard(context.task.name)
+            await bench.note(context)
+
+        async with bench.running() as context:
+            for number in range(10):
+                await context.schedule_task(job, str(number), execute_at=START)
+            await bench.advance(5)
+            held = [await context.get_task(job, str(number)) for number in range(10)]
+            assert sum(state is not None and state.locked_by is not None for state in held) == 3
+            await bench.advance(60)
+        assert most == 3
+        assert len(bench.runs) == 10
+
+    run(main())
+
+
+def test_a_slot_that_becomes_free_is_filled_at_once() -> None:
+    async def main() -> None:
+        bench = Bench(concurrency_limit=1, poll_interval=seconds(60))
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            await bench.note(context)
+            await bench.clock.sleep(1)
+
+        async with bench.running() as context:
+            for number in range(3):
+                await context.schedule_task(job, str(number), execute_at=START)
+            await bench.advance(5)
+        assert bench.times == [0, 1, 2]
+
+    run(main())
+
+
+def test_a_claim_takes_no_more_than_the_batch_size() -> None:
+    async def main() -> None:
+        bench = Bench(batch_size=7)
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        for number in range(20):
+            await bench.plant(job, str(number))
+        async with bench.running():
+            assert len(bench.runs) == 20
+        assert {call.arguments[1] for call in bench.faults.made("claim")} == {7}
+
+    run(main())
+
+
+def test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next_poll() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(60))
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        for number in range(3_000):
+            await bench.plant(job, str(number))
+        gate = Gate()
+        bench.faults.next("write", gate)
+        async with bench.app.create() as context, looping(context):
+            await gate.reached()
+            for _ in range(200):
+                await asyncio.sleep(0)
+            assert 1_000 <= len(bench.runs) < 1_500
+            gate.release()
+            await bench.clock.settle()
+            assert len(bench.runs) == 3_000
+
+    run(main())
+
+
+def test_one_busy_group_among_many_idle_ones_is_served_in_whole_batches() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.partitioned_task(
+            256, lambda count, name: 17, name="job", lease_duration=seconds(60)
+        )(bench.note)
+        for number in range(1_000):
+            await bench.plant(job, str(number))
+        async with bench.running():
+            assert len(bench.runs) == 1_000
+        assert len(bench.faults.made("claim")) < 30
+
+    run(main())
+
+
+def test_more_busy_groups_than_slots_are_all_served() -> None:
+    async def main() -> None:
+        bench = Bench(batch_size=10)
+        job = bench.app.partitioned_task(64, lambda count, name: int(name), name="job")(bench.note)
+        for number in range(64):
+            await bench.plant(job, str(number))
+        async with bench.running():
+            assert len(bench.runs) == 64
+        assert len(bench.faults.made("claim")) < 80
+
+    run(main())
+
+
+def test_overdue_static_tasks_of_another_app_do_not_stand_in_front() -> None:
+    async def main() -> None:
+        bench = Bench()
+        other = bench.another_app()
+        for number in range(100):
+            foreign = other.task(name=f"a{number}", interval=seconds(60))(bench.fail)
+            await bench.plant(foreign, planned=-100)
+        bench.app.task(name="ours", interval=seconds(1))(bench.note)
+        async with bench.running():
+            before = len(bench.faults.made("claim"))
+            await bench.advance(5)
+            assert len(bench.faults.made("claim")) - before <= 15
+        assert bench.times == [1, 2, 3, 4, 5]
+
+    run(main())
+
+
+def test_due_records_that_cannot_be_had_do_not_make_the_loop_spin() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x")
+
+        class Withholding:
+            """Tells of due records, and yields none."""
+
+            def __init__(self, store: Any) -> None:
+                self.store = store
+                self.claims = 0
+
+            async def claim(
+                self, sources: Any, limit: Any, now: Any, token: Any, repeated: Any = False
+            ) -> Any:
+                self.claims += 1
+                claimed = await self.store.claim(sources, 0, now, token, repeated)
+                assert claimed.next_due == [micros(0)]
+                return claimed
+
+            async def write(self, batch: Any, now: Any, wake: Any = ()) -> Any:
+                return await self.store.write(batch, now, wake)
+
+            async def get(self, identities: Any) -> Any:
+                return await self.store.get(identities)
+
+            async def scan(self, group: Any, where: Any, cursor: Any, limit: Any) -> Any:
+                return await self.store.scan(group, where, cursor, limit)
+
+            async def now(self) -> Any:
+                return None
+
+            async def watch(self, groups: Any, on_wake: Any) -> Any:
+                return None
+
+        opened: list[Withholding] = []
+
+        @asynccontextmanager
+        async def factory(**configuration: Any) -> Any:
+            async with bench.repository() as store:
+                opened.append(Withholding(store))
+                yield opened[-1]
+
+        bench.app._repository_factory = factory
+        async with bench.running():
+            await bench.advance(1)
+            within_the_first_second = opened[0].claims
+            await bench.advance(9)
+        assert within_the_first_second <= 12
+        assert opened[0].claims - within_the_first_second <= 25
+        assert bench.runs == []
+
+    run(main())
+
+
+def test_the_loop_survives_a_store_that_is_down_and_carries_on_when_it_returns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(60))(bench.note)
+        async with bench.running() as context:
+            await bench.advance(30)
+            with bench.faults.down():
+                before = len(bench.faults.calls)
+                await bench.advance(180)
+                assert context.last_tick == after(30)
+                assert len(bench.faults.calls) - before < 300
+            await bench.advance(5)
+            assert context.last_tick > after(210)
+            await bench.advance(85)
+        assert bench.planned == [60, 120, 180, 240, 300]
+        assert 210 <= bench.times[2] <= 215
+
+    caplog.set_level(logging.INFO)
+    run(main())
+    assert logged(caplog, "store failed", "injected")
+    assert logged(caplog, "answers again")
+
+
+def test_the_pauses_between_tries_of_a_failing_store_are_random_and_bounded() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(60))(bench.note)
+        async with bench.running():
+            with bench.faults.down():
+                at: list[float] = []
+                known = len(bench.faults.calls)
+                for _ in range(600):
+                    await bench.advance(0.1)
+                    if len(bench.faults.calls) > known:
+                        at.append(bench.clock.monotonic())
+                        known = len(bench.faults.calls)
+            gaps = [later - sooner for sooner, later in itertools.pairwise(at)]
+            assert max(gaps) <= 3.2
+            assert len({round(gap, 1) for gap in gaps}) > 3
+
+    random.seed(1)
+    run(main())
+
+
+def test_static_tasks_are_met_when_a_store_that_was_down_at_the_start_returns() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(60))(bench.note)
+        async with bench.app.create() as context:
+            with bench.faults.down():
+                loop = asyncio.create_task(context.run())
+                await bench.advance(10)
+                assert not loop.done()
+            await bench.advance(70)
+            context.shutdown()
+            await loop
+        assert len(bench.runs) == 1
+
+    run(main())
+
+
+def test_a_store_that_returns_tells_of_changes_again() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(20))
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        bench.faults.next("watch", Fail(), Fail())
+        async with bench.running(), bench.another_app().create() as other:
+            await bench.advance(30)
+            await other.schedule_task(job, "x", execute_at=after(31))
+            await bench.advance(2)
+        assert bench.times == [31]
+
+    run(main())
+
+
+def test_a_claim_whose_answer_was_lost_is_repeated_and_nothing_waits_for_its_lease() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=seconds(600))(bench.note)
+        await bench.plant(job, "x", planned=0.5)
+        async with bench.running():
+            bench.faults.next("claim", LoseAnswer(), LoseAnswer())
+            await bench.advance(10)
+        assert len(bench.runs) == 1
+        assert bench.times[0] < 8
+
+    run(main())
+
+
+def test_a_claim_that_was_lost_for_longer_than_its_lease_is_made_anew() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=seconds(5))(bench.note)
+        await bench.plant(job, "x", planned=0.5)
+        async with bench.running():
+            bench.faults.next("claim", LoseAnswer())
+            with bench.faults.down():
+                await bench.advance(20)
+            await bench.advance(5)
+        assert len(bench.runs) == 1
+
+    run(main())
+
+
+def test_shutdown_gives_back_what_was_claimed_and_not_started() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", planned=1)
+        gate = Gate(answer=True)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            bench.faults.next("claim", gate)
+            advancing = asyncio.create_task(bench.advance(1))
+            await gate.reached()
+            context.shutdown()
+            gate.release()
+            await loop
+            await advancing
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert (record.state, record.due_at, record.starts) == ("scheduled", micros(1), 0)
+        assert bench.runs == []
+
+    run(main())
+
+
+def test_what_was_asked_for_between_claim_and_giving_back_does_not_keep_the_record_locked() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", planned=1)
+        gate = Gate(answer=True)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            bench.faults.next("claim", gate)
+            advancing = asyncio.create_task(bench.advance(1))
+            await gate.reached()
+            claimed = await bench.record(job, "x")
+            assert claimed is not None
+            change = lifecycle.paused(read(claimed), micros(1))
+            assert change is not None
+            async with bench.store() as store:
+                write = Write(job.group, "x", change, claimed.version)
+                [result] = await store.write([write], micros(1))
+                assert isinstance(result, Applied)
+            context.shutdown()
+            gate.release()
+            await loop
+            await advancing
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert (record.state, record.due_at) == ("paused", None)
+
+    run(main())
+
+
+def test_a_loop_that_is_cancelled_gives_back_what_it_had_not_started() -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=SlowToTake)
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        for number in range(3):
+            await bench.plant(job, str(number))
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            loop.cancel()
+            await asyncio.wait([loop])
+        for number in range(3):
+            record = await bench.record(job, str(number))
+            assert record is not None
+            assert (record.state, record.due_at, record.starts) == ("scheduled", micros(0), 0)
+
+    run(main())
+
+
+class SlowToTake:
+    """An executor, written by a user, that has no room."""
+
+    def __init__(self, **configuration: Any) -> None:
+        pass
+
+    async def __aenter__(self) -> SlowToTake:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def spawn_task(self, awaitable: Any) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_worker_frozen_between_claim_and_start_does_not_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=seconds(5))(bench.note)
+        await bench.plant(job, "x", planned=1)
+        held = bench.clock
+
+        class Frozen:
+            def __init__(self, **configuration: Any) -> None:
+                pass
+
+            async def __aenter__(self) -> Frozen:
+                return self
+
+            async def __aexit__(self, *exception: object) -> None:
+                pass
+
+            async def spawn_task(self, awaitable: Any) -> None:
+                await held.sleep(6)
+                await awaitable
+
+        bench.app._executor_cls = Frozen
+        async with bench.running() as context:
+            await bench.advance(7)
+            assert bench.runs == []
+            assert logged(caplog, "job:x was not started", "lease ended")
+            context.shutdown()
+            await bench.advance(10)
+
+    run(main())
+
+
+def test_a_record_that_kills_its_process_does_not_take_its_neighbours_along() -> None:
+    async def main() -> None:
+        bench = Bench()
+        running: list[str] = []
+        seen: list[set[str]] = []
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            running.append(context.task.name)
+            seen.append({name for name in running if name.startswith("suspect")})
+            await bench.clock.sleep(1)
+            running.remove(context.task.name)
+            await bench.note(context)
+
+        for number in range(4):
+            await bench.plant(job, f"suspect {number}", starts=2, state="running", token="dead:1:1")
+        for number in range(4):
+            await bench.plant(job, f"innocent {number}")
+        async with bench.running():
+            await bench.advance(8)
+        assert len(bench.runs) == 8
+        assert max(len(suspects) for suspects in seen) == 1
+        assert [run.at for run in bench.runs if "innocent" in run.name] == [1] * 4
+
+    run(main())
+
+
+def test_a_suspect_that_waits_for_another_is_not_counted_as_started() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            await bench.clock.sleep(5)
+
+        for name in ("a", "b"):
+            await bench.plant(job, name, starts=2, state="retrying")
+        async with bench.running() as context:
+            await bench.advance(4)
+            records = [await bench.record(job, name) for name in ("a", "b")]
+            assert sorted(record.starts for record in records if record) == [2, 3]
+            context.shutdown()
+            await bench.advance(5)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("plan", "progress"),
+    [
+        ("2 lunar full-moon", None),
+        (None, "2 whatever"),
+    ],
+)
+def test_a_record_of_a_newer_format_is_left_alone_for_longer_and_longer(
+    plan: str | None, progress: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", plan=plan, progress=progress)
+        before = await bench.record(job, "x")
+        async with bench.running():
+            await bench.advance(600)
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert before is not None
+        assert bench.runs == []
+        assert (record.plan, record.args, record.progress) == (
+            before.plan,
+            before.args,
+            before.progress,
+        )
+        assert record.starts == 0
+        assert record.state == "retrying"
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
+    taken = [line for line in caplog.messages if "newer worker" in line]
+    assert 10 <= len(taken) <= 20
+
+
+GARBAGE = {
+    "a plan that is empty": {"plan": ""},
+    "a plan of no known kind": {"plan": "1 lunar 7"},
+    "a plan without an expression": {"plan": "1 cron UTC"},
+    "a plan in no zone": {"plan": "1 cron Nowhere/Land 0 * * * *"},
+    "a plan with an interval of nothing": {"plan": "1 every 0"},
+    "a plan beyond all time": {"plan": "1 at 99999999999999999999"},
+    "a plan that is binary": {"plan": "\x01\x02\xff"},
+    "a progress that is empty": {"progress": ""},
+    "a progress without a birth": {"progress": "1 0"},
+    "a progress whose time is a word": {"progress": "1 noon born"},
+    "a progress whose rest is no JSON": {"progress": "1 0 born {"},
+    "a progress whose rest is a list": {"progress": "1 0 born [1]"},
+    "a progress that is nested too deep": {"progress": "1 0 born " + "[" * 100_000},
+    "a progress with failures below zero": {"progress": '1 0 born {"failures":-1}'},
+    "a progress with an unknown request": {"progress": '1 0 born {"pending":{"dance":1}}'},
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_a_row_edited_into_garbage_is_parked_with_the_reason(
+    garbage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "bad", **garbage)
+        await bench.plant(job, "good")
+        async with bench.running() as context:
+            before = len(bench.faults.made("claim"))
+            await bench.advance(100)
+            assert len(bench.faults.made("claim")) - before <= 110
+            listed = await context.list_tasks(job)
+            assert [state.task.name for state in listed.tasks] == ["bad"]
+            assert await context.get_task(job, "bad") is not None
+        record = await bench.record(job, "bad")
+        assert record is not None
+        assert (record.state, record.due_at) == ("parked", None)
+        assert [entry.name for entry in bench.runs] == ["job:good"]
+
+    run(main())
+    assert logged(caplog, "bad", "parked")
+
+
+ODD_BUT_ENDING = {
+    "arguments that are empty": {"args": ""},
+    "arguments that are no JSON": {"args": "1 {"},
+    "arguments that are a list": {"args": "1 [1]"},
+    "arguments that are nested too deep": {"args": "1 " + "[" * 100_000},
+    "arguments of a newer format": {"args": "2 {}"},
+}
+
+
+@pytest.mark.parametrize("garbage", ODD_BUT_ENDING.values(), ids=ODD_BUT_ENDING.keys())
+def test_unreadable_arguments_fail_the_run_as_a_failing_body_does(
+    garbage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", failure_mode=FailureMode.UNLOCK)(bench.note)
+        await bench.plant(job, "bad", **garbage)
+        await bench.plant(job, "good")
+        async with bench.running():
+            await bench.advance(10)
+        record = await bench.record(job, "bad")
+        assert record is not None
+        assert record.state == "retrying"
+        assert '"failures":' in record.progress
+        assert [entry.name for entry in bench.runs] == ["job:good"]
+
+    run(main())
+    assert logged(caplog, "job:bad failed")
+
+
+ODD_ROWS = {
+    "a state that there is not": {"state": "dancing"},
+    "planned for never": {"progress": "1 - born"},
+    "planned before all time": {"progress": f"1 {-8_993_721_599_999_999} born"},
+    "planned after all time": {"progress": f"1 {8_993_721_599_999_999} born"},
+    "started more often than can be": {"starts": 2_000_000_000},
+    "started less than never": {"starts": -5},
+    "said to be parked, but due": {"state": "parked"},
+    "said to be finished, but due": {"state": "finished"},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_ROWS.values(), ids=ODD_ROWS.keys())
+@pytest.mark.parametrize("plan", ["1 at 0", "1 every 1000000", "1 cron Europe/Berlin 0 * * * *"])
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_an_odd_row_is_run_or_kept_and_never_stops_the_others(
+    odd: dict[str, Any], plan: str, mode: ExecutionMode
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", execution_mode=mode, fast_forward=True)(bench.note)
+        await bench.plant(job, "odd", plan=plan, **odd)
+        await bench.plant(job, "good")
+        async with bench.running() as context:
+            await bench.advance(10)
+            assert await context.list_tasks(job) is not None
+        assert "job:good" in [entry.name for entry in bench.runs]
+
+    run(main())
+
+
+def test_a_row_whose_times_no_datetime_can_hold_is_listed_all_the_same() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", due=1e13, state="running", token="w:1:1")
+        async with bench.app.create() as context:
+            [state] = (await context.list_tasks(job)).tasks
+            assert state.locked_until is None
+
+    run(main())
+
+
+def test_an_unstarted_record_waits_for_its_lease_where_the_store_stays_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=seconds(1))(bench.note)
+        async with bench.running():
+            with bench.faults.down("write"):
+                await bench.plant(job, "x", plan="nonsense")
+                await bench.advance(3)
+            await bench.advance(3)
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert record.state == "parked"
+
+    run(main())
+
+
+def test_run_is_refused_beside_another_run() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.running() as context:
+            with pytest.raises(PyncetteException, match="runs already"):
+                await context.run()
+
+    run(main())
+
+
+def test_shutdown_before_run_makes_it_return_at_once() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.app.create() as context:
+            context.shutdown()
+            await context.run()
+            assert bench.faults.made("claim") == []
+
+    run(main())
+
+
+def test_a_context_that_was_shut_down_never_runs_again() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(1))(bench.note)
+        async with bench.app.create() as context:
+            async with looping(context):
+                await bench.advance(1)
+            with pytest.raises(PyncetteException):
+                await context.run()
+            await bench.advance(5)
+        assert bench.times == [1]
+
+    run(main())
+
+
+def test_shutdown_lets_run_return_while_tasks_are_running() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ended: list[float] = []
+
+        @bench.app.task(interval=seconds(1), lease_duration=seconds(5))
+        async def slow(context: Context) -> None:
+            for _ in range(5):
+                await bench.clock.sleep(4)
+                await context.heartbeat()
+            ended.append(bench.clock.monotonic())
+
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(2)
+            context.shutdown()
+            await loop
+            assert ended == []
+            closing = asyncio.create_task(bench.advance(100))
+        await closing
+        assert ended == [21]
+        record = await bench.record(slow)
+        assert record is not None
+        assert record.state == "scheduled"
+
+    run(main())
+
+
+def test_a_loop_that_is_cancelled_cancels_running_tasks_when_the_context_closes() -> None:
+    async def main() -> None:
+        bench = Bench()
+        seen: list[str] = []
+
+        @bench.app.task(interval=seconds(1))
+        async def endless(context: Context) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            loop.cancel()
+            await asyncio.wait([loop])
+            assert loop.cancelled()
+            assert seen == []
+        assert seen == ["cancelled"]
+        record = await bench.record(endless)
+        assert record is not None
+        assert (record.state, record.due_at) == ("running", micros(61))
+
+    run(main())
+
+
+def test_a_context_that_closes_under_its_loop_waits_for_the_loop() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=seconds(1))(bench.note)
+        gate = Gate(answer=True)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            bench.faults.next("claim", gate)
+            advancing = asyncio.create_task(bench.advance(1))
+            await gate.reached()
+            asyncio.get_running_loop().call_later(0.01, gate.release)
+        await asyncio.wait_for(loop, 1)
+        await advancing
+        task = bench.app._tasks[0]
+        record = await bench.record(task)
+        assert record is not None
+        assert (record.state, record.due_at) == ("scheduled", micros(1))
+
+    run(main())
+
+
+def test_a_task_that_is_disabled_is_not_claimed_from_that_moment_on() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(60))
+        task = bench.app.task(name="tick", interval=seconds(1))(bench.note)
+        async with bench.running():
+            await bench.advance(2.5)
+            task.enabled = False
+            await bench.advance(10)
+            assert bench.times == [1, 2]
+            task.enabled = True
+            await bench.advance(60)
+        assert bench.planned[:4] == [1, 2, 3, 4]
+
+    run(main())
+
+
+def test_a_partition_that_is_disabled_is_not_claimed_from_that_moment_on() -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(60))
+        job = bench.app.partitioned_task(
+            2, lambda count, name: int(name), name="job", interval=seconds(1)
+        )(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "0")
+            await context.schedule_task(job, "1")
+            await bench.advance(1)
+            job.enabled_partitions = [1]
+            await bench.advance(2)
+        assert [entry.name for entry in bench.runs if entry.at > 1] == ["job:1:1"] * 2
+
+    run(main())
+
+
+def test_a_task_declared_while_the_loop_runs_joins_in() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.running():
+            bench.app.task(name="tick", interval=timedelta(seconds=10))(bench.note)
+            await bench.advance(15)
+        assert bench.times == [11]
+
+    run(main())
+
+
+def test_an_executor_that_does_not_take_work_on_costs_the_record_no_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        class Moody:
+            taken = 0
+
+            def __init__(self, **configuration: Any) -> None:
+                pass
+
+            async def __aenter__(self) -> Moody:
+                return self
+
+            async def __aexit__(self, *exception: object) -> None:
+                pass
+
+            async def spawn_task(self, awaitable: Any) -> None:
+                Moody.taken += 1
+                if Moody.taken <= 2:
+                    raise RuntimeError("not today")
+                await awaitable
+
+        bench = Bench(executor_cls=Moody)
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x")
+        async with bench.running():
+            record = await bench.record(job, "x")
+            assert record is not None
+            assert record.starts == 0
+            await bench.advance(5)
+        assert bench.times == [2]
+
+    run(main())
+    assert logged(caplog, "executor", "job")
