@@ -128,8 +128,11 @@ class ConnectionThread:
         self._thread.start()
         try:
             await self._opened
-        except BaseException:
+        except asyncio.CancelledError:
             self._close_soon()
+            raise
+        except Exception:
+            self._thread.join()
             raise
 
     async def close(self) -> None:

@@ -1,0 +1,328 @@
+"""The store in SQLite on a file that others use, too; its thread; processes that are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from pyncette import sqlite_thread
+from pyncette.clock import realtime
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.record import ABSENT, Put, State
+from pyncette.sqlite import SqliteStore, sqlite_repository
+from pyncette.store import Applied, Claimed, Filter, Group, Write
+
+T = TypeVar("T")
+
+NOW = 1_764_000_000_000_000
+LEASE = 60_000_000
+PATIENCE_S = 60.0
+DUE = Put(NOW, State.SCHEDULED, None, 0, "1 plan", "1 {}", "1 - born")
+REPORTS = Group("reports", LEASE, 100, NOW)
+
+
+@contextmanager
+def locked(database: Path) -> Iterator[sqlite3.Connection]:
+    """Somebody else is in the middle of a write transaction."""
+    connection = sqlite3.connect(database, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.close()
+
+
+def noting(notes: list[T], note: T) -> Callable[[sqlite3.Connection], bool]:
+    """A call that leaves a note that it was made."""
+
+    def make(connection: sqlite3.Connection) -> bool:
+        notes.append(note)
+        return True
+
+    return make
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pyncette")]
+
+
+def test_closing_leaves_no_thread_and_no_log(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            await store.watch(["reports"], lambda groups: None)
+            await store.write([Write("reports", "a", DUE, ABSENT)], NOW)
+            assert len(threads()) == 1
+
+    asyncio.run(main())
+    assert threads() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tasks.db"]
+
+
+def test_an_opening_that_is_refused_leaves_no_thread(tmp_path: Path) -> None:
+    async def main() -> None:
+        with pytest.raises(StoreMisconfiguredError):
+            async with sqlite_repository(sqlite_database=tmp_path):
+                pass
+
+    asyncio.run(main())
+    assert threads() == []
+
+
+def test_calls_under_way_are_finished_before_the_store_closes(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            writes = [
+                asyncio.ensure_future(
+                    store.write([Write("reports", f"{number}", DUE, ABSENT)], NOW)
+                )
+                for number in range(1_500)
+            ]
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*writes) == [[Applied(NOW)]] * 1_500
+
+    asyncio.run(main())
+
+
+def test_the_log_does_not_grow_without_bounds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(
+            sqlite_database=tmp_path / "tasks.db", sqlite_synchronous="NORMAL"
+        ) as store:
+            big = DUE._replace(args="1 " + "x" * 10_000)
+            for number in range(150):
+                keys = [f"{number} {instance}" for instance in range(10)]
+                await store.write([Write("reports", key, big, ABSENT) for key in keys], NOW)
+            assert (tmp_path / "tasks.db").stat().st_size > 8_000_000
+            assert (tmp_path / "tasks.db-wal").stat().st_size < 6_000_000
+
+    asyncio.run(main())
+
+
+def test_looking_for_what_is_due_needs_no_lock_when_nothing_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            await store.write([Write("reports", "a", DUE._replace(due_at=NOW + 1), ABSENT)], NOW)
+            with locked(tmp_path / "tasks.db"):
+                assert await store.claim([REPORTS], 100, NOW, "me") == Claimed([], [NOW + 1])
+                assert (await store.get([("reports", "a")]))[0] is not None
+                assert len((await store.scan("reports", Filter(), None, 10)).records) == 1
+
+    asyncio.run(main())
+
+
+def test_a_call_waits_for_a_lock_that_somebody_else_holds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            with locked(tmp_path / "tasks.db") as other:
+                write = asyncio.ensure_future(
+                    store.write([Write("reports", "a", DUE, ABSENT)], NOW)
+                )
+                await asyncio.wait([write], timeout=0.05)
+                assert not write.done()
+                other.execute("COMMIT")
+                assert await write == [Applied(NOW)]
+
+    asyncio.run(main())
+
+
+def test_a_lock_that_is_held_for_too_long_is_an_outage_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_thread, "BUSY_DEADLINE_S", 0.05)
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            with locked(tmp_path / "tasks.db"):
+                answers = await asyncio.gather(
+                    store.write([Write("reports", "a", DUE, ABSENT)], NOW),
+                    store.write([Write("reports", "b", DUE, ABSENT)], NOW),
+                    return_exceptions=True,
+                )
+            for answer in answers:
+                assert isinstance(answer, StoreUnavailableError)
+                assert "tasks.db" in str(answer)
+                assert "locked" in str(answer)
+            assert await store.get([("reports", "a"), ("reports", "b")]) == [None, None]
+            assert await store.write([Write("reports", "a", DUE, ABSENT)], NOW) == [Applied(NOW)]
+
+    asyncio.run(main())
+
+
+def test_one_who_commits_back_to_back_does_not_keep_another_out(tmp_path: Path) -> None:
+    """History 22."""
+
+    async def main() -> None:
+        async with (
+            sqlite_repository(sqlite_database=tmp_path / "tasks.db") as greedy,
+            sqlite_repository(sqlite_database=tmp_path / "tasks.db") as modest,
+        ):
+            done = asyncio.Event()
+
+            async def commit_back_to_back(store: SqliteStore, name: str) -> None:
+                number = 0
+                while not done.is_set():
+                    number += 1
+                    await store.write([Write(name, f"{number}", DUE, ABSENT)], NOW)
+
+            # Several at once: there is always one waiting when a transaction ends.
+            busy = [
+                asyncio.ensure_future(commit_back_to_back(greedy, f"busy-{number}"))
+                for number in range(20)
+            ]
+            async with realtime.timeout(PATIENCE_S):
+                for number in range(50):
+                    await modest.write([Write("modest", f"{number}", DUE, ABSENT)], NOW)
+            done.set()
+            await asyncio.gather(*busy)
+            assert len((await modest.scan("modest", Filter(), None, 100)).records) == 50
+
+    asyncio.run(main())
+
+
+def test_a_change_made_by_another_program_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+            heard: asyncio.Queue[object] = asyncio.Queue()
+            await store.watch(["reports"], heard.put_nowait)
+            with locked(tmp_path / "tasks.db") as other:
+                other.execute(
+                    "INSERT INTO pyncette_tasks VALUES "
+                    "('reports', 'a', 1, 1, NULL, 'scheduled', 0, '1 plan', '1 {}', '1 - born')"
+                )
+                other.execute("COMMIT")
+            async with realtime.timeout(PATIENCE_S):
+                assert await heard.get() is None
+
+    asyncio.run(main())
+
+
+def test_urgent_calls_go_before_others_that_came_earlier() -> None:
+    async def main() -> None:
+        order: list[int] = []
+        held = threading.Event()
+        thread = sqlite_thread.ConnectionThread(
+            "a database", lambda: sqlite3.connect(":memory:", isolation_level=None), False, print
+        )
+        await thread.open()
+        first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
+        await asyncio.sleep(0)
+        calls = [
+            asyncio.ensure_future(thread.call(noting(order, number), None, number >= 700))
+            for number in range(800)
+        ]
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(first, *calls)
+        await thread.close()
+        assert order == [*range(700, 800), *range(700)]
+
+    asyncio.run(main())
+
+
+def test_a_call_that_is_cancelled_while_it_waits_is_not_made() -> None:
+    async def main() -> None:
+        made: list[str] = []
+        held = threading.Event()
+        thread = sqlite_thread.ConnectionThread(
+            "a database", lambda: sqlite3.connect(":memory:", isolation_level=None), False, print
+        )
+        await thread.open()
+        first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
+        await asyncio.sleep(0)
+        cancelled = asyncio.ensure_future(thread.call(noting(made, "no"), None, True))
+        kept = asyncio.ensure_future(thread.call(noting(made, "yes"), None, True))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(first, kept)
+        await thread.close()
+        assert made == ["yes"]
+
+    asyncio.run(main())
+
+
+def test_a_group_and_a_key_that_read_the_same_together_are_two_records() -> None:
+    """History 37."""
+
+    async def main() -> None:
+        async with sqlite_repository() as store:
+            writes = [Write("a:", "b", DUE, ABSENT), Write("a", ":b", DUE, ABSENT)]
+            assert await store.write(writes, NOW) == [Applied(NOW)] * 2
+            assert None not in await store.get([("a:", "b"), ("a", ":b")])
+
+    asyncio.run(main())
+
+
+WRITES_UNTIL_KILLED = """
+import asyncio, sys
+from pyncette.record import ABSENT, Put
+from pyncette.sqlite import sqlite_repository
+from pyncette.store import Group, Write
+
+async def main():
+    async with sqlite_repository(sqlite_database=sys.argv[1]) as store:
+        put = Put(1, "scheduled", None, 0, "1 plan", "1 " + "x" * 500, "1 - born")
+        for number in range(1_000_000):
+            keys = [f"{number} {instance}" for instance in range(20)]
+            await store.write([Write("reports", key, put, ABSENT) for key in keys], 1)
+            await store.claim([Group("reports", 1_000, 5, 1)], 5, 1, f"token-{number}")
+            print(number, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_what_was_acknowledged_survives_a_process_that_is_killed(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+    acknowledged = 0
+    for _ in range(3):
+        database.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITES_UNTIL_KILLED, str(database)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            acknowledged = int(line)
+            if acknowledged >= 40:
+                break
+        process.kill()
+        acknowledged = max([acknowledged, *map(int, process.stdout.read().split())])
+        process.stdout.close()
+        process.wait()
+        assert (tmp_path / "tasks.db-wal").exists(), "it was killed, not closed"
+
+        async def main(batches: int) -> None:
+            async with sqlite_repository(sqlite_database=database) as store:
+                page = await store.scan("reports", Filter(), None, 1_000_000)
+                keys = {record.key for record in page.records}
+                wanted = {
+                    f"{number} {instance}" for number in range(batches) for instance in range(20)
+                }
+                assert wanted <= keys
+                # The batch that was under way is there as a whole, or not at all.
+                assert len(keys) % 20 == 0
+                claimed = [record for record in page.records if record.token is not None]
+                assert len(claimed) >= 5 * batches
+                left = await store.claim(
+                    [Group("reports", LEASE, 1_000_000, NOW)], 1_000_000, NOW, "heir"
+                )
+                assert len(left.records) == len(keys)
+
+        asyncio.run(main(acknowledged + 1))
+        connection = sqlite3.connect(database)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        connection.close()
