@@ -50,11 +50,10 @@ def with_upstreams(names: Sequence[str], given: Mapping[str, str]) -> list[str]:
     """Add the servers that others stand in front of, and leave out those with a URL given."""
     wanted: list[str] = []
     for name in names:
-        upstream = RECIPES[name].upstream
-        for one in (upstream, name) if upstream else (name,):
-            if one not in wanted and RECIPES[one].variable not in given:
-                if one == upstream and RECIPES[name].variable in given:
-                    continue
+        if RECIPES[name].variable in given:
+            continue
+        for one in (RECIPES[name].upstream, name):
+            if one is not None and one not in wanted and RECIPES[one].variable not in given:
                 wanted.append(one)
     return wanted
 
