@@ -298,7 +298,11 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
-        progress = Progress(None, wanted.born)
+        # Nobody can tell what is run, nor settle it. Its lease is all that can be kept.
+        new = created(wanted, now)
+        if new.due_at is None or current.due_at is None:
+            return new
+        return new._replace(due_at=max(new.due_at, current.due_at))
     pending = (progress.pending or Pending())._replace(
         plan=schedule.dumps(wanted.plan),
         args=wanted.args,
@@ -403,7 +407,7 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     if text == (current.plan if pending is None or pending.plan is None else pending.plan):
         return None
     first = plan.first(now)
-    if alive(current, now):
+    if current.state == State.RUNNING:
         # The occurrences belong to the same task: it is not born again.
         pending = (pending or Pending())._replace(
             plan=text, args=current.args, planned=first, born=progress.born
@@ -413,10 +417,11 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
         progress = progress._replace(pending=_only_flags(pending))
     due_at, state = current.due_at, current.state
     overdue = progress.planned is not None and progress.planned <= now
+    begun = progress.triggered is None and (current.starts > 0 or progress.failures > 0)
     match state:
         case State.SCHEDULED if not overdue:
             progress = progress._replace(planned=first)
-        case State.PAUSED if not (overdue or current.starts or progress.failures):
+        case State.PAUSED | State.RETRYING if not (overdue or begun):
             progress = progress._replace(planned=first)
         case State.FINISHED:
             progress = progress._replace(planned=first)

@@ -605,11 +605,17 @@ def test_what_runs_is_replaced_from_the_end_of_the_run() -> None:
     assert asked == record._replace(progress=asked.progress, version=asked.version)
 
 
-def test_what_runs_and_cannot_be_read_is_replaced_from_the_end_of_the_run() -> None:
+@pytest.mark.parametrize(
+    ("plan", "due_at", "planned"), [(every(5), 20, 17), (every(50), 62, 62), (PAST, None, None)]
+)
+def test_what_runs_and_cannot_be_read_is_replaced_from_the_end_of_its_lease(
+    plan: Schedule, due_at: int | None, planned: int | None
+) -> None:
     record = running(text=UNREADABLE)
-    asked = after(record, lifecycle.replaced(record, WANTED, NOW))
-    assert (asked.state, asked.due_at, asked.token) == (State.RUNNING, 20, "me")
-    assert progress_of(asked) == Progress(None, "b1", pending=REPLACEMENT)
+    new = after(record, lifecycle.replaced(record, WANTED._replace(plan=plan), NOW))
+    assert new.due_at == due_at
+    assert progress_of(new) == Progress(planned, "b1")
+    assert lifecycle.verdict(new, read(running())) is Verdict.LOST
 
 
 # Paused and resumed.
@@ -801,10 +807,12 @@ def test_what_is_overdue_is_finished_before_a_new_plan() -> None:
     assert (new.state, new.due_at, new.plan) == (State.SCHEDULED, 10, WANTED_PLAN)
 
 
-def test_what_runs_is_finished_before_a_new_plan() -> None:
-    record = running(pending=Pending(paused=True))
+@pytest.mark.parametrize("due_at", [20, NOW])
+def test_what_runs_is_finished_before_a_new_plan_by_whomever(due_at: int) -> None:
+    record = running(due_at, pending=Pending(paused=True))
     new = replanned(record)
-    assert (new.state, new.due_at, new.plan) == (State.RUNNING, 20, record.plan)
+    assert (new.state, new.due_at, new.plan) == (State.RUNNING, due_at, record.plan)
+    assert lifecycle.verdict(new, read(record)) is Verdict.HELD
     assert progress_of(new) == Progress(10, "b0", pending=NEW_PLAN._replace(paused=True))
 
 
@@ -817,7 +825,6 @@ def test_a_new_plan_that_waits_gives_way_to_a_newer_one() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        running(due_at=NOW, starts=2),
         a_record(State.RETRYING, 90, failures=2),
         a_record(State.PAUSED, None, planned=20, failures=2),
         a_record(State.PAUSED, None, planned=20, starts=1),
@@ -833,8 +840,12 @@ def test_what_has_begun_is_finished_before_a_new_plan(record: Record) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [a_record(State.PAUSED, None, planned=20), a_record(State.PARKED, None, planned=None)],
-    ids=["paused", "parked"],
+    [
+        a_record(State.PAUSED, None, planned=20),
+        a_record(State.PAUSED, None, planned=20, triggered=11, starts=1),
+        a_record(State.PARKED, None, planned=None),
+    ],
+    ids=["paused", "paused in a triggered run", "parked"],
 )
 def test_what_rests_is_planned_anew_and_goes_on_resting(record: Record) -> None:
     new = replanned(record)
@@ -857,11 +868,17 @@ def test_what_waits_is_finished_by_a_plan_that_never_occurs() -> None:
     assert (new.state, new.due_at) == (State.FINISHED, None)
 
 
-def test_a_new_plan_takes_the_place_of_one_that_a_dead_worker_left() -> None:
-    record = running(due_at=NOW, pending=NEW_PLAN._replace(triggered=11))
-    new = replanned(record, every(7))
-    assert (new.state, new.plan) == (State.RUNNING, schedule.dumps(every(7)))
-    assert progress_of(new) == Progress(10, "b0", pending=Pending(triggered=11))
+def test_a_new_plan_takes_the_place_of_one_that_waits_for_a_retry() -> None:
+    pending = NEW_PLAN._replace(triggered=11)
+    new = replanned(a_record(State.RETRYING, 90, failures=2, pending=pending), every(7))
+    assert (new.state, new.plan) == (State.RETRYING, schedule.dumps(every(7)))
+    assert progress_of(new) == Progress(10, "b0", failures=2, pending=Pending(triggered=11))
+
+
+def test_a_triggered_run_that_waits_for_a_retry_does_not_keep_an_old_plan() -> None:
+    new = replanned(a_record(State.RETRYING, 90, planned=20, triggered=11, failures=2))
+    assert (new.state, new.due_at) == (State.RETRYING, 90)
+    assert progress_of(new) == Progress(17, "b0", triggered=11, failures=2)
 
 
 def test_what_a_later_release_wrote_is_not_changed() -> None:

@@ -339,10 +339,9 @@ def _replanned(ledger: Ledger, plan: Schedule, before: Record, now: int) -> Ledg
     # The body may have ended, and its settle not yet have arrived.
     has_run = planned is not None and planned != ledger.due
     ledger = ledger._replace(plan=schedule.dumps(plan), then=None)
-    if lifecycle.alive(before, now):
+    if before.state == State.RUNNING:
         return ledger._replace(due=first) if has_run else ledger._replace(then=(first,))
-    begun = before.state in (State.RETRYING, State.RUNNING)
-    if planned is None or not (begun or planned <= now):
+    if planned is None or planned > now:
         return ledger._replace(due=first)
     return ledger._replace(due=plan.following(planned)) if has_run else ledger
 
