@@ -10,9 +10,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from heapq import heapify, heappop, heappush
+from itertools import islice
 from typing import Any
 
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
+from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
 from pyncette.store import (
     Applied,
     Claimed,
@@ -33,13 +34,15 @@ from pyncette.store import (
 class _Shelf:
     """The records of one group, with a heap of what is due in it.
 
-    An entry of the heap is void once its record has another ``due_at``; void entries are dropped
-    when they reach the top, or all at once when they outnumber the records.
+    An entry of the heap is void once its record has been replaced; void entries are dropped when
+    they reach the top, or all at once when they outnumber the records. The serial number keeps
+    entries of one instant from being compared further.
     """
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self.heap: list[tuple[int, str]] = []
+        self.heap: list[tuple[int, int, Record]] = []
+        self._serial = 0
         self._ordered: list[str] | None = []
 
     def keys(self) -> list[str]:
@@ -53,13 +56,10 @@ class _Shelf:
             self._ordered = None
         self.records[record.key] = record
         if record.due_at is not None:
-            heappush(self.heap, (record.due_at, record.key))
+            self._serial += 1
+            heappush(self.heap, (record.due_at, self._serial, record))
             if len(self.heap) > 2 * len(self.records) + 100:
-                self.heap = [
-                    (other.due_at, other.key)
-                    for other in self.records.values()
-                    if other.due_at is not None
-                ]
+                self.heap = [entry for entry in self.heap if self._stands(entry[2])]
                 heapify(self.heap)
 
     def remove(self, key: str) -> None:
@@ -68,13 +68,16 @@ class _Shelf:
 
     def soonest(self) -> Record | None:
         """The record that comes due first, if any comes due at all."""
-        while self.heap:
-            due_at, key = self.heap[0]
-            record = self.records.get(key)
-            if record is not None and record.due_at == due_at:
+        heap = self.heap
+        while heap:
+            record = heap[0][2]
+            if self._stands(record):
                 return record
-            heappop(self.heap)
+            heappop(heap)
         return None
+
+    def _stands(self, record: Record) -> bool:
+        return self.records.get(record.key) is record
 
 
 class _Watch:
@@ -189,7 +192,7 @@ class MemoryStore:
         keys = shelf.keys()
         at = bisect_left(keys, where.prefix) if cursor is None else bisect_right(keys, cursor)
         records: list[Record] = []
-        for key in keys[at:]:
+        for key in islice(keys, at, None):
             if not key.startswith(where.prefix):
                 break
             record = shelf.records[key]
@@ -216,17 +219,11 @@ def _soonest(shelf: _Shelf, source: Source) -> Record | None:
 
 
 def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -> Record:
-    taken = Record(
-        record.group,
-        record.key,
-        now + source.lease,
-        next_version(record.version, now),
-        token,
-        State.RUNNING,
-        record.starts + 1,
-        record.plan,
-        record.args,
-        record.progress,
+    group, key, _, version, _, _, starts, plan, args, progress = record
+    version = next_version(version, now)
+    due_at = now + source.lease
+    taken = record_of(
+        (group, key, due_at, version, token, State.RUNNING, starts + 1, plan, args, progress)
     )
     shelf.put(taken)
     return taken

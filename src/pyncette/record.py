@@ -11,7 +11,9 @@ All instants are integers: microseconds since the epoch, UTC.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from pyncette import schedule
@@ -77,6 +79,10 @@ class Record(NamedTuple):
     plan: str
     args: str
     progress: str
+
+
+record_of: Final[Callable[[tuple[Any, ...]], Record]] = partial(tuple.__new__, Record)
+"""A tuple of all columns as a record, at a third of the cost of ``Record(*row)``."""
 
 
 class Put(NamedTuple):
@@ -156,6 +162,9 @@ class Progress(NamedTuple):
         return self.planned if self.triggered is None else self.triggered
 
 
+_progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new__, Progress)
+
+
 class Reading(NamedTuple):
     """A record together with what its texts say."""
 
@@ -220,9 +229,11 @@ def load_progress(text: str) -> Progress:
     if words[0] != "1" or len(words) < 3 or not words[2]:
         raise _not_ours("progress", text)
     try:
-        planned = None if words[1] == "-" else _instant(int(words[1]))
+        planned = None if words[1] == "-" else int(words[1])
+        if planned is not None and not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
+            raise ValueError(f"{planned} is not an instant")
         if len(words) == 3:
-            return Progress(planned, words[2])
+            return _progress_of((planned, words[2], None, 0, None, None))
         rest = json.loads(words[3])
         return Progress(
             planned,

@@ -72,7 +72,7 @@ def instant_of(value: datetime) -> int:
         _warn_of_naive()
         try:
             value = value.replace(tzinfo=None).astimezone()
-        except (OverflowError, OSError) as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise ValueError(f"{value!r} cannot be taken as local time: {error}") from None
     return to_microseconds(value)
 
@@ -412,7 +412,9 @@ def loads(text: str) -> Schedule:
         if len(digits) == 16 and digits.isdecimal() and digits.isascii():
             instant = int(digits)
             if instant < INSTANT_LIMIT:
-                return At.of(instant)
+                at = object.__new__(At)
+                _set(at, "_instant", instant)
+                return at
         return _read(text)
     return _read_and_keep(text)
 
