@@ -21,8 +21,8 @@ parked                   kept with the reason, never due
 
 While a lease is alive, nobody but its holder changes plan, arguments or ``due_at``: what others
 ask for is written to ``pending`` and holds from the end of the run. Whoever else takes a record
-out of ``running`` clears its token, so that ``running`` or a token of one's own always answers
-"is it mine?" and "was it I who settled it?" (:func:`verdict`).
+out of ``running``, or changes what is to be run in it, clears its token, so that ``running`` or a
+token of one's own always answers "is it mine?" and "was it I who settled it?" (:func:`verdict`).
 
 Nothing in here reads a clock, waits, logs, or knows a store. Instants and durations are integers:
 microseconds, UTC. A record is due when ``due_at <= now``; a lease is alive while ``due_at > now``.

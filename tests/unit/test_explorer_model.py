@@ -1,0 +1,99 @@
+"""The model store behaves as the store in memory does, so that what holds on it says something."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyncette.memory import MemoryStore
+from pyncette.record import ABSENT, ANY, Delete, Patch, Put, State
+from pyncette.store import Group, Key, Source, Write
+from pyncette.testing.model import ModelStore
+
+GROUPS = ("g", "h")
+KEYS = ("a", "b", "c")
+INSTANTS = st.none() | st.integers(0, 8)
+STATES = st.sampled_from([State.SCHEDULED, State.PAUSED, State.RETRYING])
+TOKENS = st.sampled_from(["t0", "t1", "t2"])
+
+CHANGES = st.one_of(
+    st.builds(
+        Put,
+        due_at=INSTANTS,
+        state=STATES,
+        token=st.none() | TOKENS,
+        starts=st.integers(0, 2),
+        plan=st.just("plan"),
+        args=st.just("args"),
+        progress=st.just("progress"),
+    ),
+    st.builds(
+        Patch,
+        due_at=INSTANTS,
+        state=STATES,
+        starts=st.integers(0, 2),
+        progress=st.none() | st.just("further"),
+    ),
+    st.just(Delete()),
+)
+WRITES = st.lists(
+    st.builds(
+        Write,
+        group=st.sampled_from(GROUPS),
+        key=st.sampled_from(KEYS),
+        change=CHANGES,
+        expect=st.sampled_from([ABSENT, ANY]) | st.integers(1, 10),
+        token=st.none() | TOKENS,
+    ),
+    max_size=4,
+    unique_by=lambda write: (write.group, write.key),
+)
+
+
+class Batch(NamedTuple):
+    writes: list[Write]
+    now: int
+
+
+class Claim(NamedTuple):
+    sources: list[Source]
+    limit: int
+    now: int
+    token: str
+    repeated: bool
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> Claim:
+    now = draw(st.integers(0, 8))
+    sources: list[Source] = []
+    for group in draw(st.lists(st.sampled_from(GROUPS), unique=True)):
+        lease = draw(st.integers(1, 3))
+        if draw(st.booleans()):
+            sources.append(Key(group, draw(st.sampled_from(KEYS)), lease))
+        else:
+            before = draw(st.integers(0, now))
+            sources.append(Group(group, lease, draw(st.integers(1, 3)), before))
+    return Claim(sources, draw(st.integers(0, 4)), now, draw(TOKENS), draw(st.booleans()))
+
+
+BATCHES = st.builds(Batch, writes=WRITES, now=st.integers(0, 8))
+
+
+@settings(deadline=None)
+@given(st.lists(BATCHES | claims(), max_size=30))
+def test_the_model_store_answers_as_the_store_in_memory(steps: list[Batch | Claim]) -> None:
+    async def both() -> None:
+        model, memory = ModelStore(), MemoryStore()
+        for step in steps:
+            if isinstance(step, Batch):
+                assert model.write(*step) == await memory.write(*step)
+                continue
+            told, asked = model.claim(*step), await memory.claim(*step)
+            assert sorted(told.records) == sorted(asked.records)
+            assert told.next_due == asked.next_due
+
+    asyncio.run(both())
