@@ -70,29 +70,39 @@ class Claim(NamedTuple):
 def claims(draw: st.DrawFn) -> Claim:
     now = draw(st.integers(0, 8))
     sources: list[Source] = []
-    for group in draw(st.lists(st.sampled_from(GROUPS), unique=True)):
+    for group in draw(st.permutations(GROUPS)):
         lease = draw(st.integers(1, 3))
         if draw(st.booleans()):
             sources.append(Key(group, draw(st.sampled_from(KEYS)), lease))
         else:
             before = draw(st.integers(0, now))
             sources.append(Group(group, lease, draw(st.integers(1, 3)), before))
-    return Claim(sources, draw(st.integers(0, 4)), now, draw(TOKENS), draw(st.booleans()))
+    return Claim(sources, draw(st.integers(0, 6)), now, draw(TOKENS), False)
 
 
 BATCHES = st.builds(Batch, writes=WRITES, now=st.integers(0, 8))
+FILLED = st.tuples(*[INSTANTS] * (len(GROUPS) * len(KEYS)))
 
 
 @settings(deadline=None)
-@given(st.lists(BATCHES | claims(), max_size=30))
-def test_the_model_store_answers_as_the_store_in_memory(steps: list[Batch | Claim]) -> None:
+@given(FILLED, st.lists(BATCHES | claims() | st.just("again"), max_size=20))
+def test_the_model_store_answers_as_the_store_in_memory(
+    instants: tuple[int | None, ...], steps: list[Batch | Claim | str]
+) -> None:
     async def both() -> None:
         model, memory = ModelStore(), MemoryStore()
-        for step in steps:
+        identities = [(group, key) for group in GROUPS for key in KEYS]
+        filled = [
+            Write(*identity, Put(instant, State.SCHEDULED, None, 0, "", "", ""), ABSENT)
+            for identity, instant in zip(identities, instants, strict=True)
+        ]
+        claim = Claim([], 0, 0, "t0", False)
+        for step in [Batch(filled, 0), *steps]:
             if isinstance(step, Batch):
                 assert model.write(*step) == await memory.write(*step)
                 continue
-            told, asked = model.claim(*step), await memory.claim(*step)
+            claim = step if isinstance(step, Claim) else claim._replace(repeated=True)
+            told, asked = model.claim(*claim), await memory.claim(*claim)
             assert sorted(told.records) == sorted(asked.records)
             assert told.next_due == asked.next_due
 
