@@ -40,6 +40,7 @@ CONNECTIONS_MAX: Final = 100
 """Connections beyond these are closed at once: clients that hang must not use up the files."""
 
 PORT_TRIES: Final = 10
+ACCEPTING_PASSES: Final = 4
 
 # RFC 9112, 3: method, target and version, with one space between them.
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) [!-~]+ HTTP/1\.[0-9]\r?\n")
@@ -88,7 +89,13 @@ class HealthcheckServer:
                 self._connection(app_context, reader, writer), name="pyncette health check"
             )
             connections.add(connection)
-            connection.add_done_callback(connections.discard)
+
+            # A task that is cancelled before its first step never gets to clean up by itself.
+            def ended(connection: asyncio.Task[None]) -> None:
+                connections.discard(connection)
+                writer.transport.abort()
+
+            connection.add_done_callback(ended)
 
         server = await self._listen(connected)
         self.port = server.sockets[0].getsockname()[1]
@@ -103,6 +110,10 @@ class HealthcheckServer:
             if connections:
                 await asyncio.wait(connections)
             await server.wait_closed()
+            # asyncio takes a few passes to notice that a transport was aborted, and to hand over
+            # a connection that it had just accepted.
+            for _ in range(ACCEPTING_PASSES):
+                await realtime.sleep(0)
 
     async def _listen(
         self, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
@@ -137,10 +148,6 @@ class HealthcheckServer:
             await self._answer(app_context, reader, writer)
         except OSError as error:
             logger.debug("A client of the health check went away: %s", error)
-        finally:
-            writer.transport.abort()
-            with suppress(OSError):
-                await writer.wait_closed()
 
     async def _answer(
         self,

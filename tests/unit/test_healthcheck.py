@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -34,11 +36,15 @@ async def unwell(app_context: PyncetteContext) -> bool:
 async def serving(
     handler: Callable[[PyncetteContext], Awaitable[Any]] = well,
 ) -> AsyncIterator[HealthcheckServer]:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reported.append(report))
     app = Pyncette(MemoryRepository(), clock=VirtualClock())
     server = use_healthcheck_server(app, 0, HERE, handler)
     async with app.create():
         yield server
     assert asyncio.all_tasks() == {asyncio.current_task()}
+    gc.collect()  # a task that failed reports it when it is collected
+    assert reported == []
 
 
 async def ask(port: int, request: bytes = GET, host: str = HERE) -> bytes:
@@ -145,10 +151,6 @@ def test_a_request_line_of_8_kb_is_read_and_a_longer_one_is_a_bad_request() -> N
     assert answers(request(8 * 1024 + 2) + b"\r\n").startswith(b"HTTP/1.1 400 ")
 
 
-def test_an_answer_arrives_though_the_client_has_sent_far_more_than_is_read() -> None:
-    assert answers(b"x" * 200_000).startswith(b"HTTP/1.1 400 ")
-
-
 def test_a_client_that_takes_too_long_for_its_request_line_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -156,29 +158,45 @@ def test_a_client_that_takes_too_long_for_its_request_line_is_told_so(
     assert answers(b"GET / HTT").startswith(b"HTTP/1.1 408 ")
 
 
-async def write_until_reset(writer: asyncio.StreamWriter) -> None:
-    """Once the other side has closed, whatever is written is answered by a reset."""
-    while True:
+async def write_more(writer: asyncio.StreamWriter, times: int) -> None:
+    """To a connection that the other side has closed; that answers with a reset."""
+    for _ in range(times):
         writer.write(b"more")
         await writer.drain()
         await asyncio.sleep(0.001)
 
 
-def test_a_client_that_does_not_close_its_side_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(healthcheck, "CLOSING_DEADLINE_S", 0.02)
-
-    async def main() -> None:
-        async with serving() as server:
-            reader, writer = await asyncio.open_connection(HERE, server.port)
-            writer.write(GET)
-            await reader.read()
-            with pytest.raises(ConnectionError):
-                await write_until_reset(writer)
+async def still_sending_after_the_answer(times: int) -> None:
+    async with serving() as server:
+        reader, writer = await asyncio.open_connection(HERE, server.port)
+        writer.write(GET)
+        async with asyncio.timeout(5):
+            assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        try:
+            await write_more(writer, times)
+        finally:
+            writer.transport.abort()
             with suppress(ConnectionError):
-                writer.close()
                 await writer.wait_closed()
 
-    asyncio.run(main())
+
+def test_a_client_that_still_sends_is_not_reset_before_it_has_read_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(healthcheck, "CLOSING_DEADLINE_S", 1_000)
+    asyncio.run(still_sending_after_the_answer(times=10))
+
+
+@pytest.mark.parametrize(
+    ("bound", "value"), [("CLOSING_DEADLINE_S", 0.02), ("DISCARDED_BYTES_MAX", 40)]
+)
+def test_a_client_that_sends_for_ever_is_closed(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: float
+) -> None:
+    monkeypatch.setattr(healthcheck, "CLOSING_DEADLINE_S", 1_000)
+    monkeypatch.setattr(healthcheck, bound, value)
+    with pytest.raises(ConnectionError):
+        asyncio.run(still_sending_after_the_answer(times=1_000))
 
 
 def test_a_connection_that_sends_nothing_is_closed_without_an_answer() -> None:
@@ -193,7 +211,27 @@ def test_a_connection_that_sends_nothing_is_closed_without_an_answer() -> None:
     asyncio.run(main())
 
 
-def test_a_client_that_resets_the_connection_disturbs_nobody() -> None:
+async def reset(writer: asyncio.StreamWriter) -> None:
+    connection = writer.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+def test_a_client_that_resets_the_connection_within_its_request_disturbs_nobody() -> None:
+    async def main() -> bytes:
+        async with serving() as server:
+            _, writer = await asyncio.open_connection(HERE, server.port)
+            writer.write(b"GET / HT")
+            answer = await ask(server.port)  # by now the server reads the first connection
+            await reset(writer)
+            return answer + await ask(server.port)
+
+    assert asyncio.run(main()).count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_client_that_resets_the_connection_before_its_answer_disturbs_nobody() -> None:
     async def main() -> bytes:
         entered, go_on = asyncio.Event(), asyncio.Event()
 
@@ -206,13 +244,7 @@ def test_a_client_that_resets_the_connection_disturbs_nobody() -> None:
             _, writer = await asyncio.open_connection(HERE, server.port)
             writer.write(GET)
             await entered.wait()
-            connection = writer.get_extra_info("socket")
-            connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0"
-            )  # closing sends a reset
-            writer.transport.abort()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
+            await reset(writer)
             go_on.set()
             return await ask(server.port)
 
@@ -299,6 +331,22 @@ def test_closing_the_app_drops_clients_that_hang() -> None:
     asyncio.run(main())
 
 
+# After two passes asyncio has accepted the connection and not yet told its server, which then
+# refuses it; asyncio leaves the socket to the garbage collector, and warns. Not ours to mend.
+@pytest.mark.parametrize("passes", [0, 1, 3, 4, 5, 6, 7])
+def test_a_connection_that_arrives_while_the_app_closes_leaves_nothing_behind(
+    passes: int,
+) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            client = socket.create_connection((HERE, server.port))
+            for _ in range(passes):
+                await asyncio.sleep(0)
+        client.close()
+
+    asyncio.run(main())
+
+
 def test_the_port_is_that_of_the_latest_opening() -> None:
     async def main() -> None:
         app = Pyncette(MemoryRepository(), clock=VirtualClock())
@@ -332,13 +380,22 @@ def test_a_given_port_is_used_and_a_taken_one_is_an_error_when_the_app_opens() -
     asyncio.run(main())
 
 
+def addresses_of_this_machine() -> list[str]:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return [HERE]
+    return [HERE, "::1"]
+
+
 def test_without_an_address_it_listens_on_all_of_them_at_one_port() -> None:
     async def main() -> None:
         app = Pyncette(MemoryRepository(), clock=VirtualClock())
         server = use_healthcheck_server(app, port=0, healthcheck_handler=well)
         async with app.create():
-            for host in {host[4][0] for host in socket.getaddrinfo("localhost", server.port)}:
-                answer = await ask(server.port, host=str(host))
+            for host in addresses_of_this_machine():
+                answer = await ask(server.port, host=host)
                 assert answer.startswith(b"HTTP/1.1 200 ")
 
     asyncio.run(main())
