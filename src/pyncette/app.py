@@ -25,13 +25,32 @@ logger = logging.getLogger(__name__)
 _Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
 _Middleware = TypeVar("_Middleware", bound=Callable[..., Any])
 
+# Also those of stores that are not loaded: a typing error is one whatever the store.
 KNOWN_OPTIONS: Final = (
-    "batch_size",
-    "concurrency_limit",
-    "worker_name",
-    "sqlite_database",
-    "sqlite_table_name",
-    "sqlite_synchronous",
+    *("batch_size", "concurrency_limit", "worker_name"),
+    *(f"sqlite_{name}" for name in ("database", "table_name", "synchronous")),
+    *(
+        f"redis_{name}"
+        for name in ("url", "namespace", "timeout", "pool_size", "wait_replicas", "client")
+    ),
+    *(
+        f"postgres_{name}"
+        for name in ("url", "table_name", "skip_table_create", "pool_size", "listen_url", "pool")
+    ),
+    *(
+        f"mysql_{name}"
+        for name in (
+            *("host", "port", "user", "password", "database", "table_name", "skip_table_create"),
+            *("url", "pool_size", "ssl", "pool"),
+        )
+    ),
+    *(
+        f"dynamodb_{name}"
+        for name in (
+            *("region_name", "endpoint", "table_name", "partition_prefix", "skip_table_create"),
+            "client",
+        )
+    ),
 )
 
 
@@ -105,8 +124,8 @@ class Pyncette:
     def _declaring(self, kind: type[_Task], options: dict[str, Any]) -> Callable[[Any], _Task]:
         def declare(func: Any) -> _Task:
             body = func.task_func if isinstance(func, Task) else func
-            named = {"name": getattr(body, "__name__", None), **options}
-            task = kind(func=body, **named)
+            name = options.get("name") or getattr(body, "__name__", None)
+            task = kind(**{**options, "name": name}, func=body)
             if any(task.name == other.name for other in self._tasks):
                 raise ValueError(f"Duplicate task name '{task.name}'")
             self._tasks.append(task)

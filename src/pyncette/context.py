@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from pyncette import lifecycle
 from pyncette.clock import Clock, StoreClock, corrected, from_microseconds, realtime
 from pyncette.deadline import DeadlineStore, deadline_for
-from pyncette.errors import PyncetteException, TaskLockedException
+from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
 from pyncette.execution import RunContext
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.lifecycle import Wanted
@@ -350,7 +350,6 @@ class PyncetteContext:
         await self._scheduler.returned()
 
     async def _drain(self) -> None:
-        await self._scheduler.idle()
         await self._outcomes.drain()
         await self._calls.drain()
         await self._waker.close()
@@ -368,10 +367,9 @@ async def open_context(
     clock = corrected(parts.clock, lease)
     async with AsyncExitStack() as stack:
         with clock.hold():
-            async with realtime.timeout(OPENING_DEADLINE_S):
-                opened = await stack.enter_async_context(
-                    parts.repository_factory(**parts.configuration)
-                )
+            opened = await _opened(
+                stack.enter_async_context(parts.repository_factory(**parts.configuration))
+            )
         check_store(opened, parts.repository_factory)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
         if isinstance(clock, StoreClock):
@@ -392,10 +390,24 @@ async def open_context(
                 context.add_to_context(name, value)
             for name, fixture in parts.fixtures:
                 context._set_item(name, await stack.enter_async_context(_fixture(fixture)(context)))
-            # Running tasks end before the fixtures that they use do.
+            # Running tasks end before the fixtures that they use do, also where an executor leaves
+            # without waiting for them.
+            stack.push_async_callback(context._scheduler.idle)
             stack.push_async_exit(executing.pop_all())
             stack.push_async_callback(context._close)
             yield context
+
+
+async def _opened(opening: Awaitable[Any]) -> Any:
+    try:
+        async with realtime.timeout(OPENING_DEADLINE_S) as deadline:
+            return await opening
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise StoreUnavailableError(
+            f"The store was not opened within {OPENING_DEADLINE_S:g} s"
+        ) from error
 
 
 def _settings(parts: AppParts) -> Settings:
@@ -433,18 +445,20 @@ def _fixture(function: Callable[..., Any]) -> Callable[..., Any]:
     return opened
 
 
-_RESERVED: Final = frozenset(dir(Context)) | {*Context.__annotations__}
+_RESERVED: Final = frozenset(
+    {*dir(RunContext), *Context.__annotations__, *RunContext.__annotations__}
+)
 
 
 def check_context_name(name: str) -> None:
     """Refuses names that the context of an execution needs for itself.
 
     Raises:
-        ValueError: It is one of these, or no name of an attribute.
+        ValueError: It is one of these, or no name.
     """
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
-    if name in _RESERVED or name.startswith("_"):
+    if name in _RESERVED:
         raise ValueError(f"The name '{name}' is reserved: the context has it already")
 
 

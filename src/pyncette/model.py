@@ -58,6 +58,7 @@ class Context:
     if TYPE_CHECKING:
         # Fixtures and context items are attributes that no type checker can know.
         def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     async def heartbeat(self) -> None:
         """Extends the lease of this run by the task's ``lease_duration``, from now.

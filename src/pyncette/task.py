@@ -366,11 +366,11 @@ class PartitionedTask(Task):
         Raises:
             ValueError: ``partition_count`` is below 1, or a partition is enabled that is none.
         """
+        super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
             raise ValueError("Partition count must be greater than or equal to 1")
         self._partition_count = partition_count
         self._partition_selector = partition_selector
-        super().__init__(**{**options, "dynamic": True})
         self._partitions = [_Partition(self, number) for number in range(partition_count)]
         self.enabled_partitions = enabled_partitions
 
