@@ -30,8 +30,9 @@ from pyncette.record import (
 from pyncette.schedule import dumps
 from pyncette.store import Write
 from pyncette.testing import model
-from pyncette.testing.explorer import Explorer, Protocol, Scenario, Worker, at, every
+from pyncette.testing.explorer import Explorer
 from pyncette.testing.model import Ask, Row
+from pyncette.testing.workers import Protocol, Scenario, Worker, at, every
 
 DEEPER = int(os.environ.get("PYNCETTE_TEST_EXPLORER_DEEPER", "0"))
 """So many steps more than usual."""

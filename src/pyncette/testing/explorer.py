@@ -1,94 +1,43 @@
 """Every interleaving of a few workers, users, faults and time, to a stated depth.
 
-The workers follow the protocol of the loop (claim, start, heartbeat, settle, each of them
-repeated when its answer was lost) with the real functions of :mod:`pyncette.lifecycle`, over the
-model store and under the checker of :mod:`pyncette.testing.model`. The search is breadth first,
+The workers are those of :mod:`pyncette.testing.workers`; after each step the checker of
+:mod:`pyncette.testing.model` holds the record against what is owed. The search is breadth first,
 so the first violation found has a shortest history.
 
-A call of a worker comes back with its answer; or it is applied and the answer is lost; or it is
-late, and is applied at any time afterwards, or never. A user's calls are one step each: they
-write on the condition of the version that they read, so nothing can come in between. A user whose
-call is late or lost does not repeat it.
+A user's calls are one step each: they write on the condition of the version that they read, so
+nothing can come in between. A user whose call is late or lost does not repeat it.
 
 What keeps it fast: parts of a state are interned, so that a state is a few small integers; what a
-part does is computed once; workers are interchangeable. A worker's writes are not repeated with a
-fresh decision, as the settler may do: only the versions that they expect matter here.
+part does is computed once; workers are interchangeable.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Hashable, Iterator
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from pyncette import lifecycle
-from pyncette.lifecycle import Rules, Verdict, Wanted
-from pyncette.model import FailureMode
+from pyncette.lifecycle import Wanted
 from pyncette.record import ANY, DELETE, Change, Record, read
-from pyncette.schedule import At, Every, Schedule
-from pyncette.store import Applied, Refused, Write
+from pyncette.store import Applied, Write
 from pyncette.testing import model
 from pyncette.testing.model import NOTHING, Ask, Ledger, Row, Run, Violation
+from pyncette.testing.workers import (
+    IDLE,
+    Edge,
+    Event,
+    Message,
+    Phase,
+    Protocol,
+    Scenario,
+    Worker,
+    at,
+    every,
+)
 
 KEY: Final = "x"
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 COMPLETION_RUNS: Final = 8
-
-
-def every(microseconds: int) -> Every:
-    """A recurrence in the small units of the model."""
-    return Every(timedelta(microseconds=microseconds))
-
-
-def at(instant: int) -> At:
-    """A single run in the small units of the model."""
-    return At(EPOCH + timedelta(microseconds=instant))
-
-
-class Scenario(NamedTuple):
-    """What is explored. Instants and durations are small integers.
-
-    Attributes:
-        plan: Of the record that is there in the beginning, made at 0.
-        begin, end: Time runs from the one to the other.
-        depth: Most steps of a history.
-        workers: How many.
-        asks: What users may ask for.
-        asks_max: How often they may, all together.
-        faults_max: How many faults there may be: lost answers, late calls, crashes.
-        outcomes: What bodies may end in.
-        at_most_once: The execution mode.
-        fast_forward, failure_mode: See :class:`pyncette.lifecycle.Rules`.
-        asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
-        lease: Of each claim.
-        heartbeats: Whether bodies send them.
-        gives_back: Whether workers may shut down before the body starts.
-        lagging: Whether claims go by an index that lags.
-        group: Of the record.
-        states_max: A bound, so that a mistake does not eat the machine.
-    """
-
-    plan: Schedule
-    begin: int
-    end: int
-    depth: int
-    workers: int = 2
-    asks: tuple[Ask, ...] = ()
-    asks_max: int = 0
-    faults_max: int = 0
-    outcomes: tuple[bool, ...] = (True,)
-    at_most_once: bool = False
-    fast_forward: bool = False
-    failure_mode: FailureMode = FailureMode.NONE
-    asked_plan: int | None = None
-    lease: int = 2
-    heartbeats: bool = False
-    gives_back: bool = False
-    lagging: bool = False
-    group: str = "g"
-    states_max: int = 3_000_000
 
 
 class Report(NamedTuple):
@@ -107,74 +56,6 @@ class Report(NamedTuple):
     complete: bool
     violation: Violation | None = None
     trace: tuple[str, ...] = ()
-
-
-class Phase(StrEnum):
-    """Where a worker stands."""
-
-    IDLE = "idle"
-    ASKING = "asking"
-    CLAIMED = "claimed"
-    BODY = "body"
-    WRITING = "writing"
-    ADVANCED = "advanced"
-
-
-class Worker(NamedTuple):
-    """What a worker knows.
-
-    Attributes:
-        phase: See :class:`Phase`.
-        token: Of its claim.
-        sent: When the claim was sent for the first time.
-        until: Up to when it knows to hold the lease.
-        record: As it last saw it.
-        run: What it executes.
-        step: What ``write`` is for.
-        write: What it wants written.
-    """
-
-    phase: Phase = Phase.IDLE
-    token: str = ""
-    sent: int = 0
-    until: int = 0
-    record: Record | None = None
-    run: Run | None = None
-    step: str = ""
-    write: Write | None = None
-
-
-IDLE: Final = Worker()
-
-
-class Message(NamedTuple):
-    """A call that is late: a claim (``write`` is None) or a write."""
-
-    token: str
-    sent: int
-    run: Run | None = None
-    step: str = ""
-    write: Write | None = None
-
-
-class Event(NamedTuple):
-    """Something that the checker is told."""
-
-    kind: str
-    run: Run
-    before: Record | None = None
-
-
-class Edge(NamedTuple):
-    """One step of a worker, or the arrival of a late call."""
-
-    name: str
-    worker: Worker
-    record: Record | None
-    events: tuple[Event, ...] = ()
-    message: Message | None = None
-    faults: int = 0
-    tokens: int = 0
 
 
 T = TypeVar("T", bound=Hashable)
@@ -211,181 +92,6 @@ class _Step(NamedTuple):
     message: int | None
     faults: int
     tokens: int
-
-
-class Protocol:
-    """What a worker does, step by step. Tests override methods to see what they prevent."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-        self.rules = Rules(scenario.fast_forward, scenario.failure_mode, 1)
-
-    def may_start(self, worker: Worker, now: int) -> bool:
-        """Whether a body may still start."""
-        return now < worker.sent + self.scenario.lease
-
-    def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
-        """A change, on the condition that the record is still what it was."""
-        return Write(record.group, record.key, change, record.version, token)
-
-    def verdict(self, current: Record | None, worker: Worker) -> Verdict:
-        """What a refused write means."""
-        assert worker.record is not None
-        return lifecycle.verdict(current, read(worker.record))
-
-    def change(self, step: str, record: Record, now: int) -> Change:
-        """What a step writes."""
-        reading = read(record)
-        match step:
-            case "advance":
-                return lifecycle.advanced(reading, self.rules, now)
-            case "success":
-                return lifecycle.succeeded(reading, self.rules, now)
-            case "failure":
-                return lifecycle.failed(reading, self.rules, now, "no")
-            case "heartbeat":
-                return lifecycle.heartbeat(record, now, self.scenario.lease)
-            case _:
-                return lifecycle.given_back(reading, now)
-
-    def edges(
-        self, worker: Worker, record: Record | None, shown: Record | None, now: int, token: str
-    ) -> Iterator[Edge]:
-        """All that a worker may do next."""
-        if worker.phase is not Phase.IDLE:
-            yield Edge("crash", IDLE, record, faults=1)
-        match worker.phase:
-            case Phase.IDLE:
-                yield from self._claim(record, shown, now, token)
-            case Phase.ASKING:
-                yield self._ask_again(worker, record, shown)
-            case Phase.CLAIMED:
-                yield from self._begin(worker, record, now)
-            case Phase.BODY:
-                yield from self._go_on(worker, record, now)
-            case Phase.WRITING:
-                yield from self._send(worker, record, now)
-            case Phase.ADVANCED:
-                assert worker.run is not None
-                yield Edge("body", IDLE, record, (Event("started", worker.run),))
-
-    def _claim(
-        self, record: Record | None, shown: Record | None, now: int, token: str
-    ) -> Iterator[Edge]:
-        if record is None or shown is None or not model.claimable(record, shown, now):
-            return
-        held = self._held(model.taken(record, self.scenario.lease, now, token), token, now)
-        asking = Worker(Phase.ASKING, token, now)
-        yield Edge("claim", held, held.record, tokens=1)
-        yield Edge("claim, answer lost", asking, held.record, faults=1, tokens=1)
-        yield Edge("claim, late", asking, record, (), Message(token, now), 1, 1)
-
-    def _held(self, record: Record, token: str, sent: int) -> Worker:
-        until = sent + self.scenario.lease
-        return Worker(Phase.CLAIMED, token, sent, until, record, model.run_of(record))
-
-    def _ask_again(self, worker: Worker, record: Record | None, shown: Record | None) -> Edge:
-        token, sent, lease = worker.token, worker.sent, self.scenario.lease
-        if record is not None:
-            if model.taken_before(record, lease, sent, token):
-                return Edge("claim again", self._held(record, token, sent), record)
-            if shown is not None and model.claimable(record, shown, sent):
-                record = model.taken(record, lease, sent, token)
-                return Edge("claim again", self._held(record, token, sent), record)
-        return Edge("claim again, for nothing", IDLE, record)
-
-    def _begin(self, worker: Worker, record: Record | None, now: int) -> Iterator[Edge]:
-        assert worker.run is not None
-        if not self.may_start(worker, now):
-            yield Edge("drop, too late", IDLE, record)
-            return
-        if self.scenario.gives_back:
-            yield self._decide("give back", worker, record, now)
-        if self.scenario.at_most_once:
-            yield self._decide("advance", worker, record, now)
-        else:
-            body = worker._replace(phase=Phase.BODY)
-            yield Edge("body", body, record, (Event("started", worker.run),))
-
-    def _go_on(self, worker: Worker, record: Record | None, now: int) -> Iterator[Edge]:
-        assert worker.run is not None
-        for succeeds in self.scenario.outcomes:
-            step = "success" if succeeds else "failure"
-            counts = succeeds or self.rules.failure_mode is FailureMode.COMMIT
-            event = Event("done" if counts else "held back", worker.run)
-            yield self._decide(step, worker, record, now, event)
-        if self.scenario.heartbeats:
-            beat = self._decide("heartbeat", worker, record, now).worker
-            yield from self._send(beat, record, now)
-
-    def _decide(
-        self, step: str, worker: Worker, record: Record | None, now: int, *events: Event
-    ) -> Edge:
-        assert worker.record is not None
-        change = self.change(step, worker.record, now)
-        write = self.conditional(worker.record, worker.token, change, step)
-        worker = worker._replace(phase=Phase.WRITING, step=step, write=write)
-        return Edge(step, worker, record, events)
-
-    def _send(self, worker: Worker, record: Record | None, now: int) -> Iterator[Edge]:
-        step, write, run = worker.step, worker.write, worker.run
-        assert write is not None
-        assert run is not None
-        name = f"write {step}"
-        after, result = model.written(record, write, now)
-        if isinstance(result, Refused):
-            yield self._refused(name, worker, record, now)
-        else:
-            event = Event(step, run, record)
-            yield Edge(name, self._applied(worker, after), after, (event,))
-            yield Edge(f"{name}, answer lost", self._unknown(worker), after, (event,), faults=1)
-        message = Message(worker.token, worker.sent, run, step, write)
-        yield Edge(f"{name}, late", self._unknown(worker), record, (), message, 1)
-
-    def _applied(self, worker: Worker, after: Record | None) -> Worker:
-        if worker.step == "advance":
-            return worker._replace(phase=Phase.ADVANCED, record=None, write=None)
-        if worker.step != "heartbeat" or after is None or after.due_at is None:
-            return IDLE
-        return worker._replace(
-            phase=Phase.BODY, record=after, until=after.due_at, step="", write=None
-        )
-
-    def _unknown(self, worker: Worker) -> Worker:
-        if worker.step != "heartbeat":
-            return worker
-        # The body goes on meanwhile; whatever is written next finds out.
-        return worker._replace(phase=Phase.BODY, step="", write=None)
-
-    def _refused(self, name: str, worker: Worker, current: Record | None, now: int) -> Edge:
-        verdict = self.verdict(current, worker)
-        if verdict is Verdict.HELD:
-            seen = worker._replace(record=current)
-            edge = self._decide(worker.step, seen, current, now)
-            if worker.step == "heartbeat":
-                edge = edge._replace(worker=self._unknown(edge.worker))
-            return edge._replace(name=f"{name}: refused, decide again")
-        if verdict is Verdict.SETTLED:
-            return Edge(f"{name}: refused, it was settled", self._applied(worker, None), current)
-        return Edge(f"{name}: refused, lost", IDLE, current)
-
-    def arrives(
-        self, message: Message, record: Record | None, shown: Record | None, now: int
-    ) -> Edge | None:
-        """What a late call does when it is applied at last; None: nothing."""
-        if message.write is None:
-            if record is None or shown is None:
-                return None
-            if not model.claimable(record, shown, message.sent):
-                return None
-            record = model.taken(record, self.scenario.lease, message.sent, message.token)
-            return Edge("the late claim arrives", IDLE, record)
-        after, result = model.written(record, message.write, now)
-        if isinstance(result, Refused):
-            return None
-        assert message.run is not None
-        event = Event(message.step, message.run, record)
-        return Edge(f"the late {message.step} arrives", IDLE, after, (event,))
 
 
 class Explorer:

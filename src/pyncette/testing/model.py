@@ -6,7 +6,7 @@ interleavings can keep each state and go on from it in several ways. The checker
 After each step :func:`check` holds it against the record; a broken promise is a
 :class:`Violation` that names its :class:`Row`.
 
-Nothing in here runs anything: the workers are in :mod:`pyncette.testing.explorer`.
+Nothing in here runs anything: what workers do is in :mod:`pyncette.testing.workers`.
 """
 
 from __future__ import annotations
