@@ -128,10 +128,10 @@ class Offsets:
             if len(self._windows) >= _WINDOWS_MAX:
                 self._windows.clear()
             periods = self._windows[window] = tuple(self._look(window))
-        for period in periods:
-            if second < period.end:
-                break
-        return period
+        index = 0
+        while second >= periods[index].end:
+            index += 1
+        return periods[index]
 
     def _look(self, window: int) -> list[Period]:
         step = 1 << _PROBE_BITS

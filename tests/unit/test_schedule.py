@@ -22,7 +22,9 @@ from pyncette.schedule import (
     dumps,
     instant_of,
     loads,
+    parse_timezone,
 )
+from pyncette.zone import offsets_of
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -102,6 +104,19 @@ def test_the_last_year_ends_with_utc_and_not_with_the_zone(zone: str) -> None:
         Cron("30 * 31 12 * 0 2254", zone).next_after(datetime(2254, 12, 31, 23, 30, tzinfo=UTC))
         is None
     )
+
+
+def test_the_last_year_goes_on_in_the_east_until_it_ends_in_utc() -> None:
+    assert Cron("0 8 1 1 *", "Asia/Tokyo").next_after(datetime(2254, 6, 1, tzinfo=UTC)) == datetime(
+        2254, 12, 31, 23, tzinfo=UTC
+    )
+
+
+def test_a_distant_day_is_found_without_a_look_at_the_zone_in_between() -> None:
+    zone = offsets_of(parse_timezone("Asia/Kathmandu"))
+    known = len(zone._windows)
+    assert Cron("0 0 29 2 * 0 2248", "Asia/Kathmandu").next(NOON) is not None
+    assert len(zone._windows) <= known + 3
 
 
 def test_the_zone_of_a_cron_is_known_with_its_name() -> None:
@@ -288,9 +303,10 @@ def test_a_naive_datetime_is_warned_about_once(caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.usefixtures("machine_in_berlin")
-def test_a_naive_datetime_that_local_time_cannot_hold_is_refused() -> None:
-    with pytest.raises(ValueError):
-        At(datetime.min)  # noqa: DTZ901
+@pytest.mark.parametrize("instant", [datetime.min, datetime.max])  # noqa: DTZ901
+def test_a_naive_datetime_that_local_time_cannot_hold_is_refused(instant: datetime) -> None:
+    with pytest.raises(ValueError, match="cannot be taken as local time"):
+        At(instant)
 
 
 # Text
