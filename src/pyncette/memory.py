@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Any
 
@@ -32,17 +32,18 @@ from pyncette.store import (
 
 
 class _Shelf:
-    """The records of one group, with a heap of what is due in it.
+    """The records of one group, and a heap of the instants at which some of them come due.
 
-    An entry of the heap is void once its record has been replaced; void entries are dropped when
-    they reach the top, or all at once when they outnumber the records. The serial number keeps
-    entries of one instant from being compared further.
+    For each instant there is a list of the records that were put for it. One of these is void
+    once it has been replaced; void ones are dropped when they are met, or all at once when they
+    outnumber the records.
     """
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self.heap: list[tuple[int, int, Record]] = []
-        self._serial = 0
+        self._due: dict[int, list[Record]] = {}
+        self._instants: list[int] = []
+        self._listed = 0
         self._ordered: list[str] | None = []
 
     def keys(self) -> list[str]:
@@ -55,29 +56,44 @@ class _Shelf:
         if record.key not in self.records:
             self._ordered = None
         self.records[record.key] = record
-        if record.due_at is not None:
-            self._serial += 1
-            heappush(self.heap, (record.due_at, self._serial, record))
-            if len(self.heap) > 2 * len(self.records) + 100:
-                self.heap = [entry for entry in self.heap if self._stands(entry[2])]
-                heapify(self.heap)
+        if record.due_at is None:
+            return
+        if self._listed > 2 * len(self.records) + 100:
+            self._listed = 0
+            self._due = {}
+            self._instants = []
+            for other in self.records.values():
+                self._list(other)
+        else:
+            self._list(record)
+
+    def _list(self, record: Record) -> None:
+        if record.due_at is None:
+            return
+        self._listed += 1
+        listed = self._due.get(record.due_at)
+        if listed is None:
+            self._due[record.due_at] = [record]
+            heappush(self._instants, record.due_at)
+        else:
+            listed.append(record)
 
     def remove(self, key: str) -> None:
         if self.records.pop(key, None) is not None:
             self._ordered = None
 
     def soonest(self) -> Record | None:
-        """The record that comes due first, if any comes due at all."""
-        heap = self.heap
-        while heap:
-            record = heap[0][2]
-            if self._stands(record):
-                return record
-            heappop(heap)
+        """A record that comes due first, if any comes due at all."""
+        while self._instants:
+            listed = self._due[self._instants[0]]
+            while listed:
+                record = listed[-1]
+                if self.records.get(record.key) is record:
+                    return record
+                listed.pop()
+                self._listed -= 1
+            del self._due[heappop(self._instants)]
         return None
-
-    def _stands(self, record: Record) -> bool:
-        return self.records.get(record.key) is record
 
 
 class _Watch:
