@@ -110,7 +110,7 @@ class Scheduler:
             middlewares: Wrapped around each body, the first outermost.
             context_class: The app's class of contexts.
             settings: See there.
-            tick: Entered for each pass of the loop that calls the store.
+            tick: Entered for each pass of the loop that calls the store; sees it fail.
         """
         self.clock = clock
         self.lane = lane
@@ -237,14 +237,14 @@ class Scheduler:
             await self._wait_until(wake_at)
             return
         polls = now >= self._next_poll
-        with self._tick():
-            try:
+        try:
+            with self._tick():
                 await self._claim(self._unanswered or self._ask(now, free))
                 if polls:
                     await self._measure()
                     await self._watch_changes()
-            except Exception as error:
-                self._store_failed(error)
+        except Exception as error:
+            self._store_failed(error)
 
     async def _measure(self) -> None:
         """Looks at the store's clock now and then, where it has one."""
