@@ -20,6 +20,10 @@ IGNORES_TERM = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True);"
     " signal.pause()"
 )
+HEEDS_TERM = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit('orderly'));"
+    " print('up', flush=True); signal.pause()"
+)
 WITH_CHILD = (
     "import subprocess, sys, signal; "
     "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'],"
@@ -35,9 +39,10 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
         log = tmp_path / "log"
         identity = processes.spawn([sys.executable, "-c", program], tmp_path, log, Account())
         started.append(identity)
-        while not (said := log.read_text()):
-            assert processes.is_alive(identity)
-        return identity, said
+        alive = True
+        while alive and not log.read_text():
+            alive = processes.is_alive(identity)
+        return identity, log.read_text()
 
     yield start
     for identity in started:
@@ -57,10 +62,12 @@ def test_descendants_come_after_their_parents_and_without_strangers() -> None:
 def test_a_process_that_took_over_the_id_of_another_is_not_mistaken_for_it() -> None:
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as child:
         stranger = Identity(child.pid, "another boot:1")
-        assert not processes.is_alive(stranger)
+        taken_for_it = processes.is_alive(stranger)
         processes.send([stranger], signal.SIGKILL)
-        assert child.poll() is None
+        ended = child.poll()
         child.kill()
+    assert not taken_for_it
+    assert ended is None
 
 
 def test_an_ended_process_that_nobody_has_reaped_is_not_alive() -> None:
@@ -100,11 +107,20 @@ def test_stop_kills_what_does_not_heed_the_polite_signal(spawn: Spawn) -> None:
     assert not processes.is_alive(deaf)
 
 
-def test_stop_ends_a_paused_process(spawn: Spawn) -> None:
-    parent, _ = spawn(WITH_CHILD)
-    processes.pause(parent)
+def test_stop_lets_a_paused_process_end_in_order(spawn: Spawn, tmp_path: Path) -> None:
+    server, _ = spawn(HEEDS_TERM)
+    processes.pause(server)
+    processes.stop(server, signal.SIGTERM, timeout_s=5)
+    assert not processes.is_alive(server)
+    assert "orderly" in (tmp_path / "log").read_text()
+
+
+def test_stop_leaves_no_child_of_a_server_that_ended_in_order(spawn: Spawn) -> None:
+    parent, said = spawn(WITH_CHILD)
+    child = processes.identify(int(said))
+    assert child is not None
     processes.stop(parent, signal.SIGTERM, timeout_s=30)
-    assert not processes.is_alive(parent)
+    assert not processes.is_alive(child)
 
 
 def test_a_server_sees_nothing_of_the_callers_environment(

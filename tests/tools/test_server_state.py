@@ -144,13 +144,16 @@ class TestState:
             file.remove()
         assert not file.directory.exists()
 
-    def test_a_waiter_whose_lock_file_was_removed_meanwhile_gets_in(self, tmp_path: Path) -> None:
+    def test_a_waiter_whose_lock_file_was_removed_locks_the_one_that_others_see(
+        self, tmp_path: Path
+    ) -> None:
         file = StateFile(tmp_path)
         waits, entered = threading.Event(), threading.Event()
 
         def enter() -> None:
             with StateFile(tmp_path).exclusive(waits.set):
-                entered.set()
+                if (tmp_path / "lock").exists():
+                    entered.set()
 
         other = threading.Thread(target=enter, daemon=True)
         with file.exclusive(lambda: None):

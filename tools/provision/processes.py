@@ -16,6 +16,10 @@ from pathlib import Path
 from provision.account import Account
 
 POLL_INTERVAL_S = 0.02
+# For children to follow a parent that has ended in order; servers wait for theirs.
+ORPHAN_TIMEOUT_S = 1.0
+# For a process that waits for a disk, and so does not see the signal yet.
+FREEZE_TIMEOUT_S = 5.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -106,10 +110,20 @@ def send(identities: Iterable[Identity], number: signal.Signals) -> None:
                 os.kill(identity.pid, number)
 
 
+def _freeze(identities: Sequence[Identity]) -> None:
+    """Stop processes and wait until they have stopped, for the signal takes effect later."""
+    send(identities, signal.SIGSTOP)
+    deadline = time.monotonic() + FREEZE_TIMEOUT_S
+    while any(is_alive(one) and not is_paused(one) for one in identities):
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(POLL_INTERVAL_S)
+
+
 def pause(identity: Identity) -> None:
     """Freeze a server: first the parent, so that it cannot fork behind our back."""
-    send([identity], signal.SIGSTOP)
-    send(tree(identity), signal.SIGSTOP)
+    _freeze([identity])
+    _freeze(tree(identity))
 
 
 def resume(identity: Identity) -> None:
@@ -119,7 +133,7 @@ def resume(identity: Identity) -> None:
 
 def kill(identity: Identity) -> None:
     """End a server and all its processes as a crash of the machine would, without a farewell."""
-    send([identity], signal.SIGSTOP)
+    _freeze([identity])
     family = tree(identity)
     send(family, signal.SIGKILL)
     wait_for_end(family, timeout_s=10)
@@ -136,7 +150,8 @@ def stop(identity: Identity, number: signal.Signals, timeout_s: float) -> None:
     resume(identity)
     family = tree(identity)
     send([identity], number)
-    if not wait_for_end(family, timeout_s):
+    orderly = wait_for_end([identity], timeout_s)
+    if not orderly or not wait_for_end(family, ORPHAN_TIMEOUT_S):
         send({*family, *tree(identity)}, signal.SIGKILL)
         wait_for_end(family, timeout_s=10)
 
