@@ -125,7 +125,11 @@ class SqliteStore:
         self._found = False
         self._watches: list[_Watch] = []
         self._thread = ConnectionThread(
-            self._place, self._connect, options.database != MEMORY, self._changed
+            self._place,
+            self._connect,
+            options.database != MEMORY,
+            options.synchronous.upper(),
+            self._changed,
         )
 
     async def open(self) -> None:
@@ -149,9 +153,11 @@ class SqliteStore:
         def write(connection: sqlite3.Connection) -> Claimed:
             return self._table.claim(connection, sources, limit, now, token, repeated)
 
-        # Where a claim found something, the next one probably does, and need not look first.
+        # Where a claim found something, the next one probably does, and need not look first. A
+        # claim need not wait for the disk: a crash of the machine ends every lease on it anyway,
+        # and whatever the claimed runs lead to is written with the claim before it.
         answer: Claimed = await self._thread.call(
-            None if self._found and limit > 0 else read, write, urgent=True
+            None if self._found and limit > 0 else read, write, urgent=True, durable=False
         )
         self._found = bool(answer.records)
         return answer
@@ -225,7 +231,6 @@ class SqliteStore:
                 raise StoreMisconfiguredError(
                     f"{self._place} holds its texts in {encoding}; only UTF-8 keeps keys in order"
                 )
-            connection.execute(f"PRAGMA synchronous = {options.synchronous}")
             connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES_MAX}")
             connection.execute("SELECT count(*) FROM json_each('[]')")
             self._table.make(connection, self._place)

@@ -360,6 +360,7 @@ class SqliteTable:
         results: list[Result] = [Applied(ABSENT)] * len(batch)
         kinds: dict[tuple[Any, ...], list[int]] = {}
         singly: list[int] = []
+        kind: tuple[Any, ...]
         for at, (group, _, change, expect, token) in enumerate(batch):
             if isinstance(change, Patch) and expect > 0:
                 kind = (group, expect, token, change.state, change.starts)
@@ -404,8 +405,9 @@ class SqliteTable:
             version = next_version(expect, now)
             shared = (group, expect, token, version, state, starts)
             rows: list[tuple[Any, ...]] = [
-                (key, change.due_at, change.progress)  # type: ignore[union-attr]
+                (key, change.due_at, change.progress)
                 for _, key, change, _, _ in writes
+                if isinstance(change, Patch)
             ]
             steps = _in_steps(self._patches, shared, rows)
         else:
@@ -493,6 +495,7 @@ class SqliteTable:
 
 def _row(write: Write, version: int) -> tuple[Any, ...]:
     group, key, change, _, _ = write
+    assert isinstance(change, Put)
     due_at, state, token, starts, plan, args, progress = change
     return (group, key, due_at, version, token, state, starts, plan, args, progress)
 

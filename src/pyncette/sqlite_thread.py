@@ -65,11 +65,13 @@ class Call(NamedTuple):
     Attributes:
         read: Answers without writing, or returns None where it cannot.
         write: Answers within a write transaction. None for a call that only reads.
+        durable: What it writes must survive a crash of the machine.
         future: Where the answer goes.
     """
 
     read: Work | None
     write: Work | None
+    durable: bool
     future: asyncio.Future[Any]
 
 
@@ -88,6 +90,8 @@ class ConnectionThread:
         place: The database, in words, for messages.
         connect: Opens it; called in the thread, again while somebody else has it locked.
         shared: Whether others can have the same database open.
+        synchronous: ``FULL``: a transaction with a durable call in it waits for the disk.
+            ``NORMAL``: none does.
         on_change: Called in the event loop when somebody else wrote, while :meth:`watch` is on.
     """
 
@@ -96,11 +100,14 @@ class ConnectionThread:
         place: str,
         connect: Callable[[], sqlite3.Connection],
         shared: bool,
+        synchronous: str,
         on_change: Callable[[], None],
     ) -> None:
         self._place = place
         self._connect = connect
         self._shared = shared
+        self._synchronous = synchronous
+        self._synchronous_now = ""
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._condition = threading.Condition()
@@ -146,16 +153,19 @@ class ConnectionThread:
             self._closing = True
             self._condition.notify()
 
-    async def call(self, read: Work | None, write: Work | None, urgent: bool) -> Any:
+    async def call(
+        self, read: Work | None, write: Work | None, urgent: bool, durable: bool = True
+    ) -> Any:
         """Has a call made, and returns its answer.
 
         Urgent calls go before others; calls of the same kind go in the order in which they came.
+        See :class:`Call` for the other arguments.
 
         Raises:
             StoreError: It could not be made.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        call = Call(read, write, future)
+        call = Call(read, write, durable, future)
         with self._condition:
             if self._closing:
                 raise StoreError(f"{self._place} is closed")
@@ -269,6 +279,8 @@ class ConnectionThread:
 
         def attempt() -> list[Answer]:
             try:
+                if begin != "BEGIN":
+                    self._set_synchronous(connection, any(call.durable for call in calls))
                 connection.execute(begin)
                 answers = []
                 for call in calls:
@@ -293,6 +305,13 @@ class ConnectionThread:
             if len(calls) == 1 or isinstance(self.explain(error), StoreUnavailableError):
                 return [Answer(call.future, None, self.explain(error)) for call in calls]
         return [self._transaction(connection, begin, [call])[0] for call in calls]
+
+    def _set_synchronous(self, connection: sqlite3.Connection, durable: bool) -> None:
+        synchronous = self._synchronous if durable else "NORMAL"
+        if synchronous != self._synchronous_now:
+            # A script, for a statement that is prepared again takes no effect when it is repeated.
+            connection.executescript(f"PRAGMA synchronous = {synchronous}")
+            self._synchronous_now = synchronous
 
     def _patiently(self, attempt: Callable[[], _T], deadline_s: float) -> _T:
         """Tries again while somebody else has the database locked."""

@@ -106,15 +106,29 @@ def test_options_of_others_are_ignored() -> None:
     on_store(keep_one, redis_url="redis://localhost", batch_size=7)
 
 
-def test_synchronous_is_understood_in_any_case_and_reaches_the_connection() -> None:
-    async def synchronous(store: SqliteStore) -> Any:
-        return await store._thread.call(
-            lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0], None, False
-        )
+@pytest.mark.parametrize(
+    ("options", "of_a_write", "of_a_claim"),
+    [
+        ({"sqlite_synchronous": "normal"}, 1, 1),
+        ({"sqlite_synchronous": "Full"}, 2, 1),
+        ({}, 2, 1),
+    ],
+)
+def test_synchronous_reaches_writes_and_a_claim_never_waits_for_the_disk(
+    tmp_path: Path, options: dict[str, Any], of_a_write: int, of_a_claim: int
+) -> None:
+    def synchronous(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA synchronous").fetchone()[0])
 
-    assert on_store(synchronous, sqlite_synchronous="normal") == 1
-    assert on_store(synchronous, sqlite_synchronous="Full") == 2
-    assert on_store(synchronous) == 2
+    async def use(store: SqliteStore) -> None:
+        for _ in range(2):
+            await store.write([new("a")], NOW)
+            assert await store._thread.call(synchronous, None, False) == of_a_write
+            await store.claim([REPORTS], 100, NOW, "worker-1")
+            assert await store._thread.call(synchronous, None, False) == of_a_claim
+            await store.write([Write("reports", "a", Delete(), -1)], NOW)
+
+    on_store(use, tmp_path / "tasks.db", **options)
 
 
 def test_each_context_in_memory_is_a_database_of_its_own() -> None:

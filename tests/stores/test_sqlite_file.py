@@ -53,6 +53,10 @@ def noting(notes: list[T], note: T) -> Callable[[sqlite3.Connection], bool]:
     return make
 
 
+def in_memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None)
+
+
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("pyncette")]
 
@@ -211,9 +215,7 @@ def test_urgent_calls_go_before_others_that_came_earlier() -> None:
     async def main() -> None:
         order: list[int] = []
         held = threading.Event()
-        thread = sqlite_thread.ConnectionThread(
-            "a database", lambda: sqlite3.connect(":memory:", isolation_level=None), False, print
-        )
+        thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
         await thread.open()
         first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
         await asyncio.sleep(0)
@@ -234,9 +236,7 @@ def test_a_call_that_is_cancelled_while_it_waits_is_not_made() -> None:
     async def main() -> None:
         made: list[str] = []
         held = threading.Event()
-        thread = sqlite_thread.ConnectionThread(
-            "a database", lambda: sqlite3.connect(":memory:", isolation_level=None), False, print
-        )
+        thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
         await thread.open()
         first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
         await asyncio.sleep(0)
