@@ -211,8 +211,10 @@ class PyncetteContext:
             instance_name: The name of the instance, with a template.
 
         Raises:
-            ValueError: No instance is named.
+            ValueError: No instance is named, or a static task is.
         """
+        if not task.dynamic and task.parent_task is None:
+            raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         group, key = _identity(task, instance_name)
         await self._submit(Write(group, key, DELETE, ANY))
 
@@ -226,12 +228,6 @@ class PyncetteContext:
         Raises:
             ValueError: A name was given with something that is no template.
         """
-        if instance_name is not None and not task.dynamic:
-            raise ValueError(
-                "instance_name provided but task is not dynamic"
-                if task.parent_task is None
-                else "Cannot provide instance_name with already-instantiated dynamic task"
-            )
         if task.dynamic and instance_name is None:
             return None
         group, key = _identity(task, instance_name)
@@ -256,13 +252,10 @@ class PyncetteContext:
         """
         if not task.dynamic:
             raise ValueError("Cannot list instances of non-dynamic task")
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, not {limit!r}")
+        limit = self._settings.batch_size if limit is None else _at_least_one("limit", limit)
         groups = task.groups()
         group, cursor = _go_on(groups, continuation_token)
-        page = await self._store.scan(
-            groups[group], EVERYTHING, cursor, limit or self._settings.batch_size
-        )
+        page = await self._store.scan(groups[group], EVERYTHING, cursor, limit)
         token = None
         if page.cursor is not None:
             token = ContinuationToken(f"{group}:{page.cursor}")
@@ -464,10 +457,16 @@ def check_context_name(name: str) -> None:
 
 def _identity(task: Task, instance_name: str | None) -> tuple[str, str]:
     if not task.dynamic:
+        if instance_name is not None:
+            raise ValueError(
+                "instance_name provided but task is not dynamic"
+                if task.parent_task is None
+                else "Cannot provide instance_name with already-instantiated dynamic task"
+            )
         return task.group, task.key
-    if not instance_name:
+    if instance_name is None or instance_name == "":
         raise ValueError("instance name must be provided")
-    return task.locate(instance_name), instance_name
+    return task.identify(instance_name), instance_name
 
 
 def _state(task: Task, record: Record) -> TaskState:

@@ -116,8 +116,7 @@ class Task:
         self._extra_args: dict[str, Any] | None = extra_args
         self._args_text = ""
         if parent_task is not None:
-            group = parent_task.locate(name)
-            check_identity(group, name, f"The name of an instance of '{parent_task}'")
+            group = parent_task.identify(name)
         else:
             group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(group, name, "The name of a task")
@@ -220,6 +219,22 @@ class Task:
         """The group of the instance of this name."""
         return self.group
 
+    def identify(self, instance_name: str) -> str:
+        """As :meth:`locate`, for a name that may be none.
+
+        Raises:
+            TypeError: It is not a string.
+            ValueError: Not every store could keep it.
+        """
+        if not isinstance(instance_name, str):
+            raise TypeError(f"The name of an instance must be a string, not {instance_name!r}")
+        # What cannot be encoded cannot be given to a selector of partitions either.
+        check_identity(self.group, instance_name, f"The name of an instance of '{self}'")
+        group = self.locate(instance_name)
+        if group != self.group:
+            check_identity(group, instance_name, f"The name of an instance of '{self}'")
+        return group
+
     def groups(self) -> list[str]:
         """All groups that may hold its instances."""
         return [self.group]
@@ -246,8 +261,7 @@ class Task:
         """
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
-        if not isinstance(name, str):
-            raise TypeError(f"The name of an instance must be a string, not {name!r}")
+        self.identify(name)
         for option in options_and_args:
             if option in _TEMPLATE_OPTIONS:
                 raise TypeError(
