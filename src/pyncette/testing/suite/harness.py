@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import pytest
 
+from pyncette.clock import realtime
 from pyncette.record import ABSENT, Put, Record, State
 from pyncette.store import (
     EVERYTHING,
@@ -36,6 +37,9 @@ NOW: Final = 1_764_000_000_123_457
 
 ENDLESS: Final = 10_000
 """No loop in the suite goes round more often."""
+
+DEADLINE_S: Final = 60.0
+"""Real time after which a test is taken to wait for ever."""
 
 # A cancelled task ends when the event loop next comes round to it, and may have to clean up.
 _PASSES_UNTIL_TASKS_HAVE_ENDED: Final = 20
@@ -157,7 +161,8 @@ def on_place(
     """
 
     async def without_leaks(self: Suite, place: Place) -> None:
-        await test(self, place)
+        async with realtime.timeout(DEADLINE_S):
+            await test(self, place)
         me = asyncio.current_task()
         for _ in range(_PASSES_UNTIL_TASKS_HAVE_ENDED):
             await asyncio.sleep(0)
