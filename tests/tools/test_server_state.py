@@ -169,5 +169,5 @@ class TestState:
         assert Fleet(directory, {}, print).stop(list(RECIPES)) == []
         assert not directory.exists()
 
-    def test_a_server_that_was_interrupted_while_it_was_set_up_counts_as_down(self) -> None:
-        assert a_server(complete=False).condition == "down"
+    def test_a_server_whose_set_up_was_interrupted_does_not_count_as_running(self) -> None:
+        assert a_server(complete=False).condition == "unfinished"

@@ -83,9 +83,11 @@ class ServerRecord:
 
     @property
     def condition(self) -> str:
-        """`running`, `paused`, `partly down` or `down`."""
+        """`running`, `paused`, `partly down`, `down`, or `unfinished` while it is set up."""
         alive = [processes.is_alive(process.identity) for process in self.processes]
-        if not any(alive) or not self.complete:
+        if not self.complete:
+            return "unfinished"
+        if not any(alive):
             return "down"
         if not all(alive):
             return "partly down"
