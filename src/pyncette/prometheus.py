@@ -1,0 +1,273 @@
+"""Metrics for Prometheus, in the default registry: of executions, of the loop, of the store.
+
+Three rings around what is measured: a middleware, an observer of the loop's passes, and a store
+around the store. Each knows only the seam that it hangs on. The metrics belong to the process;
+they are made once, when the first app asks for them, and all apps share them.
+`prometheus_client` is imported then, and not before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from pyncette.app import Pyncette
+from pyncette.clock import Clock
+from pyncette.model import Context, NextFunc
+from pyncette.record import Record
+from pyncette.store import (
+    Claimed,
+    Filter,
+    Identity,
+    Page,
+    RepositoryFactory,
+    Result,
+    Source,
+    Store,
+    WakeCallback,
+    Watch,
+    Write,
+    check_store,
+)
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge, Histogram
+
+STALENESS_BUCKETS_S: Final = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    25.0,
+    50.0,
+    75.0,
+    100.0,
+    250.0,
+    500.0,
+    750.0,
+    1000.0,
+)
+
+
+def use_prometheus(
+    app: Pyncette,
+    measure_repository: bool = True,
+    measure_ticks: bool = True,
+    measure_tasks: bool = True,
+) -> None:
+    """Measures an app, from its next opening on.
+
+    Call it once for an app. Serving the metrics is the application's to do, for example by
+    ``prometheus_client.start_http_server``. Durations are those of the app's clock.
+
+    Args:
+        app: The app.
+        measure_repository: Whether to measure the calls of the storage contract.
+        measure_ticks: Whether to measure the passes of the loop that call the store.
+        measure_tasks: Whether to measure executions. Their metrics stand where a middleware
+            declared here would: what earlier middlewares do is not part of a duration, what
+            later ones swallow is no failure.
+
+    Raises:
+        ImportError: ``prometheus_client`` is not installed.
+    """
+    metrics = _metrics()
+    clock = app._clock
+    if measure_repository:
+        app._repository_factory = _measured_factory(app._repository_factory, metrics, clock)
+    if measure_ticks:
+        app._tick_observers.append(functools.partial(metrics.ticks.measure, clock))
+    if measure_tasks:
+        app.use_middleware(_TaskMeter(metrics))
+
+
+class _Series:
+    """The four metrics of one kind of operation, under one set of labels."""
+
+    def __init__(self, operations: _Operations, labels: Sequence[str]) -> None:
+        def child(metric: Any) -> Any:
+            return metric.labels(*labels) if labels else metric
+
+        self._failures = operations.failures
+        self._labels = labels
+        self.total: Counter = child(operations.total)
+        self.duration: Histogram = child(operations.duration)
+        self.in_progress: Gauge = child(operations.in_progress)
+
+    def measure(self, clock: Clock, failures: type[BaseException] = Exception) -> _Measurement:
+        """A context manager that measures what happens in it, once.
+
+        Args:
+            clock: Tells the duration.
+            failures: Which exceptions are failures.
+        """
+        return _Measurement(self, clock, failures)
+
+    def failed(self, error: type[BaseException]) -> None:
+        self._failures.labels(*self._labels, error.__name__).inc()
+
+
+class _Measurement:
+    __slots__ = ("_clock", "_failures", "_series", "_started")
+
+    def __init__(self, series: _Series, clock: Clock, failures: type[BaseException]) -> None:
+        self._series = series
+        self._clock = clock
+        self._failures = failures
+
+    def __enter__(self) -> None:
+        self._series.in_progress.inc()
+        self._started = self._clock.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        series = self._series
+        series.duration.observe(self._clock.monotonic() - self._started)
+        series.in_progress.dec()
+        series.total.inc()
+        if kind is not None and issubclass(kind, self._failures):
+            series.failed(kind)
+
+
+class _Operations:
+    """The four metrics of one kind of operation."""
+
+    def __init__(self, name: str, what: str, labels: Sequence[str] = ()) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
+        self.total = Counter(f"pyncette_{name}", f"{what} that have ended", labels)
+        self.duration = Histogram(
+            f"pyncette_{name}_duration_seconds", f"How long {what.lower()} took", labels
+        )
+        self.failures = Counter(
+            f"pyncette_{name}_failures",
+            f"{what} that raised an exception",
+            [*labels, "exception_type"],
+        )
+        self.in_progress = Gauge(
+            f"pyncette_{name}_in_progress",
+            f"{what} under way",
+            labels,
+            multiprocess_mode="livesum",
+        )
+        self._series: dict[tuple[str, ...], _Series] = {}
+
+    def labelled(self, *labels: str) -> _Series:
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = _Series(self, labels)
+        return series
+
+
+class _Metrics(NamedTuple):
+    tasks: _Operations
+    staleness: Histogram
+    ticks: _Series
+    repository: _Operations
+
+
+@functools.cache
+def _metrics() -> _Metrics:
+    try:
+        from prometheus_client import Histogram
+    except ImportError as error:
+        raise ImportError(
+            "use_prometheus needs the package prometheus-client, which is not installed: "
+            "pip install 'pyncette[prometheus]'"
+        ) from error
+    return _Metrics(
+        _Operations("tasks", "Executions", ["task_name"]),
+        Histogram(
+            "pyncette_tasks_staleness_seconds",
+            "How long after their planned time executions started",
+            ["task_name"],
+            buckets=STALENESS_BUCKETS_S,
+        ),
+        _Operations("ticks", "Passes of the loop").labelled(),
+        _Operations("repository_ops", "Calls to the store", ["operation"]),
+    )
+
+
+class _TaskMeter:
+    """The middleware. A cancelled execution has ended, but has not failed."""
+
+    def __init__(self, metrics: _Metrics) -> None:
+        self._tasks = metrics.tasks
+        self._staleness = metrics.staleness
+
+    async def __call__(self, context: Context, following: NextFunc) -> None:
+        clock = context.app_context.clock
+        # Instances are without number, templates are not.
+        name = (context.task.parent_task or context.task).name
+        staleness_s = (clock.now() - context.scheduled_at).total_seconds()
+        self._staleness.labels(name).observe(max(staleness_s, 0.0))
+        with self._tasks.labelled(name).measure(clock):
+            await following()
+
+
+def _measured_factory(
+    factory: RepositoryFactory, metrics: _Metrics, clock: Clock
+) -> RepositoryFactory:
+    @asynccontextmanager
+    async def opened(**configuration: Any) -> AsyncIterator[Store]:
+        async with factory(**configuration) as store:
+            check_store(store, factory)
+            yield _MeasuredStore(store, metrics.repository, clock)
+
+    return opened
+
+
+class _MeasuredStore:
+    """Passes calls on to a store; see :class:`pyncette.store.Store` for what they do.
+
+    A call that is cancelled counts as a failure: that is how one ends that took too long.
+    """
+
+    def __init__(self, store: Store, operations: _Operations, clock: Clock) -> None:
+        self._store = store
+        self._operations = operations
+        self._clock = clock
+
+    def _measure(self, operation: str) -> _Measurement:
+        return self._operations.labelled(operation).measure(self._clock, BaseException)
+
+    async def claim(
+        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+    ) -> Claimed:
+        with self._measure("claim"):
+            return await self._store.claim(sources, limit, now, token, repeated)
+
+    async def write(
+        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
+    ) -> list[Result]:
+        with self._measure("write"):
+            return await self._store.write(batch, now, wake)
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        with self._measure("get"):
+            return await self._store.get(identities)
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        with self._measure("scan"):
+            return await self._store.scan(group, where, cursor, limit)
+
+    async def now(self) -> int | None:
+        with self._measure("now"):
+            return await self._store.now()
+
+    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
+        with self._measure("watch"):
+            return await self._store.watch(groups, on_wake)

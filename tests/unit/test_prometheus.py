@@ -1,0 +1,416 @@
+"""The metrics, as Prometheus would scrape them.
+
+They belong to the process, so that each test has tasks of its own names or looks at what was
+added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+from urllib.request import urlopen
+
+import prometheus_client
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.memory import MemoryRepository
+from pyncette.model import NextFunc
+from pyncette.prometheus import use_prometheus
+from pyncette.store import EVERYTHING
+from pyncette.testing import VirtualClock
+from pyncette.testing.faults import Fail, Faults, Gate, faulty
+
+STALENESS_BUCKETS = [
+    *("0.05", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0", "25.0", "50.0"),
+    *("75.0", "100.0", "250.0", "500.0", "750.0", "1000.0", "+Inf"),
+]
+
+
+class Scrape:
+    """What one scrape has brought."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.values = {
+            (sample.name.removeprefix("pyncette_"), frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.values.get((name, frozenset(labels.items())), 0.0)
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        return [dict(labels) for known, labels in self.values if known == name]
+
+
+@pytest.fixture(scope="module")
+def scrape() -> Iterator[Callable[[], Scrape]]:
+    server, thread = prometheus_client.start_http_server(0, "127.0.0.1")
+
+    def ask() -> Scrape:
+        with urlopen(f"http://127.0.0.1:{server.server_port}/metrics", timeout=10) as answer:
+            return Scrape(answer.read().decode())
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@asynccontextmanager
+async def running(app: Pyncette) -> AsyncIterator[PyncetteContext]:
+    async with app.create() as context:
+        loop = asyncio.create_task(context.run())
+        await clock_of(app).settle()
+        yield context
+        context.shutdown()
+        await loop
+
+
+def clock_of(app: Pyncette) -> VirtualClock:
+    clock = app._clock
+    assert isinstance(clock, VirtualClock)
+    return clock
+
+
+def new_app(faults: Faults | None = None, **measured: bool) -> Pyncette:
+    store = MemoryRepository()
+    app = Pyncette(store if faults is None else faulty(store, faults), clock=VirtualClock())
+    use_prometheus(app, **measured)
+    return app
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+async def run_once(app: Pyncette, task: Any, *instances: str, late_s: float = 0) -> None:
+    clock = clock_of(app)
+    async with running(app) as context:
+        for instance in instances:
+            planned = clock.now() - seconds(late_s)
+            await context.schedule_task(task, instance, execute_at=planned)
+        await clock.advance(seconds(30))
+
+
+def test_executions_are_counted_and_timed_under_the_name_of_their_template(
+    scrape: Callable[[], Scrape],
+) -> None:
+    app = new_app()
+
+    @app.dynamic_task(name="counted")
+    async def body(context: Context) -> None:
+        await clock_of(app).sleep(3)
+
+    asyncio.run(run_once(app, body, "instance-one", "instance-two"))
+    seen = scrape()
+    assert seen.value("tasks_total", task_name="counted") == 2
+    assert seen.value("tasks_duration_seconds_count", task_name="counted") == 2
+    assert seen.value("tasks_duration_seconds_sum", task_name="counted") == 6
+    assert seen.value("tasks_in_progress", task_name="counted") == 0
+    assert "instance-one" not in seen.text
+
+
+def test_a_partitioned_task_is_counted_under_its_name_without_the_partition(
+    scrape: Callable[[], Scrape],
+) -> None:
+    app = new_app()
+
+    @app.partitioned_task(4, name="parted")
+    async def body(context: Context) -> None: ...
+
+    asyncio.run(run_once(app, body, "a", "b", "c"))
+    assert scrape().value("tasks_total", task_name="parted") == 3
+
+
+def test_a_static_task_is_counted_under_its_name(scrape: Callable[[], Scrape]) -> None:
+    app = new_app()
+
+    @app.task(name="fixed", interval=seconds(10))
+    async def body(context: Context) -> None: ...
+
+    asyncio.run(run_once(app, body))
+    assert scrape().value("tasks_total", task_name="fixed") == 3
+
+
+def test_a_failed_execution_is_counted_by_the_type_of_its_exception(
+    scrape: Callable[[], Scrape],
+) -> None:
+    app = new_app()
+
+    @app.dynamic_task(name="failing")
+    async def body(context: Context) -> None:
+        raise KeyError("no such thing")
+
+    asyncio.run(run_once(app, body, "a"))
+    seen = scrape()
+    assert seen.value("tasks_total", task_name="failing") == 1
+    assert seen.value("tasks_failures_total", task_name="failing", exception_type="KeyError") == 1
+    assert seen.value("tasks_duration_seconds_count", task_name="failing") == 1
+    assert seen.value("tasks_in_progress", task_name="failing") == 0
+
+
+def test_a_running_execution_is_in_progress(scrape: Callable[[], Scrape]) -> None:
+    app = new_app()
+
+    @app.dynamic_task(name="lasting")
+    async def body(context: Context) -> None:
+        await clock_of(app).sleep(3)
+
+    async def main() -> Scrape:
+        async with running(app) as context:
+            await context.schedule_task(body, "a", execute_at=clock_of(app).now())
+            await clock_of(app).advance(seconds(1))
+            seen = scrape()
+            await clock_of(app).advance(seconds(10))
+            return seen
+
+    seen = asyncio.run(main())
+    assert seen.value("tasks_in_progress", task_name="lasting") == 1
+    assert seen.value("tasks_total", task_name="lasting") == 0
+
+
+def test_a_cancelled_execution_is_no_failure(scrape: Callable[[], Scrape]) -> None:
+    app = new_app()
+
+    @app.dynamic_task(name="cancelled")
+    async def body(context: Context) -> None:
+        await clock_of(app).sleep(1_000)
+
+    async def main() -> None:
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await context.schedule_task(body, "a", execute_at=clock_of(app).now())
+            await clock_of(app).advance(seconds(1))
+            loop.cancel()
+            with suppress(asyncio.CancelledError):
+                await loop
+
+    asyncio.run(main())
+    seen = scrape()
+    assert seen.value("tasks_total", task_name="cancelled") == 1
+    assert seen.value("tasks_in_progress", task_name="cancelled") == 0
+    assert not any(
+        labels["task_name"] == "cancelled" for labels in seen.labels("tasks_failures_total")
+    )
+
+
+def test_staleness_is_how_long_after_its_planned_time_an_execution_starts(
+    scrape: Callable[[], Scrape],
+) -> None:
+    app = new_app()
+
+    @app.dynamic_task(name="stale")
+    async def body(context: Context) -> None:
+        await clock_of(app).sleep(5)
+
+    asyncio.run(run_once(app, body, "a", late_s=42))
+    seen = scrape()
+    assert seen.value("tasks_staleness_seconds_sum", task_name="stale") == 42
+    buckets = {
+        labels["le"]: seen.value("tasks_staleness_seconds_bucket", **labels)
+        for labels in seen.labels("tasks_staleness_seconds_bucket")
+        if labels["task_name"] == "stale"
+    }
+    assert list(buckets) == STALENESS_BUCKETS
+    assert buckets["25.0"] == 0
+    assert buckets["50.0"] == 1
+
+
+def test_tasks_are_measured_from_where_use_prometheus_stands_among_the_middlewares(
+    scrape: Callable[[], Scrape],
+) -> None:
+    clock = VirtualClock()
+    app = Pyncette(MemoryRepository(), clock=clock)
+
+    @app.middleware
+    async def outside(context: Context, following: NextFunc) -> None:
+        await clock.sleep(1)
+        await following()
+
+    use_prometheus(app)
+
+    @app.middleware
+    async def swallowing(context: Context, following: NextFunc) -> None:
+        await clock.sleep(2)
+        with suppress(KeyError):
+            await following()
+
+    @app.dynamic_task(name="among")
+    async def body(context: Context) -> None:
+        raise KeyError("swallowed")
+
+    asyncio.run(run_once(app, body, "a"))
+    seen = scrape()
+    assert seen.value("tasks_duration_seconds_sum", task_name="among") == 2
+    assert not any(labels["task_name"] == "among" for labels in seen.labels("tasks_failures_total"))
+
+
+def test_each_call_to_the_store_is_counted_under_its_name(scrape: Callable[[], Scrape]) -> None:
+    async def main() -> None:
+        async with new_app()._repository_factory() as store:
+            await store.claim([], 1, 0, "token")
+            await store.write([], 0)
+            await store.get([])
+            await store.scan("group", EVERYTHING, None, 1)
+            await store.now()
+            watch = await store.watch([], lambda groups: None)
+            watch.close()
+
+    before = scrape()
+    asyncio.run(main())
+    after = scrape()
+    for operation in ("claim", "write", "get", "scan", "now", "watch"):
+        for name in ("repository_ops_total", "repository_ops_duration_seconds_count"):
+            added = after.value(name, operation=operation) - before.value(name, operation=operation)
+            assert added == 1, (name, operation)
+        assert after.value("repository_ops_in_progress", operation=operation) == 0
+
+
+def test_a_store_that_fails_shows_in_the_calls_and_in_the_passes_of_the_loop(
+    scrape: Callable[[], Scrape],
+) -> None:
+    faults = Faults()
+    app = new_app(faults)
+
+    async def main() -> None:
+        async with running(app):
+            faults.next("claim", Fail(OSError("down")))
+            await clock_of(app).advance(seconds(30))
+
+    before = scrape()
+    asyncio.run(main())
+    after = scrape()
+
+    def added(name: str, **labels: str) -> float:
+        return after.value(name, **labels) - before.value(name, **labels)
+
+    assert added("repository_ops_failures_total", operation="claim", exception_type="OSError") == 1
+    assert added("ticks_failures_total", exception_type="OSError") == 1
+    assert added("ticks_total") == added("repository_ops_total", operation="claim") > 20
+    assert added("ticks_duration_seconds_count") == added("ticks_total")
+    assert after.value("ticks_in_progress") == 0
+
+
+def test_a_call_to_the_store_that_is_given_up_is_a_failure(scrape: Callable[[], Scrape]) -> None:
+    async def main() -> None:
+        faults, gate = Faults(), Gate()
+        async with new_app(faults)._repository_factory() as store:
+            faults.next("get", gate)
+            call = asyncio.create_task(store.get([]))
+            await gate.reached()
+            call.cancel()
+            with suppress(asyncio.CancelledError):
+                await call
+
+    labels = {"operation": "get", "exception_type": "CancelledError"}
+    before = scrape().value("repository_ops_failures_total", **labels)
+    asyncio.run(main())
+    assert scrape().value("repository_ops_failures_total", **labels) == before + 1
+
+
+def test_durations_are_those_of_the_clock_of_the_app(scrape: Callable[[], Scrape]) -> None:
+    async def main() -> None:
+        faults, gate = Faults(), Gate()
+        app = new_app(faults)
+        async with app._repository_factory() as store:
+            faults.next("scan", gate)
+            call = asyncio.create_task(store.scan("group", EVERYTHING, None, 1))
+            await gate.reached()
+            await clock_of(app).advance(seconds(7))
+            gate.release()
+            await call
+
+    before = scrape().value("repository_ops_duration_seconds_sum", operation="scan")
+    asyncio.run(main())
+    after = scrape().value("repository_ops_duration_seconds_sum", operation="scan")
+    assert after - before == 7
+
+
+@pytest.mark.parametrize("measured", ["measure_repository", "measure_ticks", "measure_tasks"])
+def test_only_what_is_asked_for_is_measured(scrape: Callable[[], Scrape], measured: str) -> None:
+    switches = dict.fromkeys(("measure_repository", "measure_ticks", "measure_tasks"), False)
+    app = new_app(None, **{**switches, measured: True})
+
+    @app.dynamic_task(name="chosen")
+    async def body(context: Context) -> None: ...
+
+    def totals() -> dict[str, float]:
+        seen = scrape()
+        return {
+            "measure_repository": seen.value("repository_ops_total", operation="claim"),
+            "measure_ticks": seen.value("ticks_total"),
+            "measure_tasks": seen.value("tasks_total", task_name="chosen"),
+        }
+
+    before = totals()
+    asyncio.run(run_once(app, body, "a"))
+    after = totals()
+    assert [kind for kind in after if after[kind] > before[kind]] == [measured]
+
+
+def test_apps_of_one_process_share_the_metrics(scrape: Callable[[], Scrape]) -> None:
+    for _ in range(2):
+        app = new_app()
+
+        @app.dynamic_task(name="shared")
+        async def body(context: Context) -> None: ...
+
+        asyncio.run(run_once(app, body, "a"))
+    assert scrape().value("tasks_total", task_name="shared") == 2
+
+
+def test_what_is_no_store_is_refused_by_the_name_of_its_class() -> None:
+    class Repository:
+        """As of 1.x."""
+
+    @asynccontextmanager
+    async def factory(**configuration: Any) -> AsyncIterator[Any]:
+        yield Repository()
+
+    async def main() -> None:
+        app = Pyncette(factory)
+        use_prometheus(app)
+        async with app.create():
+            pass
+
+    with pytest.raises(TypeError, match="yielded Repository, which is not a store"):
+        asyncio.run(main())
+
+
+def python(program: str) -> str:
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return ended.stdout
+
+
+def test_the_package_of_prometheus_is_not_imported_before_it_is_used() -> None:
+    program = "import sys, pyncette.prometheus; print('prometheus_client' in sys.modules)"
+    assert python(program) == "False\n"
+
+
+def test_a_missing_package_is_an_error_that_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["prometheus_client"] = None
+from pyncette import Pyncette
+from pyncette.prometheus import use_prometheus
+try:
+    use_prometheus(Pyncette())
+except ImportError as error:
+    print(error)
+"""
+    assert "pip install 'pyncette[prometheus]'" in python(program)
