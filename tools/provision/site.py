@@ -143,8 +143,12 @@ class Site:
         Raises:
             UnavailableError: it failed.
         """
+        # Should this program be killed, its set-up command must not go on in the data directory
+        # that the next one makes anew.
+        setpriv = shutil.which("setpriv")
+        leash = [setpriv, "--pdeathsig", "KILL"] if setpriv else []
         done = subprocess.run(
-            [*argv],
+            [*leash, *argv],
             cwd=self.data_dir,
             env=processes.environment(self.data_dir),
             input=stdin,
