@@ -328,7 +328,7 @@ class CompiledCron:
         key = year * 12 + month
         bits = self._months_seen.get(key)
         if bits is None:
-            if len(self._months_seen) >= 64:
+            if len(self._months_seen) >= 256:
                 self._months_seen.clear()
             bits = self._months_seen[key] = self._days.of_month(year, month)
         return bits

@@ -323,14 +323,14 @@ def test_the_search_may_start_anywhere_without_regard_to_earlier_searches() -> N
 
 
 def test_many_months_do_not_disturb_each_other() -> None:
-    start, end = datetime(1990, 1, 1, tzinfo=UTC), datetime(2010, 1, 1, tzinfo=UTC)
+    start, end = datetime(1980, 1, 1, tzinfo=UTC), datetime(2010, 1, 1, tzinfo=UTC)
     found = occurrences("0 0 L * *", start, end)
     assert [instant.date() + timedelta(days=1) for instant in found] == [
         date(year + month // 12, month % 12 + 1, 1)
-        for year in range(1990, 2010)
+        for year in range(1980, 2010)
         for month in range(1, 13)
     ]
-    assert len(compile_cron("0 0 L * *")._months_seen) <= 64
+    assert len(compile_cron("0 0 L * *")._months_seen) <= 256
 
 
 @pytest.mark.parametrize(
