@@ -164,6 +164,11 @@ def test_a_table_made_by_hand_from_the_printed_schema_is_used(tmp_path: Path) ->
     assert by_hand(database, "SELECT name FROM sqlite_master WHERE type = 'table'") == [("mine",)]
 
 
+def test_the_documentation_shows_the_schema_as_it_is_printed() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "stores" / "sqlite.md"
+    assert f"```sql\n{schema_sql()}```" in page.read_text()
+
+
 def test_the_schema_is_not_printed_for_a_name_that_cannot_be_one() -> None:
     with pytest.raises(ValueError, match="Table name"):
         schema_sql("my tasks")

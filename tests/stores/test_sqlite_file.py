@@ -57,6 +57,21 @@ def in_memory() -> sqlite3.Connection:
     return sqlite3.connect(":memory:", isolation_level=None)
 
 
+async def kept_busy(
+    thread: sqlite_thread.ConnectionThread, until: threading.Event
+) -> asyncio.Future[bool]:
+    """Has a call made that takes until the event is set, and waits until it has begun."""
+    begun = threading.Event()
+
+    def wait(connection: sqlite3.Connection) -> bool:
+        begun.set()
+        return until.wait(PATIENCE_S)
+
+    call = asyncio.ensure_future(thread.call(wait, None, False))
+    await asyncio.to_thread(begun.wait, PATIENCE_S)
+    return call
+
+
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("pyncette")]
 
@@ -217,8 +232,7 @@ def test_urgent_calls_go_before_others_that_came_earlier() -> None:
         held = threading.Event()
         thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
         await thread.open()
-        first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
-        await asyncio.sleep(0)
+        first = await kept_busy(thread, held)
         calls = [
             asyncio.ensure_future(thread.call(noting(order, number), None, number >= 700))
             for number in range(800)
@@ -238,8 +252,7 @@ def test_a_call_that_is_cancelled_while_it_waits_is_not_made() -> None:
         held = threading.Event()
         thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
         await thread.open()
-        first = asyncio.ensure_future(thread.call(lambda _: held.wait(PATIENCE_S), None, False))
-        await asyncio.sleep(0)
+        first = await kept_busy(thread, held)
         cancelled = asyncio.ensure_future(thread.call(noting(made, "no"), None, True))
         kept = asyncio.ensure_future(thread.call(noting(made, "yes"), None, True))
         await asyncio.sleep(0)
