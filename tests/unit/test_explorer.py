@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -186,6 +187,20 @@ def test_no_interleaving_breaks_a_promise(name: str) -> None:
     print(f"{name}: {report.states} states, {report.depth} steps deep")
     assert report.violation is None, "\n".join(report.trace)
     assert report.states > 10_000
+
+
+def far_from_here(scenario: Scenario) -> Scenario:
+    return scenario._replace(workers=3, end=scenario.begin + 12, asks_max=6, faults_max=5)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_long_history_taken_at_random_breaks_a_promise(name: str) -> None:
+    explorer = Explorer(far_from_here(SCENARIOS[name]))
+    random = Random(name)
+    for _ in range(40 * (1 + 10 * DEEPER)):
+        report = explorer.wander(random, 45)
+        assert report.violation is None, "\n".join(report.trace)
+        assert report.depth > 10
 
 
 # What prevents each history, taken away.
@@ -493,3 +508,9 @@ def test_the_search_finds_what_each_rule_prevents(
     assert len(broken.trace) == broken.depth, "the last step is told with the violation"
     whole = Explorer(mutant.scenario._replace(depth=broken.depth)).run()
     assert whole.violation is None, "\n".join(whole.trace)
+
+
+def test_long_histories_meet_broken_rules_too() -> None:
+    explorer = Explorer(far_from_here(SCENARIOS["once"]), SettlesWithoutVersion)
+    random = Random("once")
+    assert any(explorer.wander(random, 45).violation is not None for _ in range(40))

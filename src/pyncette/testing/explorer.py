@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Hashable, Iterator
+from random import Random
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from pyncette import lifecycle
@@ -119,6 +120,21 @@ class Explorer:
         finally:
             if collects:
                 gc.enable()
+
+    def wander(self, random: Random, steps: int) -> Report:
+        """Takes one long way at random, looking at all that could have been next on it."""
+        state = self._first()
+        trace: list[str] = []
+        for _ in range(steps):
+            try:
+                choices = list(self._successors(state))
+            except Violation as violation:
+                return Report(len(trace), len(trace), False, violation, (*trace, f"{violation}"))
+            if not choices:
+                break
+            name, state = random.choice(choices)
+            trace.append(name)
+        return Report(len(trace), len(trace), False)
 
     def _search(self) -> Report:
         first = self._first()
