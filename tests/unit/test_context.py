@@ -626,6 +626,7 @@ def test_the_state_of_a_static_task_refers_to_the_very_task_declared() -> None:
             state = await context.get_task(tick)
             assert state == TaskState(tick, after(10), None, None)
             assert state.task is tick
+            assert state.scheduled_at is not None
             assert state.scheduled_at.tzinfo is UTC
 
     run(main())
