@@ -334,8 +334,7 @@ class ConnectionThread:
             return ValueError(f"{self._place} refuses a value: {error}")
         if is_busy(error):
             return StoreUnavailableError(
-                f"{self._place} is locked by another connection ({error}): "
-                f"waited for {BUSY_DEADLINE_S:g} s"
+                f"{self._place} was locked by somebody else for too long ({error})"
             )
         kind = StoreUnavailableError if code in _UNAVAILABLE else StoreMisconfiguredError
         explained = kind(f"{self._place}: {error}")

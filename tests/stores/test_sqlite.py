@@ -330,6 +330,12 @@ def test_a_disk_that_fills_up_is_an_outage_and_loses_nothing(tmp_path: Path) -> 
     assert len(page.records) >= int(written)
 
 
+def test_a_sqlite_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(StoreMisconfiguredError, match=r"too old: at least 3\.35"):
+        on_store(nothing)
+
+
 def test_a_table_that_disappears_is_an_error_and_not_an_outage(tmp_path: Path) -> None:
     async def use(store: SqliteStore) -> None:
         by_hand(tmp_path / "tasks.db", "DROP TABLE pyncette_tasks")

@@ -226,6 +226,53 @@ def test_a_change_made_by_another_program_is_told(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_wake_is_told_in_the_same_opening_to_those_whom_it_concerns() -> None:
+    async def main() -> None:
+        async with sqlite_repository() as store:
+            concerned: asyncio.Queue[object] = asyncio.Queue()
+            unconcerned: asyncio.Queue[object] = asyncio.Queue()
+            await store.watch(["reports", "others"], concerned.put_nowait)
+            await store.watch(["others"], unconcerned.put_nowait)
+            await store.write([Write("reports", "a", DUE, ABSENT)], NOW, wake=["reports"])
+            assert concerned.get_nowait() == {"reports"}
+            assert unconcerned.empty()
+
+    asyncio.run(main())
+
+
+def test_an_opening_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def main() -> None:
+        with locked(database):
+            opening = asyncio.ensure_future(
+                sqlite_repository(sqlite_database=database).__aenter__()
+            )
+            await asyncio.wait([opening], timeout=0.05)
+            assert not opening.done()
+            [thread] = [
+                thread for thread in threading.enumerate() if thread.name.startswith("pyncette")
+            ]
+            opening.cancel()
+            await asyncio.wait([opening])
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+        assert not thread.is_alive()
+
+    asyncio.run(main())
+
+
+def test_a_context_left_open_does_not_keep_the_process_alive() -> None:
+    program = (
+        "import asyncio\n"
+        "from pyncette.sqlite import sqlite_repository\n"
+        "async def main():\n"
+        "    await sqlite_repository().__aenter__()\n"
+        "asyncio.run(main())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 0
+
+
 def test_urgent_calls_go_before_others_that_came_earlier() -> None:
     async def main() -> None:
         order: list[int] = []
