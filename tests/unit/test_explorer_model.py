@@ -102,8 +102,16 @@ def test_the_model_store_answers_as_the_store_in_memory(
                 assert model.write(*step) == await memory.write(*step)
                 continue
             claim = step if isinstance(step, Claim) else claim._replace(repeated=True)
+            due = {identity: record.due_at for identity, record in model.records.items()}
             told, asked = model.claim(*claim), await memory.claim(*claim)
-            assert sorted(told.records) == sorted(asked.records)
             assert told.next_due == asked.next_due
+            if {record.key for record in told.records} == {record.key for record in asked.records}:
+                assert sorted(told.records) == sorted(asked.records)
+            # Of records that come due at one instant a store may take any.
+            assert sorted((record.group, due[record[:2]]) for record in told.records) == sorted(
+                (record.group, due[record[:2]]) for record in asked.records
+            )
+            found = await memory.get(identities)
+            model.records = {record[:2]: record for record in found if record is not None}
 
     asyncio.run(both())
