@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -208,14 +208,18 @@ class Pyncette:
         non-empty ``USE_UVLOOP``, the event loop is uvloop's.
         """
         logging.basicConfig(
-            level=os.environ.get("LOG_LEVEL", "INFO").upper(),
+            level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if os.environ.get("USE_UVLOOP"):
-            import uvloop
-
+            try:
+                import uvloop
+            except ImportError as error:
+                raise ImportError(
+                    "USE_UVLOOP is set, but uvloop is not installed: pip install 'pyncette[uvloop]'"
+                ) from error
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(self._main())
@@ -231,28 +235,22 @@ class Pyncette:
 class _StopSignals:
     """SIGINT and SIGTERM: the first is passed on, the second ends the process."""
 
+    # Handlers of the interpreter, not of the event loop: the second signal must be heard also
+    # where a body keeps the loop busy, which is a reason to send it.
+
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._received = False
         self._shutdown: Callable[[], None] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.getsignal(number)
-            try:
-                loop.add_signal_handler(number, self._receive, number)
-            except NotImplementedError:  # Windows
-                signal.signal(
-                    number, lambda number, _: loop.call_soon_threadsafe(self._receive, number)
-                )
+            self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        loop = asyncio.get_running_loop()
         for number, handler in self._previous.items():
-            with suppress(NotImplementedError):  # Windows
-                loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
     def call(self, shutdown: Callable[[], None]) -> None:
@@ -261,12 +259,15 @@ class _StopSignals:
         if self._received:
             shutdown()
 
-    def _receive(self, number: int) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         if self._received:
-            logger.warning("Stopped at once by a second signal")
-            sys.stderr.flush()
+            # What was interrupted may be in the middle of writing a line of the log.
+            os.write(2, b"Stopped at once by a second signal\n")
             os._exit(128 + number)
         self._received = True
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
         logger.info("Stopping: running tasks are waited for; another signal ends them")
         if self._shutdown is not None:
             self._shutdown()
