@@ -190,7 +190,9 @@ class PyncetteContext:
                 return Write(instance.group, instance.key, fresh, ABSENT)
             change = lifecycle.merged(current, wanted, now)
             if change is not None:
-                return Write(instance.group, instance.key, change, current.version)
+                # The token tells it from a record that was made anew while the clock stood still.
+                identity = (instance.group, instance.key)
+                return Write(*identity, change, current.version, current.token)
             # An at-most-once record is held for a moment only: until it has moved on.
             if (
                 instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
