@@ -81,6 +81,8 @@ CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at
 class SqliteTable:
     """The statements on one table. Each is prepared once: the driver keeps them by their text.
 
+    Parameters have no numbers: Python 3.12.0 to 3.12.3 warn of those in a sequence.
+
     Args:
         name: A lower-case ASCII identifier.
     """
@@ -96,10 +98,10 @@ class SqliteTable:
             f'CAST(t."{column}" AS {"INTEGER" if column in integers else "TEXT"})'
             for column in COLUMNS
         )
-        version = f"max(min(CAST(version AS INTEGER), {_VERSION_MAX}) + 1, ?4)"
+        version = f"max(min(CAST(version AS INTEGER), {_VERSION_MAX}) + 1, ?)"
         starts = f"min(CAST(starts AS INTEGER), {_STARTS_MAX}) + 1"
-        due = 'WHERE "group" = ?1 AND due_at <= ?2 ORDER BY due_at, rowid LIMIT ?3'
-        keyed = f'FROM json_each(?2) AS j CROSS JOIN {name} AS t ON t."group" = ?1'
+        due = 'WHERE "group" = ? AND due_at <= ? ORDER BY due_at, rowid LIMIT ?'
+        keyed = f'FROM json_each(?) AS j CROSS JOIN {name} AS t ON t."group" = ?'
         running = f"state = '{State.RUNNING}', starts = {starts}, version = {version}"
 
         # Of one group, by the index on what is due.
@@ -114,12 +116,12 @@ class SqliteTable:
             f"FROM {name} {due})"
         )
         self._take_due = (
-            f"UPDATE {name} SET due_at = ?5, token = ?6, {running} "
+            f"UPDATE {name} SET due_at = ?, token = ?, {running} "
             f"WHERE rowid IN (SELECT rowid FROM {name} {due})"
         )
         self._held = (
             f"SELECT {columns} FROM {name} AS t "
-            'WHERE t."group" = ?1 AND t.due_at = ?2 AND t.token = ?3 LIMIT ?4'
+            'WHERE t."group" = ? AND t.due_at = ? AND t.token = ? LIMIT ?'
         )
         # Of one group and many keys, by the primary key.
         self._next_due_of_keys = (
@@ -130,24 +132,23 @@ class SqliteTable:
         # One record, by the primary key.
         self._one = f'SELECT {columns} FROM {name} AS t WHERE t."group" = ? AND t."key" = ?'
         self._take_key = (
-            f"UPDATE {name} SET due_at = ?3, token = ?5, {running} "
-            'WHERE "group" = ?1 AND "key" = ?2'
+            f'UPDATE {name} SET due_at = ?, token = ?, {running} WHERE "group" = ? AND "key" = ?'
         )
         self._put = (
-            f"UPDATE {name} SET version = ?4, due_at = ?5, state = ?6, token = ?7, starts = ?8, "
-            "plan = ?9, args = ?10, progress = ?11 "
-            'WHERE "group" = ?1 AND "key" = ?2 AND version = ?3'
+            f"UPDATE {name} SET version = ?, due_at = ?, state = ?, token = ?, starts = ?, "
+            "plan = ?, args = ?, progress = ? "
+            'WHERE "group" = ? AND "key" = ? AND version = ?'
         )
         # Many at once.
-        unchanged = '"group" = ?1 AND version = ?2 AND (?3 IS NULL OR token = ?3)'
+        unchanged = '"group" = ? AND version = ? AND (? IS NULL OR token = ?)'
         self._delete = (
-            f'DELETE FROM {name} WHERE {unchanged} AND "key" IN (SELECT value FROM json_each(?4))'
+            f'DELETE FROM {name} WHERE {unchanged} AND "key" IN (SELECT value FROM json_each(?))'
         )
         self._patches = {
             size: (
-                f"UPDATE {name} SET version = ?4, state = ?5, starts = ?6, due_at = c.column2, "
+                f"UPDATE {name} SET version = ?, state = ?, starts = ?, due_at = c.column2, "
                 "progress = coalesce(c.column3, progress) FROM (VALUES "
-                + ", ".join(f"(?{at}, ?{at + 1}, ?{at + 2})" for at in range(7, 7 + 3 * size, 3))
+                + ", ".join(["(?, ?, ?)"] * size)
                 + f') AS c WHERE {unchanged} AND "key" = c.column1'
             )
             for size in _STEPS
@@ -161,20 +162,20 @@ class SqliteTable:
             for size in _STEPS
         }
         # A range of keys, by the primary key.
-        keys = '"group" = ?1 AND "key" >= ?2 AND "key" < ?3'
+        keys = '"group" = ? AND "key" >= ? AND "key" < ?'
         self._last_examined = (
-            f'SELECT "key" FROM {name} WHERE {keys} ORDER BY "key" LIMIT 1 OFFSET ?4'
+            f'SELECT "key" FROM {name} WHERE {keys} ORDER BY "key" LIMIT 1 OFFSET ?'
         )
         self._page = (
-            f"SELECT {columns} FROM {name} AS t WHERE {keys} AND (?4 IS NULL OR due_at < ?4) "
-            "AND (?5 IS NULL OR state IN (SELECT value FROM json_each(?5))) "
-            'ORDER BY "key" LIMIT ?6'
+            f"SELECT {columns} FROM {name} AS t WHERE {keys} AND (? IS NULL OR due_at < ?) "
+            "AND (? IS NULL OR state IN (SELECT value FROM json_each(?))) "
+            'ORDER BY "key" LIMIT ?'
         )
         # After a claim that met a key that is no text.
         self._park = (
             f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
-            'progress = ?1 WHERE "group" = ?2 AND due_at = ?3 AND token = ?4 '
-            'AND "key" NOT IN (SELECT value FROM json_each(?5))'
+            'progress = ? WHERE "group" = ? AND due_at = ? AND token = ? '
+            'AND "key" NOT IN (SELECT value FROM json_each(?))'
         )
 
     def make(self, connection: sqlite3.Connection, place: str) -> None:
@@ -223,7 +224,7 @@ class SqliteTable:
                 keys.setdefault(source.group, []).append(source.key)
         return {
             group: json.loads(
-                connection.execute(self._next_due_of_keys, (group, json.dumps(names))).fetchone()[0]
+                connection.execute(self._next_due_of_keys, (json.dumps(names), group)).fetchone()[0]
             )
             for group, names in keys.items()
         }
@@ -290,12 +291,12 @@ class SqliteTable:
         self, connection: sqlite3.Connection, source: Group, limit: int, now: int, token: str
     ) -> list[Record]:
         group, lease, _, before = source
-        due = connection.execute(self._due, (group, before, limit, now)).fetchone()[0]
+        due = connection.execute(self._due, (now, group, before, limit)).fetchone()[0]
         rows = json.loads(due)
         if not rows:
             return []
         lease_end = now + lease
-        connection.execute(self._take_due, (group, before, limit, now, lease_end, token))
+        connection.execute(self._take_due, (lease_end, token, now, group, before, limit))
         running = State.RUNNING.value
         records = [
             record_from_row(
@@ -339,7 +340,7 @@ class SqliteTable:
         self, connection: sqlite3.Connection, source: Key, now: int, token: str
     ) -> Record:
         group, key, lease = source
-        connection.execute(self._take_key, (group, key, now + lease, now, token))
+        connection.execute(self._take_key, (now + lease, token, now, group, key))
         record = self.one(connection, group, key)
         assert record is not None
         return record
@@ -399,21 +400,24 @@ class SqliteTable:
         version = ABSENT
         steps: list[tuple[str, Sequence[Any]]]
         if len(kind) == 3:
-            steps = [(self._delete, (*kind, json.dumps([write.key for write in writes])))]
+            group, expect, token = kind
+            keys = json.dumps([write.key for write in writes])
+            steps = [(self._delete, (group, expect, token, token, keys))]
         elif kind:
             group, expect, token, state, starts = kind
             version = next_version(expect, now)
-            shared = (group, expect, token, version, state, starts)
             rows: list[tuple[Any, ...]] = [
                 (key, change.due_at, change.progress)
                 for _, key, change, _, _ in writes
                 if isinstance(change, Patch)
             ]
-            steps = _in_steps(self._patches, shared, rows)
+            steps = _in_steps(
+                self._patches, (version, state, starts), rows, (group, expect, token, token)
+            )
         else:
             version = next_version(ABSENT, now)
             rows = [_row(write, version) for write in writes]
-            steps = _in_steps(self._inserts, (), rows)
+            steps = _in_steps(self._inserts, (), rows, ())
         if len(writes) == 1:
             return version if connection.execute(*steps[0]).rowcount == 1 else None
         connection.execute("SAVEPOINT alike")
@@ -437,16 +441,20 @@ class SqliteTable:
                 return Applied(ABSENT)
             connection.execute(self._inserts[1], _row(write, version))
         elif isinstance(change, Delete):
-            connection.execute(self._delete, (group, current.version, None, json.dumps([key])))
+            connection.execute(
+                self._delete, (group, current.version, None, None, json.dumps([key]))
+            )
             return Applied(ABSENT)
         elif isinstance(change, Patch):
             due_at, state, starts, progress = change
-            shared = (group, current.version, None, version, state, starts)
-            connection.execute(self._patches[1], (*shared, key, due_at, progress))
+            expected = (group, current.version, None, None)
+            connection.execute(
+                self._patches[1], (version, state, starts, key, due_at, progress, *expected)
+            )
         else:
             connection.execute(
                 self._put,
-                (group, key, current.version, version, *change),
+                (version, *change, group, key, current.version),
             )
         return Applied(version)
 
@@ -459,7 +467,7 @@ class SqliteTable:
             keys.setdefault(group, []).append(key)
         found: dict[Identity, Record] = {}
         for group, names in keys.items():
-            for row in connection.execute(self._of_keys, (group, json.dumps(names))):
+            for row in connection.execute(self._of_keys, (json.dumps(names), group)):
                 found[row[0], row[1]] = record_from_row(row)
         return [found.get(identity) for identity in identities]
 
@@ -487,7 +495,7 @@ class SqliteTable:
                 end = f"{last_examined}\0"
         wanted = None if states is None else json.dumps(sorted(states))
         rows = connection.execute(
-            self._page, (group, first, end, due_before, wanted, limit + 1)
+            self._page, (group, first, end, due_before, due_before, wanted, wanted, limit + 1)
         ).fetchall()
         records = [record_from_row(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
@@ -501,16 +509,20 @@ def _row(write: Write, version: int) -> tuple[Any, ...]:
 
 
 def _in_steps(
-    statements: Mapping[int, str], shared: tuple[Any, ...], rows: Sequence[tuple[Any, ...]]
+    statements: Mapping[int, str],
+    head: tuple[Any, ...],
+    rows: Sequence[tuple[Any, ...]],
+    tail: tuple[Any, ...],
 ) -> list[tuple[str, Sequence[Any]]]:
     """Statements, with their parameters, that write all the rows: as few as there can be."""
     steps: list[tuple[str, Sequence[Any]]] = []
     start = 0
     for size, statement in statements.items():
         while len(rows) - start >= size:
-            parameters = list(shared)
+            parameters = list(head)
             for row in rows[start : start + size]:
                 parameters += row
+            parameters += tail
             steps.append((statement, parameters))
             start += size
     return steps
