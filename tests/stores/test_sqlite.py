@@ -542,3 +542,32 @@ def test_the_end_of_a_prefix_is_the_next_text_that_does_not_begin_with_it(
     prefix: str, end: str | None
 ) -> None:
     assert prefix_end(prefix) == end
+
+
+def test_no_statement_reads_the_table_from_end_to_end() -> None:
+    async def use(store: SqliteStore) -> None:
+        def plans(connection: sqlite3.Connection) -> dict[str, list[str]]:
+            statements = [
+                statement
+                for value in vars(store._table).values()
+                for statement in (value.values() if isinstance(value, dict) else [value])
+                if isinstance(statement, str) and statement.startswith(("SELECT", "UPDATE", "DEL"))
+            ]
+            return {
+                statement: [
+                    row[3]
+                    for row in connection.execute(
+                        f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")
+                    )
+                ]
+                for statement in statements
+            }
+
+        found = await store._thread.call(plans, None, False)
+        assert len(found) > 10
+        for statement, plan in found.items():
+            assert any(step.startswith("SEARCH") for step in plan), statement
+            for step in plan:
+                assert not step.startswith(("SCAN t", "SCAN pyncette_tasks", "USE TEMP")), statement
+
+    on_store(use)
