@@ -55,7 +55,11 @@ KNOWN_OPTIONS: Final = (
 
 
 class Pyncette:
-    """An application: its tasks, fixtures and middlewares, and the store it runs on."""
+    """An application: its tasks, fixtures and middlewares, and the store it runs on.
+
+    Attributes:
+        clock: Where the app takes time from. A test may set another one before it opens the app.
+    """
 
     def __init__(
         self,
@@ -82,7 +86,7 @@ class Pyncette:
         self._repository_factory = repository_factory
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
-        self._clock = SystemClock() if clock is None else clock
+        self.clock = SystemClock() if clock is None else clock
         self._configuration = configuration
         self._tasks: list[Task] = []
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
@@ -186,7 +190,7 @@ class Pyncette:
             self._executor_cls,
             self._poll_interval,
             self._configuration,
-            self._clock,
+            self.clock,
             self._tasks,
             list(self._fixtures),
             list(self._middlewares),

@@ -81,7 +81,7 @@ def use_prometheus(
         ImportError: ``prometheus_client`` is not installed.
     """
     metrics = _metrics()
-    clock = app._clock
+    clock = app.clock
     if measure_repository:
         app._repository_factory = _measured_factory(app._repository_factory, metrics, clock)
     if measure_ticks:

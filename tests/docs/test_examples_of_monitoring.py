@@ -88,7 +88,7 @@ def test_the_rebuild_of_ten_leases_runs_once(
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.INFO)
     app = runpy.run_path(str(EXAMPLES / "heartbeat.py"), run_name="heartbeat")["app"]
-    clock = app._clock = VirtualClock(datetime(2026, 1, 1, 11, 59, tzinfo=UTC))
+    clock = app.clock = VirtualClock(datetime(2026, 1, 1, 11, 59, tzinfo=UTC))
 
     async def main() -> None:
         async with app.create() as context, app.create() as another:

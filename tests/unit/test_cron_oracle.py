@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -340,7 +341,7 @@ def test_every_minute_around_a_change_of_the_clocks_is_right(
         walk = Walk(zone, start, end, timedelta(minutes=1))
         near = change.astimezone(zone)
         for _ in range(12):
-            meaning, _ = possible(rng, lambda rng, near=near: expression(rng, near=near))
+            meaning, _ = possible(rng, partial(expression, near=near))
             cron = Cron(meaning.text, name)
             expected = walk.occurrences(meaning)
             assert all_of(cron, start, end) == expected, (meaning.text, change)

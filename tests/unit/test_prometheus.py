@@ -76,7 +76,7 @@ async def running(app: Pyncette) -> AsyncIterator[PyncetteContext]:
 
 
 def clock_of(app: Pyncette) -> VirtualClock:
-    clock = app._clock
+    clock = app.clock
     assert isinstance(clock, VirtualClock)
     return clock
 

@@ -259,13 +259,14 @@ def test_a_schedule_can_be_copied_pickled_and_evaluated(plan: Schedule) -> None:
 def test_schedules_that_differ_are_not_equal() -> None:
     assert len(set(ONE_OF_EACH)) == len(ONE_OF_EACH)
     for plan in ONE_OF_EACH:
-        assert plan != dumps(plan)
+        text: object = dumps(plan)
+        assert plan != text
         assert [plan == other for other in ONE_OF_EACH].count(True) == 1
 
 
 @pytest.mark.parametrize("plan", ONE_OF_EACH, ids=repr)
 def test_a_schedule_cannot_be_changed(plan: Schedule) -> None:
-    name = type(plan).__slots__[0]
+    name: str = next(iter(type(plan).__slots__))
     with pytest.raises(AttributeError, match="is immutable"):
         setattr(plan, name, 5)
     with pytest.raises(AttributeError, match="is immutable"):
