@@ -7,7 +7,7 @@ second worker on the same records has none.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
+from pyncette.executor import DefaultExecutor
 from pyncette.memory import MemoryRepository
 from pyncette.record import Delete, Patch, State
 from pyncette.store import Group, Write, scan_all
@@ -102,6 +103,16 @@ def warnings_are_expected(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR], caplog.text
 
 
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """Runs a test; bodies that are never told to finish would keep one that failed for ever."""
+
+    async def in_time() -> None:
+        async with asyncio.timeout(60):
+            await main()
+
+    asyncio.run(in_time())
+
+
 def settles(batch: list[Write], *_: object) -> bool:
     return any(
         isinstance(write.change, Delete)
@@ -128,7 +139,7 @@ def test_a_claim_whose_answer_is_lost_again_and_again_leases_one_batch_and_runs_
         assert [call.arguments[4] for call in claims] == [False, True, True, True, True]
         assert await world.records() == []
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_what_a_lost_claim_holds_runs_when_its_lease_has_ended() -> None:
@@ -144,7 +155,7 @@ def test_what_a_lost_claim_holds_runs_when_its_lease_has_ended() -> None:
             await world.clock.advance(5 * SECOND)
             assert world.runs == Counter(f"{number}" for number in range(10))
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_store_that_is_down_for_minutes_is_taken_up_again_within_five_seconds() -> None:
@@ -163,7 +174,7 @@ def test_a_store_that_is_down_for_minutes_is_taken_up_again_within_five_seconds(
             assert set(world.runs.values()) == {1}
             assert len(world.runs) == 3
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_store_that_is_down_when_the_loop_begins_is_waited_for() -> None:
@@ -181,7 +192,7 @@ def test_a_store_that_is_down_when_the_loop_begins_is_waited_for() -> None:
             context.shutdown()
             await loop
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_one_off_whose_settle_is_applied_and_unanswered_runs_once() -> None:
@@ -197,7 +208,7 @@ def test_a_one_off_whose_settle_is_applied_and_unanswered_runs_once() -> None:
         assert world.runs == {"0": 1}
         assert await world.records() == []
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_recurrence_whose_settle_is_unanswered_is_settled_once() -> None:
@@ -215,7 +226,7 @@ def test_a_recurrence_whose_settle_is_unanswered_is_settled_once() -> None:
         [record] = await world.records()
         assert (record.state, record.starts) == (State.SCHEDULED, 0)
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_settle_that_never_arrives_leaves_the_run_to_be_repeated() -> None:
@@ -235,7 +246,7 @@ def test_a_settle_that_never_arrives_leaves_the_run_to_be_repeated() -> None:
         assert world.runs["0"] >= 2
         assert await world.records() == []
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_records_that_are_given_back_at_shutdown_lose_no_attempt() -> None:
@@ -256,7 +267,7 @@ def test_records_that_are_given_back_at_shutdown_lose_no_attempt() -> None:
         now = world.clock.microseconds()
         assert {(r.state, r.starts, r.due_at <= now) for r in records} == {("scheduled", 0, True)}
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_worker_that_is_frozen_between_claim_and_start_does_not_start_a_second_body() -> None:
@@ -280,7 +291,42 @@ def test_a_worker_that_is_frozen_between_claim_and_start_does_not_start_a_second
         assert set(world.runs.values()) == {1}
         assert await world.records() == []
 
-    asyncio.run(main())
+    run(main)
+
+
+def test_an_executor_that_is_late_by_a_lease_does_not_start_a_second_body() -> None:
+    late = asyncio.Event()
+
+    class LateExecutor(DefaultExecutor):
+        async def spawn_task(self, awaitable: Awaitable[Any]) -> None:
+            async def later() -> None:
+                await late.wait()
+                await awaitable
+
+            await super().spawn_task(later())
+
+    async def main() -> None:
+        world = World()
+        await world.schedule(3)
+        frozen, other = world.worker(), world.worker()
+        frozen.app = Pyncette(world.repository, LateExecutor, clock=world.clock)
+        frozen.app.dynamic_task(name="report")(frozen.report)
+        other.finish.clear()
+        async with frozen.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await world.clock.settle()
+            context.shutdown()
+            await loop
+            async with other.running():
+                await world.clock.advance(LEASE + SECOND)
+                assert len(other.began) == 3
+                late.set()
+                await world.clock.advance(SECOND)
+                assert frozen.began == []
+                other.finish.set()
+        assert set(world.runs.values()) == {1}
+
+    run(main)
 
 
 def test_a_slow_answer_to_a_claim_is_extended_before_the_bodies_start() -> None:
@@ -301,7 +347,7 @@ def test_a_slow_answer_to_a_claim_is_extended_before_the_bodies_start() -> None:
                 await world.clock.advance(SECOND)
         assert world.runs == {"0": 1}
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_at_most_once_with_a_lease_shorter_than_the_latency_of_the_store_runs() -> None:
@@ -315,7 +361,7 @@ def test_at_most_once_with_a_lease_shorter_than_the_latency_of_the_store_runs() 
                 await world.clock.advance(timedelta(hours=1, seconds=10))
         assert world.runs == {"0": 1}
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_at_most_once_that_has_moved_on_runs_also_when_a_shutdown_comes_between() -> None:
@@ -333,7 +379,7 @@ def test_at_most_once_that_has_moved_on_runs_also_when_a_shutdown_comes_between(
             gate.release()
         assert world.runs == {"0": 1}
 
-    asyncio.run(main())
+    run(main)
 
 
 @pytest.mark.parametrize(("options", "runs"), [({}, 0), ({"interval": LEASE}, 1)])
@@ -353,7 +399,7 @@ def test_at_most_once_whose_advance_is_unanswered_runs_where_the_record_tells_th
             await world.clock.advance(SECOND)
         assert world.runs["0"] == runs
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_at_most_once_that_another_has_taken_while_its_advance_was_on_the_way_runs_once() -> None:
@@ -376,7 +422,7 @@ def test_at_most_once_that_another_has_taken_while_its_advance_was_on_the_way_ru
                     await world.clock.advance(SECOND)
                     assert slow.began == []
 
-    asyncio.run(main())
+    run(main)
 
 
 def with_chance(world: World, seed: int, **options: Any) -> Worker:
@@ -400,7 +446,7 @@ def test_whatever_is_lost_what_runs_at_least_once_is_not_lost(seed: int) -> None
                 await asyncio.sleep(0.001)
         assert set(world.runs) == {f"{number}" for number in range(40)}
 
-    asyncio.run(main())
+    run(main)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -417,4 +463,4 @@ def test_whatever_is_lost_what_runs_at_most_once_does_not_run_twice(seed: int) -
         assert max(occurrences.values()) == 1
         assert len(occurrences) > 20
 
-    asyncio.run(main())
+    run(main)
