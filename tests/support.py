@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,9 @@ START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 """A Monday, at noon."""
 
 T = TypeVar("T")
+
+loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+"""What :func:`run` runs on; None: asyncio's own."""
 
 
 def seconds(number: float) -> timedelta:
@@ -52,7 +55,8 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         assert not left, f"tasks were left behind: {left}"
         return result
 
-    return asyncio.run(watched())
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(watched())
 
 
 @dataclass

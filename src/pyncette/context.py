@@ -39,6 +39,7 @@ from pyncette.record import (
     Put,
     Record,
     State,
+    check_identity,
     dump_args,
     load_args,
     load_progress,
@@ -51,6 +52,7 @@ from pyncette.task import PartitionedTask, Task
 logger = logging.getLogger(__name__)
 
 OPENING_DEADLINE_S: Final = 10.0
+WORKER_NAME_MAX: Final = 200
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
 
@@ -408,8 +410,15 @@ async def _opened(opening: Awaitable[Any]) -> Any:
 def _settings(parts: AppParts) -> Settings:
     configuration = parts.configuration
     worker = configuration.get("worker_name")
+    if worker is None:
+        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+    elif not isinstance(worker, str) or not 1 <= len(worker) <= WORKER_NAME_MAX:
+        raise ValueError(
+            f"worker_name must be a string of 1 to {WORKER_NAME_MAX} characters, not {worker!r}"
+        )
+    check_identity(worker, worker, "worker_name")
     return Settings(
-        worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}",
+        worker,
         parts.poll_interval // timedelta(microseconds=1),
         _at_least_one("batch_size", configuration.get("batch_size", 100)),
         _at_least_one(

@@ -217,6 +217,8 @@ class Execution:
         found = self.meet(result.current)
         if found is Verdict.LOST:
             logger.warning("%s lost its lease: its outcome is not recorded", self.task())
+        elif found is Verdict.SETTLED:
+            self._parts.runtime.wrote(write)
         return found is Verdict.HELD
 
     def fail(self, error: Exception, now: int) -> bool:
@@ -332,6 +334,8 @@ class _Advance:
                 "%s was not started: somebody else took it before it had moved on",
                 execution.task(),
             )
+        elif found is Verdict.SETTLED:
+            execution._parts.runtime.wrote(write)
         if found is not Verdict.HELD:
             self._finish(found is Verdict.SETTLED)
         return found is Verdict.HELD

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette import lifecycle
 from pyncette.clock import Clock, StoreClock
-from pyncette.errors import PyncetteException
+from pyncette.errors import PyncetteException, StoreError
 from pyncette.execution import Execution, RunContext, TaskParts, compose
 from pyncette.lifecycle import Rules, Wanted
 from pyncette.model import ExecutionMode, MiddlewareFunc
@@ -436,7 +436,12 @@ class Scheduler:
         self._failures += 1
         longest = min(0.1 * 2 ** min(self._failures, 10), STORE_RETRY_DELAY_MAX_S)
         delay = longest * random.random()
-        logger.warning("The store failed, trying again in %.1f s: %s", delay, error)
+        logger.warning(
+            "The store failed, trying again in %.1f s: %s",
+            delay,
+            error,
+            exc_info=None if isinstance(error, StoreError) else error,
+        )
         now = self.clock.microseconds()
         self._next_poll = now + int(delay * 1_000_000)
         question = self._unanswered

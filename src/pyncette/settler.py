@@ -111,7 +111,13 @@ class Lane:
         for queue in (self._urgent, self._queue):
             while queue and len(batch) < FLIGHT_MAX:
                 entry = queue.popleft()
-                write = entry.build(now)
+                try:
+                    write = entry.build(now)
+                except Exception as error:
+                    # A defect, or a row that nobody thought of: the others shall not suffer.
+                    logger.exception("What to write could not be decided")
+                    entry.fail(error, now)
+                    continue
                 if write is None:
                     continue
                 identity = (write.group, write.key)

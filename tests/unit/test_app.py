@@ -843,3 +843,27 @@ def test_virtual_time_is_what_tasks_see_as_the_clock_of_the_app() -> None:
         assert isinstance(bench.clock, VirtualClock)
 
     run(main())
+
+
+def test_a_timeout_of_the_factory_itself_is_passed_on() -> None:
+    async def main() -> None:
+        @asynccontextmanager
+        async def factory(**configuration: Any) -> AsyncIterator[Any]:
+            raise TimeoutError("no route")
+            yield
+
+        with pytest.raises(TimeoutError, match="no route"):
+            async with Pyncette(factory).create():
+                pass
+
+    run(main())
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\0b", "\ud800", 5])
+def test_a_worker_has_a_name_that_every_store_can_keep(name: Any) -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="worker_name"):
+            async with Pyncette(MemoryRepository(), worker_name=name).create():
+                pass
+
+    run(main())

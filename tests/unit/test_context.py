@@ -14,7 +14,7 @@ from tests.support import START, Bench, Progress, after, looping, micros, run, s
 from pyncette import Context, ExecutionMode, FailureMode, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
-from pyncette.record import ANY, CONTROL_GROUP, Put
+from pyncette.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.store import Write
 from pyncette.task import Task
 from pyncette.testing.faults import Fail, Gate, LoseAnswer
@@ -732,6 +732,21 @@ def test_a_lease_that_has_run_out_is_told_until_somebody_takes_the_record() -> N
     run(main())
 
 
+def test_tasks_of_one_name_are_told_apart_by_their_partition_only_where_there_are_any() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.partitioned_task(2, lambda count, name: 1, name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x", interval=5)
+            [partition] = [part for part in job.get_partitions() if part.partition_id == 1]
+            assert len((await context.list_tasks(partition)).tasks) == 1
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert str(state.task) == "job:1:x"
+
+    run(main())
+
+
 def test_the_default_name_of_a_worker_tells_host_and_process_and_is_its_own() -> None:
     async def main() -> None:
         bench = Bench(worker_name=None)
@@ -995,5 +1010,33 @@ def test_a_record_with_a_failed_run_tells_its_planned_time_while_it_waits() -> N
             state = await context.get_task(job, "x")
             assert state is not None
             assert state.scheduled_at == after(3)
+
+    run(main())
+
+
+@pytest.mark.parametrize("state", ["paused", "parked"])
+def test_scheduling_what_is_paused_or_parked_changes_its_arguments_only(state: str) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            async with bench.store() as store:
+                progress = Progress(micros(5), "born")
+                put = Put(None, state, None, 0, "1 at 0", "1 {}", dump_progress(progress))
+                await store.write([Write(job.group, "x", put, ANY)], micros(0))
+            await context.schedule_task(job, "x", execute_at=after(3), n=2)
+            await bench.advance(10)
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert (record.state, record.due_at, record.args) == (state, None, '1 {"n":2}')
+        assert bench.runs == []
+
+    run(main())
+
+
+def test_a_context_tells_its_poll_interval() -> None:
+    async def main() -> None:
+        async with Bench(poll_interval=0.25).app.create() as context:
+            assert context.poll_interval == seconds(0.25)
 
     run(main())

@@ -1147,3 +1147,172 @@ def test_a_triggered_record_runs_once_more_and_goes_on_as_planned() -> None:
         assert (bench.times, bench.planned) == ([3, 100], [3, 100])
 
     run(main())
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_a_run_whose_outcome_was_not_acknowledged_has_its_successor_in_time(
+    mode: ExecutionMode,
+) -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(60))
+        job = bench.app.dynamic_task(name="job", execution_mode=mode)(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(1))
+            bench.faults.next("write", LoseAnswer())
+            await bench.advance(1)
+            await context._outcomes.drain()
+            await bench.advance(2)
+        assert bench.planned == [1, 2, 3]
+        assert bench.times == [1, 2, 3]
+
+    run(main())
+
+
+class Waiting:
+    """An executor that begins nothing before it is left."""
+
+    def __init__(self, **configuration: Any) -> None:
+        self.queue: list[Any] = []
+
+    async def __aenter__(self) -> Waiting:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for awaitable in self.queue:
+            await awaitable
+
+    async def spawn_task(self, awaitable: Any) -> None:
+        self.queue.append(awaitable)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_did_not_begin_before_the_loop_was_cancelled_is_cancelled_with_it(
+    cancelled: bool,
+) -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=Waiting)
+        task = bench.app.task(name="tick", interval=1)(bench.note)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            if cancelled:
+                loop.cancel()
+            else:
+                context.shutdown()
+            await asyncio.wait([loop])
+        record = await bench.record(task)
+        assert record is not None
+        if cancelled:
+            assert (record.state, record.due_at) == ("running", micros(61))
+        assert bench.times == ([] if cancelled else [1])
+
+    run(main())
+
+
+@pytest.mark.parametrize("change", ["idle", "taken"])
+def test_a_heartbeat_finds_what_became_of_the_record(change: str) -> None:
+    async def main() -> None:
+        bench = Bench()
+        seen: list[str] = []
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            record = await bench.record(job, "x")
+            assert record is not None
+            token = "thief:1:1" if change == "taken" else record.token
+            await bench.plant(job, "x", due=50, state="scheduled", token=token)
+            try:
+                await context.heartbeat()
+                seen.append("settled")
+            except LeaseLostException:
+                seen.append("lost")
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(1))
+            await bench.advance(2)
+        assert seen == ["lost" if change == "taken" else "settled"]
+
+    run(main())
+
+
+def test_a_heartbeat_that_is_under_way_when_the_lease_is_found_lost_raises() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            await bench.plant(job, "x", due=50, state="running", token="thief:1:1", starts=1)
+            seen.extend(
+                await asyncio.gather(
+                    context.heartbeat(), context.heartbeat(), return_exceptions=True
+                )
+            )
+
+        seen: list[Any] = []
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(1))
+            await bench.advance(2)
+        assert [type(entry) for entry in seen] == [LeaseLostException] * 2
+
+    run(main())
+
+
+def test_a_cancelled_heartbeat_is_not_sent() -> None:
+    async def main() -> None:
+        bench = Bench()
+        gate = Gate()
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            bench.faults.next("write", gate)
+            first = asyncio.create_task(context.heartbeat())
+            await gate.reached()
+            second = asyncio.create_task(context.heartbeat())
+            await asyncio.sleep(0)
+            for beat in (first, second):
+                beat.cancel()
+            await asyncio.wait([first, second])
+            before.extend(bench.faults.made("write"))
+            gate.release()
+            await asyncio.sleep(0)
+
+        before: list[Any] = []
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(1))
+            await bench.advance(2)
+        # The first had left; after it comes the outcome, and no second.
+        assert len(bench.faults.made("write")) == len(before) + 1
+        assert len(before) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_does_not_start(
+    applied: bool,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=60, execution_mode=AMO)(bench.note)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            gate = Gate()
+            bench.faults.next("write", gate)
+            advancing = asyncio.create_task(bench.advance(60))
+            await gate.reached()
+            [execution] = context._scheduler.executions
+            execution.cancel()
+            await asyncio.sleep(0)
+            if not applied:
+                await bench.plant(task, due=100, state="running", token="thief:1:1", starts=1)
+            context.shutdown()
+            gate.release()
+            await loop
+            await advancing
+        assert bench.runs == []
+        record = await bench.record(task)
+        assert record is not None
+        assert record.due_at == micros(120 if applied else 100)
+
+    run(main())

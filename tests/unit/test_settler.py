@@ -1,0 +1,266 @@
+"""Group commit: what leaves together, what waits, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+from tests.support import logged, run
+
+from pyncette.record import DELETE
+from pyncette.settler import Call, Lane, Waker
+from pyncette.store import Applied, Refused, Result, Write
+
+
+def write(key: str) -> Write:
+    return Write("group", key, DELETE, 1)
+
+
+class Commits:
+    """Takes batches, and answers when it is let."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.errors: list[Exception] = []
+
+    async def __call__(self, batch: Sequence[Write], now: int) -> list[Result]:
+        self.batches.append([write.key for write in batch])
+        await self.open.wait()
+        if self.errors:
+            raise self.errors.pop(0)
+        return [Applied(2)] * len(batch)
+
+
+class Wish:
+    """An entry that notes what became of it."""
+
+    def __init__(self, key: str, again: int = 0, broken: bool = False) -> None:
+        self.key = key
+        self.again = again
+        self.broken = broken
+        self.events: list[str] = []
+
+    def build(self, now: int) -> Write | None:
+        if self.broken:
+            raise RuntimeError("a defect")
+        return write(self.key) if self.key else None
+
+    def resolve(self, result: Result, write: Write, now: int) -> bool:
+        self.events.append("resolved")
+        self.again -= 1
+        return self.again >= 0
+
+    def fail(self, error: Exception, now: int) -> bool:
+        self.events.append(f"failed: {error}")
+        self.again -= 1
+        return self.again >= 0
+
+
+def test_what_is_asked_for_while_a_flight_is_out_leaves_with_the_next() -> None:
+    async def main() -> None:
+        commits = Commits()
+        commits.open.clear()
+        lane = Lane(commits, lambda: 0)
+        lane.add(Wish("a"))
+        await asyncio.sleep(0)
+        for key in "bcd":
+            lane.add(Wish(key))
+        assert len(lane) == 3
+        commits.open.set()
+        await lane.drain()
+        assert commits.batches == [["a"], ["b", "c", "d"]]
+        assert len(lane) == 0
+
+    run(main())
+
+
+def test_urgent_entries_leave_first() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        lane.add(Wish("a"))
+        lane.add(Wish("b"), urgent=True)
+        await lane.drain()
+        assert commits.batches == [["b", "a"]]
+
+    run(main())
+
+
+def test_of_two_writes_to_one_record_the_second_waits_and_order_is_kept() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        for key in "abab":
+            lane.add(Wish(key))
+        await lane.drain()
+        assert commits.batches == [["a", "b"], ["a", "b"]]
+
+    run(main())
+
+
+def test_a_flight_is_bounded() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        for number in range(2_500):
+            lane.add(Wish(str(number)))
+        await lane.drain()
+        assert [len(batch) for batch in commits.batches] == [1_000, 1_000, 500]
+
+    run(main())
+
+
+def test_an_entry_that_wants_nothing_any_more_is_not_written() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        lane.add(Wish(""))
+        await lane.drain()
+        assert commits.batches == []
+
+    run(main())
+
+
+def test_an_entry_that_was_refused_may_write_again_before_what_came_later() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        wish = Wish("a", again=2)
+        lane.add(wish)
+        await lane.drain()
+        assert commits.batches == [["a"], ["a"], ["a"]]
+        assert wish.events == ["resolved"] * 3
+
+    run(main())
+
+
+def test_a_flight_that_failed_is_repeated_for_those_that_want_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        commits = Commits()
+        commits.errors = [RuntimeError("down"), RuntimeError("down")]
+        lane = Lane(commits, lambda: 0)
+        patient, impatient = Wish("a", again=5), Wish("b")
+        lane.add(patient)
+        lane.add(impatient)
+        await lane.drain()
+        assert commits.batches[:3] == [["a", "b"], ["a"], ["a"]]
+        assert patient.events[:3] == ["failed: down", "failed: down", "resolved"]
+        assert impatient.events == ["failed: down"]
+
+    monkeypatch.setattr("pyncette.settler.RETRY_DELAY_INITIAL_S", 0.001)
+    run(main())
+    assert logged(caplog, "Writing 2 records to the store failed", "down")
+
+
+def test_an_entry_that_cannot_decide_takes_no_other_along(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        broken = Wish("a", broken=True)
+        lane.add(broken)
+        lane.add(Wish("b"))
+        await lane.drain()
+        assert commits.batches == [["b"]]
+        assert broken.events == ["failed: a defect"]
+
+    run(main())
+    assert logged(caplog, "could not be decided")
+
+
+def test_a_loop_that_is_torn_down_tells_what_was_not_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        commits = Commits()
+        commits.open.clear()
+        lane = Lane(commits, lambda: 0)
+        lane.add(Wish("a"))
+        await asyncio.sleep(0)
+        lane.add(Wish("b"))
+        flights = lane._flights
+        assert flights is not None
+        flights.cancel()
+        await asyncio.wait([flights])
+
+    run(main())
+    assert logged(caplog, "1 writes were not sent")
+
+
+def test_a_call_has_the_answer_of_its_write() -> None:
+    async def main() -> None:
+        commits = Commits()
+        lane = Lane(commits, lambda: 0)
+        call = Call(write("a"))
+        lane.add(call)
+        assert await call.answer == Applied(2)
+        assert not call.resolve(Refused(None), call.write, 0)
+        assert not call.fail(RuntimeError(), 0)
+
+    run(main())
+
+
+class Told:
+    """Notes which groups' watchers were told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.groups: list[list[str]] = []
+        self.error = error
+
+    async def __call__(self, groups: Collection[str]) -> Any:
+        self.groups.append(sorted(groups))
+        if self.error is not None:
+            raise self.error
+
+
+def test_groups_that_are_told_of_too_often_are_told_of_together_a_little_later() -> None:
+    async def main() -> None:
+        told = Told()
+        waker = Waker(told)
+        assert waker.take() == ()
+        waker.add("a")
+        assert waker.take() == {"a"}
+        for group in "bcb":
+            waker.add(group)
+            assert waker.take() == ()
+        await waker.close()
+        assert told.groups == [["b", "c"]]
+        await waker.close()
+
+    run(main())
+
+
+def test_what_is_told_along_with_a_write_is_not_told_again() -> None:
+    async def main() -> None:
+        told = Told()
+        waker = Waker(told)
+        waker.add("a")
+        waker.take()
+        waker.add("b")
+        waker.take()
+        waker._told -= 1  # as if a while had passed: the next write takes it along
+        assert waker.take() == {"b"}
+        await waker.close()
+        assert told.groups == []
+
+    run(main())
+
+
+def test_a_waker_that_fails_is_no_error() -> None:
+    async def main() -> None:
+        told = Told(RuntimeError("down"))
+        waker = Waker(told)
+        for _ in range(2):
+            waker.add("a")
+            waker.take()
+        await waker.close()
+        assert told.groups == [["a"]]
+
+    run(main())
