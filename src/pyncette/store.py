@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette.record import Change, Record, State
 
@@ -89,6 +90,12 @@ class Write(NamedTuple):
     change: Change
     expect: int
     token: str | None = None
+
+
+write_of: Final[Callable[[tuple[str, str, Change, int, str | None]], Write]] = partial(
+    tuple.__new__, Write
+)
+"""A tuple of all fields as a write, at a third of the cost of ``Write(*fields)``."""
 
 
 class Applied(NamedTuple):
@@ -185,7 +192,8 @@ class Store(Protocol):
 
         Writes of one batch are independent of each other: some may be applied and others
         refused. No key stands twice in a batch. ``wake`` names groups whose other watchers should
-        look now; a store without notifications ignores it.
+        look now; the batch may be empty, where earlier writes are told of. A store without
+        notifications ignores it.
         """
         ...
 

@@ -81,6 +81,18 @@ class Sharing(Suite):
         watch.close()
 
     @on_two_stores
+    async def test_a_wake_that_follows_its_write_alone_reaches_another_opening(
+        self, store: Store, other: Store
+    ) -> None:
+        """A worker that writes much tells of it less often, with a batch that holds nothing."""
+        self._skip_without_wakes()
+        heard = _Heard("reports")
+        await other.watch(["reports"], heard)
+        await store.write([new("reports", "a")], NOW)
+        await store.write([], NOW, wake=["reports"])
+        await heard.wait()
+
+    @on_two_stores
     async def test_a_closed_watch_is_silent(self, store: Store, other: Store) -> None:
         self._skip_without_wakes()
         closed, witness = _Heard("reports"), _Heard("reports")
