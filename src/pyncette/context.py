@@ -342,8 +342,7 @@ class PyncetteContext:
         """Waits for what runs and for what is to be written."""
         self.shutdown()
         if self._cancelled:
-            for execution in list(self._scheduler.executions):
-                execution.cancel()
+            self._scheduler.cancel()
         await self._scheduler.returned()
 
     async def _drain(self) -> None:

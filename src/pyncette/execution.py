@@ -20,7 +20,7 @@ from pyncette.lifecycle import Rules, Verdict
 from pyncette.model import Context, MiddlewareFunc
 from pyncette.record import Change, Reading, Record, read
 from pyncette.settler import Lane
-from pyncette.store import Applied, Result, Write
+from pyncette.store import Applied, Result, Write, write_of
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -56,11 +56,20 @@ class RunContext(Context):
 
 
 class Runtime(Protocol):
-    """What an execution needs of the worker that it runs in."""
+    """What an execution needs of the worker that it runs in.
+
+    Attributes:
+        clock: The app's clock.
+        lane: Takes outcomes and heartbeats.
+        context_class: The app's class of contexts.
+        notes_runners: Whether executions note the asyncio task that they run in, so that it can
+            be cancelled: where the executor cannot do that itself.
+    """
 
     clock: Clock
     lane: Lane
     context_class: type[RunContext]
+    notes_runners: bool
 
     def ended(self, execution: Execution) -> None:
         """The execution needs no slot any more."""
@@ -148,7 +157,8 @@ class Execution:
         parts = self._parts
         runtime = parts.runtime
         try:
-            self.runner = asyncio.current_task()
+            if runtime.notes_runners:
+                self.runner = asyncio.current_task()
             if self._extend and not await self._extended():
                 return
             if runtime.clock.monotonic() >= self._start_before:
@@ -172,10 +182,9 @@ class Execution:
             runtime.ended(self)
 
     def cancel(self) -> None:
-        """Cancels it; if it has not ended, its lease stays."""
-        if self.runner is None:
-            self._start_before = -math.inf
-        else:
+        """Cancels it, as far as its task is known, and keeps it from starting; its lease stays."""
+        self._start_before = -math.inf
+        if self.runner is not None:
             self.runner.cancel()
 
     async def _extended(self) -> bool:
@@ -253,7 +262,7 @@ class Execution:
     def write(self, change: Change) -> Write:
         """The change as a write that is conditional on holding the record."""
         record = self.reading.record
-        return Write(record.group, record.key, change, record.version, record.token)
+        return write_of((record.group, record.key, change, record.version, record.token))
 
 
 class _Beat:

@@ -1,7 +1,9 @@
 """How executions are run: each in a task of its own, or one by one inside the loop.
 
 An executor of your own needs ``async spawn_task(awaitable)``, which returns once the work has
-started and holds the caller back while no more can be taken on.
+started and holds the caller back while no more can be taken on. It may have ``cancel()``, which
+cancels all that waits for something in it, and ``concurrency_limit``, the most that it runs at
+once.
 """
 
 from __future__ import annotations
@@ -46,6 +48,11 @@ class DefaultExecutor:
         self._queue.append(awaitable)
         if not self._looking:
             self._start_workers(1)
+
+    def cancel(self) -> None:
+        """Cancels all that waits for something."""
+        for worker in self._workers:
+            worker.cancel()
 
     def _start_workers(self, count: int) -> None:
         for _ in range(count):

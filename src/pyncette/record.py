@@ -173,6 +173,9 @@ class Reading(NamedTuple):
     progress: Progress
 
 
+_reading_of: Final[Callable[[tuple[Any, ...]], Reading]] = partial(tuple.__new__, Reading)
+
+
 class UnreadableRecord(ValueError):  # noqa: N818
     """A text of a record is not of the format that it claims to be: somebody else wrote it."""
 
@@ -190,7 +193,7 @@ def read(record: Record) -> Reading:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"plan: {error}") from error
-    return Reading(record, plan, load_progress(record.progress))
+    return _reading_of((record, plan, load_progress(record.progress)))
 
 
 # The common case of a progress is three words: no JSON is read or written on the hot path.

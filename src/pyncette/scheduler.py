@@ -21,7 +21,16 @@ from pyncette.errors import PyncetteException, StoreError
 from pyncette.execution import Execution, RunContext, TaskParts, compose
 from pyncette.lifecycle import Rules, Wanted
 from pyncette.model import ExecutionMode, MiddlewareFunc
-from pyncette.record import ABSENT, STATIC_GROUP, Change, Record, State, UnreadableRecord, read
+from pyncette.record import (
+    ABSENT,
+    STATIC_GROUP,
+    Change,
+    Delete,
+    Record,
+    State,
+    UnreadableRecord,
+    read,
+)
 from pyncette.schedule import NewerFormat, dumps
 from pyncette.settler import Lane
 from pyncette.sources import NEVER, AskedSource, Sources
@@ -117,6 +126,7 @@ class Scheduler:
         self.context_class = context_class
         self._last_tick = clock.microseconds()
         self.executions: set[Execution] = set()
+        self.notes_runners = not hasattr(executor, "cancel")
         self._store = store
         self._executor = executor
         self._tasks = tasks
@@ -173,6 +183,13 @@ class Scheduler:
         self._stopping = True
         self._ring()
 
+    def cancel(self) -> None:
+        """Cancels what runs, and lets nothing start any more."""
+        for execution in list(self.executions):
+            execution.cancel()
+        if not self.notes_runners:
+            self._executor.cancel()  # type: ignore[attr-defined]
+
     def wake(self, group: str, key: str, due_at: int) -> None:
         """A record comes due at this instant, perhaps sooner than was known."""
         source = self._sources.find(group, key)
@@ -196,9 +213,9 @@ class Scheduler:
         self._ring()
 
     def wrote(self, write: Write) -> None:
-        due_at = getattr(write.change, "due_at", None)
-        if due_at is not None:
-            self.wake(write.group, write.key, due_at)
+        change = write.change
+        if not isinstance(change, Delete) and change.due_at is not None:
+            self.wake(write.group, write.key, change.due_at)
         if self._starved:
             self._ring()
 
@@ -310,13 +327,14 @@ class Scheduler:
         self._succeeded()
         self._note_next_asks(question, claimed)
         slow = self.clock.monotonic() - sent
-        tasks = {(source.group, source.key): source.task for source in question.asked}
+        parts_of = {
+            (source.group, source.key): self._task_parts(source.task) for source in question.asked
+        }
         left = iter(claimed.records)
         try:
             for record in left:
                 key = record.key if record.group == STATIC_GROUP else None
-                parts = self._task_parts(tasks[record.group, key])
-                execution = self._execution(parts, record, sent, slow)
+                execution = self._execution(parts_of[record.group, key], record, sent, slow)
                 if execution is not None:
                     await self._start(execution)
         except asyncio.CancelledError:

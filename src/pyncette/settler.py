@@ -109,7 +109,7 @@ class Lane:
         aboard: set[Identity] = set()
         left_behind: list[Entry] = []
         for queue in (self._urgent, self._queue):
-            while queue and len(batch) < FLIGHT_MAX:
+            for _ in range(min(len(queue), FLIGHT_MAX - len(batch))):
                 entry = queue.popleft()
                 try:
                     write = entry.build(now)
@@ -120,7 +120,7 @@ class Lane:
                     continue
                 if write is None:
                     continue
-                identity = (write.group, write.key)
+                identity = write[:2]
                 if identity in aboard:
                     left_behind.append(entry)
                     continue
