@@ -246,17 +246,12 @@ def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:
+    group, key, _, version, token, _, _, plan, args, unchanged = record
     due_at, state, starts, progress = patch
-    version = next_version(record.version, now)
-    shelf.put(
-        record._replace(
-            due_at=due_at,
-            state=state,
-            starts=starts,
-            version=version,
-            progress=record.progress if progress is None else progress,
-        )
-    )
+    version = next_version(version, now)
+    if progress is None:
+        progress = unchanged
+    shelf.put(record_of((group, key, due_at, version, token, state, starts, plan, args, progress)))
     return version
 
 
