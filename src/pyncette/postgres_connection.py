@@ -62,15 +62,18 @@ _MISCONFIGURED: Final = (
 
 # Settings of connections of our own. Every statement of the store is served by an index; a plan
 # made while the table was tiny must not read all of it when it has grown, and none is worth being
-# made anew for each call.
+# made anew for each call. A server that is too old to know one of them goes without.
 SESSION: Final = """\
-SET plan_cache_mode = force_generic_plan;
-SET enable_seqscan = off;
-SET enable_bitmapscan = off;
-SET enable_hashjoin = off;
-SET enable_mergejoin = off;
-SET jit = off;
-SET default_transaction_isolation = 'read committed'"""
+SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
+    ('plan_cache_mode', 'force_generic_plan'),
+    ('enable_seqscan', 'off'),
+    ('enable_bitmapscan', 'off'),
+    ('enable_hashjoin', 'off'),
+    ('enable_mergejoin', 'off'),
+    ('enable_memoize', 'off'),
+    ('jit', 'off'),
+    ('default_transaction_isolation', 'read committed')
+) AS ours(option, wanted) ON name = option"""
 
 
 def place_of(url: str) -> str:

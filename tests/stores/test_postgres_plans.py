@@ -1,0 +1,222 @@
+"""How PostgreSQL reads the table: by an index, whatever it believes about sizes, and little of it.
+
+Every statement of the store is planned for parameters that are not known (`force_generic_plan`),
+on a table of 200,000 records with ordinary settings, since a pool of the application's has these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.servers import url
+from tests.stores.postgres_place import new_table, place_at, run_sql
+
+from pyncette.clock import realtime
+from pyncette.postgres_connection import SESSION
+from pyncette.postgres_table import PostgresTable, schema_sql
+from pyncette.record import DELETE
+from pyncette.store import Group, Write
+from pyncette.testing.conformance import Place
+from pyncette.testing.suite.harness import LEASE, NOW, a_group, new
+
+RECORDS = 200_000
+FILL = """INSERT INTO {table} SELECT 'group ' || n % 4, 'key ' || n, {now} - {count} + n, {now} - 1,
+    NULL, 'scheduled', 0, '1 plan', '1 {{}}', '1 - born' FROM generate_series(1, {count}) AS n"""
+
+BEGINNING = -(1 << 62)
+SOURCES = (["group 1"], [None], [BEGINNING], [NOW], [100], [LEASE])
+CLAIM = (*SOURCES, 100, NOW, "mine", LEASE)
+
+ARRAYS = (["group 1"] * 3, ["key 1", "key 5", "key 9"], [NOW - 1] * 3, [None] * 3)
+PATCH = (NOW, [NOW] * 3, ["running"] * 3, [1] * 3, [None] * 3)
+PUT = (NOW, [NOW] * 3, ["s"] * 3, [None] * 3, [1] * 3, ["p"] * 3, ["a"] * 3, ["g"] * 3)
+INSERT = (["group 1"], ["new"], NOW, [NOW], ["s"], [None], [0], ["p"], ["a"], ["g"])
+RANGE = ("group 1", "key 1", "key", "kez")
+
+
+@pytest.fixture(scope="module")
+def big() -> Iterator[PostgresTable]:
+    address, table = url("postgres"), new_table()
+    run_sql(address, *schema_sql(table).split(";\n")[:-1])
+    run_sql(
+        address,
+        FILL.format(table=table, now=NOW, count=RECORDS),
+        f"VACUUM ANALYZE {table}",
+    )
+    yield PostgresTable(table)
+    run_sql(address, f"DROP TABLE {table}")
+
+
+def literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(map(literal, value))}]"
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+async def explain(connection: Any, statement: str, parameters: tuple[Any, ...]) -> str:
+    """The plan for parameters that are not known, and what came of running it, undone again."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    await connection.execute(f"PREPARE it AS {statement}")
+    await connection.execute("BEGIN")
+    values = ", ".join(map(literal, parameters))
+    rows = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, SUMMARY OFF) EXECUTE it({values})")
+    await connection.execute("ROLLBACK")
+    await connection.execute("DEALLOCATE it")
+    return "\n".join(row[0] for row in rows)
+
+
+def pages_of(plan: str) -> int:
+    """How many pages a plan looked at: those of its topmost node."""
+    found = re.search(r"shared hit=(\d+)(?: read=(\d+))?", plan)
+    assert found is not None, plan
+    return int(found[1]) + int(found[2] or 0)
+
+
+def planned(statement: str, parameters: tuple[Any, ...], session: str = "") -> str:
+    async def main() -> str:
+        connection = await asyncpg.connect(url("postgres"))
+        try:
+            if session:
+                await connection.execute(session)
+            return await explain(connection, statement, parameters)
+        finally:
+            await connection.close()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "pages_max"),
+    [
+        ("claim", CLAIM, 1_800),
+        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:]), 60),
+        ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100), 20),
+        ("delete", ARRAYS, 60),
+        ("patch", (*ARRAYS, *PATCH), 100),
+        ("put", (*ARRAYS, *PUT), 100),
+        ("insert", INSERT, 60),
+        ("get", ARRAYS[:2], 20),
+        ("last_examined", (*RANGE, 1_000), 1_100),
+        ("page", (*RANGE, "kez", None, None, 101), 150),
+        ("page", (*RANGE, "kez", NOW, ["scheduled"], 101), 150),
+    ],
+)
+@pytest.mark.parametrize("session", ["", SESSION], ids=["ordinary", "ours"])
+def test_a_statement_reads_by_an_index(
+    big: PostgresTable, name: str, parameters: tuple[Any, ...], pages_max: int, session: str
+) -> None:
+    statement = big._claim_of(100) if name.startswith("claim") else getattr(big, f"_{name}")
+    plan = planned(statement, parameters, session)
+    assert f"Seq Scan on {big.name}" not in plan, plan
+    assert "Sort Key: r" not in plan, plan
+    assert "Bitmap" not in plan, plan
+    assert pages_of(plan) <= pages_max, plan
+
+
+def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
+    address, table = url("postgres"), new_table()
+    run_sql(address, *schema_sql(table).split(";\n")[:-1])
+    run_sql(address, FILL.format(table=table, now=NOW, count=3), f"ANALYZE {table}")
+    statements = PostgresTable(table)
+
+    async def main() -> None:
+        connection = await asyncpg.connect(address)
+        try:
+            await connection.execute(SESSION)
+            for statement, parameters in (
+                (statements._claim_of(100), CLAIM),
+                (statements._delete, ARRAYS),
+                (statements._patch, (*ARRAYS, *PATCH)),
+                (statements._get, ARRAYS[:2]),
+            ):
+                plan = await explain(connection, statement, parameters)
+                assert f"Seq Scan on {table}" not in plan, plan
+        finally:
+            await connection.close()
+
+    asyncio.run(main())
+    run_sql(address, f"DROP TABLE {table}")
+
+
+def test_a_claim_stays_small_while_somebody_keeps_an_old_snapshot_open() -> None:
+    """What was settled meanwhile stays in the index, where claims begin to read."""
+    runs = 10_000
+    sources = [Group("group 1", LEASE, 1_000, NOW)]
+
+    async def main(place: Place) -> None:
+        table = PostgresTable(place.configuration["postgres_table_name"])
+        old = await asyncpg.connect(url("postgres"))
+        connection = await asyncpg.connect(url("postgres"))
+        try:
+            async with place.open():
+                pass
+            await connection.execute(FILL.format(table=table.name, now=NOW, count=4 * runs))
+            await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
+            for number in range(runs // 1_000 - 1):
+                claimed = await table.claim(connection, sources, 1_000, NOW, f"{number}", False)
+                done = [
+                    Write(*record[:2], DELETE, record.version, record.token)
+                    for record in claimed.records
+                ]
+                await table.write(connection, done, NOW)
+            [since] = table._marks.before_claim(["group 1"], NOW)
+            parameters = (["group 1"], [None], [since], *CLAIM[3:])
+            marked = pages_of(await explain(connection, table._claim_of(100), parameters))
+            parameters = (["group 1"], [None], [BEGINNING], *CLAIM[3:])
+            unmarked = pages_of(await explain(connection, table._claim_of(100), parameters))
+            # Of a claim of 100, most are the new versions of its rows and their entries.
+            assert marked < 1_300
+            assert unmarked > marked + 1_000
+        finally:
+            old.terminate()
+            await connection.close()
+
+    with place_at(url("postgres")) as place:
+        asyncio.run(main(place))
+
+
+def test_what_this_opening_writes_before_its_mark_is_claimed_at_once() -> None:
+    async def main(place: Place) -> None:
+        async with place.open() as store:
+            await store.write([new("reports", "a", due_at=NOW)], NOW)
+            assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 1
+            await store.write([new("reports", "b", due_at=5)], NOW)
+            assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 1
+
+    with place_at(url("postgres")) as place:
+        asyncio.run(main(place))
+
+
+def test_what_others_write_before_the_mark_is_claimed_within_a_second() -> None:
+    async def main(place: Place) -> None:
+        async with place.open() as store, place.open() as other:
+            await store.claim([a_group()], 10, NOW, "mine")
+            await other.write([new("reports", "a", due_at=5)], NOW)
+            later = NOW + 1_000_000
+            assert len((await store.claim([a_group()], 10, later, "mine")).records) == 1
+
+    with place_at(url("postgres")) as place:
+        asyncio.run(main(place))
+
+
+def test_what_others_write_before_the_mark_is_claimed_once_they_have_notified() -> None:
+    async def main(place: Place) -> None:
+        async with place.open() as store, place.open() as other:
+            heard: asyncio.Queue[object] = asyncio.Queue()
+            await store.watch(["reports"], heard.put_nowait)
+            async with realtime.timeout(30):
+                assert await heard.get() is None
+                await store.claim([a_group()], 10, NOW, "mine")
+                await other.write([new("reports", "a", due_at=5)], NOW, wake=["reports"])
+                await heard.get()
+            assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 1
+
+    with place_at(url("postgres")) as place:
+        asyncio.run(main(place))
