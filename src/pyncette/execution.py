@@ -18,7 +18,7 @@ from pyncette.clock import Clock, from_microseconds
 from pyncette.errors import LeaseLostException
 from pyncette.lifecycle import Rules, Verdict
 from pyncette.model import Context, MiddlewareFunc
-from pyncette.record import Change, Reading, Record, read
+from pyncette.record import Change, Delete, Reading, Record, read
 from pyncette.settler import Lane
 from pyncette.store import Applied, Result, Write, write_of
 from pyncette.task import Task
@@ -98,6 +98,20 @@ class TaskParts(NamedTuple):
     at_most_once: bool
 
 
+class Batch(NamedTuple):
+    """What the executions of a task from one claim share.
+
+    Attributes:
+        parts: The task.
+        start_before: The monotonic instant at which their leases may have ended.
+        extend: Whether much of the leases was gone when the answer came.
+    """
+
+    parts: TaskParts
+    start_before: float
+    extend: bool
+
+
 class Execution:
     """One execution of one record.
 
@@ -107,24 +121,14 @@ class Execution:
     # What is seldom otherwise costs nothing to set.
     _lost = False
     _error: str | None = None
+    begun = False
     ended = False
     runner: asyncio.Task[Any] | None = None
 
-    def __init__(
-        self, parts: TaskParts, reading: Reading, start_before: float, extend: bool
-    ) -> None:
-        """Prepares an execution.
-
-        Args:
-            parts: The task.
-            reading: The record as claimed.
-            start_before: The monotonic instant at which the lease may have ended.
-            extend: Whether much of the lease is gone already.
-        """
-        self._parts = parts
+    def __init__(self, batch: Batch, reading: Reading) -> None:
+        """Prepares an execution of a record as claimed."""
+        self._parts, self._start_before, self._extend = batch
         self.reading = reading
-        self._start_before = start_before
-        self._extend = extend
 
     # What the body sees.
 
@@ -156,6 +160,7 @@ class Execution:
         """Runs it, unless it may not start any more."""
         parts = self._parts
         runtime = parts.runtime
+        self.begun = True
         try:
             if runtime.notes_runners:
                 self.runner = asyncio.current_task()
@@ -221,7 +226,8 @@ class Execution:
     def resolve(self, result: Result, write: Write, now: int) -> bool:
         """Takes the store's answer to the outcome."""
         if isinstance(result, Applied):
-            self._parts.runtime.wrote(write)
+            if not isinstance(write.change, Delete):
+                self._parts.runtime.wrote(write)
             return False
         found = self.meet(result.current)
         if found is Verdict.LOST:
@@ -387,4 +393,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS_MAX]
 
 
-__all__ = ["Execution", "Handler", "RunContext", "Runtime", "TaskParts", "compose", "describe"]
+__all__ = [
+    "Batch",
+    "Execution",
+    "Handler",
+    "RunContext",
+    "Runtime",
+    "TaskParts",
+    "compose",
+    "describe",
+]

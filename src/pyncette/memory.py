@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
 from pyncette.store import (
@@ -29,6 +29,8 @@ from pyncette.store import (
     Write,
     next_version,
 )
+
+_GONE: Final = Applied(ABSENT)
 
 
 class _Shelf:
@@ -126,16 +128,17 @@ class MemoryStore:
                 held = held[: min(room[number], limit - len(claimed))]
                 room[number] -= len(held)
                 claimed += held
-        for number, source in enumerate(sources):
+        for source, left in zip(sources, room, strict=True):
             shelf = self._shelves.get(source.group)
             if shelf is None:
                 continue
-            for _ in range(min(room[number], limit - len(claimed))):
+            before = source.before if isinstance(source, Group) else now
+            due_at = now + source.lease
+            for _ in range(min(left, limit - len(claimed))):
                 record = _soonest(shelf, source)
-                before = source.before if isinstance(source, Group) else now
                 if record is None or record.due_at is None or record.due_at > before:
                     break
-                claimed.append(_take(shelf, record, source, now, token))
+                claimed.append(_take(shelf, record, due_at, now, token))
         return Claimed(claimed, [self._next_due(source) for source in sources])
 
     def _taken_before(self, source: Source, now: int, token: str) -> list[Record]:
@@ -172,9 +175,9 @@ class MemoryStore:
         shelf = self._shelves.get(group)
         current = None if shelf is None else shelf.records.get(key)
         version = ABSENT if current is None else current.version
-        if expect not in (version, ANY) or (
-            token is not None and (current is None or current.token != token)
-        ):
+        if expect != version and expect != ANY:
+            return Refused(current)
+        if token is not None and (current is None or current.token != token):
             return Refused(current)
         if isinstance(change, Put):
             if shelf is None:
@@ -186,12 +189,12 @@ class MemoryStore:
             )
             return Applied(version)
         if current is None or shelf is None:
-            return Applied(ABSENT)
+            return _GONE
         if isinstance(change, Delete):
             shelf.remove(key)
             if not shelf.records:
                 del self._shelves[group]
-            return Applied(ABSENT)
+            return _GONE
         return Applied(_patch(shelf, current, change, now))
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
@@ -234,10 +237,9 @@ def _soonest(shelf: _Shelf, source: Source) -> Record | None:
     return shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
 
 
-def _take(shelf: _Shelf, record: Record, source: Source, now: int, token: str) -> Record:
+def _take(shelf: _Shelf, record: Record, due_at: int, now: int, token: str) -> Record:
     group, key, _, version, _, _, starts, plan, args, progress = record
     version = next_version(version, now)
-    due_at = now + source.lease
     taken = record_of(
         (group, key, due_at, version, token, State.RUNNING, starts + 1, plan, args, progress)
     )

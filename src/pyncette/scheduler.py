@@ -11,15 +11,17 @@ import logging
 import math
 import random
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager
+from operator import attrgetter
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette import lifecycle
 from pyncette.clock import Clock, StoreClock
 from pyncette.errors import PyncetteException, StoreError
-from pyncette.execution import Execution, RunContext, TaskParts, compose
-from pyncette.lifecycle import Rules, Wanted
+from pyncette.execution import Batch, Execution, RunContext, TaskParts, compose
+from pyncette.lifecycle import SUSPECT_STARTS, Rules, Wanted
 from pyncette.model import ExecutionMode, MiddlewareFunc
 from pyncette.record import (
     ABSENT,
@@ -56,6 +58,9 @@ STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
 MEASURE_INTERVAL_S: Final = 10.0
 """So often is the store's clock looked at; two clocks drift apart by some 50 us/s at most."""
+
+
+_group_of_record = attrgetter("group")
 
 
 class Executor(Protocol):
@@ -123,6 +128,7 @@ class Scheduler:
         """
         self.clock = clock
         self.lane = lane
+        lane.landed = self.landed
         self.context_class = context_class
         self._last_tick = clock.microseconds()
         self.executions: set[Execution] = set()
@@ -216,6 +222,9 @@ class Scheduler:
         change = write.change
         if not isinstance(change, Delete) and change.due_at is not None:
             self.wake(write.group, write.key, change.due_at)
+
+    def landed(self) -> None:
+        """A flight of outcomes has come back: there may be room for more."""
         if self._starved:
             self._ring()
 
@@ -326,15 +335,20 @@ class Scheduler:
         self._unanswered = None
         self._succeeded()
         self._note_next_asks(question, claimed)
-        slow = self.clock.monotonic() - sent
-        parts_of = {
-            (source.group, source.key): self._task_parts(source.task) for source in question.asked
+        took = self.clock.monotonic() - sent
+        asked = {
+            source.group if source.key is None else source.key: source.task
+            for source in question.asked
         }
+        batches: dict[Task, Batch] = {}
         left = iter(claimed.records)
         try:
             for record in left:
-                key = record.key if record.group == STATIC_GROUP else None
-                execution = self._execution(parts_of[record.group, key], record, sent, slow)
+                task = asked[record.key if record.group == STATIC_GROUP else record.group]
+                batch = batches.get(task)
+                if batch is None:
+                    batch = batches[task] = self._batch(task, sent, took)
+                execution = self._execution(batch, record)
                 if execution is not None:
                     await self._start(execution)
         except asyncio.CancelledError:
@@ -350,10 +364,8 @@ class Scheduler:
             await self._reconcile(unplanned, replan=False)
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
-        yielded: dict[tuple[str, str | None], int] = {}
-        for record in claimed.records:
-            identity = (record.group, record.key if record.group == STATIC_GROUP else None)
-            yielded[identity] = yielded.get(identity, 0) + 1
+        # A static task that was claimed has nothing due any more: groups are what counts.
+        yielded = Counter(map(_group_of_record, claimed.records))
         full = len(claimed.records) >= question.limit
         longest = self._settings.poll_interval
         for source, next_due in zip(question.asked, claimed.next_due, strict=True):
@@ -362,17 +374,21 @@ class Scheduler:
             if next_due > question.now:
                 source.backoff = 0
                 self._sources.ask_by(source, next_due)
-            elif full or yielded.get((source.group, source.key), 0) >= question.share:
+            elif full or (source.key is None and yielded[source.group] >= question.share):
                 source.backoff = 0
                 self._sources.ask_by(source, question.now)
             else:
                 self._sources.hold_off(source, question.now, longest)
 
-    def _execution(
-        self, parts: TaskParts, record: Record, sent: float, slow: float
-    ) -> Execution | None:
+    def _batch(self, task: Task, sent: float, took: float) -> Batch:
+        parts = self._task_parts(task)
+        lease_s = parts.lease / 1_000_000
+        return Batch(parts, sent + lease_s, took > lease_s / 10)
+
+    def _execution(self, batch: Batch, record: Record) -> Execution | None:
         """What a claimed record leads to: an execution, or its being given up."""
         now = self._last_tick
+        task = batch.parts.task
         try:
             reading = read(record)
         except NewerFormat as error:
@@ -380,20 +396,19 @@ class Scheduler:
             delay = min(
                 self._settings.poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX
             )
-            logger.warning("%s of %s is for a newer worker: %s", record.key, parts.task, error)
+            logger.warning("%s of %s is for a newer worker: %s", record.key, task, error)
             self._give_back(record, now, delay)
             return None
         except UnreadableRecord as error:
-            logger.error("%s of %s is unreadable and parked: %s", record.key, parts.task, error)
+            logger.error("%s of %s is unreadable and parked: %s", record.key, task, error)
             reason, born = str(error), secrets.token_hex(4)
             self._give_up(record, lambda record: lifecycle.parked(record, reason, born))
             return None
         if self._stopping:
             self._give_back(record, now)
             return None
-        lease_s = parts.lease / 1_000_000
-        execution = Execution(parts, reading, sent + lease_s, slow > lease_s / 10)
-        if record.starts >= lifecycle.SUSPECT_STARTS:
+        execution = Execution(batch, reading)
+        if record.starts >= SUSPECT_STARTS:
             if self._suspect is not None:
                 self._give_back(record, now, SUSPECT_DELAY)
                 return None
@@ -417,7 +432,7 @@ class Scheduler:
 
     def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
         """Gives back what the executor was handed, unless it has begun."""
-        if execution.runner is None:
+        if not execution.begun:
             run.close()
             self.ended(execution)
             self._give_back(execution.reading.record, self.clock.microseconds(), delay)

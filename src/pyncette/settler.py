@@ -44,7 +44,13 @@ Commit = Callable[[Sequence[Write], int], Awaitable[list[Result]]]
 
 
 class Lane:
-    """A queue of entries and the flights that empty it."""
+    """A queue of entries and the flights that empty it.
+
+    Attributes:
+        landed: Called when a flight has come back, if set.
+    """
+
+    landed: Callable[[], None] | None = None
 
     def __init__(self, commit: Commit, now: Callable[[], int]) -> None:
         """Creates an empty lane.
@@ -97,6 +103,8 @@ class Lane:
                     if entry.resolve(result, write, now)
                 ]
                 self._urgent.extendleft(reversed(again))
+                if self.landed is not None:
+                    self.landed()
         finally:
             self._flights = None
             if self._queue or self._urgent:  # cancelled from outside: the loop is being closed
