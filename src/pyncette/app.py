@@ -48,7 +48,7 @@ KNOWN_OPTIONS: Final = (
         f"dynamodb_{name}"
         for name in (
             *("region_name", "endpoint", "table_name", "partition_prefix", "skip_table_create"),
-            "client",
+            *("pool_size", "client"),
         )
     ),
 )

@@ -1,0 +1,299 @@
+"""The store in an Amazon DynamoDB table.
+
+This module reads the options, opens client and table, and shares the connections out: claims and
+outcomes of runs have some each, so that they never wait behind what users ask for. The layout and
+the requests are in :mod:`pyncette.dynamodb_table`, the client's errors and its retries in
+:mod:`pyncette.dynamodb_requests`. What a claim is made of is in :mod:`pyncette.cas`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pyncette.cas import CasStore
+from pyncette.clock import SystemClock, realtime
+from pyncette.dynamodb_clock import WIDTH_GOOD, DateClock
+from pyncette.dynamodb_requests import Requests, open_client, place_of, repeats_by_itself
+from pyncette.dynamodb_table import (
+    DynamoTable,
+    RecordTooLargeError,
+    check_size,
+    definition,
+    describe_foreign_table,
+    has_layout,
+)
+from pyncette.errors import StoreError, StoreMisconfiguredError
+from pyncette.options import whole_number
+from pyncette.record import CONTROL_GROUP, Record
+from pyncette.store import Claimed, Filter, Identity, Page, Result, Source, WakeCallback, Write
+
+logger = logging.getLogger(__name__)
+
+READY_PAUSE_S: Final = 0.2
+"""Between two looks at a table that is being made."""
+
+POOL_SIZE_MIN: Final = 3
+"""A connection each for claims, for the outcomes of runs, and for what users ask for."""
+
+PREFIX_BYTES_MAX: Final = 256
+
+NARROWING_MAX: Final = 12
+"""So many well-placed looks at the server's clock are more than enough."""
+
+_TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}", re.ASCII)
+_CLOCK: Final = (CONTROL_GROUP, ":clock")
+"""What is asked for to see the clock: nothing that is ever there."""
+
+
+@dataclass(frozen=True)
+class DynamoDBOptions:
+    """The options of the store.
+
+    Attributes:
+        table_name: The table; made where it is missing.
+        region_name: The region; None: as the environment says.
+        endpoint: The URL of the service, where it is not that of the region.
+        partition_prefix: Keeps apart what several applications have in one table.
+        skip_table_create: Never make the table.
+        pool_size: Most connections of a client of our own.
+        client: A client of the application's, in place of our own.
+
+    Raises:
+        ValueError: One of them makes no sense.
+    """
+
+    table_name: str
+    region_name: str | None = None
+    endpoint: str | None = None
+    partition_prefix: str = ""
+    skip_table_create: bool = False
+    pool_size: int = 30
+    client: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.table_name, str) or not _TABLE_NAME.fullmatch(self.table_name):
+            raise ValueError(
+                f"Table name {self.table_name!r} (dynamodb_table_name) must be made of 3 to 255 "
+                "letters, digits, underscores, hyphens and dots"
+            )
+        if self.region_name is not None and (
+            not isinstance(self.region_name, str) or not self.region_name
+        ):
+            raise ValueError(
+                f"dynamodb_region_name must be a name such as 'eu-west-1', not {self.region_name!r}"
+            )
+        if self.endpoint is not None:
+            _check_endpoint(self.endpoint)
+        prefix = self.partition_prefix
+        if not isinstance(prefix, str) or len(prefix.encode()) > PREFIX_BYTES_MAX:
+            raise ValueError(
+                f"dynamodb_partition_prefix must be a text of at most {PREFIX_BYTES_MAX} bytes, "
+                f"not {prefix!r}"
+            )
+        whole_number("dynamodb_pool_size", self.pool_size, POOL_SIZE_MIN, 1_000)
+        if self.client is not None and not callable(
+            getattr(self.client, "batch_execute_statement", None)
+        ):
+            raise ValueError(
+                "dynamodb_client must be a client for 'dynamodb' made by aiobotocore, not "
+                f"{type(self.client).__name__}"
+            )
+
+
+def _check_endpoint(endpoint: Any) -> None:
+    parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"dynamodb_endpoint must be a URL such as 'http://localhost:8000', not {endpoint!r}"
+        )
+    if parts.username is not None:
+        # Not quoted.
+        raise ValueError(
+            "dynamodb_endpoint must not hold credentials: they are taken from the environment, "
+            "as every AWS program does"
+        )
+
+
+@asynccontextmanager
+async def dynamodb_repository(
+    *,
+    dynamodb_table_name: str,
+    dynamodb_region_name: str | None = None,
+    dynamodb_endpoint: str | None = None,
+    dynamodb_partition_prefix: str = "",
+    dynamodb_skip_table_create: bool = False,
+    dynamodb_pool_size: int = 30,
+    dynamodb_client: Any = None,
+    **_ignored: Any,
+) -> AsyncIterator[DynamoDBStore]:
+    """Opens a store in a DynamoDB table, with the AWS credentials of the environment.
+
+    Args:
+        dynamodb_table_name: The table, made where it is missing (on demand, not provisioned).
+        dynamodb_region_name: The region, if the environment does not say it.
+        dynamodb_endpoint: The URL of the service, if it is not that of the region.
+        dynamodb_partition_prefix: Stands before every group. Applications with prefixes of their
+            own share a table without seeing each other.
+        dynamodb_skip_table_create: It is made by somebody else, see :func:`table_definition`.
+        dynamodb_pool_size: Most connections to open; at least 3.
+        dynamodb_client: A client for ``dynamodb`` made by aiobotocore, to use and to leave open.
+            The three options on region, endpoint and pool are its own affair then.
+
+    Raises:
+        ValueError: An option makes no sense.
+        StoreMisconfiguredError: There are no credentials or no region, they do not suffice, or
+            the table is missing or not one of ours.
+        StoreUnavailableError: The service cannot be reached.
+    """
+    options = DynamoDBOptions(
+        dynamodb_table_name,
+        dynamodb_region_name,
+        dynamodb_endpoint,
+        dynamodb_partition_prefix,
+        dynamodb_skip_table_create,
+        dynamodb_pool_size,
+        dynamodb_client,
+    )
+    async with AsyncExitStack() as stack:
+        client = options.client
+        if client is None:
+            client = await stack.enter_async_context(
+                open_client(options.region_name, options.endpoint, options.pool_size)
+            )
+        elif repeats_by_itself(client):
+            logger.warning(
+                "The client given as dynamodb_client repeats calls by itself, for longer than a "
+                "lease may last. Make it with Config(retries={'total_max_attempts': 1})"
+            )
+        store = DynamoDBStore(options, client)
+        stack.push_async_callback(store.close)
+        await store.open()
+        yield store
+
+
+def table_definition(table_name: str) -> dict[str, Any]:
+    """The table and its index, as ``CreateTable`` wants them: for those who make it themselves."""
+    return definition(DynamoDBOptions(table_name).table_name)
+
+
+class DynamoDBStore:
+    """See :class:`pyncette.store.Store`. Made by :func:`dynamodb_repository`."""
+
+    def __init__(self, options: DynamoDBOptions, client: Any) -> None:
+        self._options = options
+        self._clock = DateClock(SystemClock())
+        self._narrowing: asyncio.Task[None] | None = None
+        self._place = place_of(client, options.table_name)
+        size = client.meta.config.max_pool_connections
+        third = max(size // 3, 1)
+        self._requests = Requests(client, self._place, max(size - 2 * third, 1), self._clock)
+        self._claims = self._part(Requests(client, self._place, third, self._clock))
+        self._outcomes = self._part(Requests(client, self._place, third, self._clock))
+        self._users = self._part(self._requests)
+
+    def _part(self, requests: Requests) -> CasStore:
+        """The store on connections of its own."""
+        options = self._options
+        return CasStore(DynamoTable(requests, options.table_name, options.partition_prefix))
+
+    async def open(self) -> None:
+        """Reaches the service, and makes the table where it is missing."""
+        described = await self._described()
+        if described is None:
+            if self._options.skip_table_create:
+                raise StoreMisconfiguredError(
+                    f"{self._place} does not exist, and dynamodb_skip_table_create is set. "
+                    "pyncette.dynamodb.table_definition() tells how to make it."
+                )
+            logger.info("%s is being made", self._place)
+            # Another worker may be quicker.
+            await self._requests.make(
+                "create_table",
+                tolerated=("ResourceInUseException",),
+                **definition(self._options.table_name),
+            )
+        elif not has_layout(described, self._options.table_name):
+            raise StoreMisconfiguredError(describe_foreign_table(described, self._place))
+        while described is None or not _is_ready(described):
+            if described is not None:
+                await realtime.sleep(READY_PAUSE_S)
+            described = await self._described()
+
+    async def _described(self) -> dict[str, Any] | None:
+        answer = await self._requests.make(
+            "describe_table",
+            tolerated=("ResourceNotFoundException",),
+            TableName=self._options.table_name,
+        )
+        described: dict[str, Any] | None = answer.get("Table")
+        return described
+
+    async def close(self) -> None:
+        """Ends what goes on in the background. The client is whose it was."""
+        if self._narrowing is not None:
+            self._narrowing.cancel()
+            await asyncio.wait([self._narrowing])
+
+    async def claim(
+        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+    ) -> Claimed:
+        return await self._claims.claim(sources, limit, now, token, repeated)
+
+    async def write(
+        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
+    ) -> list[Result]:
+        of_runs = any(write.token is not None for write in batch)
+        if not of_runs:
+            for write in batch:
+                check_size((write.group, write.key), write.change)
+        store = self._outcomes if of_runs else self._users
+        return await store.write(batch, now)
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        return await self._users.get(identities)
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        return await self._users.scan(group, where, cursor, limit)
+
+    async def now(self) -> int | None:
+        await self._claims.get([_CLOCK])
+        if self._clock.width > WIDTH_GOOD and (self._narrowing is None or self._narrowing.done()):
+            self._narrowing = asyncio.create_task(self._narrow(), name="pyncette store's clock")
+        return self._clock.now()
+
+    async def _narrow(self) -> None:
+        """Looks at the server's clock whenever that tells most, until it is well known."""
+        try:
+            for _ in range(NARROWING_MAX):
+                if self._clock.width <= WIDTH_GOOD:
+                    return
+                await realtime.sleep(self._clock.next_telling())
+                await self._claims.get([_CLOCK])
+        except StoreError as error:
+            logger.debug("The server's clock cannot be seen for now: %s", error)
+
+    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> None:
+        return None
+
+
+def _is_ready(described: dict[str, Any]) -> bool:
+    """Whether table and index can be used: while they are changed they can."""
+    statuses = [described["TableStatus"]]
+    statuses += [index["IndexStatus"] for index in described.get("GlobalSecondaryIndexes", ())]
+    return all(status in ("ACTIVE", "UPDATING") for status in statuses)
+
+
+__all__ = [
+    "DynamoDBOptions",
+    "DynamoDBStore",
+    "RecordTooLargeError",
+    "dynamodb_repository",
+    "table_definition",
+]

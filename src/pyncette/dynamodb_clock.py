@@ -1,0 +1,108 @@
+"""The clock of a server that tells its time in whole seconds only, with every answer.
+
+Knows how to narrow many rough readings down to a good one. Who asks the server is not its concern.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyncette.clock import Clock
+
+RESOLUTION: Final = 1_000_000
+"""What a ``Date`` header is rounded down to, in microseconds."""
+
+WIDTH_MIN: Final = 10_000
+"""Nothing narrower is believed: one service has many machines, a few milliseconds apart."""
+
+WIDTH_GOOD: Final = 25_000
+"""Narrow enough, in microseconds."""
+
+DRIFT_PPM: Final = 500
+"""By how much two clocks may drift apart, in parts per million."""
+
+
+class DateClock:
+    """What is known of the clock of a server.
+
+    An answer says in which second it was given, somewhere between sending and receiving. So the
+    server's time less our monotonic time lies in an interval of one second and the time the call
+    took. The intervals of all answers are intersected: the server's seconds begin at other moments
+    of our calls each time, and a few well-placed ones are enough for milliseconds.
+
+    Inside the interval the machine's own clock is believed, which on most machines is right to
+    milliseconds at once; what contradicts the server is not.
+
+    Args:
+        source: The machine's clock.
+    """
+
+    def __init__(self, source: Clock) -> None:
+        self._source = source
+        # The server's time less ours lies between the first two, as known at the third.
+        self._known: tuple[int, int, int] | None = None
+        self._contradicted = 0
+
+    @property
+    def width(self) -> int:
+        """Microseconds within which the server's time is not known."""
+        if self._known is None:
+            return RESOLUTION
+        lowest, highest = self._at(self._monotonic())
+        return highest - lowest
+
+    def monotonic(self) -> float:
+        """What :meth:`observe` wants to know, in seconds."""
+        return self._source.monotonic()
+
+    def observe(self, sent: float, received: float, date: int) -> None:
+        """Takes in an answer.
+
+        Args:
+            sent, received: :meth:`monotonic` just before and just after the call.
+            date: The second in which the server answered, in microseconds since the epoch.
+        """
+        at = round(received * 1_000_000)
+        lowest = date - at
+        highest = date + RESOLUTION - round(sent * 1_000_000)
+        if self._known is not None:
+            known_lowest, known_highest = self._at(at)
+            direction = (lowest > known_highest) - (highest < known_lowest)
+            if direction == 0:
+                lowest, highest = max(lowest, known_lowest), min(highest, known_highest)
+            elif direction != self._contradicted:
+                # One odd answer; another one like it says that the server's clock was moved.
+                self._contradicted = direction
+                return
+        self._contradicted = 0
+        missing = WIDTH_MIN - (highest - lowest)
+        if missing > 0:
+            lowest, highest = lowest - missing // 2, highest + missing // 2
+        self._known = lowest, highest, at
+
+    def now(self) -> int | None:
+        """The server's time, in microseconds since the epoch; None before the first answer."""
+        if self._known is None:
+            return None
+        at = self._monotonic()
+        lowest, highest = self._at(at)
+        return at + min(max(self._source.microseconds() - at, lowest), highest)
+
+    def next_telling(self) -> float:
+        """In how many seconds an answer would tell most: when a second of the server begins, if
+        the middle of what is known is right."""
+        if self._known is None:
+            return 0.0
+        at = self._monotonic()
+        middle = sum(self._at(at)) // 2
+        return -(at + middle) % RESOLUTION / 1_000_000
+
+    def _monotonic(self) -> int:
+        return round(self._source.monotonic() * 1_000_000)
+
+    def _at(self, monotonic: int) -> tuple[int, int]:
+        """The interval, widened by what the clocks may have drifted apart since."""
+        assert self._known is not None
+        lowest, highest, at = self._known
+        drift = max(monotonic - at, 0) * DRIFT_PPM // 1_000_000
+        return lowest - drift, highest + drift

@@ -1,0 +1,265 @@
+"""Requests to DynamoDB: bounded in number, repeated where they were throttled, and timed.
+
+Knows aiobotocore, what its errors mean, and how to open a client that repeats nothing by itself;
+knows no table. What was refused for the time being, and so was certainly not done, is asked for
+again after a while. Nothing else is ever repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+try:
+    from aiobotocore.config import AioConfig
+    from aiobotocore.session import get_session
+except ImportError as error:  # pragma: no cover
+    raise ImportError(
+        "The store in DynamoDB needs aiobotocore: pip install 'pyncette[dynamodb]'"
+    ) from error
+
+from aiohttp import ClientError as HttpError
+from botocore import exceptions as failures
+from botocore.parsers import ResponseParserError
+
+from pyncette.clock import realtime, to_microseconds
+from pyncette.dynamodb_clock import DateClock
+from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+
+CONNECT_TIMEOUT_S: Final = 5
+READ_TIMEOUT_S: Final = 15
+"""Beyond every deadline of a call: only for calls that have none."""
+
+ATTEMPTS_MAX: Final = 12
+"""So often a request that is throttled is made, before the call fails."""
+
+PAUSE_INITIAL_S: Final = 0.025
+PAUSE_MAX_S: Final = 1.0
+
+THROTTLED: Final = frozenset(
+    {
+        "ProvisionedThroughputExceeded",
+        "ProvisionedThroughputExceededException",
+        "RequestLimitExceeded",
+        "ThrottlingError",
+        "ThrottlingException",
+        "TransactionConflict",
+        "TransactionConflictException",
+    }
+)
+"""Errors, of a request or of one statement, that say: nothing was done, try again later."""
+
+_MISCONFIGURED: Final = frozenset(
+    {
+        "AccessDenied",
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "IncompleteSignature",
+        "IncompleteSignatureException",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "MissingAuthenticationToken",
+        "MissingAuthenticationTokenException",
+        "OptInRequired",
+        "ResourceNotFound",
+        "ResourceNotFoundException",
+        "SerializationException",
+        "SignatureDoesNotMatch",
+        "UnknownOperationException",
+        "UnrecognizedClientException",
+        "ValidationError",
+        "ValidationException",
+    }
+)
+_NO_CREDENTIALS: Final = (
+    failures.NoCredentialsError,
+    failures.PartialCredentialsError,
+    failures.CredentialRetrievalError,
+    failures.TokenRetrievalError,
+)
+_TRANSPORT: Final = (
+    failures.HTTPClientError,
+    HttpError,
+    ResponseParserError,
+    OSError,
+    TimeoutError,
+)
+
+_Answer = TypeVar("_Answer")
+
+
+@asynccontextmanager
+async def open_client(
+    region_name: str | None, endpoint: str | None, pool_size: int
+) -> AsyncIterator[Any]:
+    """A client with the credentials that the environment has to offer.
+
+    Raises:
+        StoreMisconfiguredError: It does not say where to connect to.
+    """
+    config = AioConfig(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=pool_size,
+        parameter_validation=False,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        tcp_keepalive=True,
+        user_agent_extra="pyncette",
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(
+                get_session().create_client(
+                    "dynamodb", region_name=region_name, endpoint_url=endpoint, config=config
+                )
+            )
+        except failures.NoRegionError:
+            raise StoreMisconfiguredError(
+                "DynamoDB: no region is known. Name one with dynamodb_region_name, or in the "
+                "environment variable AWS_DEFAULT_REGION"
+            ) from None
+        except (failures.BotoCoreError, ValueError) as error:
+            raise translated(error, "DynamoDB") from None
+        yield client
+
+
+def repeats_by_itself(client: Any) -> bool:
+    """Whether a client that the application brought sends requests again without being asked."""
+    retries: dict[str, Any] = client.meta.config.retries or {}
+    return bool(retries.get("total_max_attempts", 2) != 1 and retries.get("max_attempts") != 0)
+
+
+def place_of(client: Any, table_name: str) -> str:
+    """Where a client leads, for messages."""
+    host = urlsplit(client.meta.endpoint_url).hostname
+    return f"DynamoDB table '{table_name}' in {client.meta.region_name} at {host}"
+
+
+def translated(error: Exception, place: str) -> StoreError:
+    """The error of the driver, of the service or of the network as one of ours."""
+    if isinstance(error, _NO_CREDENTIALS):
+        return StoreMisconfiguredError(
+            f"{place}: no AWS credentials were found ({type(error).__name__}). They are looked for "
+            "where every AWS program does: the variables AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, the shared files, the role of the container or the machine"
+        )
+    if isinstance(error, failures.ClientError):
+        told = error.response.get("Error", {})
+        return error_of(str(told.get("Code", "")), str(told.get("Message", "")), place)
+    if isinstance(error, _TRANSPORT):
+        return StoreUnavailableError(f"{place}: {error or type(error).__name__}")
+    return StoreMisconfiguredError(f"{place}: {error}")
+
+
+def error_of(code: str, message: str, place: str) -> StoreError:
+    """What the service answered, as an error of ours."""
+    # What follows the first line of a complaint about a signature quotes the signed request.
+    text = f"{place}: {code}: {message.partition(chr(10))[0]}"
+    if code in _MISCONFIGURED:
+        return StoreMisconfiguredError(text)
+    return StoreUnavailableError(text)
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
+    """The answers to calls made at once. None of them is left behind when one fails."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    if len(tasks) < 2:
+        return [await task for task in tasks]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+
+
+class Patience:
+    """Pauses before one call is repeated: longer each time, at random, and not for ever."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._pauses = 0
+
+    async def wait(self, reason: str) -> None:
+        """Waits for the next turn.
+
+        Raises:
+            StoreUnavailableError: There were enough.
+        """
+        self._pauses += 1
+        if self._pauses >= ATTEMPTS_MAX:
+            raise StoreUnavailableError(
+                f"{self._place}: turned away {ATTEMPTS_MAX} times in a row: {reason}"
+            )
+        longest = min(PAUSE_INITIAL_S * 2**self._pauses, PAUSE_MAX_S)
+        await realtime.sleep(random.uniform(0, longest))
+
+
+class Requests:
+    """Makes requests on a client that others use as well, at most so many at a time.
+
+    Args:
+        client: Of aiobotocore.
+        place: Where it leads, for messages.
+        size: At most so many requests at a time; the others wait for their turn.
+        clock: Learns from each answer what time it is over there.
+    """
+
+    def __init__(self, client: Any, place: str, size: int, clock: DateClock) -> None:
+        self.place = place
+        self._client = client
+        self._clock = clock
+        self._room = asyncio.Semaphore(size)
+
+    async def make(
+        self, operation: str, *, tolerated: Collection[str] = (), **parameters: Any
+    ) -> dict[str, Any]:
+        """Makes a request; again where it was throttled.
+
+        Args:
+            operation: The client's method, such as ``batch_get_item``.
+            tolerated: Codes of errors that are an answer like others.
+            parameters: Its parameters.
+
+        Raises:
+            StoreError: It failed; whether it took effect is unknown.
+        """
+        patience = Patience(self.place)
+        while True:
+            try:
+                async with self._room:
+                    return await self._once(operation, parameters)
+            except failures.ClientError as error:
+                code = error.response.get("Error", {}).get("Code", "")
+                if code in tolerated:
+                    return dict(error.response)
+                if code not in THROTTLED:
+                    raise translated(error, self.place) from None
+                reason = code
+            except (*_TRANSPORT, failures.BotoCoreError, ValueError) as error:
+                raise translated(error, self.place) from None
+            await patience.wait(reason)
+
+    async def _once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        sent = self._clock.monotonic()
+        try:
+            answer: dict[str, Any] = await getattr(self._client, operation)(**parameters)
+        except failures.ClientError as error:
+            self._observe(sent, error.response)
+            raise
+        self._observe(sent, answer)
+        return answer
+
+    def _observe(self, sent: float, answer: dict[str, Any]) -> None:
+        date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+        try:
+            instant = to_microseconds(parsedate_to_datetime(date))
+        except (ValueError, TypeError):
+            return  # nothing that it says, or nothing that anybody can read
+        self._clock.observe(sent, self._clock.monotonic(), instant)

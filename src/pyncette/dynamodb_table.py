@@ -1,0 +1,435 @@
+"""The table in DynamoDB: its layout, its items, and the requests that read and change them.
+
+Knows no options and no errors of the driver. Conditional changes are statements in PartiQL, 25 in
+a request, each of which succeeds or fails by itself; everything else is a plain request.
+
+The key of an item is (group, key). An item that will come due is in the index, too, by (group,
+due_at); the others have no ``due_at`` and cost nothing there. The index lags behind the items, so
+that it only suggests what to claim: the condition on version and instant decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from pyncette.cas import Entry, Made, Swap
+from pyncette.dynamodb_requests import THROTTLED, Patience, Requests, error_of, together
+from pyncette.record import ABSENT, Change, Delete, Record
+from pyncette.store import Filter, Identity, Page
+
+INDEX: Final = "due"
+
+STATEMENTS_MAX: Final = 25
+"""Most statements that DynamoDB takes in one request."""
+
+REQUEST_BYTES_MAX: Final = 4_000_000
+"""Most of parameters in one request: far below what DynamoDB takes, so that none is slow."""
+
+KEYS_MAX: Final = 100
+"""Most items that DynamoDB gets in one request."""
+
+TEXTS_BYTES_MAX: Final = 180_000
+PROGRESS_BYTES_MAX: Final = 200_000
+"""Most that plan and arguments, and that progress may hold in UTF-8. An item has at most 400 KiB:
+this leaves room for a replacement that waits in ``progress`` for the end of a run, and for what
+the run itself adds."""
+
+Item = Mapping[str, Mapping[str, Any]]
+
+_NUMBERS: Final = frozenset({"due_at", "version", "starts"})
+_NOT_MADE: Final = frozenset(
+    {
+        "ConditionalCheckFailed",
+        "ConditionalCheckFailedException",
+        "DuplicateItem",
+        "DuplicateItemException",
+    }
+)
+_ALL: Final = frozenset(Record._fields) - {"group", "key"}
+
+
+def definition(table_name: str) -> dict[str, Any]:
+    """The table and its index, as the parameters of ``CreateTable``."""
+    return {
+        "TableName": table_name,
+        "AttributeDefinitions": [
+            {"AttributeName": "group", "AttributeType": "S"},
+            {"AttributeName": "key", "AttributeType": "S"},
+            {"AttributeName": "due_at", "AttributeType": "N"},
+        ],
+        "KeySchema": [
+            {"AttributeName": "group", "KeyType": "HASH"},
+            {"AttributeName": "key", "KeyType": "RANGE"},
+        ],
+        "GlobalSecondaryIndexes": [
+            {
+                "IndexName": INDEX,
+                "KeySchema": [
+                    {"AttributeName": "group", "KeyType": "HASH"},
+                    {"AttributeName": "due_at", "KeyType": "RANGE"},
+                ],
+                "Projection": {
+                    "ProjectionType": "INCLUDE",
+                    "NonKeyAttributes": ["version", "starts"],
+                },
+            }
+        ],
+        "BillingMode": "PAY_PER_REQUEST",
+    }
+
+
+def has_layout(described: Mapping[str, Any], table_name: str) -> bool:
+    """Whether a table, as ``DescribeTable`` tells of it, has our keys and our index."""
+    wanted = definition(table_name)
+    types = {
+        attribute["AttributeName"]: attribute["AttributeType"]
+        for attribute in described["AttributeDefinitions"]
+    }
+    if _keys(described) != _keys(wanted) or any(
+        types.get(attribute["AttributeName"]) != attribute["AttributeType"]
+        for attribute in wanted["AttributeDefinitions"]
+    ):
+        return False
+    [due] = wanted["GlobalSecondaryIndexes"]
+    for index in described.get("GlobalSecondaryIndexes", ()):
+        if index["IndexName"] == INDEX:
+            projected = index["Projection"]
+            return _keys(index) == _keys(due) and (
+                projected["ProjectionType"] == "ALL"
+                or {"version", "starts"}.issubset(projected.get("NonKeyAttributes", ()))
+            )
+    return False
+
+
+def describe_foreign_table(described: Mapping[str, Any], place: str) -> str:
+    """Why a table that has another layout than ours cannot be used, and what to do."""
+    if _keys(described) == {"HASH": "partition_id", "RANGE": "task_id"}:
+        return (
+            f"{place} was made by pyncette 1.x. Stop every worker and run 'python -m pyncette "
+            "migrate', which copies it into a new table, or name a table for this release with "
+            "dynamodb_table_name. Nothing was changed."
+        )
+    return (
+        f"{place} is not one of ours: its key is {_keys(described)}, its indexes are "
+        f"{[index['IndexName'] for index in described.get('GlobalSecondaryIndexes', ())]}; "
+        f"expected are group (HASH), key (RANGE) and an index '{INDEX}' by group and due_at that "
+        "holds version and starts. Name another table with dynamodb_table_name. Nothing was "
+        "changed."
+    )
+
+
+def _keys(described: Mapping[str, Any]) -> dict[str, str]:
+    return {key["KeyType"]: key["AttributeName"] for key in described["KeySchema"]}
+
+
+class RecordTooLargeError(ValueError):
+    """A record does not fit into an item; nothing of the batch that it was in was written.
+
+    Attributes:
+        identity: Its group and key.
+    """
+
+    def __init__(self, identity: Identity, what: str, size: int, size_max: int) -> None:
+        super().__init__(
+            f"{what} of {identity[1]!r} in '{identity[0]}' has {size:,} bytes; DynamoDB keeps at "
+            f"most {size_max:,}. Keep what is large elsewhere, and its name in the arguments."
+        )
+        self.identity = identity
+
+
+def check_size(identity: Identity, change: Change) -> None:
+    """Refuses what DynamoDB would, and what it would refuse when more is added later.
+
+    Raises:
+        RecordTooLargeError: It is too large.
+    """
+    if isinstance(change, Delete):
+        return
+    texts = getattr(change, "plan", "") + getattr(change, "args", "")
+    for what, text, size_max in (
+        ("Plan and arguments", texts, TEXTS_BYTES_MAX),
+        ("What is to be kept", change.progress or "", PROGRESS_BYTES_MAX),
+    ):
+        # At most four bytes a character: nearly always there is nothing to encode.
+        if 4 * len(text) > size_max and len(text.encode()) > size_max:
+            raise RecordTooLargeError(identity, what, len(text.encode()), size_max)
+
+
+class DynamoTable:
+    """See :class:`pyncette.cas.CasBackend`.
+
+    Args:
+        requests: Makes the requests.
+        name: The table's.
+        prefix: Before each group, with a colon between.
+    """
+
+    def __init__(self, requests: Requests, name: str, prefix: str) -> None:
+        self._requests = requests
+        self._name = name
+        # Up to the first colon, so that no prefix and group are another prefix and group.
+        self._prefix = prefix.replace("%", "%25").replace(":", "%3A") + ":"
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        # No key may stand twice in a request.
+        wanted = list(dict.fromkeys(identities))
+        parts = await together(
+            self._get(wanted[start : start + KEYS_MAX]) for start in range(0, len(wanted), KEYS_MAX)
+        )
+        found = {identity: record for part in parts for identity, record in part.items()}
+        return [found.get((group, key)) for group, key in identities]
+
+    async def _get(self, identities: Sequence[Identity]) -> dict[Identity, Record]:
+        keys = [
+            {"group": {"S": self._prefix + group}, "key": {"S": key}} for group, key in identities
+        ]
+        asked = {self._name: {"Keys": keys, "ConsistentRead": True}}
+        found: dict[Identity, Record] = {}
+        patience = Patience(self._requests.place)
+        while True:
+            answer = await self._requests.make("batch_get_item", RequestItems=asked)
+            for item in answer["Responses"].get(self._name, ()):
+                record = _record_of(item, item["group"]["S"][len(self._prefix) :])
+                found[record[:2]] = record
+            left = answer.get("UnprocessedKeys")
+            if not left:
+                return found
+            # Without progress it was throttled; else one answer could not hold all.
+            if len(left[self._name]["Keys"]) == len(asked[self._name]["Keys"]):
+                await patience.wait("keys were left unprocessed")
+            asked = left
+
+    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
+        answers = await together(self._swap(part) for part in _parts(batch))
+        return [made for answer in answers for made in answer]
+
+    async def _swap(self, batch: Sequence[Swap]) -> list[Made | None]:
+        made: list[Made | None] = [None] * len(batch)
+        # A new record without token has none to compare with.
+        left = [
+            (number, swap)
+            for number, swap in enumerate(batch)
+            if swap.expect != ABSENT or (swap.token is None and swap.due_at is None)
+        ]
+        patience = Patience(self._requests.place)
+        while left:
+            answer = await self._requests.make(
+                "batch_execute_statement",
+                Statements=[self._statement(swap) for _, swap in left],
+            )
+            again: list[tuple[int, Swap]] = []
+            reason = ""
+            for (number, swap), response in zip(left, answer["Responses"], strict=True):
+                error = response.get("Error")
+                if error is None:
+                    made[number] = _made(swap, response.get("Item"))
+                elif error["Code"] in THROTTLED:
+                    again.append((number, swap))
+                    reason = error["Code"]
+                elif error["Code"] not in _NOT_MADE:
+                    raise error_of(error["Code"], error.get("Message", ""), self._requests.place)
+            if again:
+                await patience.wait(reason)
+            left = again
+        return made
+
+    def _statement(self, swap: Swap) -> dict[str, Any]:
+        group, key, expect, columns, token, due_at = swap
+        identity = [{"S": self._prefix + group}, {"S": key}]
+        if expect == ABSENT:
+            assert columns is not None
+            given = {name: value for name, value in columns.items() if value is not None}
+            return {
+                "Statement": _insertion(self._name, tuple(given)),
+                "Parameters": [*identity, *map(_value, given.items())],
+            }
+        conditions: dict[str, Any] = {"version": expect}
+        if token is not None:
+            conditions["token"] = token
+        if due_at is not None:
+            conditions["due_at"] = due_at
+        tail = [*identity, *map(_value, conditions.items())]
+        if columns is None:
+            return {
+                "Statement": _deletion(self._name, tuple(conditions)),
+                "Parameters": tail,
+            }
+        given = {name: value for name, value in columns.items() if value is not None}
+        removed = tuple(name for name in columns if name not in given)
+        return {
+            "Statement": _update(
+                self._name, tuple(given), removed, tuple(conditions), columns.keys() != _ALL
+            ),
+            "Parameters": [*map(_value, given.items()), *tail],
+        }
+
+    async def due(
+        self, group: str, since: int | None, before: int | None, limit: int
+    ) -> list[Entry]:
+        condition = "#group = :group"
+        values: dict[str, Any] = {":group": {"S": self._prefix + group}}
+        if since is not None:
+            values[":since"] = {"N": str(since)}
+        if before is not None:
+            values[":before"] = {"N": str(before)}
+        if since is not None and before is not None:
+            condition += " AND due_at BETWEEN :since AND :before"
+        elif since is not None:
+            condition += " AND due_at >= :since"
+        elif before is not None:
+            condition += " AND due_at <= :before"
+        entries: list[Entry] = []
+        start: dict[str, Any] = {}
+        while len(entries) < limit:
+            answer = await self._requests.make(
+                "query",
+                TableName=self._name,
+                IndexName=INDEX,
+                KeyConditionExpression=condition,
+                ExpressionAttributeNames={"#group": "group"},
+                ExpressionAttributeValues=values,
+                Limit=limit - len(entries),
+                **start,
+            )
+            entries += [_entry_of(item) for item in answer["Items"]]
+            if "LastEvaluatedKey" not in answer:
+                break
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+        return entries
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        if where.states is not None and not where.states:
+            return Page([], None)
+        group_value = {"S": self._prefix + group}
+        names = {"#group": "group"}
+        values: dict[str, Any] = {":group": group_value}
+        condition = "#group = :group"
+        if where.prefix:
+            condition += " AND begins_with(#key, :prefix)"
+            names["#key"] = "key"
+            values[":prefix"] = {"S": where.prefix}
+        filters: list[str] = []
+        if where.states is not None:
+            names["#state"] = "state"
+            states = {f":state{n}": {"S": state} for n, state in enumerate(sorted(where.states))}
+            values.update(states)
+            filters.append(f"#state IN ({', '.join(states)})")
+        if where.due_before is not None:
+            values[":due_before"] = {"N": str(where.due_before)}
+            filters.append("due_at < :due_before")
+        more: dict[str, Any] = {}
+        if filters:
+            more["FilterExpression"] = " AND ".join(filters)
+        if cursor is not None:
+            more["ExclusiveStartKey"] = {"group": group_value, "key": {"S": cursor}}
+        # The limit is one of items read, not of items found: a page may be empty before the end.
+        answer = await self._requests.make(
+            "query",
+            TableName=self._name,
+            ConsistentRead=True,
+            KeyConditionExpression=condition,
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues=values,
+            Limit=limit,
+            **more,
+        )
+        last = answer.get("LastEvaluatedKey")
+        return Page(
+            [_record_of(item, group) for item in answer["Items"]],
+            None if last is None else last["key"]["S"],
+        )
+
+
+# The texts of statements. Each names one item by its whole key, as a write in PartiQL has to.
+
+
+@lru_cache(maxsize=256)
+def _insertion(table: str, columns: tuple[str, ...]) -> str:
+    """Makes an item where there is none."""
+    fields = ", ".join(f"'{name}': ?" for name in ("group", "key", *columns))
+    return f'INSERT INTO "{table}" VALUE {{{fields}}}'
+
+
+@lru_cache(maxsize=256)
+def _update(
+    table: str,
+    columns: tuple[str, ...],
+    removed: tuple[str, ...],
+    conditions: tuple[str, ...],
+    returning: bool,
+) -> str:
+    """Changes an item that is as expected."""
+    changes = [f'SET "{name}" = ?' for name in columns]
+    changes += [f'REMOVE "{name}"' for name in removed]
+    text = f'UPDATE "{table}" {" ".join(changes)} WHERE {_where(conditions)}'
+    return f"{text} RETURNING ALL NEW *" if returning else text
+
+
+@lru_cache(maxsize=256)
+def _deletion(table: str, conditions: tuple[str, ...]) -> str:
+    """Removes an item that is as expected. To remove what is not there succeeds on AWS, whatever
+    the condition, and fails on DynamoDB Local: the item that comes back tells."""
+    return f'DELETE FROM "{table}" WHERE {_where(conditions)} RETURNING ALL OLD *'
+
+
+def _where(conditions: tuple[str, ...]) -> str:
+    return " AND ".join(f'"{name}" = ?' for name in ("group", "key", *conditions))
+
+
+def _value(column: tuple[str, Any]) -> dict[str, str]:
+    name, value = column
+    return {"N": str(value)} if name in _NUMBERS else {"S": value}
+
+
+def _parts(batch: Sequence[Swap]) -> Iterator[list[Swap]]:
+    """The batch in parts that fit into a request."""
+    part: list[Swap] = []
+    size = 0
+    for swap in batch:
+        texts = 0
+        if swap.columns is not None:
+            texts = sum(len(text) for text in swap.columns.values() if isinstance(text, str))
+        # A character has up to twelve bytes in JSON, nearly always one or two.
+        if part and (len(part) == STATEMENTS_MAX or size + 2 * texts > REQUEST_BYTES_MAX):
+            yield part
+            part, size = [], 0
+        part.append(swap)
+        size += 2 * texts
+    if part:
+        yield part
+
+
+def _made(swap: Swap, item: Item | None) -> Made | None:
+    """What became of a swap whose statement succeeded."""
+    if swap.columns is None:
+        return None if item is None else Made(None)
+    if item is None:
+        return Made(Record(swap.group, swap.key, **swap.columns))
+    return Made(_record_of(item, swap.group))
+
+
+def _record_of(item: Item, group: str) -> Record:
+    due_at, token = item.get("due_at"), item.get("token")
+    return Record(
+        group,
+        item["key"]["S"],
+        None if due_at is None else int(due_at["N"]),
+        int(item["version"]["N"]),
+        None if token is None else token["S"],
+        item["state"]["S"],
+        int(item["starts"]["N"]),
+        item["plan"]["S"],
+        item["args"]["S"],
+        item["progress"]["S"],
+    )
+
+
+def _entry_of(item: Item) -> Entry:
+    return Entry(
+        int(item["due_at"]["N"]),
+        item["key"]["S"],
+        int(item["version"]["N"]),
+        int(item["starts"]["N"]),
+    )
