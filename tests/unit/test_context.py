@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from tests.support import START, Bench, Progress, after, looping, micros, run, seconds
 
-from pyncette import Context, ExecutionMode, FailureMode, PyncetteContext
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
 from pyncette.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.store import Write
 from pyncette.task import Task
-from pyncette.testing.faults import Fail, Gate, LoseAnswer
+from pyncette.testing.faults import Fail, Gate, LoseAnswer, faulty
 
 # Scheduling.
 
@@ -1038,5 +1040,31 @@ def test_a_context_tells_its_poll_interval() -> None:
     async def main() -> None:
         async with Bench(poll_interval=0.25).app.create() as context:
             assert context.poll_interval == seconds(0.25)
+
+    run(main())
+
+
+def test_a_call_that_is_under_way_when_the_context_closes_is_made_before_the_store_closes() -> None:
+    async def main() -> None:
+        bench = Bench()
+        events: list[str] = []
+
+        @asynccontextmanager
+        async def factory(**configuration: Any) -> AsyncIterator[Any]:
+            async with faulty(bench.repository, bench.faults)(**configuration) as store:
+                yield store
+                events.append("closed")
+
+        app = Pyncette(factory)
+        job = app.dynamic_task(name="job")(bench.note)
+        gate = Gate()
+        async with app.create() as context:
+            bench.faults.next("write", gate)
+            call = asyncio.create_task(context.schedule_task(job, "x", interval=5))
+            call.add_done_callback(lambda call: events.append("made"))
+            await gate.reached()
+            asyncio.get_running_loop().call_later(0.01, gate.release)
+        assert events == ["made", "closed"]
+        assert (await call).name == "x"
 
     run(main())

@@ -1315,3 +1315,27 @@ def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_does_not_start(
         assert record.due_at == micros(120 if applied else 100)
 
     run(main())
+
+
+def test_a_run_whose_lease_was_extended_may_start_until_the_end_of_that() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.clock = PassingClock(START)
+        app = bench.another_app(concurrency_limit=1)
+        job = app.dynamic_task(name="job", lease_duration=1)(bench.note)
+        await bench.plant(job, "x", planned=60)
+        claim, extension = Gate(answer=True), Gate(answer=True)
+        async with bench.running(app):
+            bench.faults.next("claim", claim, matches=lambda s, lim, now, *_: now >= micros(60))
+            await bench.advance(60)
+            await claim.reached()
+            await bench.advance(0.8)
+            bench.faults.next("write", extension)
+            claim.release()
+            await extension.reached()
+            await bench.advance(0.8)
+            extension.release()
+            await bench.clock.settle()
+        assert bench.times == [61.6]
+
+    run(main())

@@ -879,7 +879,7 @@ def test_a_context_that_closes_under_its_loop_waits_for_the_loop() -> None:
             advancing = asyncio.create_task(bench.advance(1))
             await gate.reached()
             asyncio.get_running_loop().call_later(0.01, gate.release)
-        await asyncio.wait_for(loop, 1)
+        assert loop.done()
         await advancing
         task = bench.app._tasks[0]
         record = await bench.record(task)
