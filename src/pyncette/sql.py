@@ -10,7 +10,19 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
 
-from pyncette.record import Record
+from pyncette.record import ABSENT, ANY, Put, Record
+from pyncette.store import Applied, Identity, Refused, Result, Write
+
+HELD_PATIENCE_S: Final = 0.25
+"""How long a write waits for a record that somebody holds before it says so."""
+
+HELD_AGAIN_PATIENCE_S: Final = 0.02
+"""The same for a record that was held for that long before: others wait in the same flight."""
+
+HELD_UNANSWERED_S: Final = 1.0
+"""The same for a write that has no other answer than that it was made."""
+
+HELD_KNOWN_MAX: Final = 1_000
 
 COLUMNS: Final = Record._fields
 """The columns of a table, in the order of a row."""
@@ -66,3 +78,47 @@ def prefix_end(prefix: str) -> str | None:
     following = ord(head[-1]) + 1
     # The surrogates between the two planes are no characters.
     return head[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
+def expectation_holds(write: Write, current: Record | None) -> bool:
+    """Whether the record that is there is the one that a write expects."""
+    version = ABSENT if current is None else current.version
+    if write.expect not in (version, ANY):
+        return False
+    return write.token is None or (current is not None and current.token == write.token)
+
+
+class HeldRecords:
+    """What to say of a write that was not made, on a server where others hold records.
+
+    Somebody's open transaction must not keep all others of a batch waiting. So a conditional write
+    of a record that is held for long is refused with the record as it stands: the writer comes
+    back with its next batch.
+    """
+
+    def __init__(self) -> None:
+        # Those that somebody held for long when they were last to be written.
+        self._known: set[Identity] = set()
+
+    def answer(self, write: Write, current: Record | None, waited_s: float) -> Result | None:
+        """The answer, or None: try again.
+
+        Args:
+            write: It was tried and not made.
+            current: What was there afterwards.
+            waited_s: For so long it has been tried.
+        """
+        identity = write[:2]
+        if not expectation_holds(write, current):
+            self._known.discard(identity)
+            return Refused(current)
+        if current is None and not isinstance(write.change, Put):
+            return Applied(ABSENT)
+        if current is None or write.expect == ANY:
+            return None
+        if waited_s <= (HELD_AGAIN_PATIENCE_S if identity in self._known else HELD_PATIENCE_S):
+            return None
+        if len(self._known) >= HELD_KNOWN_MAX:
+            self._known.clear()
+        self._known.add(identity)
+        return Refused(current)
