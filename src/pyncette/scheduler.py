@@ -336,15 +336,15 @@ class Scheduler:
         self._succeeded()
         self._note_next_asks(question, claimed)
         took = self.clock.monotonic() - sent
-        asked = {
-            source.group if source.key is None else source.key: source.task
-            for source in question.asked
-        }
+        # Apart, because a static task may be named like another one's group.
+        groups = {source.group: source.task for source in question.asked if source.key is None}
+        statics = {source.key: source.task for source in question.asked}
         batches: dict[Task, Batch] = {}
         left = iter(claimed.records)
         try:
             for record in left:
-                task = asked[record.key if record.group == STATIC_GROUP else record.group]
+                static = record.group == STATIC_GROUP
+                task = statics[record.key] if static else groups[record.group]
                 batch = batches.get(task)
                 if batch is None:
                     batch = batches[task] = self._batch(task, sent, took)

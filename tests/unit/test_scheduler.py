@@ -889,6 +889,35 @@ def test_a_context_that_closes_under_its_loop_waits_for_the_loop() -> None:
     run(main())
 
 
+def test_a_static_task_that_is_named_like_a_group_is_not_mistaken_for_it() -> None:
+    async def main() -> None:
+        bench = Bench()
+        seen: list[str] = []
+
+        async def static(context: Context) -> None:
+            seen.append(f"static {context.task}")
+
+        async def dynamic(context: Context) -> None:
+            seen.append(f"dynamic {context.task}")
+
+        bench.app.task(name="job:0", interval=1)(static)
+        bench.app.task(name="a%3Ab", interval=1)(static)
+        job = bench.app.partitioned_task(1, name="job", interval=1)(dynamic)
+        other = bench.app.dynamic_task(name="a:b", interval=1)(dynamic)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x")
+            await context.schedule_task(other, "x")
+            await bench.advance(1)
+        assert sorted(seen) == [
+            "dynamic a::b:x",
+            "dynamic job:0:x",
+            "static a%3Ab",
+            "static job::0",
+        ]
+
+    run(main())
+
+
 def test_a_task_that_is_disabled_is_not_claimed_from_that_moment_on() -> None:
     async def main() -> None:
         bench = Bench(poll_interval=seconds(60))
