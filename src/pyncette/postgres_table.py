@@ -59,7 +59,6 @@ _AFTER_ANY_KEY: Final = "\U0010ffff" * 251
 """Greater than every key: these have at most 1,000 bytes."""
 
 _EVERYTHING_SINCE: Final = -(1 << 63)
-_LIMIT_MIN: Final = 128
 
 # Every update moves the indexed due_at, so that none is "heap only": the free space that
 # fillfactor leaves lets the new version of a row stay on its page. Vacuum comes early and often,
@@ -99,20 +98,19 @@ _MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
 
 # Takes what is due: of groups by the index on (group, due_at), of keys by the primary key. Tells
 # the soonest of each source among what it did not take, in rows without a key at the end.
-# The constant limit keeps the planner from sorting a group instead of walking its index; the rows
-# are updated by their place, since a join with them was once planned as a scan of the table.
+# The rows are updated by their place: a join with them was once planned as a scan of the table.
 _CLAIM: Final = """\
 WITH sources AS MATERIALIZED (
     SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[],
         $6::bigint[]) WITH ORDINALITY AS s("group", "key", since, before, share, lease, number)
 ), picked AS MATERIALIZED (
     SELECT p.place FROM sources AS s CROSS JOIN LATERAL (
-        (SELECT d.place FROM (
+        SELECT d.place FROM (
             SELECT r.ctid AS place FROM {table} AS r
             WHERE s."key" IS NULL AND r."group" = s."group"
                 AND r.due_at >= s.since AND r.due_at <= s.before
-            ORDER BY r.due_at LIMIT {limit} FOR UPDATE SKIP LOCKED
-        ) AS d LIMIT s.share)
+            ORDER BY r.due_at LIMIT s.share FOR UPDATE SKIP LOCKED
+        ) AS d
         UNION ALL
         SELECT d.place FROM (
             SELECT r.ctid AS place FROM {table} AS r
@@ -251,7 +249,7 @@ class PostgresTable:
     def __init__(self, name: str) -> None:
         self.name = name
         self._make = _MAKE.format(schema=schema_sql(name))
-        self._claims: dict[int, str] = {}
+        self._claim = _CLAIM.format(table=name, running=_RUNNING)
         self._held = _HELD.format(table=name, columns=_COLUMNS)
         self._delete = _DELETE.format(table=name, expected=_expected(name, {}, 5))
         self._patch = _update(name, _PATCHED)
@@ -300,7 +298,7 @@ class PostgresTable:
         since = self._marks.before_claim(groups, now)
         rows = await _fetch(
             connection,
-            self._claim_of(limit),
+            self._claim,
             groups,
             keys,
             since,
@@ -329,14 +327,6 @@ class PostgresTable:
                     next_due[at] = end if left is None or left > end else left
         self._marks.after_claim(groups, keys, since, next_due, now)
         return Claimed(held + records if held else records, next_due)
-
-    def _claim_of(self, limit: int) -> str:
-        bound = _LIMIT_MIN
-        while bound < limit:
-            bound *= 2
-        if bound not in self._claims:
-            self._claims[bound] = _CLAIM.format(table=self.name, running=_RUNNING, limit=bound)
-        return self._claims[bound]
 
     def forget_marks(self) -> None:
         """Somebody wrote what comes due sooner than may be known: claims read everything again."""

@@ -15,6 +15,7 @@ import pytest
 from tests.servers import url
 from tests.stores.postgres_place import new_table, place_at, run_sql
 
+from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.postgres import PostgresOptions, postgres_repository, schema_sql
 from pyncette.postgres_connection import place_of
@@ -250,18 +251,18 @@ def test_connections_that_the_server_ended_are_replaced(place: Place) -> None:
         async with postgres_repository(**configuration) as store:
             await store.write([new("reports", "a")], NOW)
             await store.claim([a_group()], 0, NOW, "mine")
+            idle = [*store._claims._idle, *store._users._idle]  # type: ignore[attr-defined]
+            lost: asyncio.Queue[Any] = asyncio.Queue()
+            for connection in idle:
+                connection.add_termination_listener(lost.put_nowait)
             connection = await asyncpg.connect(url("postgres"))
-            ended = await connection.fetch(kill)
-            assert len(ended) == 2
+            assert len(await connection.fetch(kill)) == len(idle) == 2
             await connection.close()
-            for call in (
-                lambda: store.claim([a_group()], 1, NOW, "mine"),
-                lambda: store.get([("reports", "a")]),
-            ):
-                try:
-                    await call()
-                except StoreUnavailableError:
-                    await call()
+            async with realtime.timeout(10):
+                for _ in idle:
+                    await lost.get()
+            assert await store.get([("reports", "a")]) != [None]
+            assert len((await store.claim([a_group()], 1, NOW, "mine")).records) == 1
 
     asyncio.run(main())
 

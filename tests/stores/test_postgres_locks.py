@@ -14,6 +14,7 @@ from tests.stores.postgres_place import place_at
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
 from pyncette.postgres import postgres_repository
+from pyncette.postgres_table import PostgresTable
 from pyncette.record import ABSENT, ANY, DELETE, Patch, State
 from pyncette.store import Applied, Refused, Store, Write
 from pyncette.testing.conformance import Place
@@ -182,15 +183,21 @@ def test_a_creation_does_not_wait_for_who_deletes_it(place: Place) -> None:
     beside(place, test)
 
 
-def test_the_patience_of_a_creation_does_not_stay_with_its_connection(place: Place) -> None:
-    async def main() -> None:
-        async with asyncpg.create_pool(url("postgres"), min_size=1, max_size=1) as pool:
-            options = {**place.configuration, "postgres_pool": pool}
-            async with postgres_repository(**options) as store:
-                await store.write([new("reports", "a")], NOW)
-                assert await pool.fetchval("SHOW lock_timeout") == "0"
+def test_creating_waits_for_no_visible_record_and_leaves_no_patience_behind(place: Place) -> None:
+    async def test(store: Store, other: Other) -> None:
+        await running(store, "a")
+        await other.run("UPDATE {table} SET args = '1 changed'")
+        connection = await asyncpg.connect(url("postgres"))
+        try:
+            columns = [[None], ["scheduled"], [None], [0], ["1 p"], ["1 a"], ["1 g"]]
+            statement = PostgresTable(other.table)._insert
+            made = await connection.fetchrow(statement, ["reports"], ["a"], NOW, *columns)
+            assert list(made) == [None, None]
+            assert await connection.fetchval("SHOW lock_timeout") == "0"
+        finally:
+            await connection.close()
 
-    asyncio.run(main())
+    beside(place, test)
 
 
 def test_opening_does_not_wait_for_who_has_the_table_in_an_open_transaction(
