@@ -35,7 +35,7 @@ async def client_at(url: str) -> AsyncIterator[Client]:
     if scheme == "redis+cluster":
         client = RedisCluster(startup_nodes=[ClusterNode(*address) for address in addresses])
     elif scheme == "redis+sentinel":
-        sentinel: Any = Sentinel(addresses)
+        sentinel: Any = Sentinel(addresses)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(rest.split("/")[1])
         client.sentinels = sentinel
     else:

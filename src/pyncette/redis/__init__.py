@@ -1,0 +1,69 @@
+"""The store in Redis or Valkey: one server, behind Sentinel, or a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+try:
+    import redis.asyncio  # noqa: F401
+except ImportError as error:  # pragma: no cover
+    raise ImportError("The store in Redis needs redis-py: pip install 'pyncette[redis]'") from error
+
+from pyncette.redis.options import RedisOptions, seconds_of
+from pyncette.redis.store import RedisStore
+
+
+@asynccontextmanager
+async def redis_repository(
+    *,
+    redis_url: str | None = None,
+    redis_namespace: str = "",
+    redis_timeout: timedelta | float | None = None,
+    redis_pool_size: int | None = None,
+    redis_wait_replicas: int = 0,
+    redis_client: Any = None,
+    **_ignored: Any,
+) -> AsyncIterator[RedisStore]:
+    """Opens a store in Redis.
+
+    Args:
+        redis_url: Required, unless there is a client. ``redis://``, ``rediss://`` (TLS) and
+            ``unix://`` as redis-py has them, options of its connections included;
+            ``redis+sentinel://host,host/service/database`` and ``redis+cluster://host,host``,
+            also with ``rediss``.
+        redis_namespace: Keeps applications on one server apart.
+        redis_timeout: Seconds, or a duration, within which a connection is opened and a call is
+            answered. By default five seconds for the first; the scheduler sets the deadline of
+            calls.
+        redis_pool_size: Most connections to one server, beside one that listens; by default 10,
+            at least 3.
+        redis_wait_replicas: So many replicas have to confirm every write, within a second.
+        redis_client: A ``redis.asyncio.Redis`` or ``RedisCluster`` of the application's that tells
+            where to connect, and how. Its own connections are left alone, and it is left open.
+
+    Raises:
+        ValueError: An option makes no sense.
+        StoreMisconfiguredError: The server does not let us in, is older than Redis 6.2, or its
+            data is not ours to use.
+        StoreUnavailableError: The server cannot be reached.
+    """
+    options = RedisOptions(
+        redis_url,
+        redis_namespace,
+        seconds_of(redis_timeout),
+        redis_pool_size,
+        redis_wait_replicas,
+        redis_client,
+    )
+    store = RedisStore(options)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
+__all__ = ["RedisOptions", "RedisStore", "redis_repository"]

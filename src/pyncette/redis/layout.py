@@ -1,0 +1,164 @@
+"""How records lie in Redis: names of keys and channels, the text of a record.
+
+A group is three keys that share a hash tag, so that on a cluster they lie in one slot: a sorted
+set of what comes due, a hash of the records, and a sorted set of all keys for scans. A record is
+one value of the hash, its columns divided by NUL, what changes with every claim first; ``*.lua``
+know that form, too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from binascii import crc_hqx
+from collections.abc import Collection
+from typing import Final
+
+from pyncette.record import Delete, Patch, Record, State, record_of
+from pyncette.store import Write
+
+SLOTS: Final = 16_384
+FORMAT: Final = b"1"
+"""Of keys and values. A release that changes them changes this, too."""
+
+_CHANNEL_BYTES_MAX: Final = 8_000
+_NO_TOKEN: Final = "-"
+
+# What ``*.lua`` take for a value of ours, too.
+_VALUE: Final = re.compile(
+    r"\d{1,16}\0(?:-\d{1,17}|\d{1,18})?\0[a-z]+\0\d{1,9}\0[^\0]*\0[^\0]*\0[^\0]*\0[^\0]*",
+    re.ASCII,
+)
+
+_ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
+_ESCAPES_OF_NAMESPACES: Final = {**_ESCAPES, ord(":"): "%3A"}
+
+
+def encoded(text: str) -> bytes:
+    """Text as bytes; also what :func:`decoded` made of bytes that are no text."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decoded(value: bytes) -> str:
+    """The reverse of :func:`encoded`."""
+    return value.decode("utf-8", "surrogateescape")
+
+
+class Names:
+    """The keys of one namespace. None begins as those of 1.x do, ``pyncette:``.
+
+    Args:
+        namespace: Whatever the application chose; what would end a hash tag is escaped.
+        database: The number of the database: channels, unlike keys, are common to all of them.
+    """
+
+    def __init__(self, namespace: str, database: int = 0) -> None:
+        self._namespace = namespace.translate(_ESCAPES_OF_NAMESPACES)
+        self._groups: dict[str, tuple[bytes, bytes, bytes]] = {}
+        self.layout = encoded(f"pyncette2:{{{self._namespace}}}:layout")
+        self.channel = encoded(f"pyncette2:{{{self._namespace}}}:wake:{database}")
+        self.legacy_static = encoded(f"pyncette:{namespace}:index")
+        self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
+
+    def of(self, group: str) -> tuple[bytes, bytes, bytes]:
+        """The keys of a group: what comes due, the records, their keys."""
+        names = self._groups.get(group)
+        if names is None:
+            tag = f"pyncette2:{{{self._namespace}:{group.translate(_ESCAPES)}}}"
+            names = (encoded(f"{tag}:due"), encoded(f"{tag}:records"), encoded(f"{tag}:keys"))
+            self._groups[group] = names
+        return names
+
+
+def slot_of(key: bytes) -> int:
+    """The slot of a key that has a hash tag, as ours have (Redis Cluster Specification)."""
+    start = key.index(b"{") + 1
+    return crc_hqx(key[start : key.index(b"}", start)], 0) % SLOTS
+
+
+def _literal(text: str) -> str:
+    """A pattern of SCAN that matches this text alone."""
+    return "".join(f"\\{character}" if character in "*?[]\\^-" else character for character in text)
+
+
+def token_text(token: str | None) -> str:
+    """A token within a value, where None is something else than the empty text."""
+    return _NO_TOKEN if token is None else f"={token}"
+
+
+def record_from(group: str, key: str, value: bytes) -> Record:
+    """The record that a value holds.
+
+    What somebody made of it by hand stands as its plan, so that whoever reads it finds it
+    unreadable and parks it.
+    """
+    text = value.decode("utf-8", "replace")
+    if _VALUE.fullmatch(text) is None:
+        plan = text.replace("\0", " ")
+        return Record(group, key, None, 1, None, State.PARKED, 0, plan, "", "")
+    return _record(group, key, text)
+
+
+def claimed_record(group: str, key: str, value: bytes) -> Record:
+    """The record that a value holds which ``claim.lua`` has just written."""
+    return _record(group, key, value.decode("utf-8", "replace"))
+
+
+def _record(group: str, key: str, text: str) -> Record:
+    version, due_at, state, starts, progress, token, plan, args = text.split("\0")
+    return record_of(
+        (
+            group,
+            key,
+            int(due_at) if due_at else None,
+            int(version),
+            token[1:] if token != _NO_TOKEN else None,
+            state,
+            int(starts),
+            plan,
+            args,
+            progress,
+        )
+    )
+
+
+def change_texts(write: Write) -> tuple[str, str, str]:
+    """What to do, the new instant, the new columns: as ``write.lua`` wants to have a change.
+
+    Raises:
+        ValueError: A text has a NUL.
+    """
+    change = write.change
+    if isinstance(change, Delete):
+        return "D", "", ""
+    due_at = "" if change.due_at is None else str(change.due_at)
+    if isinstance(change, Patch):
+        if change.progress is None:
+            what, texts, expected = "p", f"{change.state}\0{change.starts}", 1
+        else:
+            what, texts = "P", f"{change.state}\0{change.starts}\0{change.progress}"
+            expected = 2
+    else:
+        _, state, token, starts, plan, args, progress = change
+        what, expected = "U", 5
+        texts = f"{state}\0{starts}\0{progress}\0{token_text(token)}\0{plan}\0{args}"
+    if texts.count("\0") != expected:
+        raise ValueError(f"A text of the record {write.key!r} holds a NUL character")
+    return what, due_at, texts
+
+
+def wake_payload(groups: Collection[str]) -> bytes:
+    """The groups as a message; where that is too long, what stands for any group."""
+    payload = json.dumps(sorted(groups)).encode()
+    return payload if len(payload) <= _CHANNEL_BYTES_MAX else b""
+
+
+def woken_groups(payload: object) -> frozenset[str] | None:
+    """The groups of a message; None where any may be meant, or somebody else sent it."""
+    if not isinstance(payload, bytes):
+        return None
+    try:
+        groups = json.loads(payload)
+        return frozenset(groups) if isinstance(groups, list) else None
+    except (ValueError, TypeError):
+        return None
