@@ -749,7 +749,7 @@ def test_a_row_whose_times_no_datetime_can_hold_is_listed_all_the_same() -> None
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", due=1e13, state="running", token="w:1:1")
+        await bench.plant(job, "x", due=9e12, state="running", token="w:1:1")
         async with bench.app.create() as context:
             [state] = (await context.list_tasks(job)).tasks
             assert state.locked_until is None
