@@ -128,9 +128,10 @@ class Bench:
 
     @asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
-        """The store itself, without faults."""
-        async with self.repository() as store:
-            yield store
+        """The store itself, without faults; time stands still meanwhile."""
+        with self.clock.hold():
+            async with self.repository() as store:
+                yield store
 
     async def record(self, task: Task, name: str | None = None) -> Record | None:
         """The record of a static task, of an instance, or of the instance of this name."""
