@@ -252,12 +252,11 @@ def _without_privileges(tmp_path: Path, mode_of_file: int, mode_of_directory: in
     database.chmod(mode_of_file)
     tmp_path.chmod(mode_of_directory)
     is_root = os.geteuid() == 0
-    parents = [tmp_path.parent, tmp_path.parent.parent]
-    modes = [parent.stat().st_mode for parent in parents]
     try:
         if is_root:
-            for parent in parents:
-                parent.chmod(0o755)
+            # Other test processes may need the same directories: they stay passable.
+            for parent in tmp_path.parents[:3]:
+                parent.chmod(parent.stat().st_mode | 0o011)
             os.seteuid(65_534)
         with pytest.raises(StoreMisconfiguredError) as refused:
             on_store(nothing, database)
@@ -265,8 +264,6 @@ def _without_privileges(tmp_path: Path, mode_of_file: int, mode_of_directory: in
     finally:
         if is_root:
             os.seteuid(0)
-            for parent, mode in zip(parents, modes, strict=True):
-                parent.chmod(mode)
         tmp_path.chmod(0o755)
 
 

@@ -664,7 +664,7 @@ class Describing:
         Describing(),
         property(lambda s: 1),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_values_arrive_as_they_are_and_functions_are_not_bound(value: Any) -> None:
     async def main() -> None:

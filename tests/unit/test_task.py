@@ -448,7 +448,6 @@ class Opaque:
         ({"a": Opaque()}, r"str\(when\)"),
         ({(1, 2): 3}, r"str\(when\)"),
     ],
-    ids=repr,
 )
 def test_an_argument_that_json_cannot_hold_is_refused_with_its_name(value: Any, hint: str) -> None:
     words = f"^Extra parameters must be JSON serializable.*'when'.*{hint}"
