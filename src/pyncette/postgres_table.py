@@ -258,7 +258,7 @@ class PostgresTable:
         self._get = _GET.format(table=name, columns=_COLUMNS)
         self._last_examined = _LAST_EXAMINED.format(table=name)
         self._page = _PAGE.format(table=name, columns=_COLUMNS)
-        self._marks = _LowWater()
+        self._marks = LowWater()
         # Records that somebody held for long when they were last to be written.
         self._known_held: set[Identity] = set()
 
@@ -511,7 +511,7 @@ class PostgresTable:
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
 
 
-class _LowWater:
+class LowWater:
     """For each group, an instant before which nothing is due, as far as this process knows.
 
     While somebody keeps an old snapshot open, the server cannot drop the index entries of runs
@@ -528,10 +528,12 @@ class _LowWater:
         self._marks: dict[str, tuple[int, int]] = {}
         # Of what was written since the claim under way was sent, the soonest of each group.
         self._written: dict[str, int] = {}
+        self._forgotten = False
 
     def before_claim(self, groups: Sequence[str], now: int) -> list[int]:
         """Where the claim begins to read in each group."""
         self._written.clear()
+        self._forgotten = False
         since = []
         for group in groups:
             mark, full_at = self._marks.get(group, (_EVERYTHING_SINCE, now))
@@ -548,6 +550,8 @@ class _LowWater:
         now: int,
     ) -> None:
         """Moves the marks to what the claim has left, or to its instant."""
+        if self._forgotten:  # what it was about may have come after the claim had read
+            return
         for group, key, begun, left in zip(groups, keys, since, next_due, strict=True):
             if key is None:
                 mark = now if left is None else min(left, now)
@@ -571,6 +575,7 @@ class _LowWater:
     def forget(self) -> None:
         """Claims read from the very beginning again."""
         self._marks.clear()
+        self._forgotten = True
 
 
 def _source_of(record: Record, groups: Sequence[str], keys: Sequence[str | None]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import asyncpg
@@ -19,7 +19,7 @@ from tests.stores.postgres_place import new_table, place_at, run_sql
 
 from pyncette.clock import realtime
 from pyncette.postgres_connection import SESSION
-from pyncette.postgres_table import PostgresTable, schema_sql
+from pyncette.postgres_table import LowWater, PostgresTable, schema_sql
 from pyncette.record import DELETE
 from pyncette.store import Group, Write
 from pyncette.testing.conformance import Place
@@ -229,3 +229,29 @@ def test_what_others_write_before_the_mark_is_claimed_once_they_have_notified() 
 
     with place_at(url("postgres")) as place:
         asyncio.run(main(place))
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_a_claim_during_which_others_notified_leaves_no_mark(asked_before: bool) -> None:
+    marks = LowWater()
+
+    def claim(while_it_is_out: Callable[[], None]) -> int:
+        [since] = marks.before_claim(["reports"], NOW)
+        while_it_is_out()
+        marks.after_claim(["reports"], [None], [since], [None], NOW)
+        return since
+
+    beginning = marks.before_claim(["reports"], NOW)[0]
+    if asked_before:
+        assert claim(lambda: None) == beginning
+        assert claim(lambda: None) == NOW
+    claim(marks.forget)
+    assert claim(lambda: None) == beginning
+
+
+def test_what_is_written_during_a_claim_lowers_the_mark_that_it_leaves() -> None:
+    marks = LowWater()
+    since = marks.before_claim(["reports"], NOW)
+    marks.note([new("reports", "a", due_at=5), new("others", "b", due_at=3)])
+    marks.after_claim(["reports"], [None], since, [NOW + 7], NOW)
+    assert marks.before_claim(["reports"], NOW) == [5]
