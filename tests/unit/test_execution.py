@@ -1339,3 +1339,74 @@ def test_a_run_whose_lease_was_extended_may_start_until_the_end_of_that() -> Non
         assert bench.times == [61.6]
 
     run(main())
+
+
+class SpawnOnly:
+    """An executor, written by a user, that cannot cancel what runs in it."""
+
+    def __init__(self, **configuration: Any) -> None:
+        self.spawned: list[asyncio.Task[Any]] = []
+
+    async def __aenter__(self) -> SpawnOnly:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        pass
+
+    async def spawn_task(self, awaitable: Any) -> None:
+        self.spawned.append(asyncio.create_task(awaitable))
+
+
+def test_a_cancelled_loop_cancels_what_runs_in_an_executor_that_cannot_cancel() -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=SpawnOnly)
+        seen: list[str] = []
+
+        @bench.app.task(interval=seconds(1))
+        async def endless(context: Context) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                seen.append("cancelled")
+
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            loop.cancel()
+            await asyncio.wait([loop])
+            assert seen == []
+        assert seen == ["cancelled"]
+
+    run(main())
+
+
+def test_an_at_most_once_run_that_is_cancelled_before_its_advance_leaves_keeps_the_record() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.clock = PassingClock(START)
+        app = bench.another_app()
+        first = app.task(name="first", interval=60)(bench.note)
+        second = app.task(name="second", interval=61, execution_mode=AMO)(bench.note)
+        gate = Gate()
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            bench.faults.next("write", gate)
+            await bench.advance(60)
+            await gate.reached()
+            await bench.advance(1)
+            assert len(context._outcomes) == 1
+            loop.cancel()
+            await asyncio.wait([loop])
+            context._scheduler.cancel()
+            await asyncio.sleep(0)
+            gate.release()
+        assert [entry.name for entry in bench.runs] == ["first"]
+        record = await bench.record(first)
+        assert record is not None
+        assert record.due_at == micros(120)
+        record = await bench.record(second)
+        assert record is not None
+        assert (record.state, record.due_at) == ("running", micros(121))
+
+    run(main())
