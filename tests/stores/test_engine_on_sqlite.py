@@ -21,6 +21,7 @@ NOT_HERE = {
     "test_a_store_that_returns_tells_of_changes_again",
     # Passes of the event loop are counted, and calls to the thread take any number of them.
     "test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next_poll",
+    "test_an_at_most_once_run_that_is_cancelled_before_its_advance_leaves_keeps_the_record",
     # Thousands of calls, one by one.
     "test_one_busy_group_among_many_idle_ones_is_served_in_whole_batches",
     "test_a_finished_static_task_is_not_made_again",
