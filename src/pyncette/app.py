@@ -14,9 +14,10 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from pyncette.clock import Clock, SystemClock
-from pyncette.context import AppParts, PyncetteContext, check_context_name, open_context
+from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.executor import DefaultExecutor
 from pyncette.model import FixtureFunc, MiddlewareFunc, PartitionSelector
+from pyncette.opening import open_context
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task, default_partition_selector, duration
 

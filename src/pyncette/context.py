@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from pyncette import lifecycle
-from pyncette.clock import Clock, StoreClock, corrected, from_microseconds, realtime
-from pyncette.deadline import DeadlineStore, deadline_for
-from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
+from pyncette.clock import Clock, from_microseconds, realtime
+from pyncette.dispatch import Executor
+from pyncette.errors import PyncetteException, TaskLockedException
 from pyncette.execution import RunContext
-from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.lifecycle import Wanted
 from pyncette.model import (
     Context,
@@ -30,29 +27,23 @@ from pyncette.model import (
     MiddlewareFunc,
     TaskState,
 )
+from pyncette.options import at_least_one
 from pyncette.record import (
     ABSENT,
     ANY,
-    CONTROL_GROUP,
     DELETE,
     LATEST_INSTANT,
-    Put,
     Record,
     State,
-    check_identity,
-    dump_args,
-    load_args,
     load_progress,
 )
-from pyncette.scheduler import Executor, Scheduler, Settings
+from pyncette.scheduler import Scheduler, Settings
 from pyncette.settler import Call, Lane, Waker
-from pyncette.store import EVERYTHING, Refused, Result, Store, Write, check_store
-from pyncette.task import PartitionedTask, Task
+from pyncette.store import EVERYTHING, Refused, Result, Store, Write
+from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
 
-OPENING_DEADLINE_S: Final = 10.0
-WORKER_NAME_MAX: Final = 200
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
 
@@ -256,7 +247,7 @@ class PyncetteContext:
         """
         if not task.dynamic:
             raise ValueError("Cannot list instances of non-dynamic task")
-        limit = self._settings.batch_size if limit is None else _at_least_one("limit", limit)
+        limit = self._settings.batch_size if limit is None else at_least_one("limit", limit)
         groups = task.groups()
         group, cursor = _go_on(groups, continuation_token)
         page = await self._store.scan(groups[group], EVERYTHING, cursor, limit)
@@ -301,43 +292,6 @@ class PyncetteContext:
 
     # Opening and closing.
 
-    async def _check_partitions(self) -> None:
-        """Refuses another number of partitions than the one that the store was filled with.
-
-        Raises:
-            PyncetteException: It differs.
-        """
-        tasks = [task for task in self._tasks if isinstance(task, PartitionedTask)]
-        if not tasks:
-            return
-        facts = [
-            Write(
-                CONTROL_GROUP,
-                f"partitions:{task.name}",
-                Put(
-                    None,
-                    State.FINISHED,
-                    None,
-                    0,
-                    "",
-                    dump_args({"partition_count": task.partition_count}),
-                    "",
-                ),
-                ABSENT,
-            )
-            for task in tasks
-        ]
-        results = await self._store.write(facts, self.clock.microseconds())
-        for task, result in zip(tasks, results, strict=True):
-            if isinstance(result, Refused) and result.current is not None:
-                count = load_args(result.current.args).get("partition_count")
-                if count != task.partition_count:
-                    raise PyncetteException(
-                        f"Task '{task.name}' is declared with {task.partition_count} partitions, "
-                        f"but the store holds its instances in {count}. Declare {count}, or move "
-                        "the instances first: schedule them anew under another task name."
-                    )
-
     async def _close(self) -> None:
         """Waits for what runs and for what is to be written."""
         self.shutdown()
@@ -349,103 +303,6 @@ class PyncetteContext:
         await self._outcomes.drain()
         await self._calls.drain()
         await self._waker.close()
-
-
-@asynccontextmanager
-async def open_context(
-    parts: AppParts, context_items: Mapping[str, Any]
-) -> AsyncIterator[PyncetteContext]:
-    """Opens the store, the executor and the fixtures of an app, in this order."""
-    for name in context_items:
-        check_context_name(name)
-    settings = _settings(parts)
-    lease = min((task.lease for task in parts.tasks), default=60_000_000)
-    clock = corrected(parts.clock, lease)
-    async with AsyncExitStack() as stack:
-        with clock.hold():
-            opened = await _opened(
-                stack.enter_async_context(parts.repository_factory(**parts.configuration))
-            )
-        check_store(opened, parts.repository_factory)
-        store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
-        if isinstance(clock, StoreClock):
-            await clock.measure(store.now)
-        executor = parts.executor_cls(**parts.configuration)
-        async with AsyncExitStack() as executing:
-            running = await executing.enter_async_context(executor)
-            limit = min(
-                settings.concurrency_limit,
-                getattr(running, "concurrency_limit", settings.concurrency_limit),
-            )
-            context = PyncetteContext(
-                parts, store, running, clock, settings._replace(concurrency_limit=limit)
-            )
-            await context._check_partitions()
-            stack.push_async_callback(context._drain)
-            for name, value in context_items.items():
-                context.add_to_context(name, value)
-            for name, fixture in parts.fixtures:
-                context._set_item(name, await stack.enter_async_context(_fixture(fixture)(context)))
-            # Running tasks end before the fixtures that they use do, also where an executor leaves
-            # without waiting for them.
-            stack.push_async_callback(context._scheduler.idle)
-            stack.push_async_exit(executing.pop_all())
-            stack.push_async_callback(context._close)
-            yield context
-
-
-async def _opened(opening: Awaitable[Any]) -> Any:
-    try:
-        async with realtime.timeout(OPENING_DEADLINE_S) as deadline:
-            return await opening
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise StoreUnavailableError(
-            f"The store was not opened within {OPENING_DEADLINE_S:g} s"
-        ) from error
-
-
-def _settings(parts: AppParts) -> Settings:
-    configuration = parts.configuration
-    worker = configuration.get("worker_name")
-    if worker is None:
-        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-    elif not isinstance(worker, str) or not 1 <= len(worker) <= WORKER_NAME_MAX:
-        raise ValueError(
-            f"worker_name must be a string of 1 to {WORKER_NAME_MAX} characters, not {worker!r}"
-        )
-    check_identity(worker, worker, "worker_name")
-    return Settings(
-        worker,
-        parts.poll_interval // timedelta(microseconds=1),
-        _at_least_one("batch_size", configuration.get("batch_size", 100)),
-        _at_least_one(
-            "concurrency_limit", configuration.get("concurrency_limit", DEFAULT_CONCURRENCY_LIMIT)
-        ),
-    )
-
-
-def _at_least_one(option: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{option} must be a whole number of at least 1, not {value!r}")
-    return value
-
-
-def _fixture(function: Callable[..., Any]) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def opened(context: PyncetteContext) -> AsyncIterator[Any]:
-        generator = function(context)
-        if not hasattr(generator, "__anext__"):
-            if asyncio.iscoroutine(generator):
-                generator.close()
-            raise TypeError(
-                f"The fixture {function!r} is not an async generator: it must yield its value"
-            )
-        async with asynccontextmanager(lambda: generator)() as value:
-            yield value
-
-    return opened
 
 
 _RESERVED: Final = frozenset(

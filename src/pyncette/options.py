@@ -35,3 +35,14 @@ def whole_number(option: str, value: Any, minimum: int, maximum: int) -> int:
             f"{option} must be a whole number from {minimum} to {maximum}, not {value!r}"
         )
     return value
+
+
+def at_least_one(option: str, value: Any) -> int:
+    """``value``, if it is a whole number of at least 1.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{option} must be a whole number of at least 1, not {value!r}")
+    return value

@@ -12,47 +12,27 @@ import math
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-from pyncette import lifecycle
+from pyncette import statics
+from pyncette.alarm import NEVER, Alarm
 from pyncette.clock import Clock, StoreClock
+from pyncette.dispatch import Claim, Dispatcher, Executor
 from pyncette.errors import PyncetteException, StoreError
-from pyncette.execution import Batch, Execution, RunContext, TaskParts, compose
-from pyncette.lifecycle import SUSPECT_STARTS, Rules, Wanted
-from pyncette.model import ExecutionMode, MiddlewareFunc
-from pyncette.record import (
-    ABSENT,
-    STATIC_GROUP,
-    Change,
-    Delete,
-    Record,
-    State,
-    UnreadableRecord,
-    read,
-)
-from pyncette.schedule import NewerFormat, dumps
+from pyncette.execution import RunContext
+from pyncette.model import MiddlewareFunc
 from pyncette.settler import Lane
-from pyncette.sources import NEVER, AskedSource, Sources
-from pyncette.store import Claimed, Group, Key, Refused, Result, Source, Store, Watch, Write
+from pyncette.sources import AskedSource, Sources
+from pyncette.store import Claimed, Group, Key, Source, Store, Watch
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
 
 BACKLOG_MAX: Final = 1_000
 """With so many outcomes waiting to be written, nothing more is claimed."""
-
-AT_MOST_ONCE_LEASE_MIN: Final = 2_000_000
-"""An at-most-once record is held only until it has moved on; a lease shorter than the store's
-latency would have it taken away before, again and again."""
-
-STRANGER_DELAY_MAX: Final = 60_000_000
-"""Longest time for which a record of a newer format is left alone, in microseconds."""
-
-SUSPECT_DELAY: Final = 100_000
-"""For how long a suspect is given back while another one runs, in microseconds."""
 
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
@@ -61,13 +41,6 @@ MEASURE_INTERVAL_S: Final = 10.0
 
 
 _group_of_record = attrgetter("group")
-
-
-class Executor(Protocol):
-    """What runs executions."""
-
-    async def spawn_task(self, awaitable: Any, /) -> None:
-        """Returns once the work has started."""
 
 
 class Settings(NamedTuple):
@@ -126,21 +99,26 @@ class Scheduler:
             settings: See there.
             tick: Entered for each pass of the loop that calls the store; sees it fail.
         """
-        self.clock = clock
-        self.lane = lane
-        lane.landed = self.landed
-        self.context_class = context_class
+        self._clock = clock
+        self._lane = lane
+        lane.landed = self._landed
         self._last_tick = clock.microseconds()
-        self.executions: set[Execution] = set()
-        self.notes_runners = not hasattr(executor, "cancel")
         self._store = store
-        self._executor = executor
         self._tasks = tasks
-        self._middlewares = middlewares
         self._settings = settings
         self._tick = tick
+        self._alarm = Alarm(clock)
         self._sources = Sources()
-        self._parts: dict[Task, TaskParts] = {}
+        self._dispatcher = Dispatcher(
+            executor,
+            clock,
+            lane,
+            middlewares,
+            context_class,
+            settings.poll_interval,
+            self._ended,
+            self.wake,
+        )
         self._tokens = f"{settings.worker}:{secrets.token_hex(4)}:"
         self._claims = 0
         self._next_poll = 0
@@ -149,12 +127,6 @@ class Scheduler:
         self._stopping = False
         self._unanswered: _Question | None = None
         self._failures = 0
-        self._strangers = 0
-        self._suspect: Execution | None = None
-        self._alarm: asyncio.Task[None] | None = None
-        self._alarm_at = NEVER
-        self._bell: asyncio.Future[None] | None = None
-        self._rung = False
         self._starved = False
         self._watch: Watch | None = None
         self._watching = False
@@ -178,7 +150,7 @@ class Scheduler:
 
     async def idle(self) -> None:
         """Waits until no execution is left. Only after :meth:`shutdown`."""
-        while self.executions:
+        while self._dispatcher.executions:
             self._changed.clear()
             await self._changed.wait()
 
@@ -187,46 +159,34 @@ class Scheduler:
     def shutdown(self) -> None:
         """Claims nothing more, and lets :meth:`run` return."""
         self._stopping = True
-        self._ring()
+        self._alarm.ring()
 
     def cancel(self) -> None:
         """Cancels what runs, and lets nothing start any more."""
-        for execution in list(self.executions):
-            execution.cancel()
-        if not self.notes_runners:
-            self._executor.cancel()  # type: ignore[attr-defined]
+        self._dispatcher.cancel()
 
     def wake(self, group: str, key: str, due_at: int) -> None:
         """A record comes due at this instant, perhaps sooner than was known."""
         source = self._sources.find(group, key)
         if source is not None and self._sources.ask_by(source, due_at):
-            self._ring()
+            self._alarm.ring()
 
     def wake_groups(self, groups: Iterable[str] | None) -> None:
         """Something may have changed in these groups, or in any."""
-        now = self.clock.microseconds()
+        now = self._clock.microseconds()
         for source in self._sources.all():
             if groups is None or source.group in groups:
                 self._sources.ask_by(source, now)
-        self._ring()
+        self._alarm.ring()
 
-    def ended(self, execution: Execution) -> None:
-        self.executions.discard(execution)
-        if execution is self._suspect:
-            self._suspect = None
+    def _ended(self) -> None:
         if self._stopping:
             self._changed.set()
-        self._ring()
+        self._alarm.ring()
 
-    def wrote(self, write: Write) -> None:
-        change = write.change
-        if not isinstance(change, Delete) and change.due_at is not None:
-            self.wake(write.group, write.key, change.due_at)
-
-    def landed(self) -> None:
-        """A flight of outcomes has come back: there may be room for more."""
+    def _landed(self) -> None:
         if self._starved:
-            self._ring()
+            self._alarm.ring()
 
     # The loop.
 
@@ -249,18 +209,16 @@ class Scheduler:
             self._changed.set()
             if self._watch is not None:
                 self._watch.close()
-            if self._alarm is not None:
-                self._alarm.cancel()
-                self._alarm, self._alarm_at = None, NEVER
+            self._alarm.close()
 
     async def _pass(self) -> None:
-        now = self.clock.microseconds()
+        now = self._clock.microseconds()
         free = self._free_slots()
         wake_at = self._next_poll
         if free and not self._failures:
             wake_at = min(wake_at, self._sources.soonest())
         if now < wake_at:
-            await self._wait_until(wake_at)
+            await self._alarm.wait_until(wake_at)
             return
         polls = now >= self._next_poll
         try:
@@ -274,7 +232,7 @@ class Scheduler:
 
     async def _measure(self) -> None:
         """Looks at the store's clock now and then, where it has one."""
-        clock = self.clock
+        clock = self._clock
         if isinstance(clock, StoreClock) and clock.monotonic() >= self._measure_at:
             has_clock = await clock.measure(self._store.now)
             self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S if has_clock else math.inf
@@ -294,10 +252,10 @@ class Scheduler:
 
     def _free_slots(self) -> int:
         limit = self._settings.concurrency_limit
-        self._starved = len(self.lane) >= BACKLOG_MAX
+        self._starved = len(self._lane) >= BACKLOG_MAX
         if self._starved:
             return 0
-        return min(self._settings.batch_size, max(limit - len(self.executions), 0))
+        return min(self._settings.batch_size, max(limit - len(self._dispatcher.executions), 0))
 
     def _ask(self, now: int, free: int) -> _Question:
         """Decides what to ask: everything once per poll interval, else what is due."""
@@ -319,11 +277,11 @@ class Scheduler:
             share,
             now,
             f"{self._tokens}{self._claims}",
-            self.clock.monotonic(),
+            self._clock.monotonic(),
         )
 
     def _source(self, asked: AskedSource, share: int, now: int) -> Source:
-        lease = self._task_parts(asked.task).lease
+        lease = self._dispatcher.lease(asked.task)
         if asked.key is None:
             return Group(asked.group, lease, share, now)
         return Key(asked.group, asked.key, lease)
@@ -335,33 +293,20 @@ class Scheduler:
         self._unanswered = None
         self._succeeded()
         self._note_next_asks(question, claimed)
-        took = self.clock.monotonic() - sent
-        # Apart, because a static task may be named like another one's group.
-        groups = {source.group: source.task for source in question.asked if source.key is None}
-        statics = {source.key: source.task for source in question.asked}
-        batches: dict[Task, Batch] = {}
-        left = iter(claimed.records)
-        try:
-            for record in left:
-                static = record.group == STATIC_GROUP
-                task = statics[record.key] if static else groups[record.group]
-                batch = batches.get(task)
-                if batch is None:
-                    batch = batches[task] = self._batch(task, sent, took)
-                execution = self._execution(batch, record)
-                if execution is not None:
-                    await self._start(execution)
-        except asyncio.CancelledError:
-            for record in left:
-                self._give_back(record, now)
-            raise
+        await self._dispatcher.dispatch(
+            claimed.records,
+            {source.group: source.task for source in question.asked if source.key is None},
+            {source.key: source.task for source in question.asked if source.key is not None},
+            Claim(sent, self._clock.monotonic() - sent, self._last_tick),
+            lambda: self._stopping,
+        )
         unplanned = [
             source.task
             for source, next_due in zip(question.asked, claimed.next_due, strict=True)
             if next_due is None and source.key is not None
         ]
         if unplanned:
-            await self._reconcile(unplanned, replan=False)
+            await self._meet(unplanned, replan=False)
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
         # A static task that was claimed has nothing due any more: groups are what counts.
@@ -380,87 +325,10 @@ class Scheduler:
             else:
                 self._sources.hold_off(source, question.now, longest)
 
-    def _batch(self, task: Task, sent: float, took: float) -> Batch:
-        parts = self._task_parts(task)
-        lease_s = parts.lease / 1_000_000
-        return Batch(parts, sent + lease_s, took > lease_s / 10)
-
-    def _execution(self, batch: Batch, record: Record) -> Execution | None:
-        """What a claimed record leads to: an execution, or its being given up."""
-        now = self._last_tick
-        task = batch.parts.task
-        try:
-            reading = read(record)
-        except NewerFormat as error:
-            self._strangers += 1
-            delay = min(
-                self._settings.poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX
-            )
-            logger.warning("%s of %s is for a newer worker: %s", record.key, task, error)
-            self._give_back(record, now, delay)
-            return None
-        except UnreadableRecord as error:
-            logger.error("%s of %s is unreadable and parked: %s", record.key, task, error)
-            reason, born = str(error), secrets.token_hex(4)
-            self._give_up(record, lambda record: lifecycle.parked(record, reason, born))
-            return None
-        if self._stopping:
-            self._give_back(record, now)
-            return None
-        execution = Execution(batch, reading)
-        if record.starts >= SUSPECT_STARTS:
-            if self._suspect is not None:
-                self._give_back(record, now, SUSPECT_DELAY)
-                return None
-            self._suspect = execution
-        return execution
-
-    async def _start(self, execution: Execution) -> None:
-        self.executions.add(execution)
-        run = execution.run()
-        try:
-            await self._executor.spawn_task(run)
-        except Exception:
-            logger.exception("The executor failed to take on %s", execution.task())
-            self._withdraw(execution, run, self._settings.poll_interval)
-        except asyncio.CancelledError:
-            self._withdraw(execution, run, 0)
-            # A body that is run inside the loop may be cancelled alone; the loop goes on then.
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
-                raise
-
-    def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
-        """Gives back what the executor was handed, unless it has begun."""
-        if not execution.begun:
-            run.close()
-            self.ended(execution)
-            self._give_back(execution.reading.record, self.clock.microseconds(), delay)
-
-    def _give_back(self, record: Record, now: int, delay: int = 0) -> None:
-        self._give_up(record, lambda record: _given_back(record, now, delay))
-
-    def _give_up(self, record: Record, decide: Callable[[Record], Change]) -> None:
-        self.lane.add(_Release(self, record, decide))
-
-    def _task_parts(self, task: Task) -> TaskParts:
-        parts = self._parts.get(task)
-        if parts is None:
-            at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
-            parts = self._parts[task] = TaskParts(
-                self,
-                task,
-                compose(self._middlewares, task.task_func),
-                Rules(task.fast_forward, task.failure_mode, self._settings.poll_interval),
-                max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
-                at_most_once,
-            )
-        return parts
-
     # The store's health.
 
     def _succeeded(self) -> None:
-        self._last_tick = self.clock.microseconds()
+        self._last_tick = self._clock.microseconds()
         if self._failures:
             logger.info("The store answers again")
             self._failures = 0
@@ -475,7 +343,7 @@ class Scheduler:
             error,
             exc_info=None if isinstance(error, StoreError) else error,
         )
-        now = self.clock.microseconds()
+        now = self._clock.microseconds()
         self._next_poll = now + int(delay * 1_000_000)
         question = self._unanswered
         if question is not None and now >= question.now + min(
@@ -487,121 +355,15 @@ class Scheduler:
         """Makes the records of static tasks, and replans those whose schedule has changed."""
         while not self._stopping:
             try:
-                await self._reconcile(
-                    [task for task in self._tasks() if task.enabled and not task.dynamic]
-                )
+                static = [task for task in self._tasks() if task.enabled and not task.dynamic]
+                await self._meet(static, replan=True)
             except Exception as error:
                 self._store_failed(error)
-                await self._wait_until(self._next_poll)
+                await self._alarm.wait_until(self._next_poll)
             else:
                 self._next_poll = 0
                 return
 
-    async def _reconcile(self, tasks: list[Task], replan: bool = True) -> None:
-        if not tasks:
-            return
-        current = await self._store.get([(task.group, task.key) for task in tasks])
-        left = list(zip(tasks, current, strict=True))
-        while left:
-            now = self.clock.microseconds()
-            writes = [
-                (task, write)
-                for task, record in left
-                if (record is None or replan) and (write := self._met(task, record, now))
-            ]
-            if not writes:
-                return
-            results = await self._store.write([write for _, write in writes], now)
-            for (_, write), result in zip(writes, results, strict=True):
-                if not isinstance(result, Refused):
-                    self.wrote(write)
-            left = [
-                (task, result.current)
-                for (task, _), result in zip(writes, results, strict=True)
-                if isinstance(result, Refused)
-            ]
-
-    def _met(self, task: Task, record: Record | None, now: int) -> Write | None:
-        if record is None:
-            wanted = Wanted(task.plan, "", secrets.token_hex(4))
-            return Write(task.group, task.key, lifecycle.created(wanted, now), ABSENT)
-        try:
-            change = lifecycle.replanned(record, task.plan, now)
-        except NewerFormat as error:
-            logger.warning("The schedule of %s is left as it is: %s", task, error)
-            return None
-        if change is None:
-            return None
-        logger.info("Schedule of %s: '%s' becomes '%s'", task, record.plan, dumps(task.plan))
-        return Write(task.group, task.key, change, record.version)
-
-    # Waiting.
-
-    async def _wait_until(self, instant: int) -> None:
-        """Waits until this instant, or until somebody rings."""
-        if self._rung:
-            self._rung = False
-            return
-        if self._alarm is None or instant < self._alarm_at:
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._alarm_at = instant
-            self._alarm = asyncio.create_task(self._sleep_until(instant), name="pyncette alarm")
-        self._bell = asyncio.get_running_loop().create_future()
-        try:
-            await self._bell
-        finally:
-            self._bell = None
-        self._rung = False
-
-    async def _sleep_until(self, instant: int) -> None:
-        await self.clock.sleep((instant - self.clock.microseconds()) / 1_000_000)
-        self._alarm, self._alarm_at = None, NEVER
-        self._ring()
-
-    def _ring(self) -> None:
-        self._rung = True
-        if self._bell is not None and not self._bell.done():
-            self._bell.set_result(None)
-
-
-def _given_back(record: Record, now: int, delay: int) -> Change:
-    try:
-        reading = read(record)
-    except ValueError:
-        return lifecycle.given_back_unread(record, now, delay)
-    return lifecycle.given_back(reading, now, delay)
-
-
-class _Release:
-    """A claimed record that is not run: given back, or parked."""
-
-    __slots__ = ("_decide", "_record", "_scheduler")
-
-    def __init__(
-        self, scheduler: Scheduler, record: Record, decide: Callable[[Record], Change]
-    ) -> None:
-        self._scheduler = scheduler
-        self._record = record
-        self._decide = decide
-
-    def build(self, now: int) -> Write | None:
-        record = self._record
-        return Write(record.group, record.key, self._decide(record), record.version, record.token)
-
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
-        if not isinstance(result, Refused):
-            self._scheduler.wrote(write)
-            return False
-        current, held = result.current, self._record
-        if (
-            current is None
-            or (current.token, current.starts) != (held.token, held.starts)
-            or current.state != State.RUNNING
-        ):
-            return False
-        self._record = current  # somebody has asked for something meanwhile
-        return True
-
-    def fail(self, error: Exception, now: int) -> bool:
-        return self._record.due_at is not None and now < self._record.due_at
+    async def _meet(self, tasks: list[Task], replan: bool) -> None:
+        for write in await statics.meet(self._store, self._clock, tasks, replan):
+            self._dispatcher.wrote(write)

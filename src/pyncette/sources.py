@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from pyncette.alarm import NEVER
 from pyncette.record import STATIC_GROUP
 from pyncette.task import Task
 
 BACKOFF_INITIAL: Final = 5_000
 """Microseconds for which a source is left alone at first; doubles up to the poll interval."""
 
-NEVER: Final = 1 << 62
 
 _VOID_MAX: Final = 64
 

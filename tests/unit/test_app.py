@@ -218,14 +218,14 @@ def test_a_store_that_does_not_open_in_time_makes_create_raise() -> None:
             async with Pyncette(factory).create():
                 pass
 
-    from pyncette import context
+    from pyncette import opening
 
-    before = context.OPENING_DEADLINE_S
-    context.OPENING_DEADLINE_S = 0.01  # type: ignore[misc]
+    before = opening.OPENING_DEADLINE_S
+    opening.OPENING_DEADLINE_S = 0.01  # type: ignore[misc]
     try:
         run(main())
     finally:
-        context.OPENING_DEADLINE_S = before  # type: ignore[misc]
+        opening.OPENING_DEADLINE_S = before  # type: ignore[misc]
 
 
 def pyncette_errors() -> Any:

@@ -1,0 +1,73 @@
+"""The records of static tasks: made when a worker first meets them, and planned anew when their
+schedule in code has changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Collection
+
+from pyncette import lifecycle
+from pyncette.clock import Clock
+from pyncette.lifecycle import Wanted
+from pyncette.record import ABSENT, Record
+from pyncette.schedule import NewerFormat, dumps
+from pyncette.store import Refused, Store, Write
+from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool) -> list[Write]:
+    """Makes the records that are missing.
+
+    Of several workers that start at once, one succeeds; the others see what it did.
+
+    Args:
+        store: Where the records are.
+        clock: Tells when a first occurrence follows.
+        tasks: Static tasks.
+        replan: Whether records with another schedule than the code's get that, too. Only a
+            worker that starts does so, or two releases side by side would take turns.
+
+    Returns:
+        What was written.
+    """
+    written: list[Write] = []
+    if not tasks:
+        return written
+    current = await store.get([(task.group, task.key) for task in tasks])
+    left = list(zip(tasks, current, strict=True))
+    while left:
+        now = clock.microseconds()
+        writes = [
+            (task, write)
+            for task, record in left
+            if (record is None or replan) and (write := _wanted(task, record, now))
+        ]
+        if not writes:
+            break
+        results = await store.write([write for _, write in writes], now)
+        left = []
+        for (task, write), result in zip(writes, results, strict=True):
+            if isinstance(result, Refused):
+                left.append((task, result.current))
+            else:
+                written.append(write)
+    return written
+
+
+def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
+    if record is None:
+        wanted = Wanted(task.plan, "", secrets.token_hex(4))
+        return Write(task.group, task.key, lifecycle.created(wanted, now), ABSENT)
+    try:
+        change = lifecycle.replanned(record, task.plan, now)
+    except NewerFormat as error:
+        logger.warning("The schedule of %s is left as it is: %s", task, error)
+        return None
+    if change is None:
+        return None
+    logger.info("Schedule of %s: '%s' becomes '%s'", task, record.plan, dumps(task.plan))
+    return Write(task.group, task.key, change, record.version)
