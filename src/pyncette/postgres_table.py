@@ -167,11 +167,15 @@ CROSS JOIN LATERAL (
     FOR UPDATE SKIP LOCKED
 ) AS l"""
 
+# Tells which ones only where some were not as expected.
 _DELETE: Final = """\
 WITH gone AS (
-    DELETE FROM {table} AS t USING ({expected}) AS w WHERE t.ctid = w.place RETURNING w.number
+    DELETE FROM {table} AS t WHERE t.ctid = ANY(ARRAY(SELECT w.place FROM ({expected}) AS w))
+    RETURNING t."group", t."key"
 )
-SELECT array_agg(number), NULL::bigint[] FROM gone"""
+SELECT count(*), CASE WHEN count(*) < cardinality($1) THEN array_agg("group") END,
+    CASE WHEN count(*) < cardinality($1) THEN array_agg("key") END
+FROM gone"""
 
 _UPDATE: Final = """\
 WITH changed AS (
@@ -415,16 +419,20 @@ class PostgresTable:
             elif write.token is None:
                 creations.append(at)
         if deletes:
-            numbers, _ = await self._change(connection, self._delete, batch, deletes)
-            for number in numbers:
-                results[deletes[number - 1]] = Applied(ABSENT)
+            count, groups, keys = await self._change(connection, self._delete, batch, deletes)
+            gone = (
+                None if count == len(deletes) else set(zip(groups or (), keys or (), strict=True))
+            )
+            for at in deletes:
+                if gone is None or batch[at][:2] in gone:
+                    results[at] = Applied(ABSENT)
         for statement, chosen in ((self._patch, patches), (self._put, puts)):
             if chosen:
                 changes = zip(*(batch[at].change for at in chosen), strict=True)
                 numbers, versions = await self._change(
                     connection, statement, batch, chosen, now, *map(list, changes)
                 )
-                for number, version in zip(numbers, versions, strict=True):
+                for number, version in zip(numbers or (), versions or (), strict=True):
                     results[chosen[number - 1]] = Applied(version)
         creations += [
             at
@@ -441,13 +449,13 @@ class PostgresTable:
         batch: Sequence[Write],
         chosen: Sequence[int],
         *values: Any,
-    ) -> tuple[list[int], list[int]]:
-        """Changes rows that are as expected; which of them, and the versions that they have now."""
+    ) -> tuple[Any, ...]:
+        """Changes the rows that are as expected; what the statement tells of it."""
         groups, keys, _, expected, tokens = zip(*(batch[at] for at in chosen), strict=True)
-        [(numbers, versions)] = await _fetch(
+        [row] = await _fetch(
             connection, statement, list(groups), list(keys), list(expected), list(tokens), *values
         )
-        return numbers or [], versions or []
+        return tuple(row)
 
     async def _create(
         self,
