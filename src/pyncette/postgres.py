@@ -32,8 +32,8 @@ from pyncette.postgres_connection import (
     set_up,
     translated,
 )
+from pyncette.postgres_sql import schema_sql as _schema_sql
 from pyncette.postgres_table import PostgresTable
-from pyncette.postgres_table import schema_sql as _schema_sql
 from pyncette.record import Record
 from pyncette.sql import COLUMNS, check_table_name, describe_foreign_table
 from pyncette.store import (
@@ -298,7 +298,7 @@ class PostgresStore:
             return None
 
         def wake(concerned: Collection[str] | None) -> None:
-            self._table.forget_marks()
+            self._table.marks.forget()
             on_wake(concerned)
 
         return self._listener.watch(groups, wake)

@@ -14,7 +14,7 @@ from tests.stores.postgres_place import place_at
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
 from pyncette.postgres import postgres_repository
-from pyncette.postgres_table import PostgresTable
+from pyncette.postgres_sql import Statements
 from pyncette.record import ABSENT, ANY, DELETE, Patch, State
 from pyncette.store import Applied, Refused, Store, Write
 from pyncette.testing.conformance import Place
@@ -190,7 +190,7 @@ def test_creating_waits_for_no_visible_record_and_leaves_no_patience_behind(plac
         connection = await asyncpg.connect(url("postgres"))
         try:
             columns = [[None], ["scheduled"], [None], [0], ["1 p"], ["1 a"], ["1 g"]]
-            statement = PostgresTable(other.table)._insert
+            statement = Statements(other.table).insert
             made = await connection.fetchrow(statement, ["reports"], ["a"], NOW, *columns)
             assert list(made) == [None, None]
             assert await connection.fetchval("SHOW lock_timeout") == "0"

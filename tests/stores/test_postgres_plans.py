@@ -19,7 +19,9 @@ from tests.stores.postgres_place import new_table, place_at, run_sql
 
 from pyncette.clock import realtime
 from pyncette.postgres_connection import SESSION
-from pyncette.postgres_table import LowWater, PostgresTable, schema_sql
+from pyncette.postgres_marks import LowWater
+from pyncette.postgres_sql import Statements, schema_sql
+from pyncette.postgres_table import PostgresTable
 from pyncette.record import DELETE
 from pyncette.store import Group, Write
 from pyncette.testing.conformance import Place
@@ -43,7 +45,7 @@ RANGE = ("group 1", "key 1", "key", "kez")
 
 
 @pytest.fixture(scope="module")
-def big() -> Iterator[PostgresTable]:
+def big() -> Iterator[str]:
     address, table = url("postgres"), new_table()
     run_sql(address, *schema_sql(table).split(";\n")[:-1])
     run_sql(
@@ -51,7 +53,7 @@ def big() -> Iterator[PostgresTable]:
         FILL.format(table=table, now=NOW, count=RECORDS),
         f"VACUUM ANALYZE {table}",
     )
-    yield PostgresTable(table)
+    yield table
     run_sql(address, f"DROP TABLE {table}")
 
 
@@ -119,11 +121,11 @@ def planned(statement: str, parameters: tuple[Any, ...], session: str) -> str:
     ids=["generic", "custom", "ours"],
 )
 def test_a_statement_reads_by_an_index(
-    big: PostgresTable, name: str, parameters: tuple[Any, ...], pages_max: int, session: str
+    big: str, name: str, parameters: tuple[Any, ...], pages_max: int, session: str
 ) -> None:
-    statement = getattr(big, "_claim" if name == "claim_key" else f"_{name}")
+    statement = getattr(Statements(big), "claim" if name == "claim_key" else name)
     plan = planned(statement, parameters, session)
-    assert f"Seq Scan on {big.name}" not in plan, plan
+    assert f"Seq Scan on {big}" not in plan, plan
     assert "Sort Key: r" not in plan, plan
     assert "Bitmap" not in plan, plan
     assert pages_of(plan) <= pages_max, plan
@@ -133,17 +135,17 @@ def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
     address, table = url("postgres"), new_table()
     run_sql(address, *schema_sql(table).split(";\n")[:-1])
     run_sql(address, FILL.format(table=table, now=NOW, count=3), f"ANALYZE {table}")
-    statements = PostgresTable(table)
+    statements = Statements(table)
 
     async def main() -> None:
         connection = await asyncpg.connect(address)
         try:
             await connection.execute(SESSION)
             for statement, parameters in (
-                (statements._claim, CLAIM),
-                (statements._delete, ARRAYS),
-                (statements._patch, (*ARRAYS, *PATCH)),
-                (statements._get, ARRAYS[:2]),
+                (statements.claim, CLAIM),
+                (statements.delete, ARRAYS),
+                (statements.patch, (*ARRAYS, *PATCH)),
+                (statements.get, ARRAYS[:2]),
             ):
                 plan = await explain(connection, statement, parameters)
                 assert f"Seq Scan on {table}" not in plan, plan
@@ -175,11 +177,12 @@ def test_a_claim_stays_small_while_somebody_keeps_an_old_snapshot_open() -> None
                     for record in claimed.records
                 ]
                 await table.write(connection, done, NOW)
-            [since] = table._marks.before_claim(["group 1"], NOW)
+            claim = Statements(table.name).claim
+            [since] = table.marks.before_claim(["group 1"], NOW)
             parameters = (["group 1"], [None], [since], *CLAIM[3:])
-            marked = pages_of(await explain(connection, table._claim, parameters))
+            marked = pages_of(await explain(connection, claim, parameters))
             parameters = (["group 1"], [None], [BEGINNING], *CLAIM[3:])
-            unmarked = pages_of(await explain(connection, table._claim, parameters))
+            unmarked = pages_of(await explain(connection, claim, parameters))
             # Of a claim of 100, most are the new versions of its rows and their entries.
             assert marked < 1_300
             assert unmarked > marked + 1_000

@@ -1,0 +1,233 @@
+"""Every statement of the store in PostgreSQL, each with the index that serves it.
+
+None waits for a row that somebody holds: claims and changes skip it (``SKIP LOCKED``), creations
+give up after a moment. Batches travel as arrays, one for each column. This module knows the
+dialect and nothing else; what is sent and what comes back is handled in
+:mod:`pyncette.postgres_table`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyncette.record import State
+from pyncette.sql import COLUMNS
+
+# Every update moves the indexed due_at, so that none is "heap only": the free space that
+# fillfactor leaves lets the new version of a row stay on its page. Vacuum comes early and often,
+# because the entries of moved rows lie where claims begin to read.
+SCHEMA: Final = """\
+CREATE TABLE IF NOT EXISTS {table} (
+    "group"  text COLLATE "C" NOT NULL,
+    "key"    text COLLATE "C" NOT NULL,
+    due_at   bigint,
+    version  bigint NOT NULL CHECK (version < 4611686018427387904),
+    token    text COLLATE "C",
+    state    text COLLATE "C" NOT NULL,
+    starts   integer NOT NULL CHECK (starts < 1073741824),
+    plan     text NOT NULL,
+    args     text NOT NULL,
+    progress text NOT NULL,
+    PRIMARY KEY ("group", "key")
+) WITH (
+    fillfactor = 80,
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 5000,
+    autovacuum_analyze_scale_factor = 0.02
+);
+CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at IS NOT NULL;
+"""
+
+_RUNNING: Final = State.RUNNING.value
+_COLUMNS: Final = ", ".join(f'r."{column}"' for column in COLUMNS)
+
+# Columns of a table of that name on the search path; by the catalogue's own indexes.
+_LAYOUT: Final = """\
+SELECT attname::text FROM pg_attribute
+WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
+
+# Makes the table unless it is there; one of several that start together does, the others wait.
+_MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
+
+# Takes what is due: of groups by the index on (group, due_at), of keys by the primary key. Tells
+# the soonest of each source among what it did not take, in rows without a key at the end.
+# The rows are updated by their place: a join with them was once planned as a scan of the table.
+_CLAIM: Final = """\
+WITH sources AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[],
+        $6::bigint[]) WITH ORDINALITY AS s("group", "key", since, before, share, lease, number)
+), picked AS MATERIALIZED (
+    SELECT p.place FROM sources AS s CROSS JOIN LATERAL (
+        SELECT d.place FROM (
+            SELECT r.ctid AS place FROM {table} AS r
+            WHERE s."key" IS NULL AND r."group" = s."group"
+                AND r.due_at >= s.since AND r.due_at <= s.before
+            ORDER BY r.due_at LIMIT s.share FOR UPDATE SKIP LOCKED
+        ) AS d
+        UNION ALL
+        SELECT d.place FROM (
+            SELECT r.ctid AS place FROM {table} AS r
+            WHERE r."group" = s."group" AND r."key" = s."key" AND r.due_at <= s.before
+            FOR UPDATE SKIP LOCKED
+        ) AS d
+    ) AS p LIMIT $7
+), taken AS (
+    UPDATE {table} AS t SET state = '{running}', token = $9, starts = t.starts + 1,
+        version = greatest(t.version + 1, $8),
+        due_at = $8 + coalesce($10::bigint, (
+            SELECT s.lease FROM sources AS s
+            WHERE s."group" = t."group" AND (s."key" IS NULL OR s."key" = t."key")))
+    WHERE t.ctid = ANY(ARRAY(SELECT place FROM picked))
+    RETURNING t."group", t."key", t.due_at, t.version, t.starts, t.plan, t.args, t.progress
+)
+SELECT * FROM taken
+UNION ALL
+SELECT NULL, NULL, coalesce((
+    SELECT r.due_at FROM {table} AS r
+    WHERE s."key" IS NULL AND r."group" = s."group" AND r.due_at >= s.since
+        AND r.ctid <> ALL(ARRAY(SELECT place FROM picked))
+    ORDER BY r.due_at LIMIT 1
+), (
+    SELECT r.due_at FROM {table} AS r
+    WHERE r."group" = s."group" AND r."key" = s."key"
+        AND r.ctid <> ALL(ARRAY(SELECT place FROM picked))
+)), NULL, NULL, NULL, NULL, NULL
+FROM sources AS s"""
+
+# What a claim took whose answer was lost; by the index on (group, due_at), keys by the primary key.
+_HELD: Final = """\
+SELECT h.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
+    AS s("group", "key", lease_end, share)
+CROSS JOIN LATERAL (
+    (SELECT {columns} FROM {table} AS r
+    WHERE s."key" IS NULL AND r."group" = s."group" AND r.due_at = s.lease_end AND r.token = $5
+    LIMIT s.share)
+    UNION ALL
+    (SELECT {columns} FROM {table} AS r
+    WHERE r."group" = s."group" AND r."key" = s."key" AND r.due_at = s.lease_end AND r.token = $5)
+) AS h LIMIT $6"""
+
+# The places of the rows that are as expected and that nobody holds, by the primary key.
+_EXPECTED: Final = """\
+SELECT w.*, l.place
+FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[]{arrays})
+    WITH ORDINALITY AS w("group", "key", expect, expected_token{names}, number)
+CROSS JOIN LATERAL (
+    SELECT r.ctid AS place FROM {table} AS r
+    WHERE r."group" = w."group" AND r."key" = w."key"
+        AND (w.expect = -1 OR r.version = w.expect)
+        AND (w.expected_token IS NULL OR r.token = w.expected_token)
+    FOR UPDATE SKIP LOCKED
+) AS l"""
+
+# Tells which ones only where some were not as expected.
+_DELETE: Final = """\
+WITH gone AS (
+    DELETE FROM {table} AS t WHERE t.ctid = ANY(ARRAY(SELECT w.place FROM ({expected}) AS w))
+    RETURNING t."group", t."key"
+)
+SELECT count(*), CASE WHEN count(*) < cardinality($1) THEN array_agg("group") END,
+    CASE WHEN count(*) < cardinality($1) THEN array_agg("key") END
+FROM gone"""
+
+_UPDATE: Final = """\
+WITH changed AS (
+    UPDATE {table} AS t SET version = greatest(t.version + 1, $5), {assignments}
+    FROM ({expected}) AS w WHERE t.ctid = w.place RETURNING w.number, t.version
+)
+SELECT array_agg(number), array_agg(version) FROM changed"""
+
+# Creates what is absent, in the order of keys. What is there is not touched: an insertion would
+# wait for whoever is changing it. One that is being created elsewhere is waited for a moment.
+_INSERT: Final = """\
+WITH made AS (
+    INSERT INTO {table} SELECT w."group", w."key", w.due_at, $3, w.token, w.state, w.starts,
+        w.plan, w.args, w.progress
+    FROM (SELECT set_config('lock_timeout', '100ms', true) AS timeout) AS s
+    CROSS JOIN unnest($1::text[], $2::text[], $4::bigint[], $5::text[], $6::text[], $7::integer[],
+        $8::text[], $9::text[], $10::text[]) WITH ORDINALITY
+        AS w("group", "key", due_at, state, token, starts, plan, args, progress, number)
+    WHERE s.timeout IS NOT NULL AND NOT EXISTS (
+        SELECT FROM {table} AS r WHERE r."group" = w."group" AND r."key" = w."key")
+    ORDER BY w.number
+    ON CONFLICT DO NOTHING
+    RETURNING "group", "key"
+)
+SELECT array_agg("group"), array_agg("key") FROM made"""
+
+# Many records, by the primary key.
+_GET: Final = """\
+SELECT {columns} FROM unnest($1::text[], $2::text[]) AS w("group", "key")
+JOIN {table} AS r ON r."group" = w."group" AND r."key" = w."key\""""
+
+# The last of the rows that a filtered page may look at, by the primary key.
+_LAST_EXAMINED: Final = """\
+SELECT r."key" FROM {table} AS r
+WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4
+ORDER BY r."key" OFFSET $5 LIMIT 1"""
+
+# A range of keys, by the primary key.
+_PAGE: Final = """\
+SELECT {columns} FROM {table} AS r
+WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4 AND r."key" <= $5
+    AND ($6::bigint IS NULL OR r.due_at < $6) AND ($7::text[] IS NULL OR r.state = ANY($7))
+ORDER BY r."key" LIMIT $8"""
+
+# What each kind of change writes: type of the array, and what becomes of the column.
+_PATCHED: Final[dict[str, tuple[str, str]]] = {
+    "due_at": ("bigint", "w.due_at"),
+    "state": ("text", "w.state"),
+    "starts": ("integer", "w.starts"),
+    "progress": ("text", "coalesce(w.progress, t.progress)"),
+}
+_PUT: Final[dict[str, tuple[str, str]]] = {
+    "due_at": ("bigint", "w.due_at"),
+    "state": ("text", "w.state"),
+    "token": ("text", "w.token"),
+    "starts": ("integer", "w.starts"),
+    "plan": ("text", "w.plan"),
+    "args": ("text", "w.args"),
+    "progress": ("text", "w.progress"),
+}
+
+
+def schema_sql(table_name: str) -> str:
+    """The statements that make the table and its index."""
+    return SCHEMA.format(table=table_name)
+
+
+class Statements:
+    """The statements on one table.
+
+    Args:
+        table: A lower-case ASCII identifier.
+    """
+
+    def __init__(self, table: str) -> None:
+        self.layout = _LAYOUT
+        self.make = _MAKE.format(schema=schema_sql(table))
+        self.claim = _CLAIM.format(table=table, running=_RUNNING)
+        self.held = _HELD.format(table=table, columns=_COLUMNS)
+        self.delete = _DELETE.format(table=table, expected=_expected(table, {}, 5))
+        self.patch = _update(table, _PATCHED)
+        self.put = _update(table, _PUT)
+        self.insert = _INSERT.format(table=table)
+        self.get = _GET.format(table=table, columns=_COLUMNS)
+        self.last_examined = _LAST_EXAMINED.format(table=table)
+        self.page = _PAGE.format(table=table, columns=_COLUMNS)
+
+
+def _expected(table: str, columns: dict[str, tuple[str, str]], first: int) -> str:
+    """The statement that finds the rows of a batch, with further columns of the batch."""
+    arrays = "".join(
+        f", ${number}::{kind}[]" for number, (kind, _) in enumerate(columns.values(), first)
+    )
+    names = "".join(f", {name}" for name in columns)
+    return _EXPECTED.format(table=table, arrays=arrays, names=names)
+
+
+def _update(table: str, columns: dict[str, tuple[str, str]]) -> str:
+    """The statement that changes these columns."""
+    assignments = ", ".join(f"{name} = {value}" for name, (_, value) in columns.items())
+    expected = _expected(table, columns, 6)
+    return _UPDATE.format(table=table, assignments=assignments, expected=expected)
