@@ -18,7 +18,7 @@ from pyncette.errors import StoreUnavailableError
 from pyncette.postgres_connection import Connection
 from pyncette.postgres_marks import LowWater
 from pyncette.postgres_sql import Statements
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record
+from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.sql import prefix_end, record_from_row
 from pyncette.store import (
     Applied,
