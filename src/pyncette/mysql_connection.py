@@ -58,7 +58,7 @@ _ISOLATION: Final = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _VARIABLES: Final[Mapping[str, str]] = {
     # Each statement is a transaction of its own.
     "autocommit": "1",
-    "sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'",
+    "sql_mode": "'TRADITIONAL'",
     "sql_safe_updates": "0",
     # The least there is, in seconds: what waits for a row is an insertion that meets another.
     "innodb_lock_wait_timeout": "1",
