@@ -1,11 +1,13 @@
-"""The store in DynamoDB against the storage contract."""
+"""The store in DynamoDB against the storage contract: as it is here, and as it may be on AWS."""
 
 from collections.abc import Iterator
 
 import pytest
 from tests.servers import url
 from tests.stores.dynamodb_place import place_at, set_credentials
+from tests.stores.dynamodb_proxy import LaggingIndex, proxy_before
 
+from pyncette.store import Store
 from pyncette.testing.conformance import Place, StoreConformance
 
 
@@ -17,3 +19,19 @@ class TestDynamoDB(StoreConformance):
         set_credentials(monkeypatch)
         with place_at(url("dynamodb")) as place:
             yield place
+
+
+class TestDynamoDBWithALaggingIndex(StoreConformance):
+    index_lags = True
+
+    @pytest.fixture
+    def place(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+        set_credentials(monkeypatch)
+        server = url("dynamodb")
+        with proxy_before(server) as proxy:
+            proxy.behaviour = self.index = LaggingIndex(queries=3)
+            with place_at(server, proxy.url) as place:
+                yield place
+
+    async def index_catches_up(self, store: Store) -> None:
+        self.index.catch_up()
