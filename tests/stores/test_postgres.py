@@ -12,13 +12,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from asyncpg.types import ServerVersion
 from tests.servers import url
 from tests.stores.postgres_place import new_table, place_at, run_sql
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.postgres import PostgresOptions, postgres_repository, schema_sql
-from pyncette.postgres_connection import place_of
+from pyncette.postgres_connection import place_of, translated
 from pyncette.record import DELETE
 from pyncette.store import EVERYTHING, Applied, Write
 from pyncette.testing.conformance import Place
@@ -296,3 +297,56 @@ def test_a_database_in_another_encoding_is_refused() -> None:
             opening(postgres_url=address)
     finally:
         run_sql(url("postgres"), f"DROP DATABASE {database} WITH (FORCE)")
+
+
+def test_a_server_that_is_too_old_is_refused() -> None:
+    class OldServer:
+        """As much of a pool, and of its one connection, as is asked before the version is known."""
+
+        def get_max_size(self) -> int:
+            return 1
+
+        async def acquire(self) -> OldServer:
+            return self
+
+        async def release(self, connection: OldServer) -> None:
+            assert connection is self
+
+        def get_server_version(self) -> ServerVersion:
+            return ServerVersion(12, 22, 0, "final", 0)
+
+    with pytest.raises(StoreMisconfiguredError, match=r"PostgreSQL 12\.22.*at least 13"):
+        opening(postgres_pool=OldServer())
+
+
+def test_a_server_that_only_reads_is_unavailable(place: Place) -> None:
+    opening(**place.configuration)
+    configuration = dict(place.configuration)
+    configuration["postgres_url"] += "?default_transaction_read_only=on"
+
+    async def main() -> None:
+        async with postgres_repository(**configuration) as store:
+            with pytest.raises(StoreUnavailableError, match="is it a standby"):
+                await store.write([new("reports", "a")], NOW)
+
+    asyncio.run(main())
+
+
+def test_a_pool_that_names_statements_behind_a_pooler_is_told_what_to_do() -> None:
+    error = translated(asyncpg.InvalidSQLStatementNameError("does not exist"), "PostgreSQL")
+    assert isinstance(error, StoreMisconfiguredError)
+    assert "statement_cache_size=0" in str(error)
+
+
+def test_a_table_that_is_dropped_while_a_worker_runs_is_named(place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            await asyncio.to_thread(
+                run_sql,
+                url("postgres"),
+                f"DROP TABLE {place.configuration['postgres_table_name']}",
+            )
+            with pytest.raises(StoreMisconfiguredError, match="does not exist"):
+                await store.get([("reports", "a")])
+
+    asyncio.run(main())

@@ -172,6 +172,38 @@ def test_a_listener_whose_connection_the_server_ends_listens_again(place: Place)
     asyncio.run(main())
 
 
+def test_a_listener_that_reaches_nobody_says_so_once_and_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postgres_connection, "RECONNECT_DELAY_MAX_S", 0.01)
+    monkeypatch.setattr(postgres_connection, "RECONNECT_DELAY_INITIAL_S", 0.005)
+    tries = 0
+
+    async def main() -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal tries
+            tries += 1
+            writer.close()
+            if tries == 4:
+                enough.set()
+
+        enough = asyncio.Event()
+        nobody = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = nobody.sockets[0].getsockname()[1]
+        options = {
+            **place.configuration,
+            "postgres_listen_url": f"postgresql://user:hidden@127.0.0.1:{port}/db",
+        }
+        async with nobody, postgres_repository(**options) as store, realtime.timeout(PATIENCE_S):
+            await store.watch(["reports"], lambda groups: None)
+            await enough.wait()
+            assert await store.write([new("reports", "a")], NOW, wake=["reports"]) == [Applied(NOW)]
+
+    asyncio.run(main())
+    [said] = [record.message for record in caplog.records if "notified" in record.message]
+    assert said.startswith("Not notified for now, only polling: PostgreSQL at 127.0.0.1")
+
+
 @pytest.mark.parametrize("payload", ["", "no json", "7", '["a", ["b"]]'])
 def test_what_strangers_send_on_the_channel_wakes_everybody(place: Place, payload: str) -> None:
     async def main() -> None:
