@@ -38,6 +38,18 @@ def run_sql(url: str, *statements: str) -> list[Any]:
 @contextmanager
 def place_at(url: str, **more: Any) -> Iterator[Place]:
     """An empty place; its table is dropped afterwards."""
+    with a_table(url) as table:
+        yield Place(
+            postgres_repository, {"postgres_url": url, "postgres_table_name": table, **more}
+        )
+
+
+@contextmanager
+def a_table(url: str, *statements: str) -> Iterator[str]:
+    """The name of a table that is dropped afterwards; statements make and fill it."""
     table = new_table()
-    yield Place(postgres_repository, {"postgres_url": url, "postgres_table_name": table, **more})
-    run_sql(url, f"DROP TABLE IF EXISTS {table}")
+    try:
+        run_sql(url, *(statement.format(table=table) for statement in statements))
+        yield table
+    finally:
+        run_sql(url, f"DROP TABLE IF EXISTS {table}")

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from asyncpg.types import ServerVersion
 from tests.servers import url
-from tests.stores.postgres_place import new_table, place_at, run_sql
+from tests.stores.postgres_place import a_table, new_table, place_at, run_sql
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
@@ -121,30 +121,28 @@ def test_tls_options_of_the_url_reach_the_driver() -> None:
 
 
 def test_a_missing_table_is_made_only_where_that_is_wanted() -> None:
-    table = new_table()
-    options = {"postgres_url": url("postgres"), "postgres_table_name": table}
-    with pytest.raises(StoreMisconfiguredError, match=f"no table '{table}'.*schema_sql"):
+    with a_table(url("postgres")) as table:
+        options = {"postgres_url": url("postgres"), "postgres_table_name": table}
+        with pytest.raises(StoreMisconfiguredError, match=f"no table '{table}'.*schema_sql"):
+            opening(**options, postgres_skip_table_create=True)
+        run_sql(url("postgres"), *schema_sql(table).split(";\n")[:-1])
         opening(**options, postgres_skip_table_create=True)
-    run_sql(url("postgres"), *schema_sql(table).split(";\n")[:-1])
-    opening(**options, postgres_skip_table_create=True)
-    run_sql(url("postgres"), f"DROP TABLE {table}")
 
 
 def test_a_table_made_by_1x_is_recognised_and_left_alone() -> None:
-    table = new_table()
-    run_sql(url("postgres"), LEGACY.format(table=table), f"INSERT INTO {table} VALUES ('a')")
-    with pytest.raises(StoreMisconfiguredError, match=r"pyncette 1\.x.*migrate"):
-        opening(postgres_url=url("postgres"), postgres_table_name=table)
-    assert len(run_sql(url("postgres"), f"SELECT * FROM {table}")[0]) == 6
-    run_sql(url("postgres"), f"DROP TABLE {table}")
+    with a_table(url("postgres"), LEGACY, "INSERT INTO {table} VALUES ('a')") as table:
+        with pytest.raises(StoreMisconfiguredError, match=r"pyncette 1\.x.*migrate"):
+            opening(postgres_url=url("postgres"), postgres_table_name=table)
+        [row] = run_sql(url("postgres"), f"SELECT * FROM {table}")
+        assert (len(row), row[0]) == (6, "a")
 
 
 def test_a_foreign_table_is_refused() -> None:
-    table = new_table()
-    run_sql(url("postgres"), f"CREATE TABLE {table} (id integer)")
-    with pytest.raises(StoreMisconfiguredError, match="is not one of ours: it has the columns id"):
+    with (
+        a_table(url("postgres"), "CREATE TABLE {table} (id integer)") as table,
+        pytest.raises(StoreMisconfiguredError, match="not one of ours: it has the columns id"),
+    ):
         opening(postgres_url=url("postgres"), postgres_table_name=table)
-    run_sql(url("postgres"), f"DROP TABLE {table}")
 
 
 def test_a_table_that_is_there_needs_no_privilege_to_make_one(place: Place) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.servers import url
-from tests.stores.postgres_place import new_table, place_at, run_sql
+from tests.stores.postgres_place import a_table, place_at, run_sql
 
 from pyncette.clock import realtime
 from pyncette.postgres_connection import SESSION
@@ -46,15 +46,18 @@ RANGE = ("group 1", "key 1", "key", "kez")
 
 @pytest.fixture(scope="module")
 def big() -> Iterator[str]:
-    address, table = url("postgres"), new_table()
-    run_sql(address, *schema_sql(table).split(";\n")[:-1])
+    with a_table(url("postgres")) as table:
+        make_table(table, RECORDS, "VACUUM ANALYZE")
+        yield table
+
+
+def make_table(table: str, records: int, *then: str) -> None:
     run_sql(
-        address,
-        FILL.format(table=table, now=NOW, count=RECORDS),
-        f"VACUUM ANALYZE {table}",
+        url("postgres"),
+        *schema_sql(table).split(";\n")[:-1],
+        FILL.format(table=table, now=NOW, count=records),
+        *(f"{statement} {table}" for statement in then),
     )
-    yield table
-    run_sql(address, f"DROP TABLE {table}")
 
 
 def literal(value: Any) -> str:
@@ -132,13 +135,8 @@ def test_a_statement_reads_by_an_index(
 
 
 def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
-    address, table = url("postgres"), new_table()
-    run_sql(address, *schema_sql(table).split(";\n")[:-1])
-    run_sql(address, FILL.format(table=table, now=NOW, count=3), f"ANALYZE {table}")
-    statements = Statements(table)
-
-    async def main() -> None:
-        connection = await asyncpg.connect(address)
+    async def main(statements: Statements) -> None:
+        connection = await asyncpg.connect(url("postgres"))
         try:
             await connection.execute(SESSION)
             for statement, parameters in (
@@ -152,8 +150,9 @@ def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
         finally:
             await connection.close()
 
-    asyncio.run(main())
-    run_sql(address, f"DROP TABLE {table}")
+    with a_table(url("postgres")) as table:
+        make_table(table, 3, "ANALYZE")
+        asyncio.run(main(Statements(table)))
 
 
 def test_a_claim_stays_small_while_somebody_keeps_an_old_snapshot_open() -> None:
