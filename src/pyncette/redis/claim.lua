@@ -8,21 +8,23 @@
 --
 -- Instants come and go as text. As numbers they are compared and added to, and these are exact up
 -- to 2^53; they are printed by %.0f alone, since tostring and cjson lose digits.
-local VALUE = '^(%d+)%z(%-?%d*)%z(%l+)%z(%d+)%z([^%z]*)%z([^%z]*)%z()[^%z]*%z[^%z]*$'
+
+-- Of a value: version, instant, starts, token, and where its progress begins.
+local HEAD = '^(%d+)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
 local EXACT = 9007199254740992
 local CHUNK = 1000
 local now, token, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local repeated, takes = ARGV[4] ~= '0', ARGV[4] ~= '2'
-local sources, claimed, next_due = {}, {}, {}
+local instant = tonumber(now)
 
--- What a record says. Where somebody edited it into something else, what is there stands as its
--- plan, so that whoever reads it finds it unreadable, and parks it.
-local function parsed(value, score)
-  local version, due, _, starts, progress, holder, rest = string.match(value, VALUE)
+-- What a value says. Where somebody edited it into something else, what is there stands as the
+-- plan of a record, so that whoever reads it finds it unreadable, and parks it.
+local function parsed(value, otherwise)
+  local version, due, starts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and due ~= '-' and #starts <= 9 then
-    return version, due, starts, progress, holder, string.sub(value, rest)
+    return version, due, starts, holder, string.sub(value, rest)
   end
-  return '1', score, '0', '', '-', string.gsub(value, '%z', ' ') .. '\0'
+  return '1', otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0'
 end
 
 -- Whether one instant lies at or before another. Rounding keeps the order, so that only what
@@ -34,46 +36,58 @@ local function at_most(one, other)
   return #one > #other or (#one == #other and one >= other)
 end
 
+-- unpack() holds no more than some thousands.
 local function values_of(records, keys)
+  if #keys == 0 then return keys end
+  if #keys <= CHUNK then return redis.call('HMGET', records, unpack(keys)) end
   local values = {}
   for first = 1, #keys, CHUNK do
-    local chunk = redis.call('HMGET', records, unpack(keys, first, math.min(first + CHUNK - 1, #keys)))
-    for number = 1, #chunk do values[first + number - 1] = chunk[number] end
+    local last = math.min(first + CHUNK - 1, #keys)
+    for number, value in ipairs(redis.call('HMGET', records, unpack(keys, first, last))) do
+      values[first + number - 1] = value
+    end
   end
   return values
 end
 
-local function keep(group, key, value)
-  local at = #claimed
-  claimed[at + 1], claimed[at + 2], claimed[at + 3] = group, key, value
+local claimed, length = {}, 0
+local function keep(source, key, value)
+  claimed[length + 1], claimed[length + 2], claimed[length + 3] = source.group, key, value
+  length = length + 3
   left = left - 1
+  source.room = source.room - 1
 end
 
--- What was taken is written a thousand at a time: unpack() holds no more than some thousands.
+-- What is taken is written a thousand at a time.
 local pending = {}
 local function flush(group)
   local taken = pending[group]
-  if not taken or #taken.values == 0 then return end
+  if not taken then return end
   redis.call('HSET', KEYS[2 * group], unpack(taken.values))
   redis.call('ZADD', KEYS[2 * group - 1], unpack(taken.scores))
   pending[group] = nil
 end
 
-local function take(source, key, version, starts, progress, rest)
-  version = math.max(tonumber(version) + 1, tonumber(now))
-  local value = string.format('%.0f', version) .. '\0' .. source.lease_end .. '\0running\0' ..
-    string.format('%.0f', tonumber(starts) + 1) .. '\0' .. progress .. '\0' .. token .. '\0' .. rest
+local function take(source, key, version, starts, rest)
+  local next_version = tonumber(version) + 1
+  if next_version <= instant then
+    version = now
+  else
+    version = string.format('%.0f', next_version)
+  end
+  starts = starts == '0' and '1' or string.format('%.0f', tonumber(starts) + 1)
+  local value = version .. source.running .. starts .. '\0' .. token .. '\0' .. rest
   local taken = pending[source.group]
   if not taken then
-    taken = {values = {}, scores = {}}
+    taken = {values = {}, scores = {}, length = 0}
     pending[source.group] = taken
   end
-  local at = #taken.values
+  local at = taken.length
   taken.values[at + 1], taken.values[at + 2] = key, value
   taken.scores[at + 1], taken.scores[at + 2] = source.lease_end, key
+  taken.length = at + 2
   if at + 2 >= 2 * CHUNK then flush(source.group) end
-  keep(source.group, key, value)
-  source.room = source.room - 1
+  keep(source, key, value)
 end
 
 -- Puts right what the index says of a record, where somebody edited one or the other.
@@ -94,18 +108,17 @@ end
 
 local function held(source, key, value)
   if not value or source.room == 0 or left <= 0 then return end
-  local _, due, _, _, holder = parsed(value, '')
-  if due == source.lease_end and holder == token then
-    keep(source.group, key, value)
-    source.room = source.room - 1
-  end
+  local _, due, _, holder = parsed(value, '')
+  if due == source.lease_end and holder == token then keep(source, key, value) end
 end
 
 -- The sources, and the records of those that are keys, read together.
-local keyed = {}
+local sources, keyed = {}, {}
 for at = 5, #ARGV, 5 do
   local source = {group = tonumber(ARGV[at]), lease_end = ARGV[at + 1], before = ARGV[at + 2],
     room = tonumber(ARGV[at + 3]), key = ARGV[at + 4]}
+  source.latest = tonumber(source.before)
+  source.running = '\0' .. source.lease_end .. '\0running\0'
   sources[#sources + 1] = source
   if source.key ~= '' then
     local asked = keyed[source.group]
@@ -140,13 +153,12 @@ end
 
 for _, source in ipairs(sources) do
   if source.key ~= '' then
-    local value = source.value
-    if value then
-      local version, due, starts, progress, _, rest = parsed(value, now)
+    if source.value then
+      local version, due, starts, _, rest = parsed(source.value, now)
       if due ~= '' then
         source.due = due
         if takes and source.room > 0 and left > 0 and at_most(due, source.before) then
-          take(source, source.key, version, starts, progress, rest)
+          take(source, source.key, version, starts, rest)
           source.due = source.lease_end
         end
       end
@@ -160,12 +172,11 @@ for _, source in ipairs(sources) do
       local mends = 0
       for number, key in ipairs(keys) do
         local value = values[number]
-        local version, due, starts, progress, rest, _
-        if value then
-          version, due, starts, progress, _, rest = parsed(value, source.before)
-        end
-        if value and due ~= '' and at_most(due, source.before) then
-          take(source, key, version, starts, progress, rest)
+        local version, due, starts, rest, _
+        if value then version, due, starts, _, rest = parsed(value, source.before) end
+        local at = value and tonumber(due)
+        if at and (at < source.latest or at_most(due, source.before)) then
+          take(source, key, version, starts, rest)
         else
           mend(source, key, value, due)
           mends = mends + 1
@@ -178,6 +189,7 @@ for _, source in ipairs(sources) do
 end
 for group in pairs(pending) do flush(group) end
 
+local next_due = {}
 for number, source in ipairs(sources) do
   local due = source.due
   if source.key == '' then

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.redis.layout import encoded
 
 CONNECT_TIMEOUT_S: Final = 5.0
 """How long opening a connection may take, where ``redis_timeout`` does not say."""
@@ -46,23 +47,27 @@ class Lane(Enum):
 
 
 def _pack_plainly(command: Command) -> bytes:
-    texts = [arg if isinstance(arg, bytes) else str(arg).encode() for arg in command]
+    texts = [arg if isinstance(arg, bytes) else encoded(str(arg)) for arg in command]
     return b"*%d\r\n%b" % (
         len(texts),
         b"".join([b"$%d\r\n%b\r\n" % (len(text), text) for text in texts]),
     )
 
 
-_pack: Callable[[Command], bytes] = _pack_plainly
+_pack_quickly: Callable[[Any], Any] = _pack_plainly
 with suppress(ImportError):
     import hiredis
 
-    _pack = hiredis.pack_command
+    _pack_quickly = hiredis.pack_command
 
 
 def pack(command: Command) -> bytes:
     """A command as it is sent. redis-py's asynchronous connections do this in Python only."""
-    return _pack(tuple(command))
+    try:
+        packed: bytes = _pack_quickly(tuple(command))
+    except UnicodeEncodeError:  # a key that somebody else wrote, and that is no text
+        return _pack_plainly(command)
+    return packed
 
 
 # Refusals that come before anything is done, and pass.

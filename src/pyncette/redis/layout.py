@@ -2,8 +2,8 @@
 
 A group is three keys that share a hash tag, so that on a cluster they lie in one slot: a sorted
 set of what comes due, a hash of the records, and a sorted set of all keys for scans. A record is
-one value of the hash, its columns divided by NUL, what changes with every claim first; ``*.lua``
-know that form, too.
+one value of the hash, its columns divided by NUL: version, instant, state, starts, token, progress,
+plan, args. ``*.lua`` know that form, too: what a claim changes stands first.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ FORMAT: Final = b"1"
 _CHANNEL_BYTES_MAX: Final = 8_000
 _NO_TOKEN: Final = "-"
 
-# What ``*.lua`` take for a value of ours, too.
-_VALUE: Final = re.compile(
-    r"\d{1,16}\0(?:-\d{1,17}|\d{1,18})?\0[a-z]+\0\d{1,9}\0[^\0]*\0[^\0]*\0[^\0]*\0[^\0]*",
-    re.ASCII,
-)
+# What ``*.lua`` take for the head of a value of ours, too.
+_HEAD: Final = re.compile(r"\d{1,16}\0(?:-\d{1,17}|\d{1,18})?\0[a-z]+\0\d{1,9}\0[^\0]*\0", re.ASCII)
+_COLUMNS: Final = 8
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
 _ESCAPES_OF_NAMESPACES: Final = {**_ESCAPES, ord(":"): "%3A"}
@@ -86,26 +84,26 @@ def token_text(token: str | None) -> str:
     return _NO_TOKEN if token is None else f"={token}"
 
 
-def record_from(group: str, key: str, value: bytes) -> Record:
+def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Record:
     """The record that a value holds.
 
     What somebody made of it by hand stands as its plan, so that whoever reads it finds it
     unreadable and parks it.
+
+    Args:
+        group: Of the record.
+        key: Of the record.
+        value: As it lies in the hash.
+        sound: A script has just written the head of it.
     """
     text = value.decode("utf-8", "replace")
-    if _VALUE.fullmatch(text) is None:
+    if not sound and _HEAD.match(text) is None:
         plan = text.replace("\0", " ")
         return Record(group, key, None, 1, None, State.PARKED, 0, plan, "", "")
-    return _record(group, key, text)
-
-
-def claimed_record(group: str, key: str, value: bytes) -> Record:
-    """The record that a value holds which ``claim.lua`` has just written."""
-    return _record(group, key, value.decode("utf-8", "replace"))
-
-
-def _record(group: str, key: str, text: str) -> Record:
-    version, due_at, state, starts, progress, token, plan, args = text.split("\0")
+    texts = text.split("\0", _COLUMNS - 1)
+    if len(texts) < _COLUMNS:
+        texts += [""] * (_COLUMNS - len(texts))
+    version, due_at, state, starts, token, progress, plan, args = texts
     return record_of(
         (
             group,
@@ -122,29 +120,30 @@ def _record(group: str, key: str, text: str) -> Record:
     )
 
 
-def change_texts(write: Write) -> tuple[str, str, str]:
-    """What to do, the new instant, the new columns: as ``write.lua`` wants to have a change.
+def change_texts(write: Write) -> tuple[str, ...]:
+    """What to do and the new columns, as ``write.lua`` wants to have a change.
 
     Raises:
         ValueError: A text has a NUL.
     """
     change = write.change
     if isinstance(change, Delete):
-        return "D", "", ""
+        return ("D",)
     due_at = "" if change.due_at is None else str(change.due_at)
     if isinstance(change, Patch):
-        if change.progress is None:
-            what, texts, expected = "p", f"{change.state}\0{change.starts}", 1
-        else:
-            what, texts = "P", f"{change.state}\0{change.starts}\0{change.progress}"
-            expected = 2
+        _, state, starts, progress = change
+        head = f"{state}\0{starts}"
+        texts = ("p", due_at, head) if progress is None else ("P", due_at, head, progress)
+        divided = head if progress is None else f"{head}{progress}"
+        divisions = 1
     else:
         _, state, token, starts, plan, args, progress = change
-        what, expected = "U", 5
-        texts = f"{state}\0{starts}\0{progress}\0{token_text(token)}\0{plan}\0{args}"
-    if texts.count("\0") != expected:
+        divided = f"{token_text(token)}\0{progress}\0{plan}\0{args}"
+        divisions = 3
+        texts = ("U", due_at, f"{state}\0{starts}", divided)
+    if divided.count("\0") != divisions:
         raise ValueError(f"A text of the record {write.key!r} holds a NUL character")
-    return what, due_at, texts
+    return texts
 
 
 def wake_payload(groups: Collection[str]) -> bytes:

@@ -20,7 +20,6 @@ from pyncette.redis.layout import (
     FORMAT,
     Names,
     change_texts,
-    claimed_record,
     decoded,
     encoded,
     record_from,
@@ -259,7 +258,7 @@ class RedisStore:
             if isinstance(source, Group):
                 arguments += (number, now + source.lease, source.before, room, "")
             else:
-                arguments += (number, now + source.lease, now, room, encoded(source.key))
+                arguments += (number, now + source.lease, now, room, source.key)
         return Call(part.slot, _CLAIM, (len(keys), *keys, *arguments))
 
     async def write(
@@ -284,11 +283,15 @@ class RedisStore:
             return []
         results: list[Result] = [Refused(None)] * len(batch)
         answers = _answers(await self._topology.perform(lane, calls))
+        applied = Applied(0)
         for where, (replies, *after) in zip(places, answers, strict=True):
             self._check_confirmed(after)
             for at, reply in zip(where, replies, strict=True):
-                if isinstance(reply, int):
-                    results[at] = Applied(reply)
+                if type(reply) is int:
+                    # Most changes of a batch make the same version.
+                    if reply != applied.version:
+                        applied = Applied(reply)
+                    results[at] = applied
                 elif reply is not None:
                     group, key = batch[at][:2]
                     results[at] = Refused(record_from(group, key, reply))
@@ -305,8 +308,8 @@ class RedisStore:
             if number is None:
                 number = numbers[group] = len(numbers) + 1
                 keys += self._names.of(group)
-            held = "" if token is None else token_text(token)
-            arguments += (number, encoded(key), expect, held, *change_texts(write))
+            held = "" if token is None else f"={token}"
+            arguments += (number, key, expect, held, *change_texts(write))
         after: tuple[Command, ...] = (("WAIT", replicas, WAIT_TIMEOUT_MS),) if replicas else ()
         return Call(slot, _WRITE, (len(keys), *keys, *arguments), after)
 
@@ -334,7 +337,7 @@ class RedisStore:
             Call(
                 self._slot(group),
                 None,
-                ("HMGET", self._names.of(group)[1], *(encoded(identities[at][1]) for at in places)),
+                ("HMGET", self._names.of(group)[1], *(identities[at][1] for at in places)),
             )
             for group, places in groups.items()
         ]
@@ -411,7 +414,7 @@ class _Claim:
             self.next_due[place] = None if due_at is None else _instant(due_at)
         groups = list(dict.fromkeys(self.sources[place].group for place in part.places))
         records = [
-            claimed_record(groups[number - 1], decoded(key), value)
+            record_from(groups[number - 1], decoded(key), value, sound=True)
             for number, key, value in zip(values[::3], values[1::3], values[2::3], strict=True)
         ]
         self.records += records

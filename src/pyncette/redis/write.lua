@@ -4,99 +4,131 @@
 --       sorted set of its keys.
 -- ARGV  now, "1" where what is refused is written again as it is; then of each write: the number
 --       of its group, its key, the version expected (0: none may be there, -1: any), the token
---       expected ("": any), what to do, the instant, and the new texts.
---       What to do: "D" removes; "U" writes all texts; "P" those of a patch; "p" those of a patch
+--       expected ("": any), and what to do: "D" removes; "U" writes everything, which follows as
+--       the instant, what stands before the token and what stands from there on; "P" is a patch,
+--       of which follow the instant, what stands before the token and the progress; "p" is one
 --       without progress.
 -- Returns for each write the version that it made, or what is there instead.
 --
 -- WAIT waits for replicas to have what its connection wrote last. Where a repeated write finds
 -- that it was made before, perhaps on another connection, writing that again makes WAIT mean it.
-local VALUE = '^(%d+)%z(%-?%d*)%z(%l+)%z(%d+)%z([^%z]*)%z()([^%z]*)%z[^%z]*%z[^%z]*$'
+
+-- Of a value: version, instant, starts, token, and where its progress begins.
+local HEAD = '^(%d+)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
 local CHUNK = 1000
-local now, touches = tonumber(ARGV[1]), ARGV[2] == '1'
-local results = {}
+local STRIDES = {D = 5, U = 8, P = 8, p = 7}
+local now_text, touches = ARGV[1], ARGV[2] == '1'
+local now = tonumber(now_text)
 
 -- The records before any change: no key stands twice in a batch.
 local values, groups = {}, {}
-for at = 3, #ARGV, 7 do
+local at = 3
+while at <= #ARGV do
   local group = tonumber(ARGV[at])
   local asked = groups[group]
   if not asked then
-    asked = {keys = {}, places = {}}
+    asked = {keys = {}, places = {}, length = 0}
     groups[group] = asked
   end
-  asked.keys[#asked.keys + 1] = ARGV[at + 1]
-  asked.places[#asked.places + 1] = at
+  local length = asked.length + 1
+  asked.keys[length], asked.places[length], asked.length = ARGV[at + 1], at, length
+  at = at + STRIDES[ARGV[at + 4]]
 end
 for group, asked in pairs(groups) do
-  for first = 1, #asked.keys, CHUNK do
-    local last = math.min(first + CHUNK - 1, #asked.keys)
-    local chunk = redis.call('HMGET', KEYS[3 * group - 1], unpack(asked.keys, first, last))
-    for number = 1, #chunk do values[asked.places[first + number - 1]] = chunk[number] end
+  for first = 1, asked.length, CHUNK do
+    local last = math.min(first + CHUNK - 1, asked.length)
+    local found = redis.call('HMGET', KEYS[3 * group - 1], unpack(asked.keys, first, last))
+    for number = 1, #found do values[asked.places[first + number - 1]] = found[number] end
   end
 end
 
 -- As in claim.lua: what is not one of our values is a record of version 1 that says nothing.
 local function parsed(value)
-  local version, due, _, starts, progress, rest, holder = string.match(value, VALUE)
+  local version, due, starts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and due ~= '-' and #starts <= 9 then
-    return version, progress, holder, string.sub(value, rest)
+    return version, holder, rest, value
   end
-  return '1', '', '-', '-\0' .. string.gsub(value, '%z', ' ') .. '\0'
+  return '1', '-', 1, '\0' .. string.gsub(value, '%z', ' ') .. '\0'
 end
 
-local sets, dues, keys, gone, never = {}, {}, {}, {}, {}
-local function add(lists, group, ...)
+local function listed(lists, group)
   local list = lists[group]
   if not list then
     list = {}
     lists[group] = list
   end
-  for number = 1, select('#', ...) do list[#list + 1] = (select(number, ...)) end
+  return list
 end
 
-for at = 3, #ARGV, 7 do
+local sets, dues, added, gone, never = {}, {}, {}, {}, {}
+local results, count = {}, 0
+at = 3
+while at <= #ARGV do
   local group, key, expect, holder = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local what, due, body = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+  local what = ARGV[at + 4]
   local value = values[at]
-  local version, progress, token, rest = '0', nil, nil, nil
-  if value then version, progress, token, rest = parsed(value) end
+  local version, token, rest, whole = '0', nil, nil, nil
+  if value then version, token, rest, whole = parsed(value) end
   local result
   if (expect ~= '-1' and expect ~= version) or (holder ~= '' and holder ~= token) then
     result = value
     if value and touches then redis.call('HSET', KEYS[3 * group - 1], key, value) end
   elseif what == 'D' then
     result = 0
-    if value then add(gone, group, key) end
+    if value then
+      local list = listed(gone, group)
+      list[#list + 1] = key
+    end
   elseif not value and what ~= 'U' then
     result = 0
   else
-    result = math.max(tonumber(version) + 1, now)
-    local new = string.format('%.0f', result) .. '\0' .. due .. '\0' .. body
-    if what == 'P' then
-      new = new .. '\0' .. rest
-    elseif what == 'p' then
-      new = new .. '\0' .. progress .. '\0' .. rest
+    local due, head = ARGV[at + 5], ARGV[at + 6]
+    local text = now_text
+    result = tonumber(version) + 1
+    if result <= now then result = now else text = string.format('%.0f', result) end
+    local new = text .. '\0' .. due .. '\0' .. head .. '\0'
+    if what == 'U' then
+      new = new .. ARGV[at + 7]
+    elseif what == 'P' then
+      local behind = string.find(whole, '%z', rest) or #whole + 1
+      new = new .. token .. '\0' .. ARGV[at + 7] .. string.sub(whole, behind)
+    else
+      new = new .. token .. '\0' .. string.sub(whole, rest)
     end
-    add(sets, group, key, new)
-    if due == '' then add(never, group, key) else add(dues, group, due, key) end
-    if not value then add(keys, group, '0', key) end
+    local list = listed(sets, group)
+    local length = #list
+    list[length + 1], list[length + 2] = key, new
+    if due == '' then
+      list = listed(never, group)
+      list[#list + 1] = key
+    else
+      list = listed(dues, group)
+      length = #list
+      list[length + 1], list[length + 2] = due, key
+    end
+    if not value then
+      list = listed(added, group)
+      length = #list
+      list[length + 1], list[length + 2] = '0', key
+    end
   end
-  results[#results + 1] = result
+  count = count + 1
+  results[count] = result
+  at = at + STRIDES[what]
 end
 
-local function call(command, lists, which)
+local function call(command, lists, back)
   for group, list in pairs(lists) do
     for first = 1, #list, 2 * CHUNK do
-      redis.call(command, KEYS[3 * group - which],
-        unpack(list, first, math.min(first + 2 * CHUNK - 1, #list)))
+      local last = math.min(first + 2 * CHUNK - 1, #list)
+      redis.call(command, KEYS[3 * group - back], unpack(list, first, last))
     end
   end
 end
 call('HSET', sets, 1)
 call('ZADD', dues, 2)
 call('ZREM', never, 2)
-call('ZADD', keys, 0)
+call('ZADD', added, 0)
 call('HDEL', gone, 1)
 call('ZREM', gone, 2)
 call('ZREM', gone, 0)
