@@ -184,7 +184,8 @@ class Dispatcher:
             if self._suspect is not None:
                 self._give_back(record, now, SUSPECT_DELAY)
                 return None
-            self._suspect = execution
+            # The heartbeat takes along what was given back: nobody waits for it if this one dies.
+            self._suspect = execution = Execution(batch._replace(extend=True), reading)
         return execution
 
     async def _start(self, execution: Execution) -> None:

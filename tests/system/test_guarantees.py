@@ -1,0 +1,552 @@
+"""What README promises: each promise has a test that bears its name.
+
+Where processes are killed or frozen they are real ones, on one SQLite file, and where in its work a
+process dies is decided by the program itself, so that no test depends on who is quick. Where time
+has to pass it is the virtual clock's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support import run
+
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
+from pyncette.clock import Clock
+from pyncette.memory import MemoryRepository
+from pyncette.record import ANY, STATIC_GROUP, Put
+from pyncette.store import Write
+from pyncette.testing import VirtualClock
+from pyncette.testing.faults import Faults, faulty
+
+PATIENCE_S = 60
+SECOND = timedelta(seconds=1)
+MINUTE = timedelta(minutes=1)
+LEASE = timedelta(seconds=60)
+START = datetime(2026, 1, 5, 12, tzinfo=UTC)
+MODES = [ExecutionMode.AT_LEAST_ONCE, ExecutionMode.AT_MOST_ONCE]
+
+# Real processes. Each writes what it does to one file, a line at a time.
+
+PROGRAM = '''
+import asyncio, os, signal, sys
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pyncette import ExecutionMode, Pyncette
+from pyncette.sqlite import sqlite_repository
+from pyncette.utils import with_heartbeat
+
+DIES_AT, WORK_S = os.environ.get("DIES_AT"), float(os.environ.get("WORK_S", "0"))
+MODE = ExecutionMode[os.environ.get("MODE", "AT_LEAST_ONCE")]
+LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+def say(word, context):
+    now, planned = context.app_context.clock.now().timestamp(), context.scheduled_at.timestamp()
+    line = f"{word} {context.task.name} {planned!r} {now!r} {os.getpid()}\\n"
+    os.write(LOG, line.encode())
+
+
+def die(moment):
+    if moment == DIES_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Deadly:
+    """A store during, before and after whose calls the process dies."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    async def claim(self, *arguments):
+        claimed = await self.store.claim(*arguments)
+        if claimed.records:
+            die("claimed")
+        return claimed
+
+    async def write(self, batch, *arguments):
+        settles = any(write.token is not None for write in batch)
+        if settles:
+            die("before its outcome is written")
+        results = await self.store.write(batch, *arguments)
+        if settles:
+            die("when its outcome is written")
+        return results
+
+
+@asynccontextmanager
+async def repository(**configuration):
+    async with sqlite_repository(**configuration) as store:
+        yield Deadly(store)
+
+
+app = Pyncette(repository, sqlite_database="tasks.db", poll_interval=timedelta(seconds=0.1))
+
+
+@app.dynamic_task(lease_duration=timedelta(seconds=1), execution_mode=MODE)
+async def job(context):
+    say("began", context)
+    die("in the body")
+    if context.task.name.startswith("bad"):
+        os.abort()
+    await asyncio.sleep(WORK_S)
+    say("ended", context)
+
+
+@app.dynamic_task(lease_duration=timedelta(seconds=1))
+@with_heartbeat(lease_remaining_ratio=0.2)
+async def long(context):
+    say("began", context)
+    await asyncio.sleep(WORK_S)
+    say("ended", context)
+
+
+if __name__ == "__main__":
+    app.main()
+'''
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a worker said."""
+
+    word: str
+    name: str
+    planned: float
+    at: float
+    pid: int
+
+
+class Site:
+    """A directory with the program, its store, its log, and its processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.processes: list[subprocess.Popen[str]] = []
+        (directory / "program.py").write_text(PROGRAM)
+
+    def worker(self, **environment: str) -> subprocess.Popen[str]:
+        with (self.directory / f"errors-{len(self.processes)}").open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "program.py"],
+                cwd=self.directory,
+                env={**os.environ, **environment},
+                stderr=errors,
+                text=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def errors(self, process: subprocess.Popen[str]) -> str:
+        return (self.directory / f"errors-{self.processes.index(process)}").read_text()
+
+    def lines(self, word: str = "") -> list[Line]:
+        log = self.directory / "log"
+        if not log.exists():
+            return []
+        rows = [row.split(" ") for row in log.read_text().splitlines()]
+        lines = [Line(w, name, float(p), float(at), int(pid)) for w, name, p, at, pid in rows]
+        return [line for line in lines if word in ("", line.word)]
+
+    def schedule(self, template: str, *names: str, **options: Any) -> None:
+        """Schedules instances, by default once and at once."""
+
+        async def main() -> None:
+            app = Pyncette(sqlite_database=str(self.directory / "tasks.db"))
+            task = app.dynamic_task(name=template)(lambda context: None)
+            when = options or {"execute_at": datetime(2026, 1, 1, tzinfo=UTC)}
+            async with app.create() as context:
+                for name in names:
+                    await context.schedule_task(task, name, **when)
+
+        asyncio.run(main())
+
+    def records(self) -> int:
+        with closing(sqlite3.connect(self.directory / "tasks.db")) as connection:
+            [(count,)] = connection.execute("SELECT count(*) FROM pyncette_tasks")
+        return int(count)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.close()
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def killed(process: subprocess.Popen[str]) -> None:
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL
+
+
+DEATHS = {
+    "claimed": ["began", "ended"],
+    "in the body": ["began", "began", "ended"],
+    "before its outcome is written": ["began", "ended", "began", "ended"],
+    "when its outcome is written": ["began", "ended"],
+}
+
+
+@pytest.mark.parametrize(("moment", "words"), DEATHS.items(), ids=DEATHS)
+def test_each_occurrence_runs_at_least_once_though_workers_are_killed(
+    site: Site, moment: str, words: list[str]
+) -> None:
+    site.schedule("job", "once")
+    killed(site.worker(DIES_AT=moment))
+    site.worker()
+    until(lambda: site.records() == 0)
+    lines = site.lines()
+    assert [line.word for line in lines] == words
+    assert len({line.planned for line in lines}) == 1
+
+
+DEATHS_AT_MOST_ONCE = {
+    "claimed": ["began", "ended"],
+    "before its outcome is written": ["began", "ended"],
+    "when its outcome is written": [],
+    "in the body": ["began"],
+}
+
+
+@pytest.mark.parametrize(("moment", "words"), DEATHS_AT_MOST_ONCE.items(), ids=DEATHS_AT_MOST_ONCE)
+def test_an_occurrence_starts_at_most_once_though_workers_are_killed(
+    site: Site, moment: str, words: list[str]
+) -> None:
+    site.schedule("job", "once")
+    killed(site.worker(DIES_AT=moment, MODE="AT_MOST_ONCE"))
+    other = site.worker(MODE="AT_MOST_ONCE")
+    site.schedule("job", "later")
+    until(lambda: any(line.name == "later" for line in site.lines("ended")))
+    until(lambda: site.records() == 0)
+    other.send_signal(signal.SIGTERM)
+    assert other.wait(PATIENCE_S) == 0
+    assert [line.word for line in site.lines() if line.name == "once"] == words
+
+
+def test_recurrences_go_on_though_one_worker_after_the_other_is_killed(site: Site) -> None:
+    site.schedule("job", "tick", interval=SECOND / 2)
+    for moment in DEATHS:
+        killed(site.worker(DIES_AT=moment))
+    last = site.worker()
+    until(lambda: sum(line.pid == last.pid for line in site.lines("ended")) >= 8)
+    planned = sorted({line.planned for line in site.lines("ended")})
+    steps = {round(b - a, 6) for a, b in pairwise(planned)}
+    assert steps == {0.5}, "an occurrence was left out"
+
+
+def test_one_at_a_time_runs_a_record_while_its_lease_holds(site: Site) -> None:
+    site.schedule("long", *"abc")
+    for _ in range(3):
+        site.worker(WORK_S="4")
+    until(lambda: len(site.lines("ended")) == 3)
+    until(lambda: site.records() == 0)
+    assert Counter(line.name for line in site.lines("began")) == Counter("abc")
+
+
+def test_a_worker_frozen_past_its_lease_is_replaced_and_settles_nothing(site: Site) -> None:
+    site.schedule("job", "tick", interval=SECOND)
+    frozen = site.worker(WORK_S="0.5")
+    until(lambda: site.lines("began"))
+    frozen.send_signal(signal.SIGSTOP)
+    other = site.worker(WORK_S="0.5")
+    until(lambda: len(site.lines("ended")) >= 2)
+    frozen.send_signal(signal.SIGCONT)
+    until(lambda: "lost its lease: its outcome is not recorded" in site.errors(frozen))
+    until(lambda: len({line.planned for line in site.lines("ended")}) >= 6)
+    other.send_signal(signal.SIGTERM)
+    frozen.send_signal(signal.SIGTERM)
+    assert (other.wait(PATIENCE_S), frozen.wait(PATIENCE_S)) == (0, 0)
+    runs = Counter(line.planned for line in site.lines("began"))
+    first, *others = sorted(runs)
+    assert runs[first] == 2
+    assert {runs[planned] for planned in others} == {1}
+
+
+def test_a_body_that_kills_its_process_every_time_does_not_take_others_along(site: Site) -> None:
+    names = [f"good-{number}" for number in range(10)]
+    site.schedule("job", "bad", *names)
+
+    def good_ones_ended() -> bool:
+        return {line.name for line in site.lines("ended")} == set(names)
+
+    for _ in range(20):
+        if good_ones_ended():
+            break
+        worker = site.worker(WORK_S="0.2")
+        until(lambda worker=worker: good_ones_ended() or worker.poll() is not None)  # type: ignore[misc]
+    assert good_ones_ended()
+    assert site.records() == 1
+
+
+def test_nothing_early_starts_before_its_planned_time(site: Site) -> None:
+    site.schedule("job", *(f"{number}" for number in range(20)), interval=timedelta(seconds=0.3))
+    site.worker()
+    site.worker()
+    until(lambda: len(site.lines("ended")) >= 100)
+    assert [line for line in site.lines("began") if line.at < line.planned] == []
+
+
+# Workers in this process, on a clock that is moved.
+
+
+class World:
+    """Workers on one store, and what they ran."""
+
+    def __init__(self, store: Any = None, clock: Clock | None = None, **options: Any) -> None:
+        self.clock = VirtualClock(START)
+        self.faults = Faults()
+        self.store = MemoryRepository() if store is None else store
+        self.app = Pyncette(
+            faulty(self.store, self.faults),
+            clock=self.clock if clock is None else clock,
+            **options,
+        )
+        self.runs: list[tuple[datetime, datetime]] = []
+
+    async def note(self, context: Context) -> None:
+        """A body that notes when it was planned for, and when it began."""
+        self.runs.append((context.scheduled_at.astimezone(UTC), context.app_context.clock.now()))
+
+    @property
+    def planned(self) -> list[datetime]:
+        return [planned for planned, _ in self.runs]
+
+    @property
+    def began(self) -> list[datetime]:
+        return [began for _, began in self.runs]
+
+    @asynccontextmanager
+    async def running(self, app: Pyncette | None = None) -> AsyncIterator[PyncetteContext]:
+        async with (app or self.app).create() as context:
+            loop = asyncio.create_task(context.run())
+            await self.clock.settle()
+            try:
+                yield context
+            finally:
+                context.shutdown()
+                await loop
+
+    async def advance(self, by: timedelta) -> None:
+        await self.clock.advance(by)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fast_forward", [False, True])
+def test_nothing_missed_is_left_out_when_nobody_worked(
+    mode: ExecutionMode, fast_forward: bool
+) -> None:
+    async def main() -> None:
+        world = World()
+        world.app.task(interval=MINUTE, execution_mode=mode, fast_forward=fast_forward)(world.note)
+        async with world.running():
+            await world.advance(MINUTE)
+        await world.advance(10 * MINUTE)
+        async with world.running():
+            await world.advance(SECOND)
+        missed = [START + (number + 2) * MINUTE for number in range(10)]
+        assert world.planned[0] == START + MINUTE
+        assert world.planned[1:] == (missed[:1] if fast_forward else missed)
+
+    run(main())
+
+
+def test_no_drift_however_long_runs_take_and_however_late_they_start() -> None:
+    async def main() -> None:
+        world = World()
+
+        @world.app.task(interval=10 * SECOND)
+        async def slow(context: Context) -> None:
+            await world.note(context)
+            await world.clock.sleep(3.7 if len(world.runs) != 5 else 34)
+
+        async with world.running():
+            await world.advance(204 * SECOND)
+        assert world.planned == [START + (number + 1) * 10 * SECOND for number in range(20)]
+        assert world.began[-1] == START + 200 * SECOND
+
+    run(main())
+
+
+def test_no_drift_of_cron_through_changes_of_daylight_saving() -> None:
+    async def main() -> None:
+        world = World(poll_interval=timedelta(hours=1))
+        await world.clock.advance_to(datetime(2026, 3, 27, 12, tzinfo=UTC))
+        world.app.task(schedule="30 7 * * *", timezone="Europe/Berlin")(world.note)
+        async with world.running():
+            await world.advance(timedelta(days=4))
+        assert [instant.strftime("%d %H:%M") for instant in world.began] == [
+            "28 06:30",
+            "29 05:30",
+            "30 05:30",
+            "31 05:30",
+        ]
+
+    run(main())
+
+
+GARBAGE = Put(0, "scheduled", None, 0, "a plan that is none", "", "")
+
+
+@pytest.mark.parametrize("what", ["a body raises", "the store is down", "a record is garbage"])
+def test_a_failure_is_not_the_end_of_the_others(what: str) -> None:
+    async def main() -> None:
+        world = World()
+        world.app.task(name="good", interval=MINUTE)(world.note)
+
+        @world.app.task(interval=MINUTE, failure_mode=FailureMode.COMMIT)
+        async def bad(context: Context) -> None:
+            if what == "a body raises":
+                raise RuntimeError("The body failed")
+
+        async with world.running() as context:
+            await world.advance(MINUTE)
+            if what == "a record is garbage":
+                async with world.store() as store:
+                    await store.write([Write(STATIC_GROUP, "bad", GARBAGE, ANY)], 0)
+            if what == "the store is down":
+                with world.faults.down():
+                    await world.advance(5 * MINUTE)
+                await world.advance(5 * SECOND)
+            else:
+                await world.advance(5 * MINUTE)
+            assert await context.get_task(world.app._tasks[1]) is not None
+        assert world.planned == [START + (number + 1) * MINUTE for number in range(6)]
+
+    run(main())
+
+
+# Rows of the table of failures that are met by nobody else.
+
+
+class SteppedClock(Clock):
+    """A clock whose wall time is set to something else now and then."""
+
+    def __init__(self, inner: VirtualClock) -> None:
+        self.inner = inner
+        self.step = timedelta()
+        self.hold = inner.hold  # type: ignore[method-assign]
+
+    def now(self) -> datetime:
+        return self.inner.now() + self.step
+
+    def monotonic(self) -> float:
+        return self.inner.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.inner.sleep(seconds)
+
+
+@pytest.mark.parametrize("step", [-5 * MINUTE, 5 * MINUTE], ids=["back", "ahead"])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_clock_that_steps_by_more_than_a_lease_loses_nothing_and_repeats_nothing_at_most_once(
+    mode: ExecutionMode, step: timedelta
+) -> None:
+    async def main() -> None:
+        world = World()
+        clock = world.app.clock = SteppedClock(world.clock)
+
+        @world.app.task(interval=MINUTE, execution_mode=mode, lease_duration=LEASE)
+        async def slow(context: Context) -> None:
+            await world.note(context)
+            await world.clock.sleep(10)
+
+        async with world.running(), world.running():
+            await world.advance(MINUTE + 5 * SECOND)
+            clock.step = step
+            await world.advance(20 * MINUTE)
+            slow.enabled = False
+            await world.advance(MINUTE)
+        counted = Counter(world.planned)
+        expected = [START + (number + 1) * MINUTE for number in range(len(counted))]
+        assert sorted(counted) == expected
+        assert len(expected) >= 15
+        assert all(began >= planned for planned, began in world.runs)
+        if mode is ExecutionMode.AT_MOST_ONCE:
+            assert set(counted.values()) == {1}
+
+    run(main())
+
+
+def test_a_store_restored_from_a_snapshot_repeats_what_ran_since_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        database, snapshot = tmp_path / "tasks.db", tmp_path / "snapshot.db"
+        world = World()
+        app = Pyncette(sqlite_database=str(database), clock=world.clock)
+        app.task(interval=MINUTE)(world.note)
+        async with world.running(app):
+            await world.advance(3 * MINUTE)
+        shutil.copy(database, snapshot)
+        async with world.running(app):
+            await world.advance(2 * MINUTE)
+        shutil.copy(snapshot, database)
+        async with world.running(app):
+            await world.advance(MINUTE)
+        minutes = [(planned - START) // MINUTE for planned in world.planned]
+        assert minutes == [1, 2, 3, 4, 5, 4, 5, 6]
+
+    run(main())
+
+
+def test_two_versions_of_an_app_share_a_store_and_each_runs_what_it_knows(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        database = str(tmp_path / "tasks.db")
+        world = World()
+        old = Pyncette(sqlite_database=database, clock=world.clock, worker_name="old")
+        new = Pyncette(sqlite_database=database, clock=world.clock, worker_name="new")
+        ran: list[tuple[str, str]] = []
+
+        def body(worker: str) -> Any:
+            async def note(context: Context) -> None:
+                ran.append((worker, str(context.task)))
+
+            return note
+
+        old.task(name="known", interval=MINUTE)(body("old"))
+        new.task(name="known", interval=MINUTE)(body("new"))
+        old.task(name="removed", interval=MINUTE)(body("old"))
+        added = new.dynamic_task(name="added")(body("new"))
+
+        async with world.running(old):
+            await world.advance(MINUTE)
+            async with world.running(new) as context:
+                await context.schedule_task(added, "instance", interval=MINUTE)
+                await world.advance(5 * MINUTE)
+        assert Counter(name for _, name in ran) == {"known": 6, "removed": 6, "added:instance": 5}
+        assert {worker for worker, name in ran if name == "removed"} == {"old"}
+        assert {worker for worker, name in ran if name == "added:instance"} == {"new"}
+
+    run(main())
