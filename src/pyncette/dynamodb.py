@@ -69,7 +69,7 @@ class DynamoDBOptions:
         ValueError: One of them makes no sense.
     """
 
-    table_name: str
+    table_name: str | None
     region_name: str | None = None
     endpoint: str | None = None
     partition_prefix: str = ""
@@ -124,7 +124,7 @@ def _check_endpoint(endpoint: Any) -> None:
 @asynccontextmanager
 async def dynamodb_repository(
     *,
-    dynamodb_table_name: str,
+    dynamodb_table_name: str | None = None,
     dynamodb_region_name: str | None = None,
     dynamodb_endpoint: str | None = None,
     dynamodb_partition_prefix: str = "",
@@ -136,7 +136,7 @@ async def dynamodb_repository(
     """Opens a store in a DynamoDB table, with the AWS credentials of the environment.
 
     Args:
-        dynamodb_table_name: The table, made where it is missing (on demand, not provisioned).
+        dynamodb_table_name: Required. The table, made where it is missing (on demand, not provisioned).
         dynamodb_region_name: The region, if the environment does not say it.
         dynamodb_endpoint: The URL of the service, if it is not that of the region.
         dynamodb_partition_prefix: Stands before every group. Applications with prefixes of their
@@ -180,7 +180,7 @@ async def dynamodb_repository(
 
 def table_definition(table_name: str) -> dict[str, Any]:
     """The table and its index, as ``CreateTable`` wants them: for those who make it themselves."""
-    return definition(DynamoDBOptions(table_name).table_name)
+    return definition(DynamoDBOptions(table_name).table_name or "")
 
 
 class DynamoDBStore:
@@ -190,7 +190,8 @@ class DynamoDBStore:
         self._options = options
         self._clock = DateClock(SystemClock())
         self._narrowing: asyncio.Task[None] | None = None
-        self._place = place_of(client, options.table_name)
+        self._table_name = options.table_name or ""
+        self._place = place_of(client, self._table_name)
         size = client.meta.config.max_pool_connections
         third = max(size // 3, 1)
         self._requests = Requests(client, self._place, max(size - 2 * third, 1), self._clock)
@@ -200,8 +201,8 @@ class DynamoDBStore:
 
     def _part(self, requests: Requests) -> CasStore:
         """The store on connections of its own."""
-        options = self._options
-        return CasStore(DynamoTable(requests, options.table_name, options.partition_prefix))
+        prefix = self._options.partition_prefix
+        return CasStore(DynamoTable(requests, self._table_name, prefix))
 
     async def open(self) -> None:
         """Reaches the service, and makes the table where it is missing."""
@@ -217,9 +218,9 @@ class DynamoDBStore:
             await self._requests.make(
                 "create_table",
                 tolerated=("ResourceInUseException",),
-                **definition(self._options.table_name),
+                **definition(self._table_name),
             )
-        elif not has_layout(described, self._options.table_name):
+        elif not has_layout(described):
             raise StoreMisconfiguredError(describe_foreign_table(described, self._place))
         while described is None or not _is_ready(described):
             if described is not None:
@@ -230,7 +231,7 @@ class DynamoDBStore:
         answer = await self._requests.make(
             "describe_table",
             tolerated=("ResourceNotFoundException",),
-            TableName=self._options.table_name,
+            TableName=self._table_name,
         )
         described: dict[str, Any] | None = answer.get("Table")
         return described

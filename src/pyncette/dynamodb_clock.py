@@ -30,8 +30,8 @@ class DateClock:
     took. The intervals of all answers are intersected: the server's seconds begin at other moments
     of our calls each time, and a few well-placed ones are enough for milliseconds.
 
-    Inside the interval the machine's own clock is believed, which on most machines is right to
-    milliseconds at once; what contradicts the server is not.
+    A clock of the machine that lies inside the interval is believed: on most machines it is right
+    to milliseconds at once. Where it contradicts the server, the middle is.
 
     Args:
         source: The machine's clock.
@@ -86,7 +86,8 @@ class DateClock:
             return None
         at = self._monotonic()
         lowest, highest = self._at(at)
-        return at + min(max(self._source.microseconds() - at, lowest), highest)
+        offset = self._source.microseconds() - at
+        return at + (offset if lowest <= offset <= highest else (lowest + highest) // 2)
 
     def next_telling(self) -> float:
         """In how many seconds an answer would tell most: when a second of the server begins, if

@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ except ImportError as error:  # pragma: no cover
 
 from aiohttp import ClientError as HttpError
 from botocore import exceptions as failures
+from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
 from pyncette.clock import realtime, to_microseconds
@@ -83,6 +85,7 @@ _NO_CREDENTIALS: Final = (
     failures.TokenRetrievalError,
 )
 _TRANSPORT: Final = (
+    failures.ConnectionError,
     failures.HTTPClientError,
     HttpError,
     ResponseParserError,
@@ -113,8 +116,11 @@ async def open_client(
     )
     async with AsyncExitStack() as stack:
         try:
+            session = get_session()
+            path = session.get_config_variable("data_path")
+            session.register_component("data_loader", _loader(path))
             client = await stack.enter_async_context(
-                get_session().create_client(
+                session.create_client(
                     "dynamodb", region_name=region_name, endpoint_url=endpoint, config=config
                 )
             )
@@ -126,6 +132,12 @@ async def open_client(
         except (failures.BotoCoreError, ValueError) as error:
             raise translated(error, "DynamoDB") from None
         yield client
+
+
+@cache
+def _loader(path: str | None) -> Loader:
+    """Reads the driver's description of the service, once: it takes a tenth of a second."""
+    return create_loader(path)
 
 
 def repeats_by_itself(client: Any) -> bool:

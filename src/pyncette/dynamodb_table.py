@@ -11,6 +11,7 @@ that it only suggests what to claim: the condition on version and instant decide
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
@@ -20,6 +21,9 @@ from pyncette.record import ABSENT, Change, Delete, Record
 from pyncette.store import Filter, Identity, Page
 
 INDEX: Final = "due"
+
+BROKEN: Final = -2
+"""Stands for a version that is none: a change that expects it is made whatever the version is."""
 
 STATEMENTS_MAX: Final = 25
 """Most statements that DynamoDB takes in one request."""
@@ -80,9 +84,9 @@ def definition(table_name: str) -> dict[str, Any]:
     }
 
 
-def has_layout(described: Mapping[str, Any], table_name: str) -> bool:
+def has_layout(described: Mapping[str, Any]) -> bool:
     """Whether a table, as ``DescribeTable`` tells of it, has our keys and our index."""
-    wanted = definition(table_name)
+    wanted = definition("")
     types = {
         attribute["AttributeName"]: attribute["AttributeType"]
         for attribute in described["AttributeDefinitions"]
@@ -245,7 +249,7 @@ class DynamoTable:
                 "Statement": _insertion(self._name, tuple(given)),
                 "Parameters": [*identity, *map(_value, given.items())],
             }
-        conditions: dict[str, Any] = {"version": expect}
+        conditions: dict[str, Any] = {} if expect == BROKEN else {"version": expect}
         if token is not None:
             conditions["token"] = token
         if due_at is not None:
@@ -410,26 +414,42 @@ def _made(swap: Swap, item: Item | None) -> Made | None:
     return Made(_record_of(item, swap.group))
 
 
+# What somebody else wrote into an item must not stand in the way of the others: it is read as
+# something that cannot be run, so that it is claimed, found unreadable, and parked.
+
+
 def _record_of(item: Item, group: str) -> Record:
-    due_at, token = item.get("due_at"), item.get("token")
     return Record(
         group,
         item["key"]["S"],
-        None if due_at is None else int(due_at["N"]),
-        int(item["version"]["N"]),
-        None if token is None else token["S"],
-        item["state"]["S"],
-        int(item["starts"]["N"]),
-        item["plan"]["S"],
-        item["args"]["S"],
-        item["progress"]["S"],
+        _instant(item["due_at"]["N"]) if "due_at" in item else None,
+        _version(item),
+        item.get("token", {}).get("S"),
+        _text(item, "state"),
+        _starts(item),
+        _text(item, "plan"),
+        _text(item, "args"),
+        _text(item, "progress"),
     )
 
 
 def _entry_of(item: Item) -> Entry:
-    return Entry(
-        int(item["due_at"]["N"]),
-        item["key"]["S"],
-        int(item["version"]["N"]),
-        int(item["starts"]["N"]),
-    )
+    return Entry(_instant(item["due_at"]["N"]), item["key"]["S"], _version(item), _starts(item))
+
+
+def _text(item: Item, name: str) -> str:
+    return str(item.get(name, {}).get("S", ""))
+
+
+def _instant(number: str) -> int:
+    return int(number) if number.isdigit() else int(Decimal(number))
+
+
+def _version(item: Item) -> int:
+    number = item.get("version", {}).get("N", "")
+    return int(number) if number.isdigit() and number != "0" else BROKEN
+
+
+def _starts(item: Item) -> int:
+    number = item.get("starts", {}).get("N", "")
+    return int(number) if number.isdigit() else 0
