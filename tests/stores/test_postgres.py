@@ -19,7 +19,7 @@ from tests.stores.postgres_place import a_table, new_table, place_at, run_sql
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.postgres import PostgresOptions, postgres_repository, schema_sql
-from pyncette.postgres_connection import place_of, translated
+from pyncette.postgres.connection import place_of, translated
 from pyncette.record import DELETE
 from pyncette.store import EVERYTHING, Applied, Write
 from pyncette.testing.conformance import Place

@@ -14,7 +14,7 @@ from tests.stores.postgres_place import place_at
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
 from pyncette.postgres import postgres_repository
-from pyncette.postgres_sql import Statements
+from pyncette.postgres.sql import Statements
 from pyncette.record import ABSENT, ANY, DELETE, Patch, State
 from pyncette.store import Applied, Refused, Store, Write
 from pyncette.testing.conformance import Place

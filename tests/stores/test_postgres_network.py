@@ -14,9 +14,10 @@ import pytest
 from tests.servers import url
 from tests.stores.postgres_place import place_at, run_sql
 
-from pyncette import Context, Pyncette, postgres_connection
+from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
+from pyncette.postgres import connection as postgres_connection
 from pyncette.postgres import postgres_repository
 from pyncette.store import Applied
 from pyncette.testing.conformance import Place

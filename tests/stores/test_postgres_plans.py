@@ -18,10 +18,10 @@ from tests.servers import url
 from tests.stores.postgres_place import a_table, place_at, run_sql
 
 from pyncette.clock import realtime
-from pyncette.postgres_connection import SESSION
-from pyncette.postgres_marks import LowWater
-from pyncette.postgres_sql import Statements, schema_sql
-from pyncette.postgres_table import PostgresTable
+from pyncette.postgres.connection import SESSION
+from pyncette.postgres.marks import LowWater
+from pyncette.postgres.sql import Statements, schema_sql
+from pyncette.postgres.table import PostgresTable
 from pyncette.record import DELETE
 from pyncette.store import Group, Write
 from pyncette.testing.conformance import Place

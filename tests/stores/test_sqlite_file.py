@@ -14,11 +14,11 @@ from typing import TypeVar
 
 import pytest
 
-from pyncette import sqlite_thread
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.record import ABSENT, Put, State
 from pyncette.sqlite import SqliteStore, sqlite_repository
+from pyncette.sqlite import thread as sqlite_thread
 from pyncette.store import Applied, Claimed, Filter, Group, Write
 
 T = TypeVar("T")

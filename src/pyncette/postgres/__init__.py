@@ -2,8 +2,8 @@
 
 This module reads the options, opens the connections and hands each call to one of them: claims
 and outcomes of runs have a connection each, so that they never wait behind what users ask for.
-The statements are in :mod:`pyncette.postgres_table`, the connections in
-:mod:`pyncette.postgres_connection`.
+The statements are in :mod:`pyncette.postgres.table`, the connections in
+:mod:`pyncette.postgres.connection`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import whole_number
-from pyncette.postgres_connection import (
+from pyncette.postgres.connection import (
     Connect,
     Connection,
     Connections,
@@ -32,8 +32,8 @@ from pyncette.postgres_connection import (
     set_up,
     translated,
 )
-from pyncette.postgres_sql import schema_sql as _schema_sql
-from pyncette.postgres_table import PostgresTable
+from pyncette.postgres.sql import schema_sql as _schema_sql
+from pyncette.postgres.table import PostgresTable
 from pyncette.record import Record
 from pyncette.sql import COLUMNS, check_table_name, describe_foreign_table
 from pyncette.store import (

@@ -3,7 +3,7 @@
 None waits for a row that somebody holds: claims and changes skip it (``SKIP LOCKED``), creations
 give up after a moment. Batches travel as arrays, one for each column. This module knows the
 dialect and nothing else; what is sent and what comes back is handled in
-:mod:`pyncette.postgres_table`.
+:mod:`pyncette.postgres.table`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of a SQLite database, and what is done to it: statements, rows, records.
 
 Every function works on the connection that it is given, within the transaction that is open on
-it. Threads, transactions and files are in :mod:`pyncette.sqlite_thread`.
+it. Threads, transactions and files are in :mod:`pyncette.sqlite.thread`.
 
 The driver gives up Python's global lock around every row that it fetches and every set of
 parameters that it binds. A thread that shares the interpreter with a busy event loop waits for

@@ -1,8 +1,8 @@
 """The store in a SQLite database: in memory, or a file that several processes share.
 
 This module opens the database and hands each call to the thread that owns the connection
-(:mod:`pyncette.sqlite_thread`), which puts all calls that are queued into one transaction. The
-statements are in :mod:`pyncette.sqlite_table`.
+(:mod:`pyncette.sqlite.thread`), which puts all calls that are queued into one transaction. The
+statements are in :mod:`pyncette.sqlite.table`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
 from pyncette.record import Record
 from pyncette.sql import check_table_name
-from pyncette.sqlite_table import SqliteTable
-from pyncette.sqlite_thread import ConnectionThread, is_busy
+from pyncette.sqlite.table import SqliteTable
+from pyncette.sqlite.thread import ConnectionThread, is_busy
 from pyncette.store import (
     Claimed,
     Filter,

@@ -1,8 +1,8 @@
 """The table in PostgreSQL, and what is done to it: batches, answers, records.
 
 Every function works on the connection that it is given, each statement in a transaction of its
-own. The statements are in :mod:`pyncette.postgres_sql`, connections in
-:mod:`pyncette.postgres_connection`.
+own. The statements are in :mod:`pyncette.postgres.sql`, connections in
+:mod:`pyncette.postgres.connection`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import asyncpg
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.postgres_connection import Connection
-from pyncette.postgres_marks import LowWater
-from pyncette.postgres_sql import Statements
+from pyncette.postgres.connection import Connection
+from pyncette.postgres.marks import LowWater
+from pyncette.postgres.sql import Statements
 from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.sql import prefix_end, record_from_row
 from pyncette.store import (
