@@ -52,7 +52,8 @@ from pyncette import ExecutionMode, Pyncette
 from pyncette.sqlite import sqlite_repository
 from pyncette.utils import with_heartbeat
 
-DIES_AT, WORK_S = os.environ.get("DIES_AT"), float(os.environ.get("WORK_S", "0"))
+MOMENT, SIGNAL = os.environ.get("MOMENT"), int(os.environ.get("SIGNAL", signal.SIGKILL))
+WORK_S = float(os.environ.get("WORK_S", "0"))
 MODE = ExecutionMode[os.environ.get("MODE", "AT_LEAST_ONCE")]
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -63,13 +64,15 @@ def say(word, context):
     os.write(LOG, line.encode())
 
 
-def die(moment):
-    if moment == DIES_AT:
-        os.kill(os.getpid(), signal.SIGKILL)
+def reached(moment):
+    global MOMENT
+    if moment == MOMENT:
+        MOMENT = None
+        os.kill(os.getpid(), SIGNAL)
 
 
-class Deadly:
-    """A store during, before and after whose calls the process dies."""
+class Watched:
+    """A store before and after whose calls a signal comes."""
 
     def __init__(self, store):
         self.store = store
@@ -80,23 +83,23 @@ class Deadly:
     async def claim(self, *arguments):
         claimed = await self.store.claim(*arguments)
         if claimed.records:
-            die("claimed")
+            reached("claimed")
         return claimed
 
     async def write(self, batch, *arguments):
         settles = any(write.token is not None for write in batch)
         if settles:
-            die("before its outcome is written")
+            reached("before its outcome is written")
         results = await self.store.write(batch, *arguments)
         if settles:
-            die("when its outcome is written")
+            reached("when its outcome is written")
         return results
 
 
 @asynccontextmanager
 async def repository(**configuration):
     async with sqlite_repository(**configuration) as store:
-        yield Deadly(store)
+        yield Watched(store)
 
 
 app = Pyncette(repository, sqlite_database="tasks.db", poll_interval=timedelta(seconds=0.1))
@@ -105,7 +108,7 @@ app = Pyncette(repository, sqlite_database="tasks.db", poll_interval=timedelta(s
 @app.dynamic_task(lease_duration=timedelta(seconds=1), execution_mode=MODE)
 async def job(context):
     say("began", context)
-    die("in the body")
+    reached("in the body")
     if context.task.name.startswith("bad"):
         os.abort()
     await asyncio.sleep(WORK_S)
@@ -222,7 +225,7 @@ def test_each_occurrence_runs_at_least_once_though_workers_are_killed(
     site: Site, moment: str, words: list[str]
 ) -> None:
     site.schedule("job", "once")
-    killed(site.worker(DIES_AT=moment))
+    killed(site.worker(MOMENT=moment))
     site.worker()
     until(lambda: site.records() == 0)
     lines = site.lines()
@@ -243,7 +246,7 @@ def test_an_occurrence_starts_at_most_once_though_workers_are_killed(
     site: Site, moment: str, words: list[str]
 ) -> None:
     site.schedule("job", "once")
-    killed(site.worker(DIES_AT=moment, MODE="AT_MOST_ONCE"))
+    killed(site.worker(MOMENT=moment, MODE="AT_MOST_ONCE"))
     other = site.worker(MODE="AT_MOST_ONCE")
     site.schedule("job", "later")
     until(lambda: any(line.name == "later" for line in site.lines("ended")))
@@ -256,7 +259,7 @@ def test_an_occurrence_starts_at_most_once_though_workers_are_killed(
 def test_recurrences_go_on_though_one_worker_after_the_other_is_killed(site: Site) -> None:
     site.schedule("job", "tick", interval=SECOND / 2)
     for moment in DEATHS:
-        killed(site.worker(DIES_AT=moment))
+        killed(site.worker(MOMENT=moment))
     last = site.worker()
     until(lambda: sum(line.pid == last.pid for line in site.lines("ended")) >= 8)
     planned = sorted({line.planned for line in site.lines("ended")})
@@ -273,23 +276,28 @@ def test_one_at_a_time_runs_a_record_while_its_lease_holds(site: Site) -> None:
     assert Counter(line.name for line in site.lines("began")) == Counter("abc")
 
 
-def test_a_worker_frozen_past_its_lease_is_replaced_and_settles_nothing(site: Site) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_a_worker_frozen_past_its_lease_is_replaced_and_settles_nothing(
+    site: Site, mode: ExecutionMode
+) -> None:
+    once = mode is ExecutionMode.AT_MOST_ONCE
     site.schedule("job", "tick", interval=SECOND)
-    frozen = site.worker(WORK_S="0.5")
+    stop = {"MOMENT": "in the body", "SIGNAL": str(int(signal.SIGSTOP))}
+    frozen = site.worker(MODE=mode.name, **stop)
     until(lambda: site.lines("began"))
-    frozen.send_signal(signal.SIGSTOP)
-    other = site.worker(WORK_S="0.5")
-    until(lambda: len(site.lines("ended")) >= 2)
+    other = site.worker(MODE=mode.name)
+    until(lambda: len(site.lines("ended")) >= 3)
     frozen.send_signal(signal.SIGCONT)
-    until(lambda: "lost its lease: its outcome is not recorded" in site.errors(frozen))
+    until(lambda: any(line.pid == frozen.pid for line in site.lines("ended")))
     until(lambda: len({line.planned for line in site.lines("ended")}) >= 6)
     other.send_signal(signal.SIGTERM)
     frozen.send_signal(signal.SIGTERM)
     assert (other.wait(PATIENCE_S), frozen.wait(PATIENCE_S)) == (0, 0)
     runs = Counter(line.planned for line in site.lines("began"))
     first, *others = sorted(runs)
-    assert runs[first] == 2
+    assert runs[first] == (1 if once else 2)
     assert {runs[planned] for planned in others} == {1}
+    assert ("lost its lease: its outcome is not recorded" in site.errors(frozen)) is not once
 
 
 def test_a_body_that_kills_its_process_every_time_does_not_take_others_along(site: Site) -> None:
