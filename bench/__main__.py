@@ -1,0 +1,94 @@
+"""Measures Pyncette on this machine, and prints tables in markdown.
+
+    python bench                                     # everything, on the stores that are there
+    python bench drain --stores memory postgres --rounds 5
+    tools/servers run -- python bench drain latency  # with real servers
+
+Figures of different days or machines cannot be compared, for machines differ and drift: compare
+ratios within one run. docs/performance.md says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import drain
+import latency
+import resting
+import starting
+
+import pyncette
+from stores import STORES
+
+PARTS = ("drain", "latency", "idle", "memory", "import", "cron")
+
+_T = TypeVar("_T")
+
+
+def _arguments() -> argparse.Namespace:
+    about, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python bench",
+        description=about,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
+    parser.add_argument("--rounds", type=int, default=3, help="of drain, import and cron")
+    parser.add_argument("--runs", type=int, help="drained in one round; each store has a default")
+    parser.add_argument("--planned", type=int, default=500, help="runs whose latency is taken")
+    parser.add_argument("--seconds", type=float, default=10, help="of idling")
+    parser.add_argument("--executions", type=int, default=1_000_000, help="while memory is seen")
+    parser.add_argument("--instants", type=int, default=5_000, help="from which cron goes on")
+    parser.add_argument("--uvloop", action="store_true", help="run on the event loop of uvloop")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"no such part: {part}")
+    return arguments
+
+
+def main() -> None:
+    """Measures the parts that were asked for."""
+    arguments = _arguments()
+    parts = arguments.parts or PARTS
+    loop_factory: Any = None
+    if arguments.uvloop:
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+
+    def run(main: Coroutine[Any, Any, _T]) -> _T:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(main)
+
+    print(
+        f"Pyncette {pyncette.__version__}, {platform.python_implementation()} "
+        f"{platform.python_version()}, {os.cpu_count()} CPUs, {platform.system()} "
+        f"{platform.machine()}, {'uvloop' if arguments.uvloop else 'asyncio'}, "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
+    names = arguments.stores
+    if "drain" in parts:
+        drain.measure(names, arguments.rounds, arguments.runs, run)
+    if "latency" in parts:
+        latency.measure(names, arguments.planned, run)
+    if "idle" in parts:
+        resting.measure_idle(names, arguments.seconds, run)
+    if "memory" in parts:
+        local = [name for name in names if name in ("memory", "sqlite-memory", "sqlite-full")]
+        resting.measure_growth(local, arguments.executions, run)
+    if "import" in parts:
+        starting.measure_import(5 * arguments.rounds)
+    if "cron" in parts:
+        starting.measure_cron(arguments.rounds, arguments.instants)
+
+
+if __name__ == "__main__":
+    main()
