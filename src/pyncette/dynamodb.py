@@ -136,7 +136,7 @@ async def dynamodb_repository(
     """Opens a store in a DynamoDB table, with the AWS credentials of the environment.
 
     Args:
-        dynamodb_table_name: Required. The table, made where it is missing (on demand, not provisioned).
+        dynamodb_table_name: Required. The table, made where it is missing, to be paid on demand.
         dynamodb_region_name: The region, if the environment does not say it.
         dynamodb_endpoint: The URL of the service, if it is not that of the region.
         dynamodb_partition_prefix: Stands before every group. Applications with prefixes of their

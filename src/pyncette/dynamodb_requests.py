@@ -178,17 +178,15 @@ def error_of(code: str, message: str, place: str) -> StoreError:
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
-    """The answers to calls made at once. None of them is left behind when one fails."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    if len(tasks) < 2:
-        return [await task for task in tasks]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        raise
+    """The answers to calls made at once.
+
+    Where one fails the others are still waited for: what is repeated then does not meet them.
+    """
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 class Patience:

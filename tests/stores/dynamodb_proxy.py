@@ -108,7 +108,8 @@ class Proxy:
         answer = await self.behaviour(Call(operation, json.loads(body), forward))
         if answer is None:
             raise _LostError
-        content = json.dumps(answer.body).encode()
+        body_is_text = isinstance(answer.body, str)
+        content = (answer.body if body_is_text else json.dumps(answer.body)).encode()
         lines = [
             f"HTTP/1.1 {answer.status} Answered",
             f"Date: {answer.date}",

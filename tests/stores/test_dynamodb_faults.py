@@ -1,0 +1,452 @@
+"""What DynamoDB may do on a bad day, which no server here does on demand: through a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
+from typing import Any
+
+import pytest
+from tests.servers import url
+from tests.stores.dynamodb_place import place_at, set_credentials
+from tests.stores.dynamodb_proxy import Answer, Call, LaggingIndex, Proxy, error, proxy_before
+
+from pyncette import Context, Pyncette
+from pyncette.clock import realtime
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.record import ANY, DELETE, Patch, State
+from pyncette.store import EVERYTHING, Applied, Refused, Store, Write
+from pyncette.testing import VirtualClock
+from pyncette.testing.conformance import Place
+from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, record_of
+
+STATEMENTS = "BatchExecuteStatement"
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with proxy_before(url("dynamodb")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def place(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    set_credentials(monkeypatch)
+    with place_at(url("dynamodb"), proxy.url) as place:
+        yield place
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses before what was throttled is repeated last no time."""
+    monkeypatch.setattr("pyncette.dynamodb_requests.PAUSE_INITIAL_S", 0.0)
+
+
+def on(place: Place, test: Callable[[Store], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with realtime.timeout(60), place.open() as store:
+            await test(store)
+
+    asyncio.run(main())
+
+
+class Turns:
+    """Treats some of the requests of one operation, and passes the others on."""
+
+    def __init__(
+        self, operation: str, treatment: Callable[[Call], Awaitable[Answer | None]], *turns: int
+    ) -> None:
+        self.turn = 0
+        self._operation = operation
+        self._treatment = treatment
+        self._turns = turns
+
+    async def __call__(self, call: Call) -> Answer | None:
+        if call.operation != self._operation:
+            return await call.forward()
+        self.turn += 1
+        return await (self._treatment(call) if self.turn in self._turns else call.forward())
+
+
+async def lose_answer(call: Call) -> Answer | None:
+    await call.forward()
+    return None
+
+
+async def lose_request(call: Call) -> Answer | None:
+    return None
+
+
+def turned_away(code: str) -> Callable[[Call], Awaitable[Answer | None]]:
+    async def treatment(call: Call) -> Answer | None:
+        return error(code)
+
+    return treatment
+
+
+def some_statements_fail(code: str) -> Callable[[Call], Awaitable[Answer | None]]:
+    """Every second statement is not executed, the others are."""
+
+    async def treatment(call: Call) -> Answer | None:
+        statements = call.body["Statements"]
+        passed: list[Any] = []
+        if statements[1::2]:
+            answer = await call.forward({**call.body, "Statements": statements[1::2]})
+            passed = answer.body["Responses"]
+        executed = iter(passed)
+        failed = {"Error": {"Code": code, "Message": "not now"}}
+        responses = [next(executed) if n % 2 else failed for n in range(len(statements))]
+        return Answer(200, {"Responses": responses}, "")
+
+    return treatment
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["ThrottlingException", "ProvisionedThroughputExceededException", "RequestLimitExceeded"],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_request_that_was_throttled_is_made_again(place: Place, proxy: Proxy, code: str) -> None:
+    async def test(store: Store) -> None:
+        for operation in (STATEMENTS, "Query", "BatchGetItem"):
+            proxy.behaviour = Turns(operation, turned_away(code), 1, 2, 3)
+            [result] = await store.write([new("reports", operation)], NOW)
+            assert result == Applied(NOW)
+            [claimed], _ = await store.claim([a_group()], 9, NOW, operation)
+            assert claimed == await record_of(store, "reports", operation)
+            assert (claimed.starts, claimed.token) == (1, operation)
+
+    on(place, test)
+
+
+@pytest.mark.parametrize(
+    "code", ["ThrottlingError", "ProvisionedThroughputExceeded", "TransactionConflict"]
+)
+@pytest.mark.usefixtures("impatient")
+def test_statements_that_were_throttled_are_made_again_and_no_other(
+    place: Place, proxy: Proxy, code: str
+) -> None:
+    async def test(store: Store) -> None:
+        keys = [f"{number:02}" for number in range(20)]
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1, 2)
+        results = await store.write([new("reports", key) for key in keys], NOW)
+        assert results == [Applied(NOW)] * 20
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1, 2)
+        records, _ = await store.claim([a_group()], 100, NOW, "mine")
+        assert sorted(record.key for record in records) == keys
+        assert {record.starts for record in records} == {1}
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1)
+        patch = Patch(None, State.PAUSED, 0)
+        batch = [
+            Write(*record[:2], patch, record.version - n % 3) for n, record in enumerate(records)
+        ]
+        results = await store.write(batch, NOW)
+        assert [isinstance(result, Refused) for result in results] == [n % 3 > 0 for n in range(20)]
+
+    on(place, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_throttled_without_end_is_unavailable(place: Place, proxy: Proxy) -> None:
+    async def test(store: Store) -> None:
+        proxy.behaviour = Turns(STATEMENTS, turned_away("ThrottlingException"), *range(100))
+        with pytest.raises(StoreUnavailableError, match=r"turned away 12 times.*Throttling"):
+            await store.write([new("reports", "a")], NOW)
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail("ThrottlingError"), *range(100))
+        with pytest.raises(StoreUnavailableError, match=r"turned away 12 times.*Throttling"):
+            await store.write([new("reports", "a")], NOW)
+
+    on(place, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_keys_that_were_left_unprocessed_are_asked_for_again(place: Place, proxy: Proxy) -> None:
+    async def get_three(call: Call) -> Answer | None:
+        [(table, asked)] = call.body["RequestItems"].items()
+        some = {table: {**asked, "Keys": asked["Keys"][:3]}}
+        answer = await call.forward({"RequestItems": some})
+        if left := asked["Keys"][3:]:
+            answer.body["UnprocessedKeys"] = {table: {**asked, "Keys": left}}
+        return answer
+
+    async def get_none(call: Call) -> Answer | None:
+        return Answer(200, {"Responses": {}, "UnprocessedKeys": call.body["RequestItems"]}, "")
+
+    async def test(store: Store) -> None:
+        keys = [f"{number:02}" for number in range(40)]
+        await store.write([new("reports", key) for key in keys], NOW)
+        for treatment, turns in ((get_three, range(100)), (get_none, range(1, 4))):
+            proxy.behaviour = Turns("BatchGetItem", treatment, *turns)
+            records = await store.get([("reports", key) for key in keys])
+            assert [record and record.key for record in records] == keys
+
+    on(place, test)
+
+
+@pytest.mark.parametrize(
+    "treatment", [lose_answer, lose_request, turned_away("InternalServerError")]
+)
+def test_the_driver_repeats_nothing(
+    place: Place, proxy: Proxy, treatment: Callable[[Call], Awaitable[Answer | None]]
+) -> None:
+    """History 9: one call that failed was made eleven times."""
+
+    async def test(store: Store) -> None:
+        for operation, call in (
+            (STATEMENTS, lambda: store.write([new("reports", "a")], NOW)),
+            ("Query", lambda: store.claim([a_group()], 9, NOW, "t")),
+            ("BatchGetItem", lambda: store.get([("reports", "a")])),
+        ):
+            proxy.calls.clear()
+            proxy.behaviour = Turns(operation, treatment, *range(100))
+            with pytest.raises(StoreUnavailableError):
+                await call()
+            assert proxy.calls.count(operation) == 1
+
+    on(place, test)
+
+
+def test_a_statement_whose_outcome_is_unknown_is_not_repeated(place: Place, proxy: Proxy) -> None:
+    async def test(store: Store) -> None:
+        proxy.behaviour = turns = Turns(
+            STATEMENTS, some_statements_fail("InternalServerError"), *range(100)
+        )
+        with pytest.raises(StoreUnavailableError, match="InternalServerError"):
+            await store.write([new("reports", "a"), new("reports", "b")], NOW)
+        assert turns.turn == 1
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail("AccessDenied"), 1)
+        with pytest.raises(StoreMisconfiguredError, match="AccessDenied"):
+            await store.write([new("reports", "c")], NOW)
+
+    on(place, test)
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 4])
+def test_a_claim_whose_answers_were_lost_in_part_is_found_again(
+    place: Place, proxy: Proxy, lost: int
+) -> None:
+    """History 10: the records waited for a whole lease."""
+
+    async def test(store: Store) -> None:
+        keys = [f"{number:02}" for number in range(100)]
+        await store.write([new("reports", key) for key in keys], NOW)
+        await store.write([new(":static", "a")], NOW)
+        sources = [a_group(), a_key("a", ":static")]
+        proxy.behaviour = Turns(STATEMENTS, lose_answer, lost)
+        with pytest.raises(StoreUnavailableError):
+            await store.claim(sources, 200, NOW, "mine")
+        records, next_due = await store.claim(sources, 200, NOW, "mine", repeated=True)
+        assert len({record[:2] for record in records}) == len(records) == 101
+        assert {(record.starts, record.token) for record in records} == {(1, "mine")}
+        assert next_due == [NOW + LEASE] * 2
+
+    on(place, test)
+
+
+def test_a_lost_heartbeat_and_a_lagging_index_start_no_second_body(
+    place: Place, proxy: Proxy
+) -> None:
+    """History 8: the index shows the old lease end as due."""
+
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "a")], NOW)
+        [held], _ = await store.claim([a_group()], 9, NOW, "mine")
+        proxy.behaviour = LaggingIndex(queries=1_000)
+        await store.claim([a_group()], 0, NOW, "looks")
+        beat = Patch(NOW + 2 * LEASE, State.RUNNING, held.starts)
+        [beaten] = await store.write([Write("reports", "a", beat, held.version, "mine")], NOW)
+        assert isinstance(beaten, Applied)
+        end = NOW + LEASE
+        for turn in range(5):
+            records, _ = await store.claim([a_group(before=end)], 9, end, f"other {turn}")
+            assert records == []
+        assert (await record_of(store, "reports", "a")).token == "mine"
+
+    on(place, test)
+
+
+def test_what_was_unscheduled_a_moment_ago_is_not_brought_back_by_a_claim(
+    place: Place, proxy: Proxy
+) -> None:
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "a"), new("reports", "b")], NOW)
+        proxy.behaviour = LaggingIndex(queries=1_000)
+        await store.claim([a_group()], 0, NOW, "looks")
+        await store.write([Write("reports", "a", DELETE, ANY)], NOW)
+        records, _ = await store.claim([a_group()], 9, NOW, "t")
+        assert [record.key for record in records] == ["b"]
+        assert await store.get([("reports", "a")]) == [None]
+
+    on(place, test)
+
+
+def test_groups_are_asked_in_parallel_and_no_more_is_leased_than_can_start(
+    place: Place, proxy: Proxy
+) -> None:
+    """History 18: leases on a share of every group, with ten slots free."""
+    groups = [f"reports:{partition}" for partition in range(30)]
+    at_once: list[int] = []
+    under_way = 0
+
+    async def count(call: Call) -> Answer | None:
+        nonlocal under_way
+        under_way += call.operation == "Query"
+        at_once.append(under_way)
+        await asyncio.sleep(0.005)
+        answer = await call.forward()
+        under_way -= call.operation == "Query"
+        return answer
+
+    async def test(store: Store) -> None:
+        await store.write([new(group, key) for group in groups for key in "abcde"], NOW)
+        proxy.behaviour = count
+        sources = [a_group(group, share=1) for group in groups]
+        records, next_due = await store.claim(sources, 10, NOW, "mine")
+        assert len(records) == 10
+        assert next_due == [NOW] * 30
+        assert 2 < max(at_once) <= 10
+        pages = [await store.scan(group, EVERYTHING, None, 9) for group in groups]
+        states = Counter(record.state for page in pages for record in page.records)
+        assert states == {"running": 10, "scheduled": 140}
+
+    on(place, test)
+
+
+def test_claims_and_outcomes_do_not_wait_behind_what_users_ask_for(
+    place: Place, proxy: Proxy
+) -> None:
+    """History 19: bodies that schedule hold every connection, and the worker stops."""
+    stuck = asyncio.Event()
+
+    async def hold(call: Call) -> Answer | None:
+        if call.operation == "BatchGetItem":
+            await stuck.wait()
+        return await call.forward()
+
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "a")], NOW)
+        proxy.behaviour = hold
+        users = [asyncio.ensure_future(store.get([("reports", "a")])) for _ in range(500)]
+        await asyncio.sleep(0)
+        [held], _ = await store.claim([a_group()], 9, NOW, "mine")
+        patch = Patch(None, State.FINISHED, 0)
+        [result] = await store.write([Write("reports", "a", patch, held.version, "mine")], NOW)
+        assert isinstance(result, Applied)
+        assert not any(call.done() for call in users)
+        for call in users:
+            call.cancel()
+        await asyncio.wait(users)
+
+    on(place, test)
+
+
+def test_a_cancelled_call_drops_its_connection_and_no_other(place: Place, proxy: Proxy) -> None:
+    """History 20: a connection that answers nothing any more."""
+    arrived = threading.Semaphore(0)
+
+    async def hang(call: Call) -> Answer | None:
+        arrived.release()
+        await asyncio.sleep(3_600)
+        return None
+
+    async def test(store: Store) -> None:
+        for operation in (STATEMENTS, "Query", "BatchGetItem"):
+            proxy.behaviour = Turns(operation, hang, 1)
+            call = asyncio.ensure_future(_each(store, operation))
+            await asyncio.to_thread(arrived.acquire, timeout=30)
+            call.cancel()
+            await asyncio.wait([call])
+            await _each(store, operation)
+
+    on(place, test)
+
+
+async def _each(store: Store, operation: str) -> Any:
+    if operation == STATEMENTS:
+        return await store.write([new("reports", "a")], NOW)
+    if operation == "Query":
+        return await store.claim([a_group()], 0, NOW, "t")
+    return await store.get([("reports", "a")])
+
+
+def test_the_servers_clock_is_followed_also_when_it_is_moved(place: Place, proxy: Proxy) -> None:
+    ahead = timedelta(minutes=5)
+
+    async def move(call: Call) -> Answer | None:
+        answer = await call.forward()
+        return answer._replace(date=format_datetime(parsedate_to_datetime(answer.date) + ahead))
+
+    async def test(store: Store) -> None:
+        before = await store.now()
+        assert before is not None
+        proxy.behaviour = move
+        await store.now()
+        after = await store.now()
+        assert after is not None
+        assert abs(after - before - 300_000_000) < 10_000_000
+
+    on(place, test)
+
+
+def test_an_answer_that_is_no_answer_is_an_outage(place: Place, proxy: Proxy) -> None:
+    async def gateway(call: Call) -> Answer | None:
+        return Answer(502, "<html>Bad Gateway</html>", "not a date")
+
+    async def test(store: Store) -> None:
+        proxy.behaviour = gateway
+        for operation in (STATEMENTS, "Query", "BatchGetItem"):
+            with pytest.raises(StoreUnavailableError):
+                await _each(store, operation)
+
+    on(place, test)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_every_run_is_made_once_while_much_is_throttled_and_the_index_lags(
+    place: Place, proxy: Proxy
+) -> None:
+    index = LaggingIndex(queries=3)
+    calls = 0
+
+    async def hard_times(call: Call) -> Answer | None:
+        nonlocal calls
+        calls += 1
+        if call.operation == STATEMENTS and calls % 3 == 0:
+            return await some_statements_fail("ThrottlingError")(call)
+        if calls % 5 == 0:
+            return error("ThrottlingException")
+        return await index(call)
+
+    clock = VirtualClock()
+    app = Pyncette(place.factory, clock=clock, **place.configuration)
+    ran: list[str] = []
+
+    @app.dynamic_task()
+    async def report(context: Context) -> None:
+        ran.append(context.task.name)
+        if len(ran) == 150:
+            context.app_context.shutdown()
+
+    async def main() -> None:
+        async with app.create() as context:
+            at = clock.now() + timedelta(seconds=1)
+            await asyncio.gather(
+                *(
+                    context.schedule_task(report, f"user {number}", execute_at=at)
+                    for number in range(150)
+                )
+            )
+            proxy.behaviour = hard_times
+            running = asyncio.ensure_future(context.run())
+            while not running.done():
+                await clock.advance(timedelta(seconds=1))
+            await running
+        async with place.open() as store:
+            assert (await store.scan("report", EVERYTHING, None, 9)).records == []
+
+    asyncio.run(main())
+    assert sorted(ran) == sorted(f"user {number}" for number in range(150))
