@@ -7,8 +7,13 @@
 --
 -- Not HSCAN, which repeats what it has returned when the hash is resized, and takes its count as a
 -- hint.
+
+-- Of a value: version, instant, state, starts. As in claim.lua, what is not one of our values is a
+-- record that is parked.
+local HEAD = '^(%d+)%z(%-?%d*)%z(%l+)%z(%d+)%z[^%z]*%z'
 local CHUNK = 250
-local first, last, limit, examine, before = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local first, last, limit, examine = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local before = ARGV[5]
 local states
 if ARGV[6] == '1' then
   states = {}
@@ -28,8 +33,11 @@ while examine > 0 do
     local value = values[number]
     local wanted = value
     if value and (states or before ~= '') then
-      local due, state = string.match(value, '^%d+%z(%-?%d*)%z(%l+)%z')
-      due, state = tonumber(due or ''), state or 'parked'
+      local version, due, state, starts = string.match(value, HEAD)
+      if not version or #version > 16 or #due > 18 or due == '-' or #starts > 9 then
+        due, state = '', 'parked'
+      end
+      due = tonumber(due)
       wanted = (not states or states[state]) and
         (before == '' or (due and due < tonumber(before)))
     end

@@ -1,0 +1,78 @@
+"""Redis servers of a test's own, to be stopped, killed and configured at will."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+
+import pytest
+
+PATIENCE_S = 20.0
+
+
+class RedisServer:
+    """One process of ``redis-server``.
+
+    Args:
+        directory: Of its data.
+        options: Of its command line.
+    """
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = directory
+        self.options = options
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self, *more: str) -> None:
+        """Starts it and waits until it answers."""
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.directory), "--save", "", *self.options, *more]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until = monotonic() + PATIENCE_S
+        while True:
+            try:
+                with closing(socket.create_connection(("127.0.0.1", self.port), 1)):
+                    return
+            except OSError:
+                assert monotonic() < until, "redis-server does not start"
+                sleep(0.02)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def a_server(directory: Path, *options: str) -> Iterator[RedisServer]:
+    """A server that has started, and is gone afterwards."""
+    if shutil.which("redis-server") is None:
+        if os.environ.get("CI"):
+            pytest.fail("redis-server is not installed")
+        pytest.skip("redis-server is not installed")
+    server = RedisServer(directory, *options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
