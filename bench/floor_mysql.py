@@ -31,8 +31,10 @@ SELECT `key`, version, plan, args, progress FROM {table}
 WHERE `group` = 'reports' AND due_at <= %s ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED"""
 _TAKE = """\
 UPDATE {table} SET due_at = %s, version = GREATEST(version + 1, %s), token = %s,
-    state = 'running', starts = starts + 1 WHERE (`group`, `key`) IN ({keys})"""
-_SETTLE = "DELETE FROM {table} WHERE (`group`, `key`) IN ({keys}) AND version = %s AND token = %s"
+    state = 'running', starts = starts + 1 WHERE `group` = 'reports' AND `key` IN ({keys})"""
+_SETTLE = """\
+DELETE FROM {table}
+WHERE `group` = 'reports' AND `key` IN ({keys}) AND version = %s AND token = %s"""
 
 
 async def _connect(url: str) -> asyncmy.Connection:
@@ -75,7 +77,7 @@ async def floor(url: str, runs: int = 20_000) -> float:
             await cursor.execute("START TRANSACTION")
             await cursor.execute(_SELECT.format(table=table), (NOW,))
             rows = await cursor.fetchall()
-            keys = ", ".join(f"('reports', '{row[0].decode()}')" for row in rows)
+            keys = ", ".join(f"'{row[0].decode()}'" for row in rows)
             take = _TAKE.format(table=table, keys=keys)
             await cursor.execute(take, (NOW + LEASE, NOW, token))
             await cursor.execute("COMMIT")

@@ -133,6 +133,8 @@ def translated(error: Exception, place: str) -> Exception:
     """The error of the driver or of the network as one of ours."""
     if isinstance(error, StoreError):
         return error
+    if isinstance(error, UnicodeDecodeError):
+        return StoreUnavailableError(f"{place}: a text in the table is no UTF-8 ({error.reason})")
     code = code_of(error)
     if isinstance(error, errors.MySQLError) and len(error.args) > 1:
         text = f"{place}: {error.args[1]} ({code})"
@@ -244,7 +246,13 @@ class Connections(ABC):
                     if not sound:
                         connection.close()
                     await self._give_back(connection)
-            except (OSError, TimeoutError, RuntimeError, errors.MySQLError) as error:
+            except (
+                OSError,
+                TimeoutError,
+                RuntimeError,
+                UnicodeDecodeError,
+                errors.MySQLError,
+            ) as error:
                 raise translated(error, self._place) from error
 
     async def _take(self) -> Connection:

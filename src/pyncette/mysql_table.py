@@ -11,6 +11,9 @@ of none (a window function counts what was found), and the number of changed row
 above none whenever a row was found, since every change moves the version. A batch of which nothing
 was changed is looked at, and what stood in its way taken out.
 
+Every table is reached by a named index: by a plan that scans it, which a server prefers while it
+is small, a statement would meet rows that are not its own, and wait for who holds them.
+
 Batches travel as one JSON text. Keys are compared as bytes.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,11 +103,17 @@ CREATE TABLE IF NOT EXISTS {table} (
     KEY due (`group`, due_at),
     CHECK (version < 4611686018427387904),
     CHECK (starts < 2147483647),
-    CHECK (CAST(CONVERT(`key` USING utf8mb4) AS BINARY) = `key`)
+    CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET = utf8mb4 COLLATE = utf8mb4_bin"""
 
 _COLUMNS: Final = ", ".join(
     f"CONVERT(r.`{column}` USING utf8mb4)" if column in ("group", "key") else f"r.`{column}`"
+    for column in COLUMNS
+)
+
+# The same where a text may be none: MariaDB takes surrogates for characters.
+_BYTES: Final = ", ".join(
+    f"r.{column}" if column in ("due_at", "version", "starts") else f"CAST(r.`{column}` AS BINARY)"
     for column in COLUMNS
 )
 
@@ -114,10 +123,11 @@ SELECT c.column_name, t.engine FROM information_schema.columns AS c
 JOIN information_schema.tables AS t USING (table_schema, table_name)
 WHERE c.table_schema = DATABASE() AND c.table_name = '{table}' ORDER BY c.ordinal_position"""
 
-# The rows of a batch, in its order.
+# The rows of a batch, in its order, and the records of the same keys, by the primary key.
 _BATCH: Final = "JSON_TABLE({json}, '$[*]' COLUMNS (number FOR ORDINALITY, {columns})) AS j"
-
-_SAME_KEY: Final = "r.`group` = CAST(j.`group` AS BINARY) AND r.`key` = CAST(j.`key` AS BINARY)"
+_BY_KEY: Final = """\
+{table} AS r FORCE INDEX (PRIMARY)
+    ON r.`group` = CAST(j.`group` AS BINARY) AND r.`key` = CAST(j.`key` AS BINARY)"""
 
 # What is due of one group, by the index on (group, due_at).
 _DUE_OF_GROUP: Final = """\
@@ -128,12 +138,13 @@ ORDER BY r.due_at LIMIT {limit} FOR UPDATE SKIP LOCKED)"""
 # What is due of the keys, by the primary key.
 _DUE_OF_KEYS: Final = """\
 (SELECT r.`group`, r.`key`, j.lease FROM {batch}
-STRAIGHT_JOIN {table} AS r ON {same_key} AND r.due_at <= {now}
+STRAIGHT_JOIN {by_key} AND r.due_at <= {now}
 LIMIT {limit} FOR UPDATE {of_rows} SKIP LOCKED)"""
 
 # Takes what is due.
 _CLAIM: Final = """\
-UPDATE {due} AS q STRAIGHT_JOIN {table} AS t ON t.`group` = q.`group` AND t.`key` = q.`key`
+UPDATE {due} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
+    ON t.`group` = q.`group` AND t.`key` = q.`key`
 SET t.state = '{running}', t.token = {token}, t.due_at = {now} + q.lease,
     t.starts = LEAST(t.starts, {starts_max}) + 1,
     t.version = GREATEST(LEAST(t.version, {version_max}) + 1, {now})"""
@@ -146,7 +157,7 @@ STRAIGHT_JOIN {table} AS r FORCE INDEX (due)
 WHERE CAST(r.token AS BINARY) = {token}"""
 _HELD_OF_KEYS: Final = """\
 SELECT j.number, {columns} FROM {batch}
-STRAIGHT_JOIN {table} AS r ON {same_key} AND r.due_at = j.lease_end
+STRAIGHT_JOIN {by_key} AND r.due_at = j.lease_end
 WHERE CAST(r.token AS BINARY) = {token}"""
 
 # The soonest of one group, by the index on (group, due_at). A range for each: with a join, MySQL
@@ -155,16 +166,16 @@ _NEXT_DUE: Final = """\
 (SELECT r.due_at FROM {table} AS r FORCE INDEX (due)
 WHERE r.`group` = {group} AND r.due_at IS NOT NULL ORDER BY r.due_at LIMIT 1)"""
 _NEXT_DUE_OF_KEYS: Final = """\
-SELECT j.number, r.due_at FROM {batch} STRAIGHT_JOIN {table} AS r ON {same_key}"""
+SELECT j.number, r.due_at FROM {batch} STRAIGHT_JOIN {by_key}"""
 
 # The rows of a batch that are as expected and that nobody holds, by the primary key.
 _EXPECTED: Final = """\
 (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
-STRAIGHT_JOIN {table} AS r ON {same_key} AND r.version = j.expect
+STRAIGHT_JOIN {by_key} AND r.version = j.expect
     AND (j.expected_token IS NULL
         OR CAST(r.token AS BINARY) = CAST(j.expected_token AS BINARY))
 FOR UPDATE {of_rows} SKIP LOCKED) AS q
-STRAIGHT_JOIN {table} AS t ON t.`group` = CAST(q.`group` AS BINARY)
+STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` AS BINARY)
     AND t.`key` = CAST(q.`key` AS BINARY) AND q.found = {size}"""
 
 # Creates what is absent, in the order of keys. What is there is not touched: an insertion would
@@ -174,17 +185,17 @@ INSERT INTO {table}
 SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,
     q.starts, q.plan, q.args, q.progress
 FROM (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
-    LEFT JOIN {table} AS r ON {same_key} WHERE r.`key` IS NULL) AS q
+    LEFT JOIN {by_key} WHERE r.`key` IS NULL) AS q
 WHERE q.found = {size} ORDER BY q.number"""
 
 # Many records, by the primary key; which of them can be locked now; and which are there, or are
 # being created in a transaction that has not ended.
-_GET: Final = "SELECT j.number, {columns} FROM {batch} STRAIGHT_JOIN {table} AS r ON {same_key}"
+_GET: Final = "SELECT j.number, {columns} FROM {batch} STRAIGHT_JOIN {by_key}"
 _LOCKABLE: Final = """\
-SELECT j.number FROM {batch} STRAIGHT_JOIN {table} AS r ON {same_key}
+SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}
 FOR UPDATE {of_rows} SKIP LOCKED"""
 _DIRTILY: Final = "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED"
-_THERE: Final = "SELECT j.number FROM {batch} STRAIGHT_JOIN {table} AS r ON {same_key}"
+_THERE: Final = "SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}"
 
 # The last of the rows that a filtered page may look at, and a page; by the primary key.
 _LAST_EXAMINED: Final = """\
@@ -199,6 +210,7 @@ _KEY_COLUMNS: Final[Mapping[str, str]] = {"group": _TEXT, "key": _TEXT}
 _EXPECTED_COLUMNS: Final = {**_KEY_COLUMNS, "expect": "BIGINT", "expected_token": _TEXT}
 
 _RUNNING: Final = State.RUNNING.value
+_RecordOf = Callable[[tuple[Any, ...]], Record]
 _to_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -267,17 +279,38 @@ class MysqlTable:
         self._names: dict[str, Any] = {
             "table": name,
             "columns": _COLUMNS,
-            "same_key": _SAME_KEY,
+            "by_key": _BY_KEY.format(table=name),
             "of_rows": "OF r",
             "running": _RUNNING,
             "version_max": _VERSION_MAX,
             "starts_max": _STARTS_MAX,
         }
+        self._record: _RecordOf = record_from_row
         self._held = HeldRecords()
 
     def use_mariadb(self) -> None:
         """The server turned out to be MariaDB."""
         self._names["of_rows"] = ""
+
+    async def _run(self, connection: Connection, *statements: str) -> Results:
+        """Runs statements, again where others' transactions made the first fail.
+
+        It then did nothing, and of the statements of a trip only the first changes anything.
+        """
+        delay = _DELAY_INITIAL_S
+        for tries_left in reversed(range(TRIES_MAX)):
+            try:
+                return await query(connection, *statements)
+            except errors.MySQLError as error:
+                if code_of(error) != DEADLOCK or not tries_left:
+                    raise
+            except UnicodeDecodeError:
+                self._names["columns"] = _BYTES
+                self._record = _decoded
+                raise
+            await realtime.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, _DELAY_MAX_S)
+        raise AssertionError("never reached: the last try returns or raises")
 
     async def layout(self, connection: Connection) -> tuple[list[str], str]:
         """The names of the columns, none where there is no such table; and its engine."""
@@ -311,17 +344,18 @@ class MysqlTable:
         held: list[Record] = []
         room = [source.share if isinstance(source, Group) else 1 for source in sources]
         if repeated and limit > 0:
-            for at, record in asked.read_held(await _run(connection, *asked.held())):
+            held_before = await self._run(connection, *asked.held())
+            for at, record in asked.read_held(held_before, self._record):
                 if room[at] > 0 and len(held) < limit:
                     room[at] -= 1
                     held.append(record)
             limit -= len(held)
         take = asked.take(room, limit)
         if not take:
-            results = await _run(connection, *asked.next_due())
+            results = await self._run(connection, *asked.next_due())
             return Claimed(held, asked.read_next_due(results))
-        taken, *results = await _run(connection, *take, *asked.held(), *asked.next_due())
-        records = asked.read_held(results)
+        taken, *results = await self._run(connection, *take, *asked.held(), *asked.next_due())
+        records = asked.read_held(results, self._record)
         next_due = asked.read_next_due(results)
         # The call whose answer was lost may have been carried out in between: what it took is held,
         # too, and left to its lease where there is no room for it.
@@ -368,10 +402,14 @@ class MysqlTable:
                         expected[at] = ABSENT if current is None else current.version
             pending = [at for at in pending if results[at] is None]
             if pending and waited > HELD_UNANSWERED_S:
-                group, key, *_ = batch[pending[0]]
-                raise StoreUnavailableError(
-                    f"The record {key!r} of '{group}' is locked by somebody's open transaction"
-                )
+                await self._try(connection, batch, ready, expected, now, results)
+                for at in pending:
+                    if results[at] is None:
+                        group, key, *_ = batch[at]
+                        raise StoreUnavailableError(
+                            f"The record {key!r} of '{group}' is locked by somebody's open "
+                            "transaction"
+                        )
             delay = min(2 * delay or _DELAY_INITIAL_S, _DELAY_MAX_S)
 
     async def _try(
@@ -411,7 +449,9 @@ class MysqlTable:
         }
         expected = "" if kind is _CREATION else _EXPECTED.format(**names)
         try:
-            [changed] = await _run(connection, kind.statement.format(**names, expected=expected))
+            [changed] = await self._run(
+                connection, kind.statement.format(**names, expected=expected)
+            )
         except errors.MySQLError as error:
             if kind is not _CREATION or code_of(error) not in (DUPLICATE, LOCK_WAIT_TIMEOUT):
                 raise
@@ -425,14 +465,14 @@ class MysqlTable:
         looks: list[tuple[Record | None, bool]] = []
         for part in _parts(identities):
             names = {**self._names, "batch": _batch(connection, part, _KEY_COLUMNS)}
-            lockable, _, there, rows = await _run(
+            lockable, _, there, rows = await self._run(
                 connection,
                 _LOCKABLE.format(**names),
                 _DIRTILY,
                 _THERE.format(**names),
                 _GET.format(**names),
             )
-            records = {row[0]: record_from_row(row[1:]) for row in rows}
+            records = {row[0]: self._record(row[1:]) for row in rows}
             held = {*records, *(row[0] for row in there)} - {row[0] for row in lockable}
             looks += [
                 (records.get(number), number not in held) for number in range(1, len(part) + 1)
@@ -446,8 +486,8 @@ class MysqlTable:
         found: list[Record | None] = []
         for part in _parts(identities):
             batch = _batch(connection, part, _KEY_COLUMNS)
-            [rows] = await _run(connection, _GET.format(**self._names, batch=batch))
-            records = {row[0]: record_from_row(row[1:]) for row in rows}
+            [rows] = await self._run(connection, _GET.format(**self._names, batch=batch))
+            records = {row[0]: self._record(row[1:]) for row in rows}
             found += [records.get(number) for number in range(1, len(part) + 1)]
         return found
 
@@ -469,7 +509,7 @@ class MysqlTable:
         wanted = list(keys)
         last_examined: str | None = None
         if states is not None or due_before is not None:
-            [rows] = await _run(
+            [rows] = await self._run(
                 connection,
                 _LAST_EXAMINED.format(
                     **self._names,
@@ -485,11 +525,11 @@ class MysqlTable:
             wanted.append(f"r.state IN ({listed})" if states else "FALSE")
         if due_before is not None:
             wanted.append(f"r.due_at < {due_before}")
-        [rows] = await _run(
+        [rows] = await self._run(
             connection,
             _PAGE.format(**self._names, wanted=" AND ".join(wanted), limit=limit + 1),
         )
-        records = [record_from_row(row) for row in rows[:limit]]
+        records = [self._record(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
 
 
@@ -580,14 +620,12 @@ class _Asked:
             statements.append(_NEXT_DUE_OF_KEYS.format(**self._names, batch=batch))
         return statements
 
-    def read_held(self, results: Results) -> list[tuple[int, Record]]:
+    def read_held(self, results: Results, record: _RecordOf) -> list[tuple[int, Record]]:
         """Takes the answers of :meth:`held` off the results: records, and of which source."""
         records = []
         for sources in (self._groups, self._keys):
             if sources:
-                records += [
-                    (sources[row[0] - 1][0], record_from_row(row[1:])) for row in results.pop(0)
-                ]
+                records += [(sources[row[0] - 1][0], record(row[1:])) for row in results.pop(0)]
         return records
 
     def read_next_due(self, results: Results) -> list[int | None]:
@@ -638,18 +676,10 @@ def _batch(
     return _BATCH.format(json=connection.escape(_to_json(rows)), columns=", ".join(declared))
 
 
-async def _run(connection: Connection, *statements: str) -> Results:
-    """Runs statements, again where others' transactions made the first fail: it then did nothing.
-
-    Of the statements of a trip, only the first locks anything.
-    """
-    delay = _DELAY_INITIAL_S
-    for tries_left in reversed(range(TRIES_MAX)):
-        try:
-            return await query(connection, *statements)
-        except errors.MySQLError as error:
-            if code_of(error) != DEADLOCK or not tries_left:
-                raise
-        await realtime.sleep(delay * random.uniform(0.5, 1.0))
-        delay = min(2 * delay, _DELAY_MAX_S)
-    raise AssertionError("never reached: the last try returns or raises")
+def _decoded(row: tuple[Any, ...]) -> Record:
+    """A row of bytes as a record; what is no UTF-8 in it is replaced, and so found unreadable."""
+    return record_from_row(
+        tuple(
+            value.decode(errors="replace") if isinstance(value, bytes) else value for value in row
+        )
+    )

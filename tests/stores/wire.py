@@ -1,0 +1,65 @@
+"""A network between a store and its server that can stop carrying anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+
+class Wire:
+    """A forwarder in front of a server; what it carries can be frozen, as if it had vanished.
+
+    Args:
+        target: URL of the server.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._parts = urlsplit(target)
+        self._frozen: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.connections = 0
+
+    @property
+    def url(self) -> str:
+        """The URL of the server, by way of this wire."""
+        credentials = self._parts.netloc.rpartition("@")[0]
+        port = self._server.sockets[0].getsockname()[1]
+        return urlunsplit(self._parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Wire]:
+        """Carries until it is closed."""
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        try:
+            yield self
+        finally:
+            self._server.close()
+            for pump in self._pumps:
+                pump.cancel()
+            await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    def freeze(self) -> None:
+        """From now on nothing arrives on the connections that there are. New ones work."""
+        self._frozen = set(self._pumps)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        self._pumps |= {
+            asyncio.create_task(self._pump(reader, back)),
+            asyncio.create_task(self._pump(there, writer)),
+        }
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                if asyncio.current_task() in self._frozen:
+                    await asyncio.Event().wait()
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
