@@ -56,6 +56,10 @@ from pyncette.schedule import NewerFormat, Schedule
 SUSPECT_STARTS: Final = 3
 """From so many starts without a word on, a record is suspected of killing its process."""
 
+UNKNOWN_PLAN: Final = "1 at 0"
+"""The plan of a static task's record that was taken over without its schedule: until a worker
+starts that has it in its code. No static task can be declared with such a plan."""
+
 
 class Rules(NamedTuple):
     """The options of a task that decide what an outcome leads to; from code, at each claim.
@@ -391,6 +395,9 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     """A static task's schedule in code is not the one of its record.
 
     An occurrence that is overdue, or in hand, is finished; the new plan gives those after it.
+    So is the one of a record that was taken over without its schedule (:data:`UNKNOWN_PLAN`),
+    which is not another one: it is filled in at once, also while a lease lasts that was taken
+    over with it.
 
     Returns:
         The change, or None where the record has, or will have, this plan.
@@ -407,7 +414,8 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     if text == (current.plan if pending is None or pending.plan is None else pending.plan):
         return None
     first = plan.first(now)
-    if current.state == State.RUNNING:
+    unknown = current.plan == UNKNOWN_PLAN
+    if current.state == State.RUNNING and not unknown:
         # The occurrences belong to the same task: it is not born again.
         pending = (pending or Pending())._replace(
             plan=text, args=current.args, planned=first, born=progress.born
@@ -416,7 +424,7 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     if pending is not None:
         progress = progress._replace(pending=_only_flags(pending))
     due_at, state = current.due_at, current.state
-    overdue = progress.planned is not None and progress.planned <= now
+    overdue = progress.planned is not None and (progress.planned <= now or unknown)
     begun = progress.triggered is None and (current.starts > 0 or progress.failures > 0)
     match state:
         case State.SCHEDULED if not overdue:

@@ -1,0 +1,371 @@
+"""Counting what a store of 1.x holds, and writing it to a store of this release.
+
+Knows the calls that a reader makes possible (:class:`Source`) and the storage contract; knows no
+database. A record is created, never put over what a worker has had in hand, so that everything
+here may be stopped at any point and done again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final, NamedTuple, Protocol
+
+from pyncette.clock import Clock
+from pyncette.errors import PyncetteException, StoreUnavailableError
+from pyncette.migrate.legacy import NOBODY, Done, LeftBehind, LegacyRow, Taken, taken_over
+from pyncette.record import (
+    ABSENT,
+    CONTROL_GROUP,
+    STATIC_GROUP,
+    Put,
+    Record,
+    State,
+    UnreadableRecord,
+    dump_args,
+    load_args,
+    load_progress,
+)
+from pyncette.schedule import NewerFormat
+from pyncette.store import EVERYTHING, Applied, Refused, Store, Write
+
+BATCH: Final = 1_000
+"""So many rows are read, and written, at a time."""
+
+EXAMPLES_MAX: Final = 10
+"""So many of the records that something is wrong with are told one by one."""
+
+MARK: Final = "migration:1.x"
+"""The control record that tells how far a migration into this store has come."""
+
+
+class MigrationError(PyncetteException):
+    """There is nothing that could be taken over, or it cannot be done now. Nothing was changed."""
+
+
+class WorkersRunningError(MigrationError):
+    """Records are leased, so that workers of 1.x seem to be running.
+
+    Attributes:
+        leased_until: The end of the last lease, in microseconds since the epoch.
+    """
+
+    def __init__(self, message: str, leased_until: int) -> None:
+        super().__init__(message)
+        self.leased_until = leased_until
+
+
+class Layout(Enum):
+    """What was found in the place that is to be taken over."""
+
+    LEGACY = "legacy"
+    """Tasks of 1.x."""
+
+    TAKEN_OVER = "taken over"
+    """What this release keeps: the migration has been done, or there was nothing to do."""
+
+
+class Example(NamedTuple):
+    """A record that something is wrong with.
+
+    Attributes:
+        name: Its canonical name.
+        reason: What is wrong with it.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Counts:
+    """What a store of 1.x holds.
+
+    Attributes:
+        static: Static tasks with a planned time.
+        instances: Instances, by the canonical name of their template or partition.
+        leased: Those of both under a lease that lies ahead.
+        leased_until: The end of the last of these leases, in microseconds since the epoch.
+        done: Tasks with nothing left to run; they are not copied.
+        parked: Those of ``static`` and ``instances`` that could not be read; they are copied,
+            with the reason.
+        left_behind: Rows that have no name that could be a key; they are not copied.
+        parked_examples: Some of the parked ones.
+        left_behind_examples: Some of those that are left behind.
+    """
+
+    static: int = 0
+    instances: Counter[str] = field(default_factory=Counter)
+    leased: int = 0
+    leased_until: int | None = None
+    done: int = 0
+    parked: int = 0
+    left_behind: int = 0
+    parked_examples: list[Example] = field(default_factory=list)
+    left_behind_examples: list[Example] = field(default_factory=list)
+
+    @property
+    def to_copy(self) -> int:
+        """How many records there are to copy."""
+        return self.static + self.instances.total()
+
+    def add(self, row: LegacyRow, outcome: Taken | Done | LeftBehind) -> None:
+        """Counts a row."""
+        if isinstance(outcome, Done):
+            self.done += 1
+        elif isinstance(outcome, LeftBehind):
+            self.leave_behind(outcome.name, outcome.reason)
+        else:
+            if outcome.label:
+                self.instances[outcome.label] += 1
+            else:
+                self.static += 1
+            if outcome.leased_until is not None:
+                self.leased += 1
+                self.leased_until = max(self.leased_until or 0, outcome.leased_until)
+            if outcome.reason is not None:
+                self.parked += 1
+                _note(self.parked_examples, str(row.name), outcome.reason)
+
+    def leave_behind(self, name: str, reason: str) -> None:
+        """Counts a row that cannot be copied."""
+        self.left_behind += 1
+        _note(self.left_behind_examples, name, reason)
+
+
+def _note(examples: list[Example], name: str, reason: str) -> None:
+    if len(examples) < EXAMPLES_MAX:
+        examples.append(Example(name, reason))
+
+
+class Fingerprint:
+    """Tells whether a store of 1.x was changed: equal after reading equal rows in any order."""
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._sum = 0
+
+    def add(self, rows: Sequence[LegacyRow]) -> None:
+        """Takes rows in."""
+        self._rows += len(rows)
+        self._sum += sum(zlib.crc32(repr(row).encode("utf-8", "replace")) for row in rows)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint):
+            return NotImplemented
+        return (self._rows, self._sum) == (other._rows, other._sum)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Source(Protocol):
+    """A store of 1.x, open for reading, and the store of this release that it is copied to."""
+
+    place: str
+    """Where it is, in words, without what is secret."""
+
+    kept: str
+    """Where the old data are afterwards, in words."""
+
+    async def look(self) -> Layout:
+        """What is there. Changes nothing.
+
+        Raises:
+            MigrationError: Neither tasks of 1.x nor ours.
+        """
+        ...
+
+    def rows(self) -> AsyncIterator[list[LegacyRow]]:
+        """All rows, at most :data:`BATCH` at a time."""
+        ...
+
+    def target(self) -> AbstractAsyncContextManager[Store]:
+        """The store to copy to, made where it is missing.
+
+        Raises:
+            MigrationError: It is in use already.
+        """
+        ...
+
+    async def finish(self, copied: Fingerprint, records: int) -> bool:
+        """Puts the copy into its place, if it is one of what is there now.
+
+        Args:
+            copied: Of what was copied.
+            records: How many records there are in the copy.
+
+        Returns:
+            Whether it was; if not, everything is to be copied again.
+        """
+        ...
+
+    async def drop_old(self) -> bool:
+        """Removes the old data, where the migration has been done; whether there were any.
+
+        Raises:
+            MigrationError: It cannot be done from here.
+        """
+        ...
+
+
+async def survey(source: Source, now: int) -> Counts:
+    """Counts what there is. Changes nothing."""
+    counts = Counts()
+    async for rows in source.rows():
+        for row in rows:
+            counts.add(row, taken_over(row, now))
+    return counts
+
+
+class Copied(NamedTuple):
+    """The result of :func:`copy`.
+
+    Attributes:
+        written: Records that were written.
+        present: Records that an earlier, interrupted migration had written.
+        counts: What was found.
+        fingerprint: Of what was read.
+    """
+
+    written: int
+    present: int
+    counts: Counts
+    fingerprint: Fingerprint
+
+
+async def copy(
+    source: Source,
+    store: Store,
+    clock: Clock,
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> Copied:
+    """Writes everything to the store.
+
+    Args:
+        source: What is read.
+        store: Where it is written.
+        clock: Tells which leases lie ahead.
+        total: How many records there are to copy.
+        progress: Called with the number of records that are in the store so far, and the total.
+    """
+    counts, fingerprint = Counts(), Fingerprint()
+    written = present = 0
+    async for rows in source.rows():
+        fingerprint.add(rows)
+        now = clock.microseconds()
+        writes: dict[tuple[str, str], Write] = {}
+        for row in rows:
+            outcome = taken_over(row, now)
+            counts.add(row, outcome)
+            if isinstance(outcome, Taken):
+                writes[outcome.write[:2]] = outcome.write
+        new, old = await _write(store, list(writes.values()), now, counts)
+        written += new
+        present += old
+        if progress is not None:
+            progress(written + present, total)
+    return Copied(written, present, counts, fingerprint)
+
+
+async def _write(store: Store, batch: Sequence[Write], now: int, counts: Counts) -> tuple[int, int]:
+    """Writes a batch: how many records are new, and how many were there."""
+    if not batch:
+        return 0, 0
+    try:
+        results = await store.write(batch, now)
+    except ValueError as error:
+        # One of them is more than the store can keep, and nothing was written.
+        if len(batch) == 1:
+            counts.leave_behind(batch[0].key, str(error))
+            return 0, 0
+        middle = len(batch) // 2
+        first = await _write(store, batch[:middle], now, counts)
+        second = await _write(store, batch[middle:], now, counts)
+        return first[0] + second[0], first[1] + second[1]
+    written = present = 0
+    stale: list[Write] = []
+    for write, result in zip(batch, results, strict=True):
+        if isinstance(result, Applied):
+            written += 1
+        elif not isinstance(result, Refused):
+            raise StoreUnavailableError(f"The record {write.key!r} is held by somebody: {result}")
+        elif result.current is not None and _is_stale(result.current, write):
+            stale.append(write._replace(expect=result.current.version))
+        else:
+            present += 1
+    if stale:
+        again = await store.write(stale, now)
+        refused = sum(isinstance(result, Refused) for result in again)
+        written += len(stale) - refused
+        present += refused
+    return written, present
+
+
+def _is_stale(current: Record, wanted: Write) -> bool:
+    """Whether a record is a copy of what has changed since, and nobody has had it in hand.
+
+    An interrupted migration made it, and workers of 1.x went on for a while; or a lease that it
+    was taken over with has ended.
+    """
+    if current.token is not None and not current.token.endswith(f":{NOBODY}"):
+        return False
+    change = wanted.change
+    assert isinstance(change, Put)
+    try:
+        ours, theirs = load_progress(current.progress), load_progress(change.progress)
+    except (UnreadableRecord, NewerFormat):
+        return False
+    return (current.due_at, current.state, current.plan, current.args, ours.planned) != (
+        change.due_at,
+        change.state,
+        change.plan,
+        change.args,
+        theirs.planned,
+    )
+
+
+# Where the copy has a name of its own, a record in it tells how far it is.
+
+
+async def is_marked_finished(store: Store) -> bool:
+    """Whether a migration into the store has been done."""
+    return bool(await _marked(store) == "finished")
+
+
+async def _marked(store: Store) -> Any:
+    [record] = await store.get([(CONTROL_GROUP, MARK)])
+    return None if record is None else load_args(record.args).get("state")
+
+
+async def mark_begun(store: Store, place: str, now: int) -> None:
+    """Notes that the store is being copied to.
+
+    Raises:
+        MigrationError: An application uses it already.
+    """
+    if await _marked(store) is not None:
+        return
+    for group in (CONTROL_GROUP, STATIC_GROUP):
+        page = await store.scan(group, EVERYTHING, None, 1)
+        if page.records:
+            raise MigrationError(
+                f"{place} is in use already: it has a record {page.records[0].key!r} that no "
+                "migration has put there. Choose an empty one."
+            )
+    await store.write([Write(CONTROL_GROUP, MARK, _mark("copying"), ABSENT)], now)
+
+
+async def mark_finished(store: Store, now: int) -> None:
+    """Notes that all has been copied."""
+    [record] = await store.get([(CONTROL_GROUP, MARK)])
+    version = ABSENT if record is None else record.version
+    await store.write([Write(CONTROL_GROUP, MARK, _mark("finished"), version)], now)
+
+
+def _mark(state: str) -> Put:
+    return Put(None, State.FINISHED, None, 0, "", dump_args({"state": state}), "")
