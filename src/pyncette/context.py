@@ -39,7 +39,7 @@ from pyncette.record import (
 )
 from pyncette.scheduler import Scheduler, Settings
 from pyncette.settler import Call, Lane, Waker
-from pyncette.store import EVERYTHING, Refused, Result, Store, Write
+from pyncette.store import EVERYTHING, Applied, Refused, Result, Store, Write
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ class PyncetteContext:
 
     # Writing for users.
 
-    async def _submit(self, write: Write) -> Result:
+    async def _submit(self, write: Write) -> Applied | Refused:
         call = Call(write)
         self._calls.add(call)
         return await call.answer

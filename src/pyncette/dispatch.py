@@ -20,7 +20,7 @@ from pyncette.model import ExecutionMode, MiddlewareFunc
 from pyncette.record import STATIC_GROUP, Change, Delete, Record, State, UnreadableRecord, read
 from pyncette.schedule import NewerFormat
 from pyncette.settler import Lane
-from pyncette.store import Refused, Result, Write
+from pyncette.store import Applied, Refused, Write
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ class _Release:
         record = self._record
         return Write(record.group, record.key, self._decide(record), record.version, record.token)
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         if not isinstance(result, Refused):
             self._dispatcher.wrote(write)
             return False

@@ -20,7 +20,7 @@ from pyncette.lifecycle import Rules, Verdict
 from pyncette.model import Context, MiddlewareFunc
 from pyncette.record import Change, Delete, Reading, Record, read
 from pyncette.settler import Lane
-from pyncette.store import Applied, Result, Write, write_of
+from pyncette.store import Applied, Refused, Write, write_of
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class Execution:
             change = lifecycle.failed(self.reading, self._parts.rules, now, self._error)
         return self.write(change)
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         """Takes the store's answer to the outcome."""
         if isinstance(result, Applied):
             if not isinstance(write.change, Delete):
@@ -293,7 +293,7 @@ class _Beat:
             lifecycle.heartbeat(execution.reading.record, now, execution._parts.lease)
         )
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         execution = self._execution
         if isinstance(result, Applied):
             due_at = getattr(write.change, "due_at", None)
@@ -337,7 +337,7 @@ class _Advance:
             return None
         return execution.write(lifecycle.advanced(execution.reading, execution._parts.rules, now))
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         execution = self._execution
         if isinstance(result, Applied):
             execution._parts.runtime.wrote(write)

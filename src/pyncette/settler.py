@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from pyncette.clock import realtime
-from pyncette.store import Identity, Result, Write
+from pyncette.errors import StoreUnavailableError
+from pyncette.store import Applied, Busy, Identity, Refused, Result, Write
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Entry(Protocol):
     def build(self, now: int) -> Write | None:
         """What to write, decided now; None: nothing any more."""
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         """Takes the answer. True: build and write again with the next flight."""
 
     def fail(self, error: Exception, now: int) -> bool:
@@ -100,7 +101,11 @@ class Lane:
                 again = [
                     entry
                     for entry, write, result in zip(flight, batch, results, strict=True)
-                    if entry.resolve(result, write, now)
+                    if (
+                        entry.fail(StoreUnavailableError(result.reason), now)
+                        if isinstance(result, Busy)
+                        else entry.resolve(result, write, now)
+                    )
                 ]
                 self._urgent.extendleft(reversed(again))
                 if self.landed is not None:
@@ -155,12 +160,12 @@ class Call:
     def __init__(self, write: Write) -> None:
         """Creates an entry for a write."""
         self.write = write
-        self.answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Applied | Refused] = asyncio.get_running_loop().create_future()
 
     def build(self, now: int) -> Write | None:
         return None if self.answer.cancelled() else self.write
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
+    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         if not self.answer.done():
             self.answer.set_result(result)
         return False

@@ -10,10 +10,11 @@ from collections.abc import Collection
 
 from pyncette import lifecycle
 from pyncette.clock import Clock
+from pyncette.errors import StoreUnavailableError
 from pyncette.lifecycle import Wanted
 from pyncette.record import ABSENT, Record
 from pyncette.schedule import NewerFormat, dumps
-from pyncette.store import Refused, Store, Write
+from pyncette.store import Applied, Busy, Refused, Store, Write
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
 
     Returns:
         What was written.
+
+    Raises:
+        StoreError: The store failed, or somebody's transaction holds one of the records.
     """
     written: list[Write] = []
     if not tasks:
@@ -51,10 +55,13 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
         results = await store.write([write for _, write in writes], now)
         left = []
         for (task, write), result in zip(writes, results, strict=True):
-            if isinstance(result, Refused):
-                left.append((task, result.current))
-            else:
-                written.append(write)
+            match result:
+                case Applied():
+                    written.append(write)
+                case Refused(current=found):
+                    left.append((task, found))
+                case Busy(reason=reason):
+                    raise StoreUnavailableError(reason)
     return written
 
 

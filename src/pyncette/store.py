@@ -110,7 +110,17 @@ class Refused(NamedTuple):
     current: Record | None
 
 
-Result = Applied | Refused
+class Busy(NamedTuple):
+    """The write was not made: somebody's open transaction holds the record, and for too long.
+
+    The answer to a creation, or to a write that expects ``ANY``; others are refused with the
+    record as it stands, and their writers come back with it.
+    """
+
+    reason: str
+
+
+Result = Applied | Refused | Busy
 
 
 class Filter(NamedTuple):
@@ -155,8 +165,8 @@ class Store(Protocol):
     * Each call handles its whole batch in as few trips as the store can make it.
     * Versions: every write that is applied, a claim included, moves the version to
       ``max(old + 1, now)``; see :func:`next_version`.
-    * No call waits for a record that somebody else holds: a claim skips it, a write comes back to
-      it by itself or fails as a whole.
+    * No call waits long for a record that somebody else holds: a claim skips it, and a write of
+      it is :class:`Refused` or :class:`Busy` while the others of its batch are made.
     * A call that is cancelled leaves the store usable (its connection is dropped if need be), and
       what it asked for either happened or did not.
     * Errors are :class:`~pyncette.errors.StoreUnavailableError` where trying again may help, and

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tests.support import logged, run
 
-from pyncette.record import DELETE
+from pyncette.errors import StoreUnavailableError
+from pyncette.record import ANY, DELETE
 from pyncette.settler import Call, Lane, Waker
-from pyncette.store import Applied, Refused, Result, Write
+from pyncette.store import Applied, Busy, Refused, Result, Write
 
 
 def write(key: str) -> Write:
@@ -262,5 +263,22 @@ def test_a_waker_that_fails_is_no_error() -> None:
             waker.take()
         await waker.close()
         assert told.groups == [["a"]]
+
+    run(main())
+
+
+def test_a_record_that_somebody_holds_fails_its_own_call_and_no_other() -> None:
+    async def main() -> None:
+        async def commit(batch: Sequence[Write], now: int) -> list[Result]:
+            return [Busy("held") if write.key == "a" else Applied(1) for write in batch]
+
+        lane = Lane(commit, lambda: 0)
+        calls = {key: Call(Write("group", key, DELETE, ANY)) for key in "abc"}
+        for call in calls.values():
+            lane.add(call)
+        await lane.drain()
+        with pytest.raises(StoreUnavailableError, match="held"):
+            await calls["a"].answer
+        assert [await calls[key].answer for key in "bc"] == [Applied(1), Applied(1)]
 
     run(main())

@@ -14,7 +14,6 @@ from typing import Any, Final
 import asyncpg
 
 from pyncette.clock import realtime
-from pyncette.errors import StoreUnavailableError
 from pyncette.postgres.connection import Connection
 from pyncette.postgres.marks import LowWater
 from pyncette.postgres.sql import Statements
@@ -22,6 +21,7 @@ from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.sql import prefix_end, record_from_row
 from pyncette.store import (
     Applied,
+    Busy,
     Claimed,
     Filter,
     Group,
@@ -147,11 +147,8 @@ class PostgresTable:
         What was not written is read. Where that does not show why, somebody holds the record, or
         held it, and it is tried again for a while. A conditional write of a record that is held
         for long is then refused with the record as it stands, so that others need not wait; the
-        writer comes back with its next batch.
-
-        Raises:
-            StoreUnavailableError: An unconditional write, or a creation, met a record that
-                somebody held for long.
+        writer comes back with its next batch; an unconditional write, or a creation, is told that
+        the record is busy.
         """
         results: list[Result | None] = [None] * len(batch)
         pending = list(range(len(batch)))
@@ -173,10 +170,12 @@ class PostgresTable:
                 if not pending:
                     break
                 if waited > HELD_UNANSWERED_S:
-                    group, key, *_ = batch[pending[0]]
-                    raise StoreUnavailableError(
-                        f"The record {key!r} of '{group}' is locked by somebody's open transaction"
-                    )
+                    for at in pending:
+                        group, key, *_ = batch[at]
+                        results[at] = Busy(
+                            f"The record {key!r} of '{group}' is locked by an open transaction"
+                        )
+                    break
                 await realtime.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _DELAY_MAX_S)
         finally:
