@@ -429,10 +429,12 @@ GARBAGE = Put(0, "scheduled", None, 0, "a plan that is none", "", "")
 def test_a_failure_is_not_the_end_of_the_others(what: str) -> None:
     async def main() -> None:
         world = World()
+        failed: list[datetime] = []
         world.app.task(name="good", interval=MINUTE)(world.note)
 
         @world.app.task(interval=MINUTE, failure_mode=FailureMode.COMMIT)
         async def bad(context: Context) -> None:
+            failed.append(context.scheduled_at)
             if what == "a body raises":
                 raise RuntimeError("The body failed")
 
@@ -447,8 +449,17 @@ def test_a_failure_is_not_the_end_of_the_others(what: str) -> None:
                 await world.advance(5 * SECOND)
             else:
                 await world.advance(5 * MINUTE)
-            assert await context.get_task(world.app._tasks[1]) is not None
+            assert await context.get_task(bad) is not None
         assert world.planned == [START + (number + 1) * MINUTE for number in range(6)]
+        if what != "the store is down":
+            assert world.began == world.planned
+        async with world.store() as store:
+            [record] = await store.get([(STATIC_GROUP, "bad")])
+        if what == "a record is garbage":
+            assert record is not None
+            assert record.state == "parked"
+        else:
+            assert failed == world.planned
 
     run(main())
 
