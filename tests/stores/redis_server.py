@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -27,18 +27,21 @@ class RedisServer:
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
         self.options = options
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def start(self, *more: str) -> None:
-        """Starts it and waits until it answers."""
+    def command(self) -> list[str]:
+        """How it is started."""
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--dir", str(self.directory), "--save", "", *self.options, *more]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        return [*command, "--dir", str(self.directory), "--save", "", *self.options]
+
+    def start(self) -> None:
+        """Starts it and waits until it answers."""
+        self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL)
         until = monotonic() + PATIENCE_S
         while True:
             try:
@@ -56,22 +59,37 @@ class RedisServer:
             self._process = None
 
 
+class Sentinel(RedisServer):
+    """A sentinel; ``options`` are lines of its configuration."""
+
+    def command(self) -> list[str]:
+        configuration = self.directory / "sentinel.conf"
+        here = (f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}")
+        configuration.write_text("\n".join((*here, *self.options)) + "\n")
+        return ["redis-server", str(configuration), "--sentinel"]
+
+
 @contextmanager
-def a_server(directory: Path, *options: str) -> Iterator[RedisServer]:
-    """A server that has started, and is gone afterwards."""
+def started(server: RedisServer) -> Iterator[RedisServer]:
+    """Starts a server; it is gone afterwards."""
     if shutil.which("redis-server") is None:
         if os.environ.get("CI"):
             pytest.fail("redis-server is not installed")
         pytest.skip("redis-server is not installed")
-    server = RedisServer(directory, *options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.kill()
 
 
-def _free_port() -> int:
+def a_server(directory: Path, *options: str) -> AbstractContextManager[RedisServer]:
+    """A server that keeps nothing on disk, unless its options say so."""
+    return started(RedisServer(directory, *options))
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
     with closing(socket.socket()) as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]

@@ -538,14 +538,26 @@ def test_who_may_not_publish_writes_all_the_same(
             address = server.url.replace("//", "//mute:secret@")
             async with redis_repository(redis_url=address) as store:
                 assert await store.write([new("reports", "a")], NOW, ["reports"]) == [Applied(NOW)]
-                heard = Heard()
-                await store.watch(["reports"], heard)
-                while "only polling" not in caplog.text:
-                    await asyncio.sleep(0.01)
+                await store.watch(["reports"], Heard())
+                await told.wait()
 
-        with caplog.at_level(logging.WARNING):
+        told = asyncio.Event()
+        handler = Telling(told)
+        logging.getLogger("pyncette").addHandler(handler)
+        try:
             run(main())
+        finally:
+            logging.getLogger("pyncette").removeHandler(handler)
+        assert "only polling" in caplog.text
         assert "secret" not in caplog.text
+
+
+class Telling(logging.Handler):
+    """Sets an event when something is logged."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        super().__init__(logging.WARNING)
+        self.emit = lambda record: event.set()  # type: ignore[method-assign]
 
 
 def test_the_store_tells_the_time_of_its_server(place: Place) -> None:

@@ -146,9 +146,11 @@ def test_a_pool_size_in_the_url_is_taken_unless_the_option_is_given() -> None:
 def test_encrypted_connections_work(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(certificate)],
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
         check=True,
         capture_output=True,
     )
@@ -165,7 +167,7 @@ def test_encrypted_connections_work(tmp_path: Path) -> None:
             address = f"rediss://127.0.0.1:{encrypted}/0"
             async with redis_repository(redis_url=f"{address}?ssl_ca_certs={certificate}") as store:
                 await use(store)
-            with pytest.raises(StoreUnavailableError, match="(?i)certificate"):
+            with pytest.raises(StoreUnavailableError, match=r"(?i)certificate"):
                 async with redis_repository(redis_url=address):
                     pass
 
@@ -337,7 +339,7 @@ def test_data_of_a_later_format_is_refused(place: Place) -> None:
     async def main() -> None:
         async with client_at(url("redis")) as client:
             await client.set(Names(place.configuration["redis_namespace"]).layout, "2")
-        with pytest.raises(StoreMisconfiguredError, match="format '2'; this release reads .* '1'"):
+        with pytest.raises(StoreMisconfiguredError, match=r"format '2'; this release reads .* '1'"):
             async with place.open():
                 pass
 
@@ -442,9 +444,9 @@ def test_a_unix_socket_is_an_address(tmp_path: Path) -> None:
 def test_texts_with_a_nul_are_refused_before_anything_is_sent(place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:
-            for columns in ({"args": "1 \0"}, {"token": "\0"}, {"progress": "a\0b"}):
+            for broken in (put(args="1 \0"), put(token="\0"), put(progress="a\0b")):
                 with pytest.raises(ValueError, match="NUL"):
-                    await store.write([Write("reports", "a", put(**columns), ANY)], NOW)
+                    await store.write([Write("reports", "a", broken, ANY)], NOW)
             assert await store.get([("reports", "a")]) == [None]
 
     asyncio.run(main())

@@ -170,15 +170,24 @@ class Direct:
             return self._server
 
     async def perform(self, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-        try:
-            server = await self._current()
-        except StoreError as error:
-            return [error] * len(calls)
-        outcomes = [_refusal(outcome, server.place) for outcome in await _send(server, lane, calls)]
-        if any(isinstance(outcome, StoreUnavailableError) for outcome in outcomes):
+        server: Server | None = None
+        outcomes: list[Outcome] = []
+        for _ in range(2):
+            before = server
+            try:
+                server = await self._current()
+            except StoreError as error:
+                return [error] * len(calls)
+            if server is before:
+                break
+            outcomes = [_refusal(one, server.place) for one in await _send(server, lane, calls)]
+            if not any(isinstance(outcome, StoreUnavailableError) for outcome in outcomes):
+                break
             # It may have failed over: what is connected to it is as doubtful as it is.
             self._doubtful = True
             await server.close(and_forget=False)
+            if not all(isinstance(outcome, NotExecutedError) for outcome in outcomes):
+                break
         return outcomes
 
     async def open_listener(self) -> tuple[Any, str]:
