@@ -310,8 +310,8 @@ def freeze(fleet: Fleet, worker: Worker) -> tuple[datetime, str]:
     if write_lock_is_held(fleet.database, patience_s):
         fleet.lock_was_frozen = True
         told += (
-            ".\n  It happens to hold SQLite's write lock, as one time in ten. All"
-            "\n  others wait for it until it is thawed, and their leases run out, too"
+            ".\n  It happens to hold SQLite's write lock, as one worker in ten does: all others"
+            "\n  wait until it is thawed, and their leases may run out, too"
         )
     return since, told
 
