@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 from tests.servers import url
 from tests.stores.dynamodb_place import place_at, set_credentials
-from tests.stores.dynamodb_proxy import Answer, Call, LaggingIndex, Proxy, error, proxy_before
+from tests.stores.dynamodb_proxy import (
+    Answer,
+    Call,
+    LaggingIndex,
+    Proxy,
+    error,
+    honest,
+    proxy_before,
+)
 
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
@@ -284,6 +292,55 @@ def test_what_was_unscheduled_a_moment_ago_is_not_brought_back_by_a_claim(
     on(place, test)
 
 
+def test_a_record_made_again_while_time_stood_still_is_not_taken_for_the_old_one(
+    place: Place, proxy: Proxy
+) -> None:
+    """It has the version that the index shows, and is not due."""
+
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "a")], NOW)
+        proxy.behaviour = LaggingIndex(queries=1_000)
+        await store.claim([a_group()], 0, NOW, "looks")
+        await store.write([Write("reports", "a", DELETE, ANY)], NOW)
+        await store.write([new("reports", "a", due_at=NOW + 1)], NOW)
+        records, _ = await store.claim([a_group()], 9, NOW, "t")
+        assert records == []
+        assert (await record_of(store, "reports", "a")).state == State.SCHEDULED
+
+    on(place, test)
+
+
+def test_a_change_of_what_is_gone_is_refused_also_where_removing_nothing_succeeds(
+    place: Place, proxy: Proxy
+) -> None:
+    """On AWS it does, whatever the condition; on DynamoDB Local the condition fails."""
+
+    async def as_on_aws(call: Call) -> Answer | None:
+        answer = await call.forward()
+        if call.operation == STATEMENTS:
+            statements = call.body["Statements"]
+            for response, statement in zip(answer.body["Responses"], statements, strict=True):
+                # All that is removed in this test is gone already, or at another version.
+                if statement["Statement"].startswith("DELETE") and "gone" in str(statement):
+                    assert response.pop("Error")["Code"] == "ConditionalCheckFailed"
+        return answer
+
+    async def test(store: Store) -> None:
+        proxy.behaviour = as_on_aws
+        await store.write([new("reports", "changed")], NOW)
+        batch = [
+            Write("reports", "gone", DELETE, NOW, "mine"),
+            Write("reports", "gone too", DELETE, NOW),
+            Write("reports", "changed", DELETE, NOW - 1),
+            Write("reports", "gone three", DELETE, ANY),
+        ]
+        gone, gone_too, changed, forced = await store.write(batch, NOW)
+        assert (gone, gone_too, forced) == (Refused(None), Refused(None), Applied(0))
+        assert changed == Refused(await record_of(store, "reports", "changed"))
+
+    on(place, test)
+
+
 def test_groups_are_asked_in_parallel_and_no_more_is_leased_than_can_start(
     place: Place, proxy: Proxy
 ) -> None:
@@ -388,6 +445,27 @@ def test_the_servers_clock_is_followed_also_when_it_is_moved(place: Place, proxy
         after = await store.now()
         assert after is not None
         assert abs(after - before - 300_000_000) < 10_000_000
+
+    on(place, test)
+
+
+@pytest.mark.parametrize("behaviour", [honest, lose_request], ids=["up", "down"])
+def test_the_servers_clock_is_looked_at_in_the_background_and_not_for_ever(
+    place: Place,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    behaviour: Callable[[Call], Awaitable[Answer | None]],
+) -> None:
+    monkeypatch.setattr("pyncette.dynamodb_clock.DateClock.next_telling", lambda clock: 0.0)
+    monkeypatch.setattr("pyncette.dynamodb.WIDTH_GOOD", -1)
+
+    async def test(store: Store) -> None:
+        assert await store.now() is not None
+        proxy.calls.clear()
+        proxy.behaviour = behaviour
+        [looking] = [task for task in asyncio.all_tasks() if "clock" in task.get_name()]
+        await looking
+        assert proxy.calls == ["BatchGetItem"] * (12 if behaviour is honest else 1)
 
     on(place, test)
 
