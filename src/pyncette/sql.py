@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from pyncette.record import ABSENT, ANY, Put, Record
-from pyncette.store import Applied, Identity, Refused, Result, Write
+from pyncette.store import Applied, Busy, Identity, Refused, Result, Write
 
 HELD_PATIENCE_S: Final = 0.25
 """How long a write waits for a record that somebody holds before it says so."""
@@ -20,7 +20,7 @@ HELD_AGAIN_PATIENCE_S: Final = 0.02
 """The same for a record that was held for that long before: others wait in the same flight."""
 
 HELD_UNANSWERED_S: Final = 1.0
-"""The same for a write that has no other answer than that it was made."""
+"""The same for a write that cannot be refused with the record: then the record is busy."""
 
 HELD_KNOWN_MAX: Final = 1_000
 
@@ -93,7 +93,8 @@ class HeldRecords:
 
     Somebody's open transaction must not keep all others of a batch waiting. So a conditional write
     of a record that is held for long is refused with the record as it stands: the writer comes
-    back with its next batch.
+    back with its next batch. An unconditional write, or a creation, is told that the record is
+    busy.
     """
 
     def __init__(self) -> None:
@@ -115,7 +116,10 @@ class HeldRecords:
         if current is None and not isinstance(write.change, Put):
             return Applied(ABSENT)
         if current is None or write.expect == ANY:
-            return None
+            if waited_s <= HELD_UNANSWERED_S:
+                return None
+            group, key = identity
+            return Busy(f"The record {key!r} of '{group}' is locked by an open transaction")
         if waited_s <= (HELD_AGAIN_PATIENCE_S if identity in self._known else HELD_PATIENCE_S):
             return None
         if len(self._known) >= HELD_KNOWN_MAX:

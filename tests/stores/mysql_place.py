@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyncette.mysql import MysqlOptions, mysql_repository
-from pyncette.mysql_connection import Results, connect, query
+from pyncette.mysql.connection import Results, connect, query
 from pyncette.testing.conformance import Place
 
 

@@ -19,7 +19,7 @@ from tests.stores.mysql_place import new_table, place_at, run_sql
 
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.mysql import MysqlOptions, MysqlStore, mysql_repository, schema_sql
-from pyncette.mysql_connection import Server, connect, query, server_of
+from pyncette.mysql.connection import Server, connect, query, server_of
 from pyncette.record import ANY, DELETE, Patch, State
 from pyncette.store import EVERYTHING, Applied, Write
 from pyncette.testing.conformance import Place

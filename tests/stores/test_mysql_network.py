@@ -12,11 +12,12 @@ from tests.servers import url
 from tests.stores.mysql_place import place_at
 from tests.stores.wire import Wire
 
-from pyncette import Context, Pyncette, mysql_connection
+from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
 from pyncette.mysql import MysqlOptions, MysqlStore, mysql_repository
-from pyncette.mysql_connection import connect, query
+from pyncette.mysql import connection as mysql_connection
+from pyncette.mysql.connection import connect, query
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new
 

@@ -18,8 +18,8 @@ from tests.servers import url
 from tests.stores.postgres_place import a_table, place_at, run_sql
 
 from pyncette.clock import realtime
+from pyncette.marks import LowWater
 from pyncette.postgres.connection import SESSION
-from pyncette.postgres.marks import LowWater
 from pyncette.postgres.sql import Statements, schema_sql
 from pyncette.postgres.table import PostgresTable
 from pyncette.record import DELETE

@@ -14,7 +14,7 @@ from pyncette.migrate.copying import BATCH, Fingerprint, Layout
 from pyncette.migrate.legacy import LegacyRow
 from pyncette.migrate.tables import ROW_COLUMNS, Tables, tables_of
 from pyncette.mysql import MysqlOptions, mysql_repository
-from pyncette.mysql_connection import Connection, connect, query, server_of, translated
+from pyncette.mysql.connection import Connection, connect, query, server_of, translated
 from pyncette.store import Store
 
 TABLE_NAME_CHARACTERS_MAX: Final = 61

@@ -14,21 +14,19 @@ from typing import Any, Final
 import asyncpg
 
 from pyncette.clock import realtime
+from pyncette.marks import LowWater
 from pyncette.postgres.connection import Connection
-from pyncette.postgres.marks import LowWater
 from pyncette.postgres.sql import Statements
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
-from pyncette.sql import prefix_end, record_from_row
+from pyncette.record import ABSENT, ANY, Delete, Patch, Record, State
+from pyncette.sql import HeldRecords, prefix_end, record_from_row
 from pyncette.store import (
     Applied,
-    Busy,
     Claimed,
     Filter,
     Group,
     Identity,
     Key,
     Page,
-    Refused,
     Result,
     Source,
     Write,
@@ -40,17 +38,6 @@ EXAMINED_MAX: Final = 5_000
 
 TRIES_MAX: Final = 10
 """So often a statement is tried that others' transactions made fail."""
-
-HELD_PATIENCE_S: Final = 0.25
-"""How long a write waits for a record that somebody holds before it says so."""
-
-HELD_AGAIN_PATIENCE_S: Final = 0.02
-"""The same for a record that was held for that long before: others wait in the same flight."""
-
-HELD_UNANSWERED_S: Final = 1.0
-"""The same for a write that has no other answer than that it was made."""
-
-HELD_KNOWN_MAX: Final = 1_000
 
 _RUNNING: Final = State.RUNNING.value
 _DELAY_INITIAL_S: Final = 0.001
@@ -70,8 +57,7 @@ class PostgresTable:
         self.name = name
         self._statements = Statements(name)
         self.marks = LowWater()
-        # Records that somebody held for long when they were last to be written.
-        self._known_held: set[Identity] = set()
+        self._held = HeldRecords()
 
     async def columns(self, connection: Connection) -> list[str]:
         """The names of the columns of the table; none where there is no such table."""
@@ -145,10 +131,7 @@ class PostgresTable:
         """See :meth:`pyncette.store.Store.write`.
 
         What was not written is read. Where that does not show why, somebody holds the record, or
-        held it, and it is tried again for a while. A conditional write of a record that is held
-        for long is then refused with the record as it stands, so that others need not wait; the
-        writer comes back with its next batch; an unconditional write, or a creation, is told that
-        the record is busy.
+        held it, and it is tried again for a while, see :class:`~pyncette.sql.HeldRecords`.
         """
         results: list[Result | None] = [None] * len(batch)
         pending = list(range(len(batch)))
@@ -165,39 +148,15 @@ class PostgresTable:
                 )
                 waited = realtime.monotonic() - started
                 for at, record in zip(pending, current, strict=True):
-                    results[at] = self._answer(batch[at], record, waited)
+                    results[at] = self._held.answer(batch[at], record, waited)
                 pending = [at for at in pending if results[at] is None]
                 if not pending:
-                    break
-                if waited > HELD_UNANSWERED_S:
-                    for at in pending:
-                        group, key, *_ = batch[at]
-                        results[at] = Busy(
-                            f"The record {key!r} of '{group}' is locked by an open transaction"
-                        )
                     break
                 await realtime.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, _DELAY_MAX_S)
         finally:
             self.marks.note(batch)
         return results  # type: ignore[return-value]
-
-    def _answer(self, write: Write, current: Record | None, waited: float) -> Result | None:
-        """What to say of a write that was not made; None: try again."""
-        identity = write[:2]
-        if not _expected_is(write, current):
-            self._known_held.discard(identity)
-            return Refused(current)
-        if current is None and not isinstance(write.change, Put):
-            return Applied(ABSENT)
-        if current is None or write.expect == ANY:
-            return None
-        if waited <= (HELD_AGAIN_PATIENCE_S if identity in self._known_held else HELD_PATIENCE_S):
-            return None
-        if len(self._known_held) >= HELD_KNOWN_MAX:
-            self._known_held.clear()
-        self._known_held.add(identity)
-        return Refused(current)
 
     async def _try(
         self,
@@ -332,14 +291,6 @@ def _source_of(record: Record, groups: Sequence[str], keys: Sequence[str | None]
         for at, (group, key) in enumerate(zip(groups, keys, strict=True))
         if group == record.group and key in (None, record.key)
     )
-
-
-def _expected_is(write: Write, current: Record | None) -> bool:
-    """Whether the expectation of a write holds for the record that is there."""
-    version = ABSENT if current is None else current.version
-    if write.expect not in (version, ANY):
-        return False
-    return write.token is None or (current is not None and current.token == write.token)
 
 
 async def _fetch(connection: Connection, statement: str, *parameters: Any) -> list[Any]:

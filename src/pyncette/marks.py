@@ -1,4 +1,4 @@
-"""Where a claim in PostgreSQL begins to read, so that it need not pass what is done again.
+"""Where a claim of an SQL server begins to read, so that it need not pass what is done again.
 
 Knows instants and groups; no statement and no connection.
 """
@@ -19,9 +19,10 @@ class LowWater:
 
     While somebody keeps an old snapshot open, the server cannot drop the index entries of runs
     that are done. They lie where a claim begins to read, and each claim would pass all of them
-    again: measured, 9,000 pages for a claim of 100 after 300,000 runs. So a claim begins at the
-    mark that the one before it left. What others write before the mark shows when they notify, or
-    when a claim reads from the very beginning: the first one of every second.
+    again: measured on PostgreSQL, 9,000 pages for a claim of 100 after 300,000 runs; on MySQL and
+    MariaDB, 10 to 15 ms more after 20,000 runs. So a claim begins at the mark that the one before
+    it left. What others write before the mark shows when they notify, or when a claim reads from
+    the very beginning: the first one of every second.
     """
 
     _INTERVAL = 1_000_000

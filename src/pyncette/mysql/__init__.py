@@ -2,8 +2,8 @@
 
 This module reads the options, opens the connections and hands each call to one of them: claims
 and outcomes of runs have a connection each, so that they never wait behind what users ask for.
-The statements are in :mod:`pyncette.mysql_table`, the connections in
-:mod:`pyncette.mysql_connection`.
+The statements are in :mod:`pyncette.mysql.table`, the connections in
+:mod:`pyncette.mysql.connection`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pyncette.errors import StoreMisconfiguredError
-from pyncette.mysql_connection import (
+from pyncette.mysql.connection import (
     Address,
     Connection,
     Connections,
@@ -25,8 +25,8 @@ from pyncette.mysql_connection import (
     query,
     server_of,
 )
-from pyncette.mysql_table import MysqlTable
-from pyncette.mysql_table import schema_sql as _schema_sql
+from pyncette.mysql.sql import schema_sql as _schema_sql
+from pyncette.mysql.table import MysqlTable
 from pyncette.options import whole_number
 from pyncette.record import Record
 from pyncette.sql import COLUMNS, check_table_name, describe_foreign_table

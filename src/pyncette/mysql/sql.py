@@ -1,0 +1,246 @@
+"""What the store in MySQL and MariaDB says to its server: the table, statements, batches.
+
+**Each transaction is one statement**, so that no lock outlives it, whatever becomes of this
+process. No statement waits for a row that somebody holds: claims and changes find their rows with
+``SKIP LOCKED`` in a derived table, and the outer statement touches what this one has locked. Only
+an insertion may wait, for a second, for another insertion of the same key.
+
+These servers cannot return what they have changed. So a change is made of all rows of its batch or
+of none (a window function counts what was found), and the number of changed rows says which; it is
+above none whenever a row was found, since every change moves the version.
+
+Every table is reached by a named index: by a plan that scans it, which a server prefers while it
+is small, a statement would meet rows that are not its own, and wait for who holds them.
+
+Batches travel as one JSON text. Keys are compared as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pyncette.mysql.connection import Connection
+from pyncette.record import Delete, Patch, Put, State
+from pyncette.sql import COLUMNS
+
+SUBQUERIES_MAX: Final = 500
+"""So many groups are asked for by one statement, which can have some thousands of columns."""
+
+_SHORT_MAX: Final = 1_000
+"""Texts up to this length stay in memory while a statement works on them."""
+
+_VERSION_MAX: Final = 1 << 61
+_STARTS_MAX: Final = 1 << 30
+"""Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
+
+
+# Keys are bytes: no collation takes two of them for one, and both halves of an identity, at most
+# 1,000 bytes together, fit into an index, of which InnoDB allows 3,072.
+SCHEMA: Final = """\
+CREATE TABLE IF NOT EXISTS {table} (
+    `group`  VARBINARY(1000) NOT NULL,
+    `key`    VARBINARY(1000) NOT NULL,
+    due_at   BIGINT,
+    version  BIGINT NOT NULL,
+    token    VARCHAR(1000),
+    state    VARCHAR(20) NOT NULL,
+    starts   INT NOT NULL,
+    plan     MEDIUMTEXT NOT NULL,
+    args     LONGTEXT NOT NULL,
+    progress MEDIUMTEXT NOT NULL,
+    PRIMARY KEY (`group`, `key`),
+    KEY due (`group`, due_at),
+    CHECK (version < 4611686018427387904),
+    CHECK (starts < 2147483647),
+    CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET = utf8mb4 COLLATE = utf8mb4_bin"""
+
+ALL_COLUMNS: Final = ", ".join(
+    f"CONVERT(r.`{column}` USING utf8mb4)" if column in ("group", "key") else f"r.`{column}`"
+    for column in COLUMNS
+)
+
+# The same where a text may be none: MariaDB takes surrogates for characters.
+BYTES: Final = ", ".join(
+    f"r.{column}" if column in ("due_at", "version", "starts") else f"CAST(r.`{column}` AS BINARY)"
+    for column in COLUMNS
+)
+
+# Columns of a table of that name in the database, and its engine.
+LAYOUT: Final = """\
+SELECT c.column_name, t.engine FROM information_schema.columns AS c
+JOIN information_schema.tables AS t USING (table_schema, table_name)
+WHERE c.table_schema = DATABASE() AND c.table_name = '{table}' ORDER BY c.ordinal_position"""
+
+# The rows of a batch, in its order, and the records of the same keys, by the primary key.
+BATCH: Final = "JSON_TABLE({json}, '$[*]' COLUMNS (number FOR ORDINALITY, {columns})) AS j"
+BY_KEY: Final = """\
+{table} AS r FORCE INDEX (PRIMARY)
+    ON r.`group` = CAST(j.`group` AS BINARY) AND r.`key` = CAST(j.`key` AS BINARY)"""
+
+# What is due of one group, by the index on (group, due_at).
+DUE_OF_GROUP: Final = """\
+(SELECT r.`group`, r.`key`, {lease} AS lease FROM {table} AS r FORCE INDEX (due)
+WHERE r.`group` = {group} AND r.due_at >= {since} AND r.due_at <= {before}
+ORDER BY r.due_at LIMIT {limit} FOR UPDATE SKIP LOCKED)"""
+
+# What is due of the keys, by the primary key.
+DUE_OF_KEYS: Final = """\
+(SELECT r.`group`, r.`key`, j.lease FROM {batch}
+STRAIGHT_JOIN {by_key} AND r.due_at <= {now}
+LIMIT {limit} FOR UPDATE {of_rows} SKIP LOCKED)"""
+
+# Takes what is due.
+CLAIM: Final = """\
+UPDATE {due} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
+    ON t.`group` = q.`group` AND t.`key` = q.`key`
+SET t.state = '{running}', t.token = {token}, t.due_at = {now} + q.lease,
+    t.starts = LEAST(t.starts, {starts_max}) + 1,
+    t.version = GREATEST(LEAST(t.version, {version_max}) + 1, {now})"""
+
+# What a token holds, of groups by the index on (group, due_at), of keys by the primary key.
+HELD_OF_GROUPS: Final = """\
+SELECT j.number, {columns} FROM {batch}
+STRAIGHT_JOIN {table} AS r FORCE INDEX (due)
+    ON r.`group` = CAST(j.`group` AS BINARY) AND r.due_at = j.lease_end
+WHERE CAST(r.token AS BINARY) = {token}"""
+HELD_OF_KEYS: Final = """\
+SELECT j.number, {columns} FROM {batch}
+STRAIGHT_JOIN {by_key} AND r.due_at = j.lease_end
+WHERE CAST(r.token AS BINARY) = {token}"""
+
+# The soonest of one group, by the index on (group, due_at). A range for each: with a join, MySQL
+# would walk all records without an instant first.
+NEXT_DUE: Final = """\
+(SELECT r.due_at FROM {table} AS r FORCE INDEX (due)
+WHERE r.`group` = {group} AND r.due_at >= {since} ORDER BY r.due_at LIMIT 1)"""
+NEXT_DUE_OF_KEYS: Final = """\
+SELECT j.number, r.due_at FROM {batch} STRAIGHT_JOIN {by_key}"""
+
+# The rows of a batch that are as expected and that nobody holds, by the primary key.
+EXPECTED: Final = """\
+(SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
+STRAIGHT_JOIN {by_key} AND r.version = j.expect
+    AND (j.expected_token IS NULL
+        OR CAST(r.token AS BINARY) = CAST(j.expected_token AS BINARY))
+FOR UPDATE {of_rows} SKIP LOCKED) AS q
+STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` AS BINARY)
+    AND t.`key` = CAST(q.`key` AS BINARY) AND q.found = {size}"""
+
+# Creates what is absent, in the order of keys. What is there is not touched: an insertion would
+# wait for whoever is changing it.
+INSERT: Final = """\
+INSERT INTO {table}
+SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,
+    q.starts, q.plan, q.args, q.progress
+FROM (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
+    LEFT JOIN {by_key} WHERE r.`key` IS NULL) AS q
+WHERE q.found = {size} ORDER BY q.number"""
+
+# Many records, by the primary key; which of them can be locked now; and which are there, or are
+# being created in a transaction that has not ended.
+GET: Final = "SELECT j.number, {columns} FROM {batch} STRAIGHT_JOIN {by_key}"
+LOCKABLE: Final = """\
+SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}
+FOR UPDATE {of_rows} SKIP LOCKED"""
+DIRTILY: Final = "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED"
+THERE: Final = "SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}"
+
+# The last of the rows that a filtered page may look at, and a page; by the primary key.
+LAST_EXAMINED: Final = """\
+SELECT CONVERT(r.`key` USING utf8mb4) FROM {table} AS r FORCE INDEX (PRIMARY)
+WHERE {keys} ORDER BY r.`key` LIMIT 1 OFFSET {examined}"""
+PAGE: Final = """\
+SELECT {columns} FROM {table} AS r FORCE INDEX (PRIMARY)
+WHERE {wanted} ORDER BY r.`key` LIMIT {limit}"""
+
+TEXT: Final = "text"
+KEY_COLUMNS: Final[Mapping[str, str]] = {"group": TEXT, "key": TEXT}
+_EXPECTED_COLUMNS: Final = {**KEY_COLUMNS, "expect": "BIGINT", "expected_token": TEXT}
+
+_RUNNING: Final = State.RUNNING.value
+_to_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Changes that one statement makes.
+
+    Attributes:
+        statement: It.
+        columns: Of its batch: type, or that it is a text.
+    """
+
+    statement: str
+    columns: Mapping[str, str]
+
+
+DELETION: Final = Kind("DELETE t FROM {expected}", _EXPECTED_COLUMNS)
+_PATCHING: Final = Kind(
+    "UPDATE {expected} SET t.version = q.version, t.due_at = q.due_at, t.state = q.state, "
+    "t.starts = q.starts, t.progress = COALESCE(q.progress, t.progress)",
+    {
+        **_EXPECTED_COLUMNS,
+        "version": "BIGINT",
+        "due_at": "BIGINT",
+        "state": TEXT,
+        "starts": "INT",
+        "progress": TEXT,
+    },
+)
+_WHOLE_COLUMNS: Final = {
+    **_EXPECTED_COLUMNS,
+    "version": "BIGINT",
+    "due_at": "BIGINT",
+    "state": TEXT,
+    "token": TEXT,
+    "starts": "INT",
+    "plan": TEXT,
+    "args": TEXT,
+    "progress": TEXT,
+}
+_REPLACEMENT: Final = Kind(
+    "UPDATE {expected} SET t.version = q.version, t.due_at = q.due_at, t.state = q.state, "
+    "t.token = q.token, t.starts = q.starts, t.plan = q.plan, t.args = q.args, "
+    "t.progress = q.progress",
+    _WHOLE_COLUMNS,
+)
+CREATION: Final = Kind(INSERT, _WHOLE_COLUMNS)
+KINDS: Final[Mapping[type, Kind]] = {Delete: DELETION, Patch: _PATCHING, Put: _REPLACEMENT}
+
+
+def schema_sql(table_name: str) -> str:
+    """The statement that makes the table and its index."""
+    return SCHEMA.format(table=table_name) + ";\n"
+
+
+def names_of(table: str, mariadb: bool) -> dict[str, Any]:
+    """What stands for the placeholders that are the same in every statement on a table."""
+    return {
+        "table": table,
+        "columns": ALL_COLUMNS,
+        "by_key": BY_KEY.format(table=table),
+        # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
+        "of_rows": "" if mariadb else "OF r",
+        "running": _RUNNING,
+        "version_max": _VERSION_MAX,
+        "starts_max": _STARTS_MAX,
+    }
+
+
+def batch_of(
+    connection: Connection, rows: Sequence[Sequence[Any]], columns: Mapping[str, str]
+) -> str:
+    """Rows as a table in a statement. Texts that are short need no more room than they take."""
+    declared = []
+    for at, (name, kind) in enumerate(columns.items()):
+        if kind is TEXT:
+            longest = max(len(row[at] or "") for row in rows)
+            size = f"VARCHAR({longest or 1})" if longest <= _SHORT_MAX else "LONGTEXT"
+            declared.append(f"`{name}` {size} CHARACTER SET utf8mb4 PATH '$[{at}]'")
+        else:
+            declared.append(f"`{name}` {kind} PATH '$[{at}]'")
+    return BATCH.format(json=connection.escape(_to_json(rows)), columns=", ".join(declared))
