@@ -157,6 +157,8 @@ class PyncetteContext:
             ValueError: An option or argument is invalid.
             StoreError: The store failed; whether the call took effect is then unknown.
         """
+        if "name" in options_and_args:
+            raise TypeError("name cannot be an argument of a task: it is the name of the instance")
         instance = task.instantiate(instance_name, **options_and_args)
         now = self.clock.microseconds()
         wanted = Wanted(instance.plan, instance.args_text, secrets.token_hex(4))

@@ -199,12 +199,15 @@ class Scheduler:
         if self._running:
             raise PyncetteException("run() is under way already in this context")
         self._running = True
+        worker = self._settings.worker
+        logger.info("Worker %s starts, with %d tasks", worker, sum(1 for _ in self._tasks()))
         try:
             await self._watch_changes()
             await self._meet_static_tasks()
             while not self._stopping:
                 await self._pass()
         finally:
+            logger.info("Worker %s claims no more", worker)
             self._running = False
             self._changed.set()
             if self._watch is not None:

@@ -1068,3 +1068,14 @@ def test_a_call_that_is_under_way_when_the_context_closes_is_made_before_the_sto
         assert (await call).name == "x"
 
     run(main())
+
+
+def test_an_argument_called_name_is_refused_in_words() -> None:
+    async def main() -> None:
+        bench = Bench()
+        template = bench.app.dynamic_task(name="template")(bench.note)
+        async with bench.app.create() as context:
+            with pytest.raises(TypeError, match="name cannot be an argument"):
+                await context.schedule_task(template, "x", name="y", interval=1)
+
+    run(main())
