@@ -121,7 +121,7 @@ async def _clear_redis(options: Options) -> None:
 
 async def _clear_mysql(options: Options) -> None:
     from pyncette.mysql import MysqlOptions
-    from pyncette.mysql_connection import connect, query
+    from pyncette.mysql.connection import connect, query
 
     connection = await connect(MysqlOptions(options["mysql_url"]).address())
     await query(connection, f"DROP TABLE IF EXISTS {options['mysql_table_name']}")
