@@ -21,7 +21,7 @@ from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.record import ANY
 from pyncette.redis import RedisOptions, redis_repository
 from pyncette.redis.layout import Names, slot_of
-from pyncette.store import Applied, Store, Write
+from pyncette.store import EVERYTHING, Applied, Store, Write
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new, put
 
@@ -194,14 +194,16 @@ def test_the_privileges_in_the_documentation_are_enough(tmp_path: Path) -> None:
                 await client.execute_command(*rules.split())
             address = server.url.replace("//", "//pyncette:secret@")
             heard = asyncio.Event()
-            async with redis_repository(redis_url=address) as store:
+            async with redis_repository(redis_url=address, redis_namespace="reports") as store:
                 await store.watch(["reports"], lambda groups: heard.set())
                 await heard.wait()
                 heard.clear()
-                await store.write([new("reports", "woken")], NOW, ["reports"])
+                paused = new("reports", "woken", due_at=None)
+                await store.write([paused], NOW, ["reports"])
                 await heard.wait()
                 await use(store)
                 assert await store.now() is not None
+                assert len((await store.scan("reports", EVERYTHING, None, 10)).records) == 2
             with pytest.raises(StoreMisconfiguredError, match="does not let us in"):
                 async with redis_repository(redis_url=address, redis_namespace="other"):
                     pass

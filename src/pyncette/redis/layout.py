@@ -53,8 +53,8 @@ class Names:
     def __init__(self, namespace: str, database: int = 0) -> None:
         self._namespace = namespace.translate(_ESCAPES_OF_NAMESPACES)
         self._groups: dict[str, tuple[bytes, bytes, bytes]] = {}
-        self.layout = encoded(f"pyncette2:{{{self._namespace}}}:layout")
-        self.channel = encoded(f"pyncette2:{{{self._namespace}}}:wake:{database}")
+        self.layout = encoded(f"pyncette2:{{{self._namespace}:}}:layout")
+        self.channel = encoded(f"pyncette2:{{{self._namespace}:}}:wake:{database}")
         self.legacy_static = encoded(f"pyncette:{namespace}:index")
         self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
 

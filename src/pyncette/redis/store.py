@@ -82,7 +82,7 @@ class _Part(NamedTuple):
     """
 
     slot: int
-    places: list[int]
+    places: Sequence[int]
 
 
 class RedisStore:
@@ -162,24 +162,24 @@ class RedisStore:
         return replies[0]
 
     def _slot(self, group: str) -> int:
-        """The slot of a group; one for all where they do not lie apart."""
-        if not self._topology.apart:
-            return 0
+        """The slot of a group."""
         slot = self._slots.get(group)
         if slot is None:
             slot = self._slots[group] = slot_of(self._names.of(group)[0])
         return slot
 
-    def _parts(self, groups: Iterable[str]) -> list[_Part]:
-        """The numbers of the groups, by slot."""
-        parts: dict[int, _Part] = {}
+    def _parts(self, groups: Sequence[str]) -> list[_Part]:
+        """The numbers of the groups, by slot; together where slots do not lie apart."""
+        if not self._topology.apart:
+            return [_Part(self._home, range(len(groups)))] if groups else []
+        parts: dict[int, list[int]] = {}
         for number, group in enumerate(groups):
             slot = self._slot(group)
             part = parts.get(slot)
             if part is None:
-                part = parts[slot] = _Part(slot, [])
-            part.places.append(number)
-        return list(parts.values())
+                part = parts[slot] = []
+            part.append(number)
+        return [_Part(slot, places) for slot, places in parts.items()]
 
     # The calls.
 
