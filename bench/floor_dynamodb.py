@@ -115,7 +115,10 @@ async def floor(url: str, runs: int = 5_000) -> float:
                 items = await execute(take, rows)
                 await execute(
                     settle,
-                    [[item["group"], item["key"], item["version"], item["token"]] for item in items],
+                    [
+                        [item["group"], item["key"], item["version"], item["token"]]
+                        for item in items
+                    ],
                 )
                 done += len(items)
             return runs / (perf_counter() - started)
