@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 from pyncette.dynamodb import table_definition
-from pyncette.dynamodb_requests import open_client
+from pyncette.dynamodb.requests import open_client
 
 BATCH = 100
 STATEMENTS = 25

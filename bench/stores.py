@@ -129,7 +129,7 @@ async def _clear_mysql(options: Options) -> None:
 
 
 async def _clear_dynamodb(options: Options) -> None:
-    from pyncette.dynamodb_requests import open_client
+    from pyncette.dynamodb.requests import open_client
 
     region, endpoint = options["dynamodb_region_name"], options["dynamodb_endpoint"]
     async with open_client(region, endpoint, 30) as client:

@@ -23,8 +23,8 @@ from pyncette.dynamodb import (
     dynamodb_repository,
     table_definition,
 )
-from pyncette.dynamodb_requests import error_of
-from pyncette.dynamodb_table import PROGRESS_BYTES_MAX, TEXTS_BYTES_MAX
+from pyncette.dynamodb.requests import error_of
+from pyncette.dynamodb.table import PROGRESS_BYTES_MAX, TEXTS_BYTES_MAX
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.record import State
 from pyncette.store import EVERYTHING, Applied, Write

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from pyncette.clock import Clock, from_microseconds
-from pyncette.dynamodb_clock import RESOLUTION, WIDTH_GOOD, DateClock
+from pyncette.dynamodb.clock import RESOLUTION, WIDTH_GOOD, DateClock
 
 SECOND = 1_000_000
 NOW = 1_764_000_000_123_457

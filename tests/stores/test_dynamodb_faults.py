@@ -51,7 +51,7 @@ def place(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses before what was throttled is repeated last no time."""
-    monkeypatch.setattr("pyncette.dynamodb_requests.PAUSE_INITIAL_S", 0.0)
+    monkeypatch.setattr("pyncette.dynamodb.requests.PAUSE_INITIAL_S", 0.0)
 
 
 def on(place: Place, test: Callable[[Store], Awaitable[None]]) -> None:
@@ -456,7 +456,7 @@ def test_the_servers_clock_is_looked_at_in_the_background_and_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     behaviour: Callable[[Call], Awaitable[Answer | None]],
 ) -> None:
-    monkeypatch.setattr("pyncette.dynamodb_clock.DateClock.next_telling", lambda clock: 0.0)
+    monkeypatch.setattr("pyncette.dynamodb.clock.DateClock.next_telling", lambda clock: 0.0)
     monkeypatch.setattr("pyncette.dynamodb.WIDTH_GOOD", -1)
 
     async def test(store: Store) -> None:

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from pyncette.clock import Clock, SystemClock
 from pyncette.dynamodb import DynamoDBOptions, dynamodb_repository
-from pyncette.dynamodb_clock import DateClock
-from pyncette.dynamodb_requests import Requests, open_client, place_of
-from pyncette.dynamodb_table import has_layout
+from pyncette.dynamodb.clock import DateClock
+from pyncette.dynamodb.requests import Requests, open_client, place_of
+from pyncette.dynamodb.table import has_layout
 from pyncette.migrate.copying import (
     BATCH,
     Fingerprint,

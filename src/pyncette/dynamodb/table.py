@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from pyncette.cas import Entry, Made, Swap
-from pyncette.dynamodb_requests import THROTTLED, Patience, Requests, error_of, together
+from pyncette.dynamodb.requests import THROTTLED, Patience, Requests, error_of, together
 from pyncette.record import ABSENT, Change, Delete, Record
 from pyncette.store import Filter, Identity, Page
 

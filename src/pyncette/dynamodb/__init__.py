@@ -2,8 +2,8 @@
 
 This module reads the options, opens client and table, and shares the connections out: claims and
 outcomes of runs have some each, so that they never wait behind what users ask for. The layout and
-the requests are in :mod:`pyncette.dynamodb_table`, the client's errors and its retries in
-:mod:`pyncette.dynamodb_requests`. What a claim is made of is in :mod:`pyncette.cas`.
+the requests are in :mod:`pyncette.dynamodb.table`, the client's errors and its retries in
+:mod:`pyncette.dynamodb.requests`. What a claim is made of is in :mod:`pyncette.cas`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 
 from pyncette.cas import CasStore
 from pyncette.clock import SystemClock, realtime
-from pyncette.dynamodb_clock import WIDTH_GOOD, DateClock
-from pyncette.dynamodb_requests import Requests, open_client, place_of, repeats_by_itself
-from pyncette.dynamodb_table import (
+from pyncette.dynamodb.clock import WIDTH_GOOD, DateClock
+from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_by_itself
+from pyncette.dynamodb.table import (
     DynamoTable,
     RecordTooLargeError,
     check_size,

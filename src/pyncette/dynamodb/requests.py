@@ -30,7 +30,7 @@ from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
 from pyncette.clock import realtime, to_microseconds
-from pyncette.dynamodb_clock import DateClock
+from pyncette.dynamodb.clock import DateClock
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 
 CONNECT_TIMEOUT_S: Final = 5
