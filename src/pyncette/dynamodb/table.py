@@ -189,7 +189,7 @@ class DynamoTable:
         keys = [
             {"group": {"S": self._prefix + group}, "key": {"S": key}} for group, key in identities
         ]
-        asked = {self._name: {"Keys": keys, "ConsistentRead": True}}
+        asked: dict[str, Any] = {self._name: {"Keys": keys, "ConsistentRead": True}}
         found: dict[Identity, Record] = {}
         patience = Patience(self._requests.place)
         while True:
