@@ -130,7 +130,7 @@ def _progress() -> Callable[[int, int], None]:
         if terminal:
             end = "\n" if done >= total else ""
             print(f"\r{done:,} of {total:,} copied", end=end, file=sys.stderr, flush=True)
-        elif done >= total or done >= shown + _STEP or done < shown:
+        elif not shown or done >= total or done >= shown + _STEP or done < shown:
             shown = done
             print(f"{done:,} of {total:,} copied", file=sys.stderr, flush=True)
 
