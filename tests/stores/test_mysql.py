@@ -523,3 +523,19 @@ def test_a_page_reads_few_rows_of_a_large_group(place: Place) -> None:
             assert sum(read) < 100
 
     asyncio.run(main())
+
+
+def test_what_others_schedule_for_the_past_is_seen_within_a_second(place: Place) -> None:
+    async def main() -> None:
+        async with place.open() as store, place.open() as other:
+            await store.write([new("reports", "a")], NOW)
+            assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 1
+            await store.write([new("reports", "own", due_at=NOW - 7)], NOW)
+            await other.write([new("reports", "theirs", due_at=NOW - 5)], NOW)
+            own, _ = await store.claim([a_group(share=1)], 10, NOW, "next")
+            assert [record.key for record in own] == ["own"]
+            later = NOW + 1_000_000
+            theirs, _ = await store.claim([a_group(before=later)], 10, later, "last")
+            assert [record.key for record in theirs] == ["theirs"]
+
+    asyncio.run(main())
