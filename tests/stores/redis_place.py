@@ -37,7 +37,7 @@ async def client_at(url: str) -> AsyncIterator[Client]:
     elif scheme == "redis+sentinel":
         sentinel: Any = Sentinel(addresses)  # type: ignore[no-untyped-call]
         client = sentinel.master_for(rest.split("/")[1])
-        client.sentinels = sentinel
+        client.sentinels = sentinel.sentinels
     else:
         client = Redis.from_url(url)
     try:
@@ -45,7 +45,8 @@ async def client_at(url: str) -> AsyncIterator[Client]:
     finally:
         await client.aclose()
         if scheme == "redis+sentinel":
-            await client.sentinels.aclose()
+            for one in client.sentinels:
+                await one.aclose()
 
 
 async def keys_in(client: Client, namespace: str) -> list[bytes]:
