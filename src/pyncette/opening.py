@@ -27,7 +27,7 @@ from pyncette.record import (
     load_args,
 )
 from pyncette.scheduler import Settings
-from pyncette.store import Busy, Refused, Store, Write, check_store
+from pyncette.store import Failed, Refused, Store, Write, check_store
 from pyncette.task import PartitionedTask, Task
 
 OPENING_DEADLINE_S: Final = 10.0
@@ -153,8 +153,8 @@ async def _check_partitions(store: Store, clock: Clock, declared: Sequence[Task]
     ]
     results = await store.write(facts, clock.microseconds())
     for task, result in zip(tasks, results, strict=True):
-        if isinstance(result, Busy):
-            raise StoreUnavailableError(result.reason)
+        if isinstance(result, Failed):
+            raise result.error
         if isinstance(result, Refused) and result.current is not None:
             count = load_args(result.current.args).get("partition_count")
             if count != task.partition_count:

@@ -16,8 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from pyncette.clock import realtime
-from pyncette.errors import StoreUnavailableError
-from pyncette.store import Applied, Busy, Identity, Refused, Result, Write
+from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +101,8 @@ class Lane:
                     entry
                     for entry, write, result in zip(flight, batch, results, strict=True)
                     if (
-                        entry.fail(StoreUnavailableError(result.reason), now)
-                        if isinstance(result, Busy)
+                        entry.fail(result.error, now)
+                        if isinstance(result, Failed)
                         else entry.resolve(result, write, now)
                     )
                 ]

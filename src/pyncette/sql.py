@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
 
+from pyncette.errors import StoreUnavailableError
 from pyncette.record import ABSENT, ANY, Put, Record
-from pyncette.store import Applied, Busy, Identity, Refused, Result, Write
+from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 
 HELD_PATIENCE_S: Final = 0.25
 """How long a write waits for a record that somebody holds before it says so."""
@@ -119,7 +120,11 @@ class HeldRecords:
             if waited_s <= HELD_UNANSWERED_S:
                 return None
             group, key = identity
-            return Busy(f"The record {key!r} of '{group}' is locked by an open transaction")
+            return Failed(
+                StoreUnavailableError(
+                    f"The record {key!r} of '{group}' is locked by an open transaction"
+                )
+            )
         if waited_s <= (HELD_AGAIN_PATIENCE_S if identity in self._known else HELD_PATIENCE_S):
             return None
         if len(self._known) >= HELD_KNOWN_MAX:

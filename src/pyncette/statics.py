@@ -10,11 +10,10 @@ from collections.abc import Collection
 
 from pyncette import lifecycle
 from pyncette.clock import Clock
-from pyncette.errors import StoreUnavailableError
 from pyncette.lifecycle import Wanted
 from pyncette.record import ABSENT, Record
 from pyncette.schedule import NewerFormat, dumps
-from pyncette.store import Applied, Busy, Refused, Store, Write
+from pyncette.store import Applied, Failed, Refused, Store, Write
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -60,8 +59,8 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
                     written.append(write)
                 case Refused(current=found):
                     left.append((task, found))
-                case Busy(reason=reason):
-                    raise StoreUnavailableError(reason)
+                case Failed(error=error):
+                    raise error
     return written
 
 

@@ -110,17 +110,19 @@ class Refused(NamedTuple):
     current: Record | None
 
 
-class Busy(NamedTuple):
-    """The write was not made: somebody's open transaction holds the record, and for too long.
+class Failed(NamedTuple):
+    """The write was not made, and cannot be for now, though those beside it were.
 
-    The answer to a creation, or to a write that expects ``ANY``; others are refused with the
-    record as it stands, and their writers come back with it.
+    ``StoreUnavailableError``: somebody's open transaction holds the record, and for too long. That
+    is the answer to a creation, or to a write that expects ``ANY``; others are refused with the
+    record as it stands, and their writers come back with it. ``ValueError``: this store cannot
+    keep it, being too large, for example.
     """
 
-    reason: str
+    error: Exception
 
 
-Result = Applied | Refused | Busy
+Result = Applied | Refused | Failed
 
 
 class Filter(NamedTuple):
@@ -166,7 +168,7 @@ class Store(Protocol):
     * Versions: every write that is applied, a claim included, moves the version to
       ``max(old + 1, now)``; see :func:`next_version`.
     * No call waits long for a record that somebody else holds: a claim skips it, and a write of
-      it is :class:`Refused` or :class:`Busy` while the others of its batch are made.
+      it is :class:`Refused` or :class:`Failed` while the others of its batch are made.
     * A call that is cancelled leaves the store usable (its connection is dropped if need be), and
       what it asked for either happened or did not.
     * Errors are :class:`~pyncette.errors.StoreUnavailableError` where trying again may help, and

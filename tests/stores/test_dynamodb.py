@@ -27,7 +27,7 @@ from pyncette.dynamodb.requests import error_of
 from pyncette.dynamodb.table import PROGRESS_BYTES_MAX, TEXTS_BYTES_MAX
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.record import State
-from pyncette.store import EVERYTHING, Applied, Write
+from pyncette.store import EVERYTHING, Applied, Failed, Write
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new, put, record_of
@@ -296,13 +296,18 @@ def test_arguments_that_do_not_fit_are_refused_where_they_are_made(place: Place)
     asyncio.run(main())
 
 
-def test_nothing_of_a_batch_is_written_where_one_record_is_too_large(place: Place) -> None:
+def test_a_record_that_is_too_large_fails_alone(place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:
-            with pytest.raises(RecordTooLargeError) as refused:
-                await store.write([new("reports", "a"), new("reports", "b", args="ä" * 99_000)], 1)
-            assert refused.value.identity == ("reports", "b")
-            assert await store.get([("reports", "a")]) == [None]
+            made, failed, made_too = await store.write(
+                [new("reports", "a"), new("reports", "b", args="ä" * 99_000), new("reports", "c")],
+                NOW,
+            )
+            assert (made, made_too) == (Applied(NOW), Applied(NOW))
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, RecordTooLargeError)
+            assert failed.error.identity == ("reports", "b")
+            assert await store.get([("reports", "b")]) == [None]
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from pyncette.clock import realtime
 from pyncette.mysql import MysqlOptions
 from pyncette.mysql.connection import connect, query
 from pyncette.record import ABSENT, ANY, DELETE, Patch, State
-from pyncette.store import Applied, Busy, Refused, Store, Write
+from pyncette.store import Applied, Failed, Refused, Store, Write
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, put, record_of
 
@@ -159,8 +159,8 @@ def test_a_forced_write_of_a_row_that_stays_held_fails_alone(place: Place, chang
         held, beside_it = await store.write(
             [Write("reports", "a", change, ANY), new("reports", "b")], NOW
         )
-        assert isinstance(held, Busy)
-        assert "'a' of 'reports' is locked" in held.reason
+        assert isinstance(held, Failed)
+        assert "'a' of 'reports' is locked" in str(held.error)
         assert isinstance(beside_it, Applied)
 
     beside(place, test)
@@ -172,7 +172,7 @@ def test_a_creation_waits_a_moment_only_for_the_same_one_by_somebody_else(place:
             "INSERT INTO {table} VALUES ('reports', 'a', 1, 1, NULL, 's', 0, '', '', '')"
         )
         held, beside_it = await store.write([new("reports", "a"), new("reports", "b")], NOW)
-        assert isinstance(held, Busy)
+        assert isinstance(held, Failed)
         assert beside_it == Applied(NOW)
         await other.run("COMMIT")
         [result] = await store.write([new("reports", "a")], NOW)

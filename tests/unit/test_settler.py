@@ -12,7 +12,7 @@ from tests.support import logged, run
 from pyncette.errors import StoreUnavailableError
 from pyncette.record import ANY, DELETE
 from pyncette.settler import Call, Lane, Waker
-from pyncette.store import Applied, Busy, Refused, Result, Write
+from pyncette.store import Applied, Failed, Refused, Result, Write
 
 
 def write(key: str) -> Write:
@@ -270,7 +270,8 @@ def test_a_waker_that_fails_is_no_error() -> None:
 def test_a_record_that_somebody_holds_fails_its_own_call_and_no_other() -> None:
     async def main() -> None:
         async def commit(batch: Sequence[Write], now: int) -> list[Result]:
-            return [Busy("held") if write.key == "a" else Applied(1) for write in batch]
+            held = Failed(StoreUnavailableError("held"))
+            return [held if write.key == "a" else Applied(1) for write in batch]
 
         lane = Lane(commit, lambda: 0)
         calls = {key: Call(Write("group", key, DELETE, ANY)) for key in "abc"}

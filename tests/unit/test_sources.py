@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from pyncette import Context
+from pyncette.alarm import NEVER
 from pyncette.record import STATIC_GROUP
-from pyncette.sources import BACKOFF_INITIAL, NEVER, AskedSource, Sources
+from pyncette.sources import BACKOFF_INITIAL, AskedSource, Sources
 from pyncette.task import PartitionedTask, Task
 
 

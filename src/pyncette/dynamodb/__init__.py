@@ -24,15 +24,25 @@ from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_
 from pyncette.dynamodb.table import (
     DynamoTable,
     RecordTooLargeError,
-    check_size,
     definition,
     describe_foreign_table,
     has_layout,
+    size_error,
 )
 from pyncette.errors import StoreError, StoreMisconfiguredError
 from pyncette.options import whole_number
 from pyncette.record import CONTROL_GROUP, Record
-from pyncette.store import Claimed, Filter, Identity, Page, Result, Source, WakeCallback, Write
+from pyncette.store import (
+    Claimed,
+    Failed,
+    Filter,
+    Identity,
+    Page,
+    Result,
+    Source,
+    WakeCallback,
+    Write,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -250,12 +260,14 @@ class DynamoDBStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        of_runs = any(write.token is not None for write in batch)
-        if not of_runs:
-            for write in batch:
-                check_size((write.group, write.key), write.change)
-        store = self._outcomes if of_runs else self._users
-        return await store.write(batch, now)
+        if any(write.token is not None for write in batch):
+            return await self._outcomes.write(batch, now)
+        too_large = {at: error for at, write in enumerate(batch) if (error := size_error(write))}
+        fitting = [write for at, write in enumerate(batch) if at not in too_large]
+        results = iter(await self._users.write(fitting, now))
+        return [
+            Failed(too_large[at]) if at in too_large else next(results) for at in range(len(batch))
+        ]
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         return await self._users.get(identities)

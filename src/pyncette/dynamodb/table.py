@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from pyncette.cas import Entry, Made, Swap
 from pyncette.dynamodb.requests import THROTTLED, Patience, Requests, error_of, together
-from pyncette.record import ABSENT, Change, Delete, Record
-from pyncette.store import Filter, Identity, Page
+from pyncette.record import ABSENT, Delete, Record
+from pyncette.store import Filter, Identity, Page, Write
 
 INDEX: Final = "due"
 
@@ -129,7 +129,7 @@ def _keys(described: Mapping[str, Any]) -> dict[str, str]:
 
 
 class RecordTooLargeError(ValueError):
-    """A record does not fit into an item; nothing of the batch that it was in was written.
+    """A record does not fit into an item.
 
     Attributes:
         identity: Its group and key.
@@ -143,14 +143,11 @@ class RecordTooLargeError(ValueError):
         self.identity = identity
 
 
-def check_size(identity: Identity, change: Change) -> None:
-    """Refuses what DynamoDB would, and what it would refuse when more is added later.
-
-    Raises:
-        RecordTooLargeError: It is too large.
-    """
+def size_error(write: Write) -> RecordTooLargeError | None:
+    """Why DynamoDB would refuse this, now or when more is added later; None: it would not."""
+    change = write.change
     if isinstance(change, Delete):
-        return
+        return None
     texts = getattr(change, "plan", "") + getattr(change, "args", "")
     for what, text, size_max in (
         ("Plan and arguments", texts, TEXTS_BYTES_MAX),
@@ -158,7 +155,8 @@ def check_size(identity: Identity, change: Change) -> None:
     ):
         # At most four bytes a character: nearly always there is nothing to encode.
         if 4 * len(text) > size_max and len(text.encode()) > size_max:
-            raise RecordTooLargeError(identity, what, len(text.encode()), size_max)
+            return RecordTooLargeError(write[:2], what, len(text.encode()), size_max)
+    return None
 
 
 class DynamoTable:

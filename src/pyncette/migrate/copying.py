@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette.clock import Clock
-from pyncette.errors import PyncetteException, StoreUnavailableError
+from pyncette.errors import PyncetteException
 from pyncette.migrate.legacy import NOBODY, Done, LeftBehind, LegacyRow, Taken, taken_over
 from pyncette.record import (
     ABSENT,
@@ -31,7 +31,7 @@ from pyncette.record import (
     load_progress,
 )
 from pyncette.schedule import NewerFormat
-from pyncette.store import EVERYTHING, Applied, Refused, Store, Write
+from pyncette.store import EVERYTHING, Applied, Failed, Refused, Store, Write
 
 BATCH: Final = 1_000
 """So many rows are read, and written, at a time."""
@@ -276,24 +276,16 @@ async def _write(store: Store, batch: Sequence[Write], now: int, counts: Counts)
     """Writes a batch: how many records are new, and how many were there."""
     if not batch:
         return 0, 0
-    try:
-        results = await store.write(batch, now)
-    except ValueError as error:
-        # One of them is more than the store can keep, and nothing was written.
-        if len(batch) == 1:
-            counts.leave_behind(batch[0].key, str(error))
-            return 0, 0
-        middle = len(batch) // 2
-        first = await _write(store, batch[:middle], now, counts)
-        second = await _write(store, batch[middle:], now, counts)
-        return first[0] + second[0], first[1] + second[1]
+    results = await store.write(batch, now)
     written = present = 0
     stale: list[Write] = []
     for write, result in zip(batch, results, strict=True):
         if isinstance(result, Applied):
             written += 1
-        elif not isinstance(result, Refused):
-            raise StoreUnavailableError(f"The record {write.key!r} is held by somebody: {result}")
+        elif isinstance(result, Failed):
+            if not isinstance(result.error, ValueError):
+                raise result.error
+            counts.leave_behind(write.key, str(result.error))
         elif result.current is not None and _is_stale(result.current, write):
             stale.append(write._replace(expect=result.current.version))
         else:
