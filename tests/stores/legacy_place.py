@@ -199,9 +199,15 @@ class LegacyPostgres(Legacy):
         ]
 
         async def main() -> None:
-            connection = await asyncpg.connect(self.url)
-            await connection.copy_records_to_table(self.table, records=rows)
-            await connection.close()
+            connection = await asyncpg.connect(self.url, statement_cache_size=0)
+            try:
+                await connection.fetch(
+                    f"INSERT INTO {self.table} SELECT * FROM unnest($1::text[], $2::text[], "
+                    "$3::timestamptz[], $4::uuid[], $5::timestamptz[], $6::json[])",
+                    *map(list, zip(*rows, strict=True)),
+                )
+            finally:
+                await connection.close()
 
         asyncio.run(main())
 

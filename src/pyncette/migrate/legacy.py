@@ -43,7 +43,6 @@ PARKED_PLAN: Final = "1.x"
 NOBODY: Final = "1.x:0"
 """How the token of a lease ends that 1.x gave: no worker of this release makes such a one."""
 
-_SPEC_CHARACTERS_MAX: Final = 40_000
 _HOLDER_CHARACTERS_MAX: Final = 200
 
 # As many colons as no doubling gives.
@@ -175,7 +174,7 @@ def _parked(
     """The record with what can be read of it, the reason, and all that 1.x had kept."""
     plan, args = UNKNOWN_PLAN, ""
     if identity[0] != STATIC_GROUP:
-        plan = f"{PARKED_PLAN} {_ascii(row.task_spec)[:_SPEC_CHARACTERS_MAX]}"
+        plan = f"{PARKED_PLAN} {_ascii(row.task_spec)}"
         args = dump_args({})
         # Arguments that cannot be read are in the plan.
         with suppress(_Unreadable):
