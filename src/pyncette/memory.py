@@ -36,16 +36,17 @@ _GONE: Final = Applied(ABSENT)
 class _Shelf:
     """The records of one group, and a heap of the instants at which some of them come due.
 
-    For each instant there is a list of the records that were put for it. One of these is void
-    once it has been replaced; void ones are dropped when they are met, or all at once when they
-    outnumber the records.
+    For each instant there are the keys of the records that come due at it. Where the last of them
+    has gone, the instant stays in the heap until it is met, or until such outnumber the others.
     """
+
+    # The keys are those of a dictionary: it has an order, and with nothing but strings in it the
+    # garbage collector need not look into it (a quarter of the cost of a recurring run).
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
-        self._due: dict[int, list[Record]] = {}
+        self._due: dict[int, dict[str, None]] = {}
         self._instants: list[int] = []
-        self._listed = 0
         self._ordered: list[str] | None = []
 
     def keys(self) -> list[str]:
@@ -55,47 +56,67 @@ class _Shelf:
         return self._ordered
 
     def put(self, record: Record) -> None:
-        if record.key not in self.records:
+        replaced = self.records.get(record.key)
+        if replaced is None:
             self._ordered = None
+        else:
+            self._unlist(replaced)
         self.records[record.key] = record
-        if record.due_at is None:
-            return
-        if self._listed > 2 * len(self.records) + 100:
-            self._listed = 0
-            self._due = {}
-            self._instants = []
-            for other in self.records.values():
-                self._list(other)
-        else:
-            self._list(record)
-
-    def _list(self, record: Record) -> None:
-        if record.due_at is None:
-            return
-        self._listed += 1
-        listed = self._due.get(record.due_at)
-        if listed is None:
-            self._due[record.due_at] = [record]
-            heappush(self._instants, record.due_at)
-        else:
-            listed.append(record)
+        if record.due_at is not None:
+            self._listed(record.due_at)[record.key] = None
 
     def remove(self, key: str) -> None:
-        if self.records.pop(key, None) is not None:
+        record = self.records.pop(key, None)
+        if record is not None:
             self._ordered = None
+            self._unlist(record)
+
+    def _listed(self, due_at: int) -> dict[str, None]:
+        listed = self._due.get(due_at)
+        if listed is None:
+            listed = self._due[due_at] = {}
+            heappush(self._instants, due_at)
+            if len(self._instants) > 2 * len(self._due) + 100:
+                self._instants = sorted(self._due)
+        return listed
+
+    def _unlist(self, record: Record) -> None:
+        if record.due_at is not None:
+            listed = self._due[record.due_at]
+            del listed[record.key]
+            if not listed:
+                del self._due[record.due_at]
 
     def soonest(self) -> Record | None:
         """A record that comes due first, if any comes due at all."""
         while self._instants:
-            listed = self._due[self._instants[0]]
-            while listed:
-                record = listed[-1]
-                if self.records.get(record.key) is record:
-                    return record
-                listed.pop()
-                self._listed -= 1
-            del self._due[heappop(self._instants)]
+            listed = self._due.get(self._instants[0])
+            if listed is not None:
+                return self.records[next(reversed(listed))]
+            heappop(self._instants)
         return None
+
+    def take(self, limit: int, before: int, due_at: int, now: int, token: str) -> list[Record]:
+        """Claims what comes due up to ``before``, soonest first.
+
+        In one go, since record by record cost twice as much.
+        """
+        records, instants = self.records, self._instants
+        keys: list[str] = []
+        while instants and instants[0] <= before and len(keys) < limit:
+            listed = self._due.get(instants[0])
+            if listed is not None:
+                keys += [listed.popitem()[0] for _ in range(min(limit - len(keys), len(listed)))]
+                if listed:
+                    break
+                del self._due[instants[0]]
+            heappop(instants)
+        if not keys:
+            return []
+        taken = [_running(records[key], due_at, now, token) for key in keys]
+        records.update(zip(keys, taken, strict=True))
+        self._listed(due_at).update(dict.fromkeys(keys))
+        return taken
 
 
 class _Watch:
@@ -130,15 +151,18 @@ class MemoryStore:
                 claimed += held
         for source, left in zip(sources, room, strict=True):
             shelf = self._shelves.get(source.group)
-            if shelf is None:
+            left_in_all = limit - len(claimed)
+            if shelf is None or left_in_all <= 0:
                 continue
-            before = source.before if isinstance(source, Group) else now
             due_at = now + source.lease
-            for _ in range(min(left, limit - len(claimed))):
-                record = _soonest(shelf, source)
-                if record is None or record.due_at is None or record.due_at > before:
-                    break
-                claimed.append(_take(shelf, record, due_at, now, token))
+            if isinstance(source, Group):
+                claimed += shelf.take(min(left, left_in_all), source.before, due_at, now, token)
+                continue
+            record = shelf.records.get(source.key)
+            if left and record is not None and record.due_at is not None and record.due_at <= now:
+                record = _running(record, due_at, now, token)
+                shelf.put(record)
+                claimed.append(record)
         return Claimed(claimed, [self._next_due(source) for source in sources])
 
     def _taken_before(self, source: Source, now: int, token: str) -> list[Record]:
@@ -237,14 +261,13 @@ def _soonest(shelf: _Shelf, source: Source) -> Record | None:
     return shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
 
 
-def _take(shelf: _Shelf, record: Record, due_at: int, now: int, token: str) -> Record:
+def _running(record: Record, due_at: int, now: int, token: str) -> Record:
+    """The record as a claim leaves it."""
     group, key, _, version, _, _, starts, plan, args, progress = record
     version = next_version(version, now)
-    taken = record_of(
+    return record_of(
         (group, key, due_at, version, token, State.RUNNING, starts + 1, plan, args, progress)
     )
-    shelf.put(taken)
-    return taken
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:
