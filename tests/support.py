@@ -48,7 +48,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a test on an event loop, and sees that it leaves no task behind."""
 
     async def watched() -> T:
-        result = await asyncio.wait_for(main, 20)
+        result = await asyncio.wait_for(main, 60)
         for _ in range(5):
             await asyncio.sleep(0)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
