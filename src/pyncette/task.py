@@ -21,6 +21,8 @@ DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
 DURATION_MAX: Final = timedelta(days=3_660)
 """No lease, and no wait of ours, is longer than ten years."""
 
+PARTITION_COUNT_MAX: Final = 10_000
+
 _INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
 _TEMPLATE_OPTIONS: Final = frozenset(
     {
@@ -107,11 +109,7 @@ class Task:
         self.failure_mode = failure_mode
         self.execution_mode = execution_mode
         self.lease_duration = duration("lease_duration", lease_duration)
-        self.schedule = schedule
-        self.interval = None if interval is None else duration("interval", interval, zero=True)
-        self.execute_at = execute_at
-        self.timezone = timezone
-        self._plan = self._make_plan()
+        self._set_plan(schedule, interval, execute_at, timezone)
         _check_serializable(extra_args)
         self._extra_args: dict[str, Any] | None = extra_args
         self._args_text = ""
@@ -123,11 +121,28 @@ class Task:
         self.group: str = group
         """The group that its record, or the records of its instances, belong to."""
 
+    def _set_plan(
+        self,
+        schedule: str | None,
+        interval: timedelta | float | None,
+        execute_at: datetime | None,
+        timezone: str | None,
+    ) -> None:
+        self.schedule = schedule
+        self.interval = None if interval is None else duration("interval", interval, zero=True)
+        self.execute_at = execute_at
+        self.timezone = timezone
+        self._plan = self._make_plan()
+
     def _make_plan(self) -> Schedule | None:
         given = [
             option
-            for option in ("schedule", "interval", "execute_at")
-            if getattr(self, option) is not None
+            for option, value in (
+                ("schedule", self.schedule),
+                ("interval", self.interval),
+                ("execute_at", self.execute_at),
+            )
+            if value is not None
         ]
         if len(given) > 1:
             raise ValueError(
@@ -262,29 +277,22 @@ class Task:
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
         self.identify(name)
-        for option in options_and_args:
-            if option in _TEMPLATE_OPTIONS:
-                raise TypeError(
-                    f"{option} is an option of the template '{self}', not of its instances"
-                )
-        options = {option: options_and_args.pop(option, None) for option in _INSTANCE_OPTIONS}
-        if all(options[option] is None for option in ("schedule", "interval", "execute_at")):
-            for option in ("schedule", "interval", "execute_at"):
-                options[option] = getattr(self, option)
-        if options["timezone"] is None and options["schedule"] is not None:
-            options["timezone"] = self.timezone
-        return Task(
-            name=name,
-            func=self.task_func,
-            enabled=self.enabled,
-            parent_task=self.parent_of(name),
-            fast_forward=self.fast_forward,
-            failure_mode=self.failure_mode,
-            execution_mode=self.execution_mode,
-            lease_duration=self.lease_duration,
-            **options,
-            **options_and_args,
+        if wrong := _TEMPLATE_OPTIONS.intersection(options_and_args):
+            raise TypeError(
+                f"{min(wrong)} is an option of the template '{self}', not of its instances"
+            )
+        schedule, interval, execute_at, timezone = (
+            options_and_args.pop(option, None) for option in _INSTANCE_OPTIONS
         )
+        if schedule is None and interval is None and execute_at is None:
+            schedule, interval, execute_at = self.schedule, self.interval, self.execute_at
+        if timezone is None and schedule is not None:
+            timezone = self.timezone
+        _check_serializable(options_and_args)
+        task = self._instance(name)
+        task._extra_args = options_and_args
+        task._set_plan(schedule, interval, execute_at, timezone)
+        return task
 
     def parent_of(self, instance_name: str) -> Task:
         """The ``parent_task`` of the instance of this name."""
@@ -303,12 +311,7 @@ class Task:
 
     def from_parts(self, name: str, plan: Schedule | None, args_text: str) -> Task:
         """An instance that is known to be valid: nothing is checked again."""
-        task = object.__new__(Task)
-        task.__dict__.update(self.__dict__)
-        task.name = name
-        task.dynamic = False
-        task.parent_task = self.parent_of(name)
-        task.group = self.locate(name)
+        task = self._instance(name)
         task._plan = plan
         task.schedule = plan.expression if isinstance(plan, Cron) else None
         task.timezone = plan.timezone_name if isinstance(plan, Cron) else None
@@ -316,6 +319,17 @@ class Task:
         task.execute_at = plan.instant if isinstance(plan, At) else None
         task._extra_args = None
         task._args_text = args_text
+        return task
+
+    def _instance(self, name: str) -> Task:
+        """An instance without plan and arguments; the template's options were checked with it."""
+        task = object.__new__(Task)
+        task.__dict__.update(self.__dict__)
+        task.name = name
+        task.enabled = self.enabled
+        task.dynamic = False
+        task.parent_task = self.parent_of(name)
+        task.group = task.parent_task.group
         return task
 
     def get_next_execution(self, utc_now: datetime, last: datetime | None) -> datetime | None:
@@ -383,6 +397,11 @@ class PartitionedTask(Task):
         super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
             raise ValueError("Partition count must be greater than or equal to 1")
+        if partition_count > PARTITION_COUNT_MAX:
+            raise ValueError(
+                f"Partition count must be at most {PARTITION_COUNT_MAX:,}, not {partition_count:,}: "
+                "every worker asks about each partition once per poll interval"
+            )
         self._partition_count = partition_count
         self._partition_selector = partition_selector
         self._partitions = [_Partition(self, number) for number in range(partition_count)]
@@ -489,6 +508,12 @@ def duration(option: str, value: timedelta | float, *, zero: bool = False) -> ti
 
 
 def _check_serializable(args: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(args)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    else:
+        return
     for name, value in args.items():
         try:
             json.dumps(value)

@@ -706,3 +706,8 @@ def test_a_declaration_that_fails_leaves_nothing_behind() -> None:
     with pytest.raises(ValueError, match="cron expression"):
         app.task(schedule="nonsense")(body)
     assert app.task(interval=1)(body).name == "body"
+
+
+def test_more_partitions_than_a_worker_can_ask_about_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"at most 10,000, not 1,000,000,000"):
+        PartitionedTask(name="x", func=body, partition_count=1_000_000_000)
