@@ -51,6 +51,11 @@ class RedisServer:
                 assert monotonic() < until, "redis-server does not start"
                 sleep(0.02)
 
+    def signal(self, number: int) -> None:
+        """Sends it a signal, such as SIGSTOP."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """Ends it at once."""
         if self._process is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from signal import SIGCONT, SIGSTOP
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from pyncette.errors import StoreUnavailableError
 from pyncette.record import ANY, DELETE, Patch, Record, State
 from pyncette.redis import listener, redis_repository
 from pyncette.redis.layout import Names
-from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Source, Write
+from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Result, Source, Write
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, put
 
@@ -336,6 +338,44 @@ def test_writes_that_replicas_confirm_are_applied(server: str) -> None:
                 assert await store.write(batch, NOW, ["group 1"]) == [Applied(NOW)] * 10
                 refused = await store.write(batch, NOW)
                 assert {type(result) for result in refused} == {Refused}
+
+        run(main())
+
+
+def test_a_repeated_write_that_was_made_before_waits_for_the_replicas_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an at-most-once run would start although its advance may be lost in a failover."""
+    monkeypatch.setattr("pyncette.redis.store.WAIT_TIMEOUT_MS", 200)
+    with ExitStack() as stack:
+        for name in ("master", "replica"):
+            (tmp_path / name).mkdir()
+        master = stack.enter_context(a_server(tmp_path / "master"))
+        following = ("--replicaof", f"127.0.0.1 {master.port}", "--repl-diskless-sync-delay", "0")
+        replica = stack.enter_context(a_server(tmp_path / "replica", *following))
+        options: dict[str, Any] = {"redis_url": master.url, "redis_wait_replicas": 1}
+        creation = [new("reports", "a")]
+
+        async def confirmed() -> list[Result]:
+            while True:
+                try:
+                    async with redis_repository(**options) as store:
+                        return await store.write(creation, NOW)
+                except StoreUnavailableError:
+                    await asyncio.sleep(0.05)
+
+        async def main() -> None:
+            async with redis_repository(**options) as store:
+                await confirmed()
+                await store.write([Write("reports", "a", DELETE, ANY)], NOW)
+            replica.signal(SIGSTOP)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="0 of the 1 replicas"):
+                    async with redis_repository(**options) as store:
+                        await store.write(creation, NOW)
+            replica.signal(SIGCONT)
+            [result] = await confirmed()
+            assert isinstance(result, Refused)
 
         run(main())
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -452,3 +453,17 @@ def test_texts_with_a_nul_are_refused_before_anything_is_sent(place: Place) -> N
             assert await store.get([("reports", "a")]) == [None]
 
     asyncio.run(main())
+
+
+def test_a_missing_driver_is_an_error_that_names_the_extra() -> None:
+    program = (
+        "import sys, pyncette\n"
+        "assert 'redis' not in sys.modules and 'pyncette.redis' not in sys.modules\n"
+        "sys.modules['redis'] = None\n"
+        "try:\n    import pyncette.redis\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert "pip install 'pyncette[redis]'" in done.stdout
