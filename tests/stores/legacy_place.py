@@ -147,6 +147,12 @@ class LegacySqlite(Legacy):
         connection.commit()
         connection.close()
 
+    def indexes(self) -> set[str]:
+        """The names of the indexes of the application's table."""
+        table = f"tbl_name = '{self.table}'"
+        rows = self.run(f"SELECT name FROM sqlite_schema WHERE type = 'index' AND {table}")
+        return {row[0] for row in rows}
+
     def everything(self) -> object:
         return (
             self.run("SELECT * FROM sqlite_schema"),
@@ -210,6 +216,11 @@ class LegacyPostgres(Legacy):
                 await connection.close()
 
         asyncio.run(main())
+
+    def indexes(self) -> set[str]:
+        """The names of the indexes of the application's table."""
+        rows = self.run(f"SELECT indexname FROM pg_indexes WHERE tablename = '{self.table}'")
+        return {row[0] for row in rows}
 
     def everything(self) -> object:
         like = f"relname LIKE '%{self.table}%'"

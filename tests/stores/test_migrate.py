@@ -289,6 +289,17 @@ def test_what_cannot_be_read_is_kept_with_the_reason(legacy: Legacy) -> None:
     assert "a:::b" in legacy.old_names()
 
 
+@on("dynamodb")
+def test_what_is_too_large_is_left_behind(legacy: Legacy) -> None:
+    large = spec_of("large", {"text": "x" * 200_000}, interval=60)
+    legacy.fill([mail("one", HOUR), LegacyTask("mail:large", "mail", NOW, spec=large)])
+    report = migrated(legacy)
+    assert report.found is not None
+    assert (report.found.left_behind, report.written) == (1, 1)
+    assert "bytes" in report.found.left_behind_examples[0].reason
+    assert records_in(legacy, "mail").keys() == {"one"}
+
+
 @on("sqlite")
 def test_what_has_no_usable_name_does_not_go_with_the_old_table(legacy: Legacy) -> None:
     legacy.raw("", execute_after="2026-05-01T13:00:00")
@@ -397,6 +408,18 @@ def test_a_store_that_does_not_hold_still_is_given_up(legacy: Legacy) -> None:
 # What is refused.
 
 
+@on("sqlite", "postgres")
+def test_the_table_is_like_one_that_was_made_for_this_release(legacy: Any) -> None:
+    legacy.fill([mail("one", HOUR)])
+    migrated(legacy)
+    ours = {f"{legacy.table}_due", f"{legacy.table}_pkey"}
+    if "sqlite_database" in legacy.options:
+        ours = {f"{legacy.table}_due", f"sqlite_autoindex_{legacy.table}_1"}
+    assert legacy.indexes() == ours
+    migrated(legacy, drop_old=True)
+    assert legacy.indexes() == ours
+
+
 @on(*SQL)
 def test_a_table_for_the_old_data_that_is_there_is_not_touched(legacy: Any) -> None:
     legacy.fill([mail("one", HOUR)])
@@ -453,8 +476,9 @@ def test_a_foreign_table_is_not_touched(tmp_path: Path) -> None:
         asyncio.run(migrate(sqlite_database=database))
 
 
-@on(*SQL, "dynamodb")
+@on(*STORES)
 def test_a_worker_that_meets_an_old_store_is_told_of_the_command(legacy: Legacy) -> None:
+    legacy.fill([mail("one", HOUR)])
     options = {key: value for key, value in legacy.options.items() if not key.startswith("to_")}
 
     async def open_it() -> None:

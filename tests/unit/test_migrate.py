@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -163,6 +164,15 @@ def test_without_a_readable_text_the_last_single_colon_divides_a_name() -> None:
 )
 def test_an_instant_without_a_zone_is_one_in_utc(value: object) -> None:
     assert put_of(a_row(execute_after=value)).due_at == NOW + HOUR
+
+
+def test_the_time_zone_of_the_machine_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        put = put_of(a_row(execute_after="2026-05-01T13:00:00"))
+    time.tzset()
+    assert put.due_at == NOW + HOUR
 
 
 def test_seconds_are_exact_to_the_microsecond() -> None:
