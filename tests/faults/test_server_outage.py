@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,5 +99,5 @@ def test_a_worker_outlives_its_server_and_misses_nothing(server: Server) -> None
     assert min(resumed) - up_at < RESUMED_WITHIN_S
     planned = sorted({instant for instant, _ in ran})
     assert len(planned) >= OUTAGE_S + RESUMED_WITHIN_S
-    steps = {later - sooner for sooner, later in zip(planned, planned[1:], strict=False)}
+    steps = {later - sooner for sooner, later in pairwise(planned)}
     assert steps == {timedelta(seconds=1)}, "an occurrence was lost"
