@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from tests.servers import url
 from tests.stores.dynamodb_place import set_credentials
@@ -23,7 +24,7 @@ from tests.stores.legacy_place import HOLDER, Legacy, LegacyTask, legacy_at, spe
 from pyncette import Context, Pyncette
 from pyncette.__main__ import main
 from pyncette.clock import to_microseconds
-from pyncette.errors import StoreMisconfiguredError
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.migrate import MigrationError, Report, WorkersRunningError, migrate
 from pyncette.record import STATIC_GROUP, Record, State, load_args, load_progress
 from pyncette.store import Store, scan_all
@@ -426,6 +427,52 @@ def test_a_table_for_the_old_data_that_is_there_is_not_touched(legacy: Any) -> N
     legacy.run(f"CREATE TABLE {legacy.table}_1x (a integer)")
     with pytest.raises(MigrationError, match="Rename or drop it first"):
         migrated(legacy)
+
+
+@on("sqlite", "postgres")
+def test_what_is_named_like_the_old_table_and_is_not_one_is_not_dropped(legacy: Any) -> None:
+    legacy.fill([mail("one", HOUR)])
+    migrated(legacy, drop_old=True)
+    assert not migrated(legacy, drop_old=True).dropped
+    legacy.run(f"CREATE TABLE {legacy.table}_1x (a integer)")
+    with pytest.raises(MigrationError, match="is left alone"):
+        migrated(legacy, drop_old=True)
+
+
+@on("postgres")
+def test_a_user_who_holds_the_table_makes_the_last_step_fail_and_nothing_else(
+    legacy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyncette.migrate.postgres.LOCK_PATIENCE_S", 1)
+    legacy.fill([mail("one", HOUR)])
+    held, release = threading.Event(), threading.Event()
+
+    async def hold() -> None:
+        connection = await asyncpg.connect(legacy.url)
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {legacy.table} IN ACCESS SHARE MODE")
+            held.set()
+            await asyncio.to_thread(release.wait)
+        await connection.close()
+
+    holder = threading.Thread(target=lambda: asyncio.run(hold()))
+    holder.start()
+    held.wait()
+    try:
+        with pytest.raises(StoreUnavailableError, match="lock timeout"):
+            migrated(legacy)
+    finally:
+        release.set()
+        holder.join()
+    assert migrated(legacy).present == 1
+
+
+@on("dynamodb")
+def test_a_table_of_this_release_needs_no_migration(legacy: Any) -> None:
+    legacy.fill([mail("one", HOUR)])
+    migrated(legacy)
+    again = migrated(legacy, dynamodb_table_name=legacy.new_table, to_table="some-other")
+    assert (again.found, again.finished) == (None, True)
 
 
 @on(*ELSEWHERE)

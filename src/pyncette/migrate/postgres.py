@@ -20,6 +20,9 @@ from pyncette.store import Store
 TABLE_NAME_CHARACTERS_MAX: Final = 55
 """So that the names of the tables beside it, with those of their indexes, are no longer than 63."""
 
+LOCK_PATIENCE_S: Final = 10
+"""How long the last step waits for those who use the old table; who comes later waits for it."""
+
 # Instants as text: those that no datetime can hold do not keep the others from being read.
 _INSTANT: Final = """\
 CASE WHEN isfinite({0}) THEN to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')
@@ -36,7 +39,7 @@ SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
 
 _LOCK: Final = """\
-SET LOCAL lock_timeout = '10s';
+SET LOCAL lock_timeout = '{patience}s';
 LOCK TABLE {current} IN ACCESS EXCLUSIVE MODE"""
 
 # The indexes of the copy get the names that they would have had from the start.
@@ -113,7 +116,7 @@ class PostgresSource:
         names = self._tables._asdict()
         await self._execute("BEGIN")
         try:
-            await self._execute(_LOCK.format(**names))
+            await self._execute(_LOCK.format(**names, patience=LOCK_PATIENCE_S))
             now = Fingerprint()
             async for rows in self.rows():
                 now.add(rows)
