@@ -399,8 +399,8 @@ class PartitionedTask(Task):
             raise ValueError("Partition count must be greater than or equal to 1")
         if partition_count > PARTITION_COUNT_MAX:
             raise ValueError(
-                f"Partition count must be at most {PARTITION_COUNT_MAX:,}, not {partition_count:,}: "
-                "every worker asks about each partition once per poll interval"
+                f"Partition count must be at most {PARTITION_COUNT_MAX:,}, not "
+                f"{partition_count:,}: every worker asks about each of them once per poll interval"
             )
         self._partition_count = partition_count
         self._partition_selector = partition_selector
@@ -508,6 +508,8 @@ def duration(option: str, value: timedelta | float, *, zero: bool = False) -> ti
 
 
 def _check_serializable(args: Mapping[str, Any]) -> None:
+    if not args:
+        return
     try:
         json.dumps(args)
     except (TypeError, ValueError, RecursionError):
