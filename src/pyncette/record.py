@@ -196,6 +196,8 @@ def read(record: Record) -> Reading:
     return _reading_of((record, plan, load_progress(record.progress)))
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
 # The common case of a progress is three words: no JSON is read or written on the hot path.
 # What is rare follows as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
 
@@ -218,7 +220,7 @@ def dump_progress(progress: Progress) -> str:
         }
     if error is not None:
         rest["error"] = error[:ERROR_CHARACTERS_MAX]
-    return f"{head} {json.dumps(rest, separators=(',', ':'))}"
+    return f"{head} {_encode(rest)}"
 
 
 def load_progress(text: str) -> Progress:
@@ -282,7 +284,7 @@ def _count(value: Any) -> int:
 
 def dump_args(args: dict[str, Any]) -> str:
     """Arguments of an instance as text; they are known to be serialisable."""
-    return f"1 {json.dumps(args, separators=(',', ':'))}"
+    return f"1 {_encode(args)}" if args else "1 {}"
 
 
 def load_args(text: str) -> dict[str, Any]:
