@@ -50,11 +50,13 @@ class Figures(NamedTuple):
 
     Attributes:
         schedule: Calls of ``schedule_task`` per second.
+        schedule_cpu: Microseconds of CPU a call in this process.
         drain: Runs per second.
         cpu: Microseconds of CPU a run in this process.
     """
 
     schedule: float
+    schedule_cpu: float
     drain: float
     cpu: float
 
@@ -77,24 +79,24 @@ async def drain(store: BenchStore, runs: int, recurring: bool, **options: Any) -
     if recurring:
         when = {"interval": timedelta(minutes=55)}
     async with app.create() as context:
-        began = time.perf_counter()
+        cpu, began = time.process_time(), time.perf_counter()
         for first in range(0, runs, _CONCURRENT_CALLS):
             numbers = range(first, min(first + _CONCURRENT_CALLS, runs))
             await asyncio.gather(
                 *(context.schedule_task(nothing, f"task-{n}", **when) for n in numbers)
             )
-        scheduled = time.perf_counter() - began
+        scheduled, scheduled_cpu = time.perf_counter() - began, time.process_time() - cpu
         clock.behind = 0
         gc.collect()
         gc.freeze()
-        cpu = time.process_time()
-        began = time.perf_counter()
+        cpu, began = time.process_time(), time.perf_counter()
         await context.run()
-    drained = time.perf_counter() - began
-    cpu = time.process_time() - cpu
+    drained, drained_cpu = time.perf_counter() - began, time.process_time() - cpu
     gc.unfreeze()
     assert left == 0
-    return Figures(runs / scheduled, runs / drained, cpu / runs * 1e6)
+    return Figures(
+        runs / scheduled, scheduled_cpu / runs * 1e6, runs / drained, drained_cpu / runs * 1e6
+    )
 
 
 def measure(names: Collection[str], rounds: int, runs: int | None, runner: Any) -> None:
@@ -104,7 +106,7 @@ def measure(names: Collection[str], rounds: int, runs: int | None, runner: Any) 
         *("store", "floor", "one-off", "of the floor", "recurring", "of one-off"),
         *("µs CPU one-off", "µs CPU recurring"),
     )
-    schedules: dict[str, list[float]] = {}
+    schedules: dict[str, list[Figures]] = {}
     for name in names:
         store = STORES[name]
         count = runs or store.runs
@@ -129,8 +131,9 @@ def measure(names: Collection[str], rounds: int, runs: int | None, runner: Any) 
             f"{statistics.median(figures.cpu for figures in once):.1f}",
             f"{statistics.median(figures.cpu for figures in again):.1f}",
         )
-        schedules[name] = [figures.schedule for figures in once]
+        schedules[name] = once
     calls = f"{_CONCURRENT_CALLS:,} calls at a time"
-    table = Table(f"Scheduling: `schedule_task` a second, {calls}", "store", "calls/s")
-    for name, rates in schedules.items():
-        table.row(name, spread(rates))
+    table = Table(f"Scheduling: `schedule_task` a second, {calls}", "store", "calls/s", "µs CPU")
+    for name, once in schedules.items():
+        cpu = statistics.median(figures.schedule_cpu for figures in once)
+        table.row(name, spread([figures.schedule for figures in once]), f"{cpu:.1f}")
