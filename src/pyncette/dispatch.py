@@ -120,6 +120,7 @@ class Dispatcher:
             stopping: Whether nothing is to start any more.
         """
         batches: dict[Task, Batch] = {}
+        spawn = self._executor.spawn_task
         left = iter(records)
         try:
             for record in left:
@@ -128,13 +129,18 @@ class Dispatcher:
                 batch = batches.get(task)
                 if batch is None:
                     batch = batches[task] = self._batch(task, claim)
-                execution = None
                 if stopping():
                     self._give_back(record, claim.now)
-                else:
-                    execution = self._execution(batch, record, claim.now)
-                if execution is not None:
-                    await self._start(execution)
+                    continue
+                execution = self._execution(batch, record, claim.now)
+                if execution is None:
+                    continue
+                self.executions.add(execution)
+                run = execution.run()
+                try:
+                    await spawn(run)
+                except (Exception, asyncio.CancelledError) as error:
+                    self._not_started(execution, run, error)
         except asyncio.CancelledError:
             for record in left:
                 self._give_back(record, claim.now)
@@ -188,20 +194,18 @@ class Dispatcher:
             self._suspect = execution = Execution(batch._replace(extend=True), reading)
         return execution
 
-    async def _start(self, execution: Execution) -> None:
-        self.executions.add(execution)
-        run = execution.run()
-        try:
-            await self._executor.spawn_task(run)
-        except Exception:
-            logger.exception("The executor failed to take on %s", execution.task())
-            self._withdraw(execution, run, self._poll_interval)
-        except asyncio.CancelledError:
+    def _not_started(
+        self, execution: Execution, run: Coroutine[Any, Any, None], error: BaseException
+    ) -> None:
+        if isinstance(error, asyncio.CancelledError):
             self._withdraw(execution, run, 0)
             # A body that is run inside the loop may be cancelled alone; the loop goes on then.
             current = asyncio.current_task()
             if current is None or current.cancelling():
-                raise
+                raise error
+        else:
+            logger.error("The executor failed to take on %s", execution.task(), exc_info=error)
+            self._withdraw(execution, run, self._poll_interval)
 
     def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
         """Gives back what the executor was handed, unless it has begun."""
