@@ -179,10 +179,13 @@ def proxy_before(target: str) -> Iterator[Proxy]:
         await ended.wait()
         server.close()
         mine = asyncio.current_task()
-        serving = [task for task in asyncio.all_tasks() if task is not mine]
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
+        # A connection that was just accepted is served by a task that is made in a later pass.
+        for _ in range(10):
+            await asyncio.sleep(0)
+            serving = [task for task in asyncio.all_tasks() if task is not mine]
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), name="proxy", daemon=True)
     thread.start()
@@ -191,7 +194,8 @@ def proxy_before(target: str) -> Iterator[Proxy]:
         yield proxy
     finally:
         loops[0].call_soon_threadsafe(ended.set)
-        thread.join(10)
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 class LaggingIndex:
