@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 
-LOOK_INTERVAL_S: Final = 0.02
+LOOK_INTERVAL_S: Final = 0.03
 """How often a watched file is asked whether somebody else wrote to it; a look takes some 3 µs."""
 
 GAP_S: Final = 0.0005
