@@ -295,6 +295,10 @@ class StoreClock(Clock):
         Returns:
             False when there is nothing to measure: the store has no clock of its own.
         """
+        # A first call may have to connect, which takes long and is over before the store looks at
+        # its clock: half of that would be the error of all that is decided until the next one.
+        if self._known is None and await ask() is None:
+            return False
         for _ in range(3):
             sent = self.monotonic()
             instant = await ask()

@@ -238,9 +238,25 @@ def test_a_measurement_asks_the_store_once_when_its_answer_agrees(
         machine.elapsed += MILLISECOND
         return machine.true - MILLISECOND // 2
 
+    machine.measure(view)
     assert asyncio.run(view.measure(ask))
     assert len(asked) == 1
     assert machine.error(view) == 0
+
+
+def test_the_time_that_connecting_takes_is_not_part_of_the_first_measurement(
+    machine: Machine, view: StoreClock
+) -> None:
+    asked: list[int] = []
+
+    async def ask() -> int:
+        machine.elapsed += MILLISECOND if asked else 400 * MILLISECOND
+        asked.append(machine.true)
+        machine.elapsed += MILLISECOND
+        return asked[-1]
+
+    assert asyncio.run(view.measure(ask))
+    assert abs(machine.error(view)) <= MILLISECOND
 
 
 def test_a_measurement_that_contradicts_is_repeated_at_once(
