@@ -167,9 +167,12 @@ class Execution:
             if self._extend and not await self._extended():
                 return
             if runtime.clock.monotonic() >= self._start_before:
-                logger.warning(
-                    "%s was not started: its lease ended before it could be", self.task()
+                reason = (
+                    "its worker is closing"
+                    if self._start_before == -math.inf
+                    else "its lease ended before it could be"
                 )
+                logger.warning("%s was not started: %s", self.task(), reason)
                 return
             if parts.at_most_once and not await self._advanced():
                 return
@@ -177,6 +180,16 @@ class Execution:
                 context = runtime.context_class()
                 context._execution = self
                 await parts.handler(context)
+            except asyncio.CancelledError:
+                if self._start_before != -math.inf:
+                    logger.warning(
+                        "Task %s was cancelled, by its own body or what that awaited: %s",
+                        self.task(),
+                        "it is not run again"
+                        if parts.at_most_once
+                        else "it is run again when its lease is over",
+                    )
+                raise
             except Exception as error:
                 logger.exception("Task %s failed", self.task())
                 self._error = describe(error)

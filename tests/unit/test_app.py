@@ -377,7 +377,9 @@ def test_an_executor_with_nothing_but_spawn_task_works() -> None:
     run(main())
 
 
-def test_a_body_that_is_cancelled_by_itself_does_not_stop_a_loop_that_runs_it() -> None:
+def test_a_body_that_is_cancelled_by_itself_does_not_stop_a_loop_that_runs_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def main() -> None:
         bench = Bench(executor_cls=SynchronousExecutor)
 
@@ -391,6 +393,10 @@ def test_a_body_that_is_cancelled_by_itself_does_not_stop_a_loop_that_runs_it() 
             await bench.advance(5)
         assert bench.planned[:3] == [1, 1, 2]
         assert bench.times[:3] == [1, 4, 4]
+        assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
+            "Task tick was cancelled, by its own body or what that awaited: "
+            "it is run again when its lease is over"
+        ]
 
     run(main())
 

@@ -1187,7 +1187,7 @@ class Waiting:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_what_did_not_begin_before_the_loop_was_cancelled_is_cancelled_with_it(
-    cancelled: bool,
+    cancelled: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         bench = Bench(executor_cls=Waiting)
@@ -1204,6 +1204,7 @@ def test_what_did_not_begin_before_the_loop_was_cancelled_is_cancelled_with_it(
         assert record is not None
         if cancelled:
             assert (record.state, record.due_at) == ("running", micros(61))
+        assert logged(caplog, "tick was not started: its worker is closing") == cancelled
         assert bench.times == ([] if cancelled else [1])
 
     run(main())
