@@ -21,13 +21,14 @@ from pyncette.record import (
     ABSENT,
     CONTROL_GROUP,
     Put,
+    Record,
     State,
     check_identity,
     dump_args,
     load_args,
 )
 from pyncette.scheduler import Settings
-from pyncette.store import Failed, Refused, Store, Write, check_store
+from pyncette.store import Failed, Refused, Store, Write, check_store, scan_all
 from pyncette.task import PartitionedTask, Task
 
 OPENING_DEADLINE_S: Final = 10.0
@@ -128,11 +129,25 @@ def _fixture(function: Callable[..., Any]) -> Callable[..., Any]:
 async def _check_partitions(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
     """Refuses another number of partitions than the one that the store was filled with.
 
+    Instances that were scheduled before the template had partitions lie in a place of their own,
+    too, where nobody would claim them any more.
+
     Raises:
         PyncetteException: It differs.
     """
     tasks = [task for task in declared if isinstance(task, PartitionedTask)]
     if not tasks:
+        return
+    known = await store.get([(CONTROL_GROUP, f"partitions:{task.name}") for task in tasks])
+    unknown: list[PartitionedTask] = []
+    for task, record in zip(tasks, known, strict=True):
+        if record is not None:
+            _check_partition_count(task, record)
+            continue
+        async for _ in scan_all(store, task.group, page_size=1):
+            raise PyncetteException(_moved(task, "no partitions"))
+        unknown.append(task)
+    if not unknown:
         return
     facts = [
         Write(
@@ -149,17 +164,25 @@ async def _check_partitions(store: Store, clock: Clock, declared: Sequence[Task]
             ),
             ABSENT,
         )
-        for task in tasks
+        for task in unknown
     ]
     results = await store.write(facts, clock.microseconds())
-    for task, result in zip(tasks, results, strict=True):
+    for task, result in zip(unknown, results, strict=True):
         if isinstance(result, Failed):
             raise result.error
         if isinstance(result, Refused) and result.current is not None:
-            count = load_args(result.current.args).get("partition_count")
-            if count != task.partition_count:
-                raise PyncetteException(
-                    f"Task '{task.name}' is declared with {task.partition_count} partitions, "
-                    f"but the store holds its instances in {count}. Declare {count}, or move "
-                    "the instances first: schedule them anew under another task name."
-                )
+            _check_partition_count(task, result.current)
+
+
+def _check_partition_count(task: PartitionedTask, record: Record) -> None:
+    stored = load_args(record.args).get("partition_count")
+    if stored != task.partition_count:
+        raise PyncetteException(_moved(task, f"{stored} partitions"))
+
+
+def _moved(task: PartitionedTask, stored: str) -> str:
+    return (
+        f"Task '{task.name}' is declared with {task.partition_count} partitions, but the store "
+        f"holds its instances in {stored}. Declare {stored}, or move the instances first: "
+        "schedule them anew under another task name."
+    )
