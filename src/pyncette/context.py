@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
 
+PAGE_LIMIT_MAX: Final = 1 << 30
+"""What every store can count to; a page may always be shorter than it was asked to be."""
+
 
 class AppParts(NamedTuple):
     """What an app hands to each context that it opens."""
@@ -157,6 +160,7 @@ class PyncetteContext:
             ValueError: An option or argument is invalid.
             StoreError: The store failed; whether the call took effect is then unknown.
         """
+        _check_declared(task)
         if "name" in options_and_args:
             raise TypeError("name cannot be an argument of a task: it is the name of the instance")
         instance = task.instantiate(instance_name, **options_and_args)
@@ -210,6 +214,7 @@ class PyncetteContext:
         Raises:
             ValueError: No instance is named, or a static task is.
         """
+        _check_declared(task)
         if not task.dynamic and task.parent_task is None:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         group, key = _identity(task, instance_name)
@@ -225,6 +230,7 @@ class PyncetteContext:
         Raises:
             ValueError: A name was given with something that is no template.
         """
+        _check_declared(task)
         if task.dynamic and instance_name is None:
             return None
         group, key = _identity(task, instance_name)
@@ -247,9 +253,14 @@ class PyncetteContext:
         Raises:
             ValueError: The task is no template, or an argument is invalid.
         """
+        _check_declared(task)
         if not task.dynamic:
             raise ValueError("Cannot list instances of non-dynamic task")
-        limit = self._settings.batch_size if limit is None else at_least_one("limit", limit)
+        limit = (
+            self._settings.batch_size
+            if limit is None
+            else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
+        )
         groups = task.groups()
         group, cursor = _go_on(groups, continuation_token)
         page = await self._store.scan(groups[group], EVERYTHING, cursor, limit)
@@ -324,6 +335,11 @@ def check_context_name(name: str) -> None:
         raise ValueError(f"The name '{name}' is reserved: the context has it already")
 
 
+def _check_declared(task: object) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(f"A task is what its decorator returned, or an instance, not {task!r}")
+
+
 def _identity(task: Task, instance_name: str | None) -> tuple[str, str]:
     if not task.dynamic:
         if instance_name is not None:
@@ -360,7 +376,7 @@ def _instant_or_none(instant: int | None) -> datetime | None:
 def _go_on(groups: Sequence[str], token: ContinuationToken | None) -> tuple[int, str | None]:
     if token is None:
         return 0, None
-    number, divided, cursor = token.partition(":")
+    number, divided, cursor = str(token).partition(":")
     if not divided or not number.isdecimal() or int(number) >= len(groups):
         raise ValueError(f"Not a continuation token of this task: {token!r}")
     return int(number), cursor or None

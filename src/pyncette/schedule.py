@@ -67,7 +67,10 @@ def instant_of(value: datetime) -> int:
 
     Raises:
         ValueError: It is naive, and the machine cannot tell what it means.
+        TypeError: It is no datetime.
     """
+    if not isinstance(value, datetime):
+        raise TypeError(f"an instant is a datetime, not {type(value).__name__}")
     if value.utcoffset() is None:
         _warn_of_naive()
         try:
@@ -324,8 +327,6 @@ class At(Schedule):
         Raises:
             ValueError: It lies in 2255 or later.
         """
-        if not isinstance(instant, datetime):
-            raise TypeError(f"an instant is a datetime, not {type(instant).__name__}")
         _set(self, "_instant", _checked(instant_of(instant)))
 
     @classmethod

@@ -402,6 +402,8 @@ class PartitionedTask(Task):
                 f"Partition count must be at most {PARTITION_COUNT_MAX:,}, not "
                 f"{partition_count:,}: every worker asks about each of them once per poll interval"
             )
+        if not callable(partition_selector):
+            raise TypeError(f"partition_selector is not callable: {partition_selector!r}")
         self._partition_count = partition_count
         self._partition_selector = partition_selector
         self._partitions = [_Partition(self, number) for number in range(partition_count)]
@@ -424,6 +426,13 @@ class PartitionedTask(Task):
 
     @enabled_partitions.setter
     def enabled_partitions(self, partitions: Collection[int] | None) -> None:
+        if partitions is not None and (
+            not isinstance(partitions, Collection) or isinstance(partitions, (str, bytes))
+        ):
+            raise TypeError(
+                f"enabled_partitions of '{self.name}' must be a collection of numbers, or None, "
+                f"not {partitions!r}"
+            )
         for partition in () if partitions is None else partitions:
             if not isinstance(partition, int) or not 0 <= partition < self._partition_count:
                 raise ValueError(

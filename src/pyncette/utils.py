@@ -49,6 +49,8 @@ def with_heartbeat(
     """
     if callable(lease_remaining_ratio):
         raise TypeError("with_heartbeat takes options: write @with_heartbeat()")
+    if not isinstance(lease_remaining_ratio, (int, float)):
+        raise TypeError(f"lease_remaining_ratio must be a number, not {lease_remaining_ratio!r}")
     if not 0 < lease_remaining_ratio < 1:
         raise ValueError(
             "lease_remaining_ratio must be more than 0 and less than 1, "

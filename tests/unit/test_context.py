@@ -912,8 +912,8 @@ def test_a_limit_is_a_whole_number_of_at_least_one(limit: Any) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("token", ["", "x", "99:", ":", "-1:", "1", "0x0:a"])
-def test_a_token_of_something_else_is_refused(token: str) -> None:
+@pytest.mark.parametrize("token", ["", "x", "99:", ":", "-1:", "1", "0x0:a", 0, b"0:", True])
+def test_a_token_of_something_else_is_refused(token: Any) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.partitioned_task(3, name="job")(bench.note)
@@ -943,6 +943,51 @@ def test_another_number_of_partitions_than_the_stores_is_refused(count: int) -> 
             pass
 
     run(main())
+
+
+def test_instances_are_not_left_behind_where_a_template_gets_partitions() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        other = bench.another_app()
+        other.partitioned_task(4, name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x", execute_at=after(1))
+            with pytest.raises(PyncetteException, match=r"'job'.*4 partitions.*in no partitions"):
+                async with other.create():
+                    pass
+            await context.unschedule_task(job, "x")
+        async with other.create():
+            pass
+
+    run(main())
+
+
+@pytest.mark.parametrize("wrong", [None, "job", 5, object])
+def test_what_is_no_task_is_refused_in_words(wrong: Any) -> None:
+    async def main() -> None:
+        async with Bench().app.create() as context:
+            for call in (
+                context.schedule_task(wrong, "x", interval=seconds(1)),
+                context.unschedule_task(wrong, "x"),
+                context.get_task(wrong, "x"),
+                context.list_tasks(wrong),
+            ):
+                with pytest.raises(TypeError, match="A task is what its decorator returned"):
+                    await call
+
+    run(main())
+
+
+def test_a_limit_may_be_greater_than_any_store_can_count() -> None:
+    async def main() -> None:
+        app = Pyncette()
+        job = app.dynamic_task(name="job", interval=60)(lambda context: asyncio.sleep(0))
+        async with app.create() as context:
+            await context.schedule_task(job, "x")
+            assert len((await context.list_tasks(job, limit=10**30)).tasks) == 1
+
+    asyncio.run(main())
 
 
 def test_enabled_partitions_may_differ_from_process_to_process() -> None:

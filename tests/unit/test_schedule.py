@@ -8,6 +8,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -295,6 +296,13 @@ def test_a_naive_datetime_means_local_time_of_the_machine() -> None:
 
 
 @pytest.mark.usefixtures("machine_in_berlin")
+@pytest.mark.parametrize("wrong", [None, 5, "2030-01-01", timedelta(1)], ids=repr)
+def test_an_instant_is_a_datetime(wrong: Any) -> None:
+    for call in (Cron("* * * * *").next_after, At):
+        with pytest.raises(TypeError, match="an instant is a datetime, not"):
+            call(wrong)
+
+
 def test_a_naive_datetime_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "pyncette"):
         for _ in range(3):

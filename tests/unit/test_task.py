@@ -632,6 +632,18 @@ def test_a_partition_that_there_is_not_cannot_be_enabled(wrong: Any) -> None:
     assert job.enabled_partitions == [0]
 
 
+@pytest.mark.parametrize("wrong", [True, 3, "", "0", b"0", iter([0])], ids=repr)
+def test_enabled_partitions_are_a_collection_of_numbers(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="enabled_partitions of 'job' must be a collection"):
+        partitioned(enabled_partitions=wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "name"])
+def test_a_partition_selector_is_callable(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="partition_selector is not callable"):
+        partitioned(partition_selector=wrong)
+
+
 @pytest.mark.parametrize("value", [True, False])
 def test_setting_enabled_on_a_partition_is_an_error(value: bool) -> None:
     [partition, *_] = partitioned().get_partitions()

@@ -70,6 +70,12 @@ def test_it_beats_at_the_given_part_of_the_lease(ratio: float, beats: list[float
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("ratio", [None, "0.5", [0.5]])
+def test_a_ratio_is_a_number(ratio: Any) -> None:
+    with pytest.raises(TypeError, match="lease_remaining_ratio must be a number"):
+        with_heartbeat(lease_remaining_ratio=ratio)
+
+
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5, float("nan"), float("inf")])
 def test_a_ratio_that_is_not_between_0_and_1_is_refused(ratio: float) -> None:
     with pytest.raises(ValueError, match="lease_remaining_ratio must be more than 0"):
