@@ -632,7 +632,9 @@ def test_a_partition_that_there_is_not_cannot_be_enabled(wrong: Any) -> None:
     assert job.enabled_partitions == [0]
 
 
-@pytest.mark.parametrize("wrong", [True, 3, "", "0", b"0", iter([0])], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong", [True, 3, "", "0", b"0", iter([0])], ids=lambda wrong: type(wrong).__name__
+)
 def test_enabled_partitions_are_a_collection_of_numbers(wrong: Any) -> None:
     with pytest.raises(TypeError, match="enabled_partitions of 'job' must be a collection"):
         partitioned(enabled_partitions=wrong)
