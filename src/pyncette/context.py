@@ -6,7 +6,6 @@ One app may be opened several times at once: all that changes while it runs live
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -41,8 +40,6 @@ from pyncette.scheduler import Scheduler, Settings
 from pyncette.settler import Call, Lane, Waker
 from pyncette.store import EVERYTHING, Applied, Refused, Result, Store, Write
 from pyncette.task import Task
-
-logger = logging.getLogger(__name__)
 
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005

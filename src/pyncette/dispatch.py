@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from pyncette import lifecycle
 from pyncette.clock import Clock
 from pyncette.execution import Batch, Execution, RunContext, TaskParts, compose
-from pyncette.lifecycle import SUSPECT_STARTS, Rules
+from pyncette.lifecycle import Rules
 from pyncette.model import ExecutionMode, MiddlewareFunc
 from pyncette.record import STATIC_GROUP, Change, Delete, Record, State, UnreadableRecord, read
 from pyncette.schedule import NewerFormat
@@ -186,7 +186,7 @@ class Dispatcher:
             self._give_up(record, lambda record: lifecycle.parked(record, reason, born))
             return None
         execution = Execution(batch, reading)
-        if record.starts >= SUSPECT_STARTS:
+        if lifecycle.suspect(record):
             if self._suspect is not None:
                 self._give_back(record, now, SUSPECT_DELAY)
                 return None

@@ -6,8 +6,7 @@ It knows no SQL dialect, no driver and no connection.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
 from typing import Any, Final
 
 from pyncette.errors import StoreUnavailableError
@@ -32,9 +31,6 @@ LEGACY_COLUMNS: Final = frozenset(
     ("name", "parent_name", "locked_until", "locked_by", "execute_after", "task_spec")
 )
 """The columns of a table that release 1.x made."""
-
-record_from_row: Final[Callable[[tuple[Any, ...]], Record]] = partial(tuple.__new__, Record)
-"""A row of all columns as a record, at a third of the cost of ``Record(*row)``."""
 
 _TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 

@@ -44,8 +44,8 @@ from pyncette.mysql.sql import (
     batch_of,
     names_of,
 )
-from pyncette.record import ABSENT, ANY, Delete, Put, Record
-from pyncette.sql import HeldRecords, prefix_end, record_from_row
+from pyncette.record import ABSENT, ANY, Delete, Put, Record, record_of
+from pyncette.sql import HeldRecords, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -88,7 +88,7 @@ class MysqlTable:
         # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
         self._names = names_of(name, mariadb=False)
         self._marks = LowWater()
-        self._record: RecordOf = record_from_row
+        self._record: RecordOf = record_of
         self._held = HeldRecords()
 
     def use_mariadb(self) -> None:
@@ -353,7 +353,7 @@ def _parts(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
 
 def _decoded(row: tuple[Any, ...]) -> Record:
     """A row of bytes as a record; what is no UTF-8 in it is replaced, and so found unreadable."""
-    return record_from_row(
+    return record_of(
         tuple(
             value.decode(errors="replace") if isinstance(value, bytes) else value for value in row
         )

@@ -17,8 +17,8 @@ from pyncette.clock import realtime
 from pyncette.marks import LowWater
 from pyncette.postgres.connection import Connection
 from pyncette.postgres.sql import Statements
-from pyncette.record import ABSENT, ANY, Delete, Patch, Record, State
-from pyncette.sql import HeldRecords, prefix_end, record_from_row
+from pyncette.record import ABSENT, ANY, Delete, Patch, Record, State, record_of
+from pyncette.sql import HeldRecords, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -89,7 +89,7 @@ class PostgresTable:
             rows = await _fetch(
                 connection, self._statements.held, groups, keys, ends, shares, token, limit
             )
-            held = [record_from_row(row) for row in rows]
+            held = [record_of(row) for row in rows]
             for record in held:
                 at = _source_of(record, groups, keys)
                 shares[at] -= 1
@@ -110,9 +110,7 @@ class PostgresTable:
             leases[0] if len(set(leases)) == 1 else None,
         )
         records = [
-            record_from_row(
-                (group, key, due_at, version, token, _RUNNING, starts, plan, args, progress)
-            )
+            record_of((group, key, due_at, version, token, _RUNNING, starts, plan, args, progress))
             for group, key, due_at, version, starts, plan, args, progress in rows[: -len(sources)]
         ]
         next_due: list[int | None] = [row[2] for row in rows[-len(sources) :]]
@@ -255,7 +253,7 @@ class PostgresTable:
             return []
         groups, keys = zip(*identities, strict=True)
         rows = await _fetch(connection, self._statements.get, list(groups), list(keys))
-        found: dict[Identity, Record] = {(row[0], row[1]): record_from_row(row) for row in rows}
+        found: dict[Identity, Record] = {(row[0], row[1]): record_of(row) for row in rows}
         return [found.get(identity) for identity in identities]
 
     async def scan(
@@ -280,7 +278,7 @@ class PostgresTable:
             None if states is None else [state.value for state in states],
             limit + 1,
         )
-        records = [record_from_row(row) for row in rows[:limit]]
+        records = [record_of(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
 
 

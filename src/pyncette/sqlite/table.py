@@ -31,8 +31,9 @@ from pyncette.record import (
     Record,
     State,
     dump_progress,
+    record_of,
 )
-from pyncette.sql import COLUMNS, describe_foreign_table, prefix_end, record_from_row
+from pyncette.sql import COLUMNS, describe_foreign_table, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -285,7 +286,7 @@ class SqliteTable:
             return [record] if record is not None and held and limit > 0 else []
         limit = min(limit, source.share)
         rows = connection.execute(self._held, (source.group, lease_end, token, max(limit, 0)))
-        return [record_from_row(row) for row in rows]
+        return [record_of(row) for row in rows]
 
     def _claim_group(
         self, connection: sqlite3.Connection, source: Group, limit: int, now: int, token: str
@@ -299,7 +300,7 @@ class SqliteTable:
         connection.execute(self._take_due, (lease_end, token, now, group, before, limit))
         running = State.RUNNING.value
         records = [
-            record_from_row(
+            record_of(
                 (
                     group,
                     key,
@@ -348,7 +349,7 @@ class SqliteTable:
     def one(self, connection: sqlite3.Connection, group: str, key: str) -> Record | None:
         """One record, or None."""
         row = connection.execute(self._one, (group, key)).fetchone()
-        return None if row is None else record_from_row(row)
+        return None if row is None else record_of(row)
 
     def write(
         self, connection: sqlite3.Connection, batch: Sequence[Write], now: int
@@ -468,7 +469,7 @@ class SqliteTable:
         found: dict[Identity, Record] = {}
         for group, names in keys.items():
             for row in connection.execute(self._of_keys, (json.dumps(names), group)):
-                found[row[0], row[1]] = record_from_row(row)
+                found[row[0], row[1]] = record_of(row)
         return [found.get(identity) for identity in identities]
 
     def scan(
@@ -497,7 +498,7 @@ class SqliteTable:
         rows = connection.execute(
             self._page, (group, first, end, due_before, due_before, wanted, wanted, limit + 1)
         ).fetchall()
-        records = [record_from_row(row) for row in rows[:limit]]
+        records = [record_of(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
 
 
