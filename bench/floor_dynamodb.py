@@ -27,11 +27,12 @@ LEASE = 60_000_000
 
 _INSERT = (
     "INSERT INTO \"{table}\" VALUE {{'group': ?, 'key': ?, 'due_at': ?, 'version': ?, 'state': ?, "
-    "'starts': ?, 'plan': ?, 'args': ?, 'progress': ?}}"
+    "'unfinished_attempts': ?, 'schedule': ?, 'args': ?, 'progress': ?}}"
 )
 _TAKE = (
     'UPDATE "{table}" SET "due_at" = ? SET "version" = ? SET "token" = ? SET "state" = ? '
-    'SET "starts" = ? WHERE "group" = ? AND "key" = ? AND "version" = ? AND "due_at" = ? '
+    'SET "unfinished_attempts" = ? '
+    'WHERE "group" = ? AND "key" = ? AND "version" = ? AND "due_at" = ? '
     "RETURNING ALL NEW *"
 )
 _SETTLE = (

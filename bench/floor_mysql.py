@@ -18,8 +18,8 @@ from time import perf_counter
 import asyncmy
 
 from pyncette.mysql import MysqlOptions, mysql_repository, schema_sql
-from pyncette.record import ABSENT, Delete, Patch, Put, State
 from pyncette.store import Applied, Group, Write
+from pyncette.store.record import ABSENT, Delete, Patch, Put, State
 
 BATCH = 100
 NOW = 1_764_000_000_000_000
@@ -27,11 +27,12 @@ LEASE = 60_000_000
 
 _SESSION = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _SELECT = """\
-SELECT `key`, version, plan, args, progress FROM {table}
+SELECT `key`, version, schedule, args, progress FROM {table}
 WHERE `group` = 'reports' AND due_at <= %s ORDER BY due_at LIMIT 100 FOR UPDATE SKIP LOCKED"""
 _TAKE = """\
 UPDATE {table} SET due_at = %s, version = GREATEST(version + 1, %s), token = %s,
-    state = 'running', starts = starts + 1 WHERE `group` = 'reports' AND `key` IN ({keys})"""
+    state = 'running', unfinished_attempts = unfinished_attempts + 1
+    WHERE `group` = 'reports' AND `key` IN ({keys})"""
 _SETTLE = """\
 DELETE FROM {table}
 WHERE `group` = 'reports' AND `key` IN ({keys}) AND version = %s AND token = %s"""

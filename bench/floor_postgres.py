@@ -27,11 +27,11 @@ INSERT INTO {table} SELECT 'reports', 'user-' || n, $1::bigint - $2 + n, $1::big
 FROM generate_series(1, $2::bigint) AS n"""
 _CLAIM = """\
 UPDATE {table} SET due_at = $2, version = greatest(version + 1, $1), token = $3,
-    state = 'running', starts = starts + 1
+    state = 'running', unfinished_attempts = unfinished_attempts + 1
 WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM {table} WHERE "group" = 'reports' AND due_at <= $1 ORDER BY due_at
     LIMIT 100 FOR UPDATE SKIP LOCKED))
-RETURNING "key", version, plan, args, progress"""
+RETURNING "key", version, schedule, args, progress"""
 _SETTLE = """\
 DELETE FROM {table} AS t USING unnest($1::text[], $2::bigint[]) AS w("key", version)
 WHERE t."group" = 'reports' AND t."key" = w."key" AND t.version = w.version AND t.token = $3"""

@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
-from pyncette.record import ABSENT, Delete, Patch, Put, State
 from pyncette.sqlite import MEMORY, schema_sql, sqlite_repository
 from pyncette.store import Applied, Group, Write
+from pyncette.store.record import ABSENT, Delete, Patch, Put, State
 
 BATCH = 100
 NOW = 1_764_000_000_000_000
@@ -26,12 +26,12 @@ LEASE = 60_000_000
 
 _INSERT = "INSERT INTO pyncette_tasks VALUES (?, ?, ?, ?, NULL, 'scheduled', 0, ?, ?, ?)"
 _SELECT = (
-    'SELECT "key", version, plan, args, progress FROM pyncette_tasks '
+    'SELECT "key", version, schedule, args, progress FROM pyncette_tasks '
     "WHERE \"group\" = 'reports' AND due_at <= ? ORDER BY due_at, rowid LIMIT ?"
 )
 _TAKE = (
     "UPDATE pyncette_tasks SET due_at = ?, version = max(version + 1, ?), token = ?, "
-    "state = 'running', starts = starts + 1 WHERE rowid IN ("
+    "state = 'running', unfinished_attempts = unfinished_attempts + 1 WHERE rowid IN ("
     "SELECT rowid FROM pyncette_tasks WHERE \"group\" = 'reports' AND due_at <= ? "
     "ORDER BY due_at, rowid LIMIT ?)"
 )

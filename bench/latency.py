@@ -79,7 +79,7 @@ async def planned_elsewhere(name: str, options: Options, runs: int) -> list[floa
     return late_ms
 
 
-async def plan(name: str, options: Options, runs: int) -> None:
+async def schedule(name: str, options: Options, runs: int) -> None:
     """What the other process does."""
     app, note, _ = _app(STORES[name], options)
     async with app.create() as context:
@@ -117,4 +117,4 @@ def measure(names: Collection[str], runs: int, runner: Any) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(plan(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])))
+    asyncio.run(schedule(sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])))

@@ -13,10 +13,10 @@ import pytest
 
 from pyncette import Context, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
-from pyncette.record import ANY, Put, Record, dump_args, dump_progress
-from pyncette.record import Progress as Progress
 from pyncette.schedule import At, Schedule, dumps
 from pyncette.store import Applied, Store, Write
+from pyncette.store.record import ANY, Put, Record, dump_args, dump_progress
+from pyncette.store.record import Progress as Progress
 from pyncette.task import Task
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Faults, faulty
@@ -27,7 +27,7 @@ START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 T = TypeVar("T")
 
 loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-"""What :func:`run` runs on; None: asyncio's own."""
+"""What ``run`` runs on; None: asyncio's own."""
 
 
 def seconds(number: float) -> timedelta:
@@ -40,7 +40,7 @@ def after(number: float) -> datetime:
 
 
 def micros(number: float) -> int:
-    """As :func:`after`, as the engine counts."""
+    """As ``after``, as the engine counts."""
     return int(after(0).timestamp()) * 1_000_000 + round(number * 1_000_000)
 
 
@@ -145,26 +145,26 @@ class Bench:
         task: Task,
         name: str | None = None,
         *,
-        plan: Schedule | str | None = None,
+        schedule: Schedule | str | None = None,
         planned: float = 0,
         due: float | None = None,
         token: str | None = None,
-        starts: int = 0,
+        unfinished_attempts: int = 0,
         state: str = "scheduled",
         args: str | None = None,
         progress: str | Progress | None = None,
     ) -> None:
         """Writes a record as it is wanted, by default a one-off that is due."""
-        if plan is None:
-            plan = At(after(planned)) if name is not None else task.plan
+        if schedule is None:
+            schedule = At(after(planned)) if name is not None else task.plan
         if progress is None:
-            progress = Progress(micros(planned), "born")
+            progress = Progress(micros(planned), "incarnation")
         put = Put(
             micros(planned if due is None else due),
             state,
             token,
-            starts,
-            plan if isinstance(plan, str) else dumps(plan),
+            unfinished_attempts,
+            schedule if isinstance(schedule, str) else dumps(schedule),
             (dump_args({}) if name is not None else "") if args is None else args,
             progress if isinstance(progress, str) else dump_progress(progress),
         )

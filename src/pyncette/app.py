@@ -1,4 +1,4 @@
-"""The app: what is declared. No I/O happens here, except in :meth:`Pyncette.main`."""
+"""The app: what is declared. No I/O happens here, except in ``Pyncette.main``."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Pyncette:
     # Declaring.
 
     def task(self, **options: Any) -> Callable[[Any], Task]:
-        """Declares a static task; see :class:`pyncette.task.Task` for the options.
+        """Declares a static task; see ``pyncette.task.Task`` for the options.
 
         May be stacked, each time with another ``name``.
 
@@ -157,7 +157,7 @@ class Pyncette:
         return declare
 
     def use_fixture(self, name: str, func: FixtureFunc) -> None:
-        """As :meth:`fixture`."""
+        """As ``fixture``."""
         check_context_name(name)
         if any(name == other for other, _ in self._fixtures):
             raise ValueError(f"Duplicate fixture name '{name}'")
@@ -169,7 +169,7 @@ class Pyncette:
         return func
 
     def use_middleware(self, func: MiddlewareFunc) -> None:
-        """As :meth:`middleware`."""
+        """As ``middleware``."""
         self._middlewares.append(func)
 
     # Running.

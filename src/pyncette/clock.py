@@ -18,9 +18,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final
+
+from pyncette.schedule.instant import from_microseconds, to_microseconds
 
 __all__ = [
     "Clock",
@@ -32,7 +34,6 @@ __all__ = [
     "to_microseconds",
 ]
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = 1_000_000
 
 # Keeps no state, so that one serves all callers at once.
@@ -51,27 +52,6 @@ def _monotonic_source() -> Callable[[], float]:
 
 
 _monotonic: Final = _monotonic_source()
-
-
-def to_microseconds(instant: datetime) -> int:
-    """The instant as whole microseconds since 1970-01-01 UTC, exactly.
-
-    Raises:
-        ValueError: `instant` is naive, so that it names no instant.
-    """
-    if instant.utcoffset() is None:
-        raise ValueError(f"{instant!r} is naive: give it a time zone, for example tzinfo=UTC")
-    since = instant - _EPOCH
-    return (since.days * 86_400 + since.seconds) * _SECOND + since.microseconds
-
-
-def from_microseconds(microseconds: int) -> datetime:
-    """The instant that lies `microseconds` after 1970-01-01 UTC, as an aware UTC datetime.
-
-    Raises:
-        OverflowError: the instant lies outside the years 1 to 9999.
-    """
-    return _EPOCH + timedelta(microseconds=microseconds)
 
 
 class Clock(ABC):

@@ -12,12 +12,14 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from pyncette import lifecycle
 from pyncette.clock import Clock, from_microseconds, realtime
-from pyncette.dispatch import Executor
+from pyncette.engine import rules
+from pyncette.engine.dispatch import Executor
+from pyncette.engine.execution import RunContext
+from pyncette.engine.loop import Scheduler, Settings
+from pyncette.engine.rules import Wanted
+from pyncette.engine.writes import Call, Lane, Waker
 from pyncette.errors import PyncetteException, TaskLockedException
-from pyncette.execution import RunContext
-from pyncette.lifecycle import Wanted
 from pyncette.model import (
     Context,
     ContinuationToken,
@@ -27,7 +29,8 @@ from pyncette.model import (
     TaskState,
 )
 from pyncette.options import at_least_one
-from pyncette.record import (
+from pyncette.store import EVERYTHING, Applied, Refused, Result, Store, Write
+from pyncette.store.record import (
     ABSENT,
     ANY,
     DELETE,
@@ -36,9 +39,6 @@ from pyncette.record import (
     State,
     load_progress,
 )
-from pyncette.scheduler import Scheduler, Settings
-from pyncette.settler import Call, Lane, Waker
-from pyncette.store import EVERYTHING, Applied, Refused, Result, Store, Write
 from pyncette.task import Task
 
 ADVANCE_PATIENCE_S: Final = 1.0
@@ -108,7 +108,7 @@ class PyncetteContext:
     # The loop.
 
     async def run(self) -> None:
-        """Runs tasks until :meth:`shutdown`; does not wait for those that still run then.
+        """Runs tasks until ``shutdown``; does not wait for those that still run then.
 
         Raises:
             PyncetteException: It is being run already, or was shut down after it had run.
@@ -163,7 +163,7 @@ class PyncetteContext:
         instance = task.instantiate(instance_name, **options_and_args)
         now = self.clock.microseconds()
         wanted = Wanted(instance.plan, instance.args_text, secrets.token_hex(4))
-        fresh = lifecycle.created(wanted, now)
+        fresh = rules.created(wanted, now)
         if fresh.due_at is None:
             raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
         write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
@@ -182,9 +182,9 @@ class PyncetteContext:
         while True:
             now = self.clock.microseconds()
             if current is None:
-                fresh = lifecycle.created(wanted, now)
+                fresh = rules.created(wanted, now)
                 return Write(instance.group, instance.key, fresh, ABSENT)
-            change = lifecycle.merged(current, wanted, now)
+            change = rules.merged(current, wanted, now)
             if change is not None:
                 # The token tells it from a record that was made anew while the clock stood still.
                 identity = (instance.group, instance.key)

@@ -66,7 +66,7 @@ class HealthcheckServer:
     """
 
     def __init__(self, port: int, bind_address: str | None, handler: HealthcheckHandler) -> None:
-        """Declares a server; see :func:`use_healthcheck_server`."""
+        """Declares a server; see ``use_healthcheck_server``."""
         self.port = port
         self._wanted_port = port
         self._bind_address = bind_address

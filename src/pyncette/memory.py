@@ -13,7 +13,6 @@ from heapq import heappop, heappush
 from itertools import islice
 from typing import Any, Final
 
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
 from pyncette.store import (
     Applied,
     Claimed,
@@ -29,6 +28,7 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
 
 _GONE: Final = Applied(ABSENT)
 
@@ -132,14 +132,22 @@ class _Watch:
 
 
 class MemoryStore:
-    """See :class:`pyncette.store.Store`."""
+    """See ``pyncette.store.Store``."""
 
     def __init__(self) -> None:
         self._shelves: dict[str, _Shelf] = {}
         self._watches: list[_Watch] = []
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         claimed: list[Record] = []
         room = [source.share if isinstance(source, Group) else 1 for source in sources]
@@ -207,9 +215,20 @@ class MemoryStore:
             if shelf is None:
                 shelf = self._shelves[group] = _Shelf()
             version = next_version(version, now)
-            due_at, state, holder, starts, plan, args, progress = change
+            due_at, state, holder, unfinished_attempts, schedule, args, progress = change
             shelf.put(
-                Record(group, key, due_at, version, holder, state, starts, plan, args, progress)
+                Record(
+                    group,
+                    key,
+                    due_at,
+                    version,
+                    holder,
+                    state,
+                    unfinished_attempts,
+                    schedule,
+                    args,
+                    progress,
+                )
             )
             return Applied(version)
         if current is None or shelf is None:
@@ -263,20 +282,46 @@ def _soonest(shelf: _Shelf, source: Source) -> Record | None:
 
 def _running(record: Record, due_at: int, now: int, token: str) -> Record:
     """The record as a claim leaves it."""
-    group, key, _, version, _, _, starts, plan, args, progress = record
+    group, key, _, version, _, _, unfinished_attempts, schedule, args, progress = record
     version = next_version(version, now)
     return record_of(
-        (group, key, due_at, version, token, State.RUNNING, starts + 1, plan, args, progress)
+        (
+            group,
+            key,
+            due_at,
+            version,
+            token,
+            State.RUNNING,
+            unfinished_attempts + 1,
+            schedule,
+            args,
+            progress,
+        )
     )
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:
-    group, key, _, version, token, _, _, plan, args, unchanged = record
-    due_at, state, starts, progress = patch
+    group, key, _, version, token, _, _, schedule, args, unchanged = record
+    due_at, state, unfinished_attempts, progress = patch
     version = next_version(version, now)
     if progress is None:
         progress = unchanged
-    shelf.put(record_of((group, key, due_at, version, token, state, starts, plan, args, progress)))
+    shelf.put(
+        record_of(
+            (
+                group,
+                key,
+                due_at,
+                version,
+                token,
+                state,
+                unfinished_attempts,
+                schedule,
+                args,
+                progress,
+            )
+        )
+    )
     return version
 
 

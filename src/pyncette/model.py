@@ -131,7 +131,7 @@ class Heartbeater(Protocol):
     """Something that can extend a lease."""
 
     async def heartbeat(self) -> None:
-        """Extends it; see :meth:`Context.heartbeat`."""
+        """Extends it; see ``Context.heartbeat``."""
 
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any], contravariant=True)

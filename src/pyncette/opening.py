@@ -6,18 +6,20 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
 from pyncette.clock import Clock, StoreClock, corrected, realtime
 from pyncette.context import AppParts, PyncetteContext, check_context_name
-from pyncette.deadline import DeadlineStore, deadline_for
+from pyncette.engine.loop import Settings
 from pyncette.errors import PyncetteException, StoreUnavailableError
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.options import at_least_one
-from pyncette.record import (
+from pyncette.store import Failed, Refused, Store, Unknown, Write, check_store, scan_all
+from pyncette.store.deadline import DeadlineStore
+from pyncette.store.record import (
     ABSENT,
     CONTROL_GROUP,
     Put,
@@ -27,11 +29,11 @@ from pyncette.record import (
     dump_args,
     load_args,
 )
-from pyncette.scheduler import Settings
-from pyncette.store import Failed, Refused, Store, Write, check_store, scan_all
 from pyncette.task import PartitionedTask, Task
 
 OPENING_DEADLINE_S: Final = 10.0
+DEADLINE_MIN_S: Final = 1.0
+DEADLINE_MAX_S: Final = 10.0
 WORKER_NAME_MAX: Final = 200
 
 
@@ -76,6 +78,12 @@ async def open_context(
             stack.push_async_exit(executing.pop_all())
             stack.push_async_callback(context._close)
             yield context
+
+
+def deadline_for(tasks: Iterable[Task]) -> float:
+    """Seconds that a call may take: half the shortest lease, but 1 to 10 s."""
+    shortest = min((task.lease_duration.total_seconds() for task in tasks), default=60.0)
+    return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
 
 
 async def _opened(opening: Awaitable[Any]) -> Any:
@@ -168,7 +176,7 @@ async def _check_partitions(store: Store, clock: Clock, declared: Sequence[Task]
     ]
     results = await store.write(facts, clock.microseconds())
     for task, result in zip(unknown, results, strict=True):
-        if isinstance(result, Failed):
+        if isinstance(result, (Failed, Unknown)):
             raise result.error
         if isinstance(result, Refused) and result.current is not None:
             _check_partition_count(task, result.current)

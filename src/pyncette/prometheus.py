@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pyncette.app import Pyncette
 from pyncette.clock import Clock
 from pyncette.model import Context, NextFunc
-from pyncette.record import Record
 from pyncette.store import (
     Claimed,
     Filter,
@@ -32,6 +31,7 @@ from pyncette.store import (
     Write,
     check_store,
 )
+from pyncette.store.record import Record
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
@@ -231,7 +231,7 @@ def _measured_factory(
 
 
 class _MeasuredStore:
-    """Passes calls on to a store; see :class:`pyncette.store.Store` for what they do.
+    """Passes calls on to a store; see ``pyncette.store.Store`` for what they do.
 
     A call that is cancelled counts as a failure: that is how one ends that took too long.
     """
@@ -245,10 +245,26 @@ class _MeasuredStore:
         return self._operations.labelled(operation).measure(self._clock, BaseException)
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         with self._measure("claim"):
-            return await self._store.claim(sources, limit, now, token, repeated)
+            return await self._store.claim(
+                sources,
+                limit,
+                now,
+                token,
+                repeated,
+                bounded=bounded,
+                unfinished_max=unfinished_max,
+            )
 
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()

@@ -1,4 +1,4 @@
-"""Where release 1.x kept the app; see :mod:`pyncette.app` and :mod:`pyncette.context`."""
+"""Where release 1.x kept the app; see ``pyncette.app`` and ``pyncette.context``."""
 
 from pyncette.app import Pyncette
 from pyncette.context import PyncetteContext

@@ -14,8 +14,15 @@ from typing import Any, Final
 
 from pyncette.clock import from_microseconds
 from pyncette.model import ExecutionMode, FailureMode, PartitionSelector, TaskFunc
-from pyncette.record import STATIC_GROUP, Record, check_identity, dump_args, group_of, load_args
 from pyncette.schedule import At, Cron, Every, Schedule, instant_of, loads, parse_timezone
+from pyncette.store.record import (
+    STATIC_GROUP,
+    Record,
+    check_identity,
+    dump_args,
+    group_of,
+    load_args,
+)
 
 DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
 DURATION_MAX: Final = timedelta(days=3_660)
@@ -71,7 +78,7 @@ class Task:
             enabled: Whether this worker runs it; may be set later.
             dynamic: Whether this is a template.
             parent_task: The template, on instances.
-            schedule: Cron expression, see :class:`pyncette.schedule.Cron`.
+            schedule: Cron expression, see ``pyncette.schedule.Cron``.
             interval: Distance between two runs; the first is one interval after the record was
                 made.
             execute_at: The instant of the only run (instances only).
@@ -235,7 +242,7 @@ class Task:
         return self.group
 
     def identify(self, instance_name: str) -> str:
-        """As :meth:`locate`, for a name that may be none.
+        """As ``locate``, for a name that may be none.
 
         Raises:
             TypeError: It is not a string.
@@ -259,7 +266,7 @@ class Task:
         return [group for group in self.groups() if self.claims_from(group)]
 
     def claims_from(self, group: str) -> bool:
-        """Whether this worker claims from one of :meth:`groups` now."""
+        """Whether this worker claims from one of ``groups`` now."""
         return self.enabled
 
     def instantiate(self, name: str, **options_and_args: Any) -> Task:
@@ -304,7 +311,7 @@ class Task:
         A plan that cannot be read gives a handle without schedule.
         """
         try:
-            plan = loads(record.plan)
+            plan = loads(record.schedule)
         except ValueError:
             plan = None
         return self.from_parts(record.key, plan, record.args)
@@ -384,7 +391,7 @@ class PartitionedTask(Task):
         enabled_partitions: Collection[int] | None = None,
         **options: Any,
     ) -> None:
-        """Declares a partitioned template; see :class:`Task` for the other options.
+        """Declares a partitioned template; see ``Task`` for the other options.
 
         Args:
             partition_count: How many partitions there are.

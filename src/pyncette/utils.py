@@ -73,7 +73,7 @@ def with_heartbeat(
 class _Beating:
     """Heartbeats beside the block that it is wrapped around, which is cancelled if need be.
 
-    The block stays in the task that it was in, as with :func:`asyncio.timeout`, from which the
+    The block stays in the task that it was in, as with ``asyncio.timeout``, from which the
     way of cancelling is taken: each ``cancel()`` of ours is answered by one ``uncancel()``, so
     that a cancellation from outside is told apart and passed on.
     """

@@ -26,8 +26,8 @@ from pyncette.dynamodb import (
 from pyncette.dynamodb.requests import error_of
 from pyncette.dynamodb.table import PROGRESS_BYTES_MAX, TEXTS_BYTES_MAX
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import State
 from pyncette.store import EVERYTHING, Applied, Failed, Write
+from pyncette.store.record import State
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new, put, record_of
@@ -318,7 +318,7 @@ def test_the_largest_record_has_room_for_what_its_run_adds(place: Place) -> None
     async def main() -> None:
         async with place.open(dynamodb_partition_prefix="p" * 256) as store:
             largest = put(
-                plan="p" * 100,
+                schedule="p" * 100,
                 args="a" * (TEXTS_BYTES_MAX - 100),
                 progress="x" * PROGRESS_BYTES_MAX,
             )
@@ -343,9 +343,9 @@ def test_an_item_that_somebody_spoiled_is_parked_and_the_others_run(place: Place
 
     spoiled: list[dict[str, Any]] = [
         {},
-        {"version": {"S": "x"}, "starts": {"S": "x"}, "state": {"N": "1"}},
-        {"version": {"N": "1.5"}, "starts": {"N": "-7"}, "token": {"BOOL": True}},
-        {"version": {"N": "-1"}, "plan": {"NULL": True}},
+        {"version": {"S": "x"}, "unfinished_attempts": {"S": "x"}, "state": {"N": "1"}},
+        {"version": {"N": "1.5"}, "unfinished_attempts": {"N": "-7"}, "token": {"BOOL": True}},
+        {"version": {"N": "-1"}, "schedule": {"NULL": True}},
     ]
 
     async def main() -> None:

@@ -26,8 +26,8 @@ from tests.stores.dynamodb_proxy import (
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import ANY, DELETE, Patch, State
 from pyncette.store import EVERYTHING, Applied, Refused, Store, Write
+from pyncette.store.record import ANY, DELETE, Patch, State
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, record_of
@@ -126,7 +126,7 @@ def test_a_request_that_was_throttled_is_made_again(place: Place, proxy: Proxy, 
             assert result == Applied(NOW)
             [claimed], _ = await store.claim([a_group()], 9, NOW, operation)
             assert claimed == await record_of(store, "reports", operation)
-            assert (claimed.starts, claimed.token) == (1, operation)
+            assert (claimed.unfinished_attempts, claimed.token) == (1, operation)
 
     on(place, test)
 
@@ -146,7 +146,7 @@ def test_statements_that_were_throttled_are_made_again_and_no_other(
         proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1, 2)
         records, _ = await store.claim([a_group()], 100, NOW, "mine")
         assert sorted(record.key for record in records) == keys
-        assert {record.starts for record in records} == {1}
+        assert {record.unfinished_attempts for record in records} == {1}
         proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1)
         patch = Patch(None, State.PAUSED, 0)
         batch = [
@@ -249,7 +249,7 @@ def test_a_claim_whose_answers_were_lost_in_part_is_found_again(
             await store.claim(sources, 200, NOW, "mine")
         records, next_due = await store.claim(sources, 200, NOW, "mine", repeated=True)
         assert len({record[:2] for record in records}) == len(records) == 101
-        assert {(record.starts, record.token) for record in records} == {(1, "mine")}
+        assert {(record.unfinished_attempts, record.token) for record in records} == {(1, "mine")}
         assert next_due == [NOW + LEASE] * 2
 
     on(place, test)
@@ -265,7 +265,7 @@ def test_a_lost_heartbeat_and_a_lagging_index_start_no_second_body(
         [held], _ = await store.claim([a_group()], 9, NOW, "mine")
         proxy.behaviour = LaggingIndex(queries=1_000)
         await store.claim([a_group()], 0, NOW, "looks")
-        beat = Patch(NOW + 2 * LEASE, State.RUNNING, held.starts)
+        beat = Patch(NOW + 2 * LEASE, State.RUNNING, held.unfinished_attempts)
         [beaten] = await store.write([Write("reports", "a", beat, held.version, "mine")], NOW)
         assert isinstance(beaten, Applied)
         end = NOW + LEASE

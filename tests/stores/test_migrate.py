@@ -26,8 +26,8 @@ from pyncette.__main__ import main
 from pyncette.clock import to_microseconds
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.migrate import MigrationError, Report, WorkersRunningError, migrate
-from pyncette.record import STATIC_GROUP, Record, State, load_args, load_progress
 from pyncette.store import Store, scan_all
+from pyncette.store.record import STATIC_GROUP, Record, State, load_args, load_progress
 from pyncette.testing import VirtualClock
 
 SQL = ["sqlite", "postgres", "mysql", "mariadb"]
@@ -122,12 +122,12 @@ def test_times_arguments_and_leases_are_kept(legacy: Legacy) -> None:
     records = records_in(legacy, "mail", "users:3")
     assert records.keys() == {"soon", "leased", "lapsed", "a:b"}
     soon, leased, lapsed, user = (records[key] for key in ("soon", "leased", "lapsed", "a:b"))
-    assert (soon.due_at, soon.plan) == (
+    assert (soon.due_at, soon.schedule) == (
         to_microseconds(NOW + HOUR),
         f"1 at {to_microseconds(NOW + HOUR)}",
     )
     assert load_args(soon.args) == {"to": "soon"}
-    assert (leased.due_at, leased.state, leased.starts) == (
+    assert (leased.due_at, leased.state, leased.unfinished_attempts) == (
         to_microseconds(NOW + MINUTE),
         State.RUNNING,
         1,
@@ -136,9 +136,9 @@ def test_times_arguments_and_leases_are_kept(legacy: Legacy) -> None:
     assert leased.token is not None
     assert leased.token.startswith(str(HOLDER))
     assert (lapsed.due_at, lapsed.state) == (to_microseconds(NOW - HOUR), State.SCHEDULED)
-    assert user.plan == "1 cron Europe/Berlin 0 9 * * *"
+    assert user.schedule == "1 cron Europe/Berlin 0 9 * * *"
     assert load_args(user.args) == {"n": [1, "ž", None]}
-    assert len({load_progress(record.progress).born for record in records.values()}) == 4
+    assert len({load_progress(record.progress).incarnation for record in records.values()}) == 4
 
 
 @on(*STORES)
@@ -284,7 +284,7 @@ def test_what_cannot_be_read_is_kept_with_the_reason(legacy: Legacy) -> None:
         error = load_progress(record.progress).error
         assert error is not None
         assert error.startswith("taken over from 1.x: ")
-    assert records["cron"].plan == f"1.x {GARBAGE['mail:cron']['task_spec']}"
+    assert records["cron"].schedule == f"1.x {GARBAGE['mail:cron']['task_spec']}"
     assert load_args(records["cron"].args) == {"n": 1}
     assert load_progress(records["cron"].progress).planned == to_microseconds(NOW + HOUR)
     assert "a:::b" in legacy.old_names()

@@ -20,8 +20,8 @@ from tests.stores.mysql_place import new_table, place_at, run_sql
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.mysql import MysqlOptions, MysqlStore, mysql_repository, schema_sql
 from pyncette.mysql.connection import Server, connect, query, server_of
-from pyncette.record import ANY, DELETE, Patch, State
 from pyncette.store import EVERYTHING, Applied, Write
+from pyncette.store.record import ANY, DELETE, Patch, State
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, a_key, new
 
@@ -321,14 +321,14 @@ def test_a_text_that_is_none_hinders_one_call_and_is_then_seen_as_unreadable() -
         async with place.open() as store:
             await store.write([new("reports", "a"), new("reports", "b ä")], NOW)
             connection = await connect(MysqlOptions(url("mariadb")).address())
-            await query(connection, f"UPDATE {table} SET plan = x'eda080' WHERE `key` = 'a'")
+            await query(connection, f"UPDATE {table} SET schedule = x'eda080' WHERE `key` = 'a'")
             await connection.ensure_closed()
             with pytest.raises(StoreUnavailableError, match="is no UTF-8"):
                 await store.claim([a_group()], 10, NOW, "mine")
             records, _ = await store.claim([a_group()], 10, NOW, "mine", repeated=True)
             assert sorted(record.key for record in records) == ["a", "b ä"]
-            assert {record.starts for record in records} == {1}
-            assert {record.plan for record in records} == {"1 plan", "\ufffd\ufffd\ufffd"}
+            assert {record.unfinished_attempts for record in records} == {1}
+            assert {record.schedule for record in records} == {"1 plan", "\ufffd\ufffd\ufffd"}
 
     with place_at(url("mariadb")) as place:
         asyncio.run(main(place))
@@ -342,7 +342,7 @@ def test_counters_edited_to_their_last_value_do_not_stand_in_the_way(
         async with place.open() as store:
             await store.write([new("reports", "a"), new("reports", "b")], NOW)
             connection = await connect(MysqlOptions(server).address())
-            edit = "UPDATE {} SET version = 4611686018427387903, starts = 2147483646"
+            edit = "UPDATE {} SET version = 4611686018427387903, unfinished_attempts = 2147483646"
             await query(connection, edit.format(table))
             await connection.ensure_closed()
             assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 2
@@ -398,7 +398,7 @@ def test_a_pool_that_the_application_brought_is_used_and_returned_as_it_came(
             await store.write([new("reports", key) for key in keys], NOW)
             reads = [asyncio.ensure_future(store.get([("reports", key)])) for key in keys]
             [record, *_] = (await store.claim([a_group()], 10, NOW, "mine")).records
-            same = Patch(record.due_at, State.RUNNING, record.starts)
+            same = Patch(record.due_at, State.RUNNING, record.unfinished_attempts)
             write = Write(*record[:2], same, record.version, "mine")
             assert await store.write([write], NOW) == [Applied(record.version + 1)]
             assert await store.write([write._replace(change=DELETE, expect=ANY)], NOW) == [

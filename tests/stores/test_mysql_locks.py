@@ -13,8 +13,8 @@ from tests.stores.mysql_place import place_at
 from pyncette.clock import realtime
 from pyncette.mysql import MysqlOptions
 from pyncette.mysql.connection import connect, query
-from pyncette.record import ABSENT, ANY, DELETE, Patch, State
 from pyncette.store import Applied, Failed, Refused, Store, Write
+from pyncette.store.record import ABSENT, ANY, DELETE, Patch, State
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, put, record_of
 

@@ -20,8 +20,8 @@ from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.postgres import PostgresOptions, postgres_repository, schema_sql
 from pyncette.postgres.connection import place_of, translated
-from pyncette.record import DELETE
 from pyncette.store import EVERYTHING, Applied, Write
+from pyncette.store.record import DELETE
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new
 

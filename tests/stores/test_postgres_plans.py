@@ -18,12 +18,12 @@ from tests.servers import url
 from tests.stores.postgres_place import a_table, place_at, run_sql
 
 from pyncette.clock import realtime
-from pyncette.marks import LowWater
 from pyncette.postgres.connection import SESSION
 from pyncette.postgres.sql import Statements, schema_sql
 from pyncette.postgres.table import PostgresTable
-from pyncette.record import DELETE
 from pyncette.store import Group, Write
+from pyncette.store.record import DELETE
+from pyncette.store.sql.low_water import LowWater
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, new
 
@@ -79,10 +79,10 @@ async def explain(connection: Any, statement: str, parameters: tuple[Any, ...]) 
     return "\n".join(row[0] for row in rows)
 
 
-def pages_of(plan: str) -> int:
+def pages_of(schedule: str) -> int:
     """How many pages a plan looked at: those of its topmost node."""
-    found = re.search(r"shared hit=(\d+)(?: read=(\d+))?", plan)
-    assert found is not None, plan
+    found = re.search(r"shared hit=(\d+)(?: read=(\d+))?", schedule)
+    assert found is not None, schedule
     return int(found[1]) + int(found[2] or 0)
 
 
@@ -127,11 +127,11 @@ def test_a_statement_reads_by_an_index(
     big: str, name: str, parameters: tuple[Any, ...], pages_max: int, session: str
 ) -> None:
     statement = getattr(Statements(big), "claim" if name == "claim_key" else name)
-    plan = planned(statement, parameters, session)
-    assert f"Seq Scan on {big}" not in plan, plan
-    assert "Sort Key: r" not in plan, plan
-    assert "Bitmap" not in plan, plan
-    assert pages_of(plan) <= pages_max, plan
+    schedule = planned(statement, parameters, session)
+    assert f"Seq Scan on {big}" not in schedule, schedule
+    assert "Sort Key: r" not in schedule, schedule
+    assert "Bitmap" not in schedule, schedule
+    assert pages_of(schedule) <= pages_max, schedule
 
 
 def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
@@ -145,8 +145,8 @@ def test_a_plan_made_for_a_tiny_table_is_good_for_a_big_one() -> None:
                 (statements.patch, (*ARRAYS, *PATCH)),
                 (statements.get, ARRAYS[:2]),
             ):
-                plan = await explain(connection, statement, parameters)
-                assert f"Seq Scan on {table}" not in plan, plan
+                schedule = await explain(connection, statement, parameters)
+                assert f"Seq Scan on {table}" not in schedule, schedule
         finally:
             await connection.close()
 

@@ -20,10 +20,10 @@ from tests.stores.wire import Wire
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import ANY, DELETE, Patch, Record, State
 from pyncette.redis import listener, redis_repository
 from pyncette.redis.layout import Names
 from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Result, Source, Write
+from pyncette.store.record import ANY, DELETE, Patch, Record, State
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, put
 
@@ -135,14 +135,22 @@ def test_a_value_that_somebody_broke_is_claimed_and_can_be_parked(
 
             claimed = (await store.claim([a_group()], 10, NOW, "mine")).records
             [record] = [record for record in claimed if record.key == "a"]
-            assert (record.token, record.due_at, record.starts) == ("mine", NOW + LEASE, 1)
-            assert record.plan == garbage.replace("\0", " ")
+            assert (record.token, record.due_at, record.unfinished_attempts) == (
+                "mine",
+                NOW + LEASE,
+                1,
+            )
+            assert record.schedule == garbage.replace("\0", " ")
             park = Write("reports", "a", Patch(None, State.PARKED, 0), record.version, "mine")
             [result] = await store.write([park], NOW)
             assert isinstance(result, Applied)
             [parked] = await store.get([("reports", "a")])
             assert parked is not None
-            assert (parked.state, parked.due_at, parked.plan) == ("parked", None, record.plan)
+            assert (parked.state, parked.due_at, parked.schedule) == (
+                "parked",
+                None,
+                record.schedule,
+            )
 
     run(main())
 
@@ -153,12 +161,12 @@ def test_a_value_that_lost_its_end_is_read_as_if_it_were_empty(place: Place) -> 
             await store.write([new("reports", "a")], NOW)
             await client.hset(names_of(place)[1], "a", f"{NOW}\0{NOW}\0scheduled\0{0}\0-\0half")
             [record] = (await store.claim([a_group()], 10, NOW, "mine")).records
-            assert (record.progress, record.plan, record.args) == ("half", "", "")
+            assert (record.progress, record.schedule, record.args) == ("half", "", "")
             change = Write("reports", "a", Patch(NOW, "retrying", 1, "whole"), record.version)
             await store.write([change], NOW)
             [changed] = await store.get([("reports", "a")])
             assert changed is not None
-            assert (changed.token, changed.progress, changed.plan) == ("mine", "whole", "")
+            assert (changed.token, changed.progress, changed.schedule) == ("mine", "whole", "")
 
     run(main())
 

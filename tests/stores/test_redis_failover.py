@@ -18,10 +18,10 @@ from tests.stores.redis_server import RedisServer, Sentinel, free_port, started
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import DELETE
 from pyncette.redis import redis_repository
 from pyncette.redis.layout import Names, slot_of
 from pyncette.store import EVERYTHING, Applied, Claimed, Source, Store, Write
+from pyncette.store.record import DELETE
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, new
 
 PATIENCE_S = 30.0

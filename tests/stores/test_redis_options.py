@@ -19,10 +19,10 @@ from tests.stores.redis_place import client_at, keys_in, new_namespace, place_at
 from tests.stores.redis_server import a_server
 
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import ANY
 from pyncette.redis import RedisOptions, redis_repository
 from pyncette.redis.layout import Names, slot_of
 from pyncette.store import EVERYTHING, Applied, Store, Write
+from pyncette.store.record import ANY
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new, put
 

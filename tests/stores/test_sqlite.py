@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import pytest
 
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import ABSENT, Delete, Patch, Put, State
-from pyncette.sql import COLUMNS, prefix_end
 from pyncette.sqlite import SqliteStore, schema_sql, sqlite_repository
 from pyncette.store import Applied, Filter, Group, Key, Refused, Write
+from pyncette.store.record import ABSENT, Delete, Patch, Put, State
+from pyncette.store.sql.rows import COLUMNS, prefix_end
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ def new(key: str, **columns: Any) -> Write:
         "due_at": NOW,
         "state": State.SCHEDULED,
         "token": None,
-        "starts": 0,
-        "plan": "1 plan",
+        "unfinished_attempts": 0,
+        "schedule": "1 plan",
         "args": "1 {}",
         "progress": "1 - born",
     }
@@ -282,7 +282,7 @@ def test_a_read_only_directory_is_refused(tmp_path: Path) -> None:
 FULL_DISK = """
 import asyncio, resource, signal, sys
 from pyncette.errors import StoreError
-from pyncette.record import ABSENT, Put
+from pyncette.store.record import ABSENT, Put
 from pyncette.sqlite import sqlite_repository
 from pyncette.store import Write
 
@@ -378,9 +378,9 @@ def test_a_value_that_cannot_be_kept_fails_its_own_call_alone(bad: Write) -> Non
         "version = NULL",
         "version = 'one'",
         "version = 9223372036854775807",
-        "starts = 9223372036854775807",
-        "starts = x'00'",
-        "plan = x'00'",
+        "unfinished_attempts = 9223372036854775807",
+        "unfinished_attempts = x'00'",
+        "schedule = x'00'",
         "args = NULL",
         "progress = x'ff'",
         "state = NULL",
@@ -399,20 +399,20 @@ def test_the_table_refuses_an_edit_that_would_stand_in_everybodys_way(
 @pytest.mark.parametrize(
     "edit",
     [
-        "plan = ''",
-        "plan = 'garbage', args = 'garbage', progress = 'garbage'",
-        "plan = CAST(x'ff00fe' AS TEXT)",
+        "schedule = ''",
+        "schedule = 'garbage', args = 'garbage', progress = 'garbage'",
+        "schedule = CAST(x'ff00fe' AS TEXT)",
         "args = CAST(x'c3' AS TEXT)",
         "progress = CAST(x'6100ff' AS TEXT)",
         "token = CAST(x'ff' AS TEXT)",
         "state = 'no such state'",
         "due_at = -9223372036854775808",
-        "starts = -5",
-        "starts = 2147483647",
+        "unfinished_attempts = -5",
+        "unfinished_attempts = 2147483647",
         "version = 4611686018427387903",
         "version = -5",
-        "plan = x'3120ff'",
-        "starts = 0.5",
+        "schedule = x'3120ff'",
+        "unfinished_attempts = 0.5",
         "version = 1.5",
     ],
 )
@@ -424,7 +424,7 @@ def test_a_row_edited_by_hand_is_claimed_beside_the_others(tmp_path: Path, edit:
         claimed = await store.claim([REPORTS], 100, NOW, "worker-1")
         assert sorted(record.key for record in claimed.records) == ["a", "bad", "c"]
         for record in claimed.records:
-            texts = (record.plan, record.args, record.progress, record.state, record.token)
+            texts = (record.schedule, record.args, record.progress, record.state, record.token)
             assert all(isinstance(text, str) for text in texts)
         parked = [
             Write(
@@ -472,12 +472,12 @@ def test_a_row_whose_key_is_no_text_is_parked_and_the_others_are_claimed(tmp_pat
 
 def test_a_static_record_with_a_text_that_is_no_utf_8_is_claimed(tmp_path: Path) -> None:
     on_store(keep_one, tmp_path / "tasks.db")
-    by_hand(tmp_path / "tasks.db", "UPDATE pyncette_tasks SET plan = CAST(x'ff' AS TEXT)")
+    by_hand(tmp_path / "tasks.db", "UPDATE pyncette_tasks SET schedule = CAST(x'ff' AS TEXT)")
     claimed = on_store(
         lambda store: store.claim([Key("reports", "kept", LEASE)], 100, NOW, "worker-1"),
         tmp_path / "tasks.db",
     )
-    assert [record.plan for record in claimed.records] == ["\ufffd"]
+    assert [record.schedule for record in claimed.records] == ["\ufffd"]
 
 
 def test_a_refused_write_among_many_undoes_none_of_the_others() -> None:
@@ -562,9 +562,9 @@ def test_no_statement_reads_the_table_from_end_to_end() -> None:
 
         found = await store._thread.call(plans, None, False)
         assert len(found) > 10
-        for statement, plan in found.items():
-            assert any(step.startswith("SEARCH") for step in plan), statement
-            for step in plan:
+        for statement, schedule in found.items():
+            assert any(step.startswith("SEARCH") for step in schedule), statement
+            for step in schedule:
                 assert not step.startswith(("SCAN t", "SCAN pyncette_tasks", "USE TEMP")), statement
 
     on_store(use)

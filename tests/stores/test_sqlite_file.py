@@ -16,10 +16,10 @@ import pytest
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import ABSENT, Put, State
 from pyncette.sqlite import SqliteStore, sqlite_repository
 from pyncette.sqlite import thread as sqlite_thread
 from pyncette.store import Applied, Claimed, Filter, Group, Write
+from pyncette.store.record import ABSENT, Put, State
 
 T = TypeVar("T")
 
@@ -327,7 +327,7 @@ def test_a_group_and_a_key_that_read_the_same_together_are_two_records() -> None
 
 WRITES_UNTIL_KILLED = """
 import asyncio, sys
-from pyncette.record import ABSENT, Put
+from pyncette.store.record import ABSENT, Put
 from pyncette.sqlite import sqlite_repository
 from pyncette.store import Group, Write
 

@@ -17,8 +17,8 @@ import pytest
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
 from pyncette.executor import DefaultExecutor
 from pyncette.memory import MemoryRepository
-from pyncette.record import Delete, Patch, State
 from pyncette.store import Group, Write, scan_all
+from pyncette.store.record import Delete, Patch, State
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Delay, Fail, Faults, Gate, LoseAnswer, faulty
 
@@ -224,7 +224,7 @@ def test_a_recurrence_whose_settle_is_unanswered_is_settled_once() -> None:
             await world.clock.advance(10 * SECOND)
             assert world.runs == {"0": 2}
         [record] = await world.records()
-        assert (record.state, record.starts) == (State.SCHEDULED, 0)
+        assert (record.state, record.unfinished_attempts) == (State.SCHEDULED, 0)
 
     run(main)
 
@@ -266,7 +266,9 @@ def test_records_that_are_given_back_at_shutdown_lose_no_attempt() -> None:
         assert not world.runs
         records = await world.records()
         now = world.clock.microseconds()
-        assert {(r.state, r.starts, r.due_at <= now) for r in records} == {("scheduled", 0, True)}
+        assert {(r.state, r.unfinished_attempts, r.due_at <= now) for r in records} == {
+            ("scheduled", 0, True)
+        }
 
     run(main)
 

@@ -30,8 +30,8 @@ from tests.support import run
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
 from pyncette.clock import Clock
 from pyncette.memory import MemoryRepository
-from pyncette.record import ANY, STATIC_GROUP, Put
 from pyncette.store import Write
+from pyncette.store.record import ANY, STATIC_GROUP, Put
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Faults, faulty
 
@@ -80,8 +80,8 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
-    async def claim(self, *arguments):
-        claimed = await self.store.claim(*arguments)
+    async def claim(self, *arguments, **options):
+        claimed = await self.store.claim(*arguments, **options)
         if claimed.records:
             reached("claimed")
         return claimed

@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from pyncette.cas import CasStore, Entry, Made, Swap
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.store import Applied, Group, Identity, Key, Refused, Source, Store, Write
+from pyncette.store.cas import CasStore, Entry, Made, Swap
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.testing.lagging import LaggingBackend, LaggingRepository
 
 NOW = 1_000_000
@@ -43,7 +43,7 @@ class CountingBackend(LaggingBackend):
 
 
 def put(due_at: int | None = NOW) -> Put:
-    return Put(due_at, State.SCHEDULED, None, 0, "plan", "args", "progress")
+    return Put(due_at, State.SCHEDULED, None, 0, "schedule", "args", "progress")
 
 
 async def add(store: Store, group: str, keys: Sequence[str], due_at: int | None = NOW) -> None:
@@ -163,7 +163,7 @@ def test_a_forced_write_is_repeated_until_nobody_is_quicker() -> None:
 
         async def rival(batch: Sequence[Swap]) -> None:
             for turn in turns:
-                columns = {"version": NOW + 1 + turn, "starts": turn}
+                columns = {"version": NOW + 1 + turn, "unfinished_attempts": turn}
                 await LaggingBackend.swap(backend, [Swap("g", "a", NOW + turn, columns)])
                 return
 
@@ -222,7 +222,7 @@ def test_a_record_made_again_at_the_same_version_is_not_claimed_by_an_old_entry(
         claimed = await store.claim([Group("g", LEASE, 5, NOW)], 5, NOW, "mine")
         assert claimed.records == []
         assert await store.get([("g", "a")]) == [
-            Record("g", "a", NOW + 500, NOW, None, "scheduled", 0, "plan", "args", "progress")
+            Record("g", "a", NOW + 500, NOW, None, "scheduled", 0, "schedule", "args", "progress")
         ]
 
     asyncio.run(main())

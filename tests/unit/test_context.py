@@ -16,8 +16,8 @@ from tests.support import START, Bench, Progress, after, looping, micros, run, s
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
-from pyncette.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.store import Write
+from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.task import Task
 from pyncette.testing.faults import Fail, Gate, LoseAnswer, faulty
 
@@ -197,7 +197,9 @@ def test_a_record_whose_worker_died_takes_the_new_arguments_when_its_lease_is_ov
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", due=-1, state="running", token="dead:1:1", starts=1)
+        await bench.plant(
+            job, "x", due=-1, state="running", token="dead:1:1", unfinished_attempts=1
+        )
         async with bench.app.create() as context:
             await context.schedule_task(job, "x", execute_at=after(100), n=2)
             async with looping(context):
@@ -296,7 +298,9 @@ def test_an_at_most_once_record_that_does_not_move_on_is_locked_in_the_end(
         job = bench.app.dynamic_task(name="job", execution_mode=ExecutionMode.AT_MOST_ONCE)(
             bench.note
         )
-        await bench.plant(job, "x", due=20, state="running", token="slow:1:1", starts=1)
+        await bench.plant(
+            job, "x", due=20, state="running", token="slow:1:1", unfinished_attempts=1
+        )
         async with bench.app.create() as context:
             with pytest.raises(TaskLockedException) as raised:
                 await context.schedule_task(job, "x", interval=seconds(3))
@@ -331,7 +335,9 @@ def test_many_calls_at_once_make_few_trips_and_each_has_its_own_answer() -> None
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "locked", due=60, state="running", token="w:1:1", starts=1)
+        await bench.plant(
+            job, "locked", due=60, state="running", token="w:1:1", unfinished_attempts=1
+        )
         async with bench.app.create() as context:
             names = [str(number) for number in range(500)]
             results = await asyncio.gather(
@@ -724,7 +730,9 @@ def test_a_lease_that_has_run_out_is_told_until_somebody_takes_the_record() -> N
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", planned=-9, due=-1, state="running", token="dead:1:1", starts=1)
+        await bench.plant(
+            job, "x", planned=-9, due=-1, state="running", token="dead:1:1", unfinished_attempts=1
+        )
         async with bench.app.create() as context:
             state = await context.get_task(job, "x")
             assert state is not None
@@ -790,7 +798,7 @@ def test_a_record_that_cannot_be_read_is_listed_with_a_handle_without_schedule()
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", planned=5, plan="2 lunar", progress="2 ?", args="2 ?")
+        await bench.plant(job, "x", planned=5, schedule="2 lunar", progress="2 ?", args="2 ?")
         async with bench.app.create() as context:
             [state] = (await context.list_tasks(job)).tasks
             task = state.task
@@ -1051,7 +1059,7 @@ def test_a_record_with_a_failed_run_tells_its_planned_time_while_it_waits() -> N
             due=50,
             state="running",
             token="w:1:1",
-            progress=Progress(micros(3), "born", failures=1, error="RuntimeError: no"),
+            progress=Progress(micros(3), "incarnation", failures=1, error="RuntimeError: no"),
         )
         async with bench.app.create() as context:
             state = await context.get_task(job, "x")
@@ -1068,7 +1076,7 @@ def test_scheduling_what_is_paused_or_parked_changes_its_arguments_only(state: s
         job = bench.app.dynamic_task(name="job")(bench.note)
         async with bench.running() as context:
             async with bench.store() as store:
-                progress = Progress(micros(5), "born")
+                progress = Progress(micros(5), "incarnation")
                 put = Put(None, state, None, 0, "1 at 0", "1 {}", dump_progress(progress))
                 await store.write([Write(job.group, "x", put, ANY)], micros(0))
             await context.schedule_task(job, "x", execute_at=after(3), n=2)

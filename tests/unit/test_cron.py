@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from pyncette.cron import compile_cron
 from pyncette.schedule import Cron
+from pyncette.schedule.cron import compile_cron
 
 
 def occurrences(expression: str, start: datetime, end: datetime) -> list[datetime]:

@@ -13,11 +13,12 @@ from tests.support import START, Bench, run, seconds
 
 from pyncette import Context, Pyncette
 from pyncette.clock import StoreClock, SystemClock
-from pyncette.deadline import DeadlineStore, deadline_for
+from pyncette.engine.loop import MEASURE_INTERVAL_S, Scheduler
 from pyncette.errors import StoreUnavailableError
 from pyncette.memory import MemoryStore
-from pyncette.scheduler import MEASURE_INTERVAL_S, Scheduler
+from pyncette.opening import deadline_for
 from pyncette.store import EVERYTHING
+from pyncette.store.deadline import DeadlineStore
 from pyncette.task import Task
 from pyncette.testing import VirtualClock
 
@@ -44,7 +45,7 @@ class Silent:
         self.cancelled: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        async def call(*arguments: Any) -> None:
+        async def call(*arguments: Any, **options: Any) -> None:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -93,11 +94,11 @@ def test_virtual_time_stands_still_while_a_call_is_under_way() -> None:
         async with bench.running() as context:
             real = context._scheduler._store._store.claim  # type: ignore[attr-defined]
 
-            async def slow(*arguments: Any) -> Any:
+            async def slow(*arguments: Any, **options: Any) -> Any:
                 before = bench.clock.now()
                 await asyncio.sleep(0.01)
                 assert bench.clock.now() == before
-                return await real(*arguments)
+                return await real(*arguments, **options)
 
             context._scheduler._store._store.claim = slow  # type: ignore[attr-defined]
             await bench.advance(3)

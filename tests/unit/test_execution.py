@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from tests.support import START, Bench, Progress, after, logged, looping, micros, run, seconds
 
-from pyncette import Context, ExecutionMode, FailureMode, lifecycle
+from pyncette import Context, ExecutionMode, FailureMode
+from pyncette.engine import rules
+from pyncette.engine.rules import Wanted
 from pyncette.errors import LeaseLostException, StoreUnavailableError
-from pyncette.lifecycle import Wanted
-from pyncette.record import ANY, DELETE, STATIC_GROUP, Patch
 from pyncette.schedule import At
 from pyncette.store import Write
+from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Fail, Gate, LoseAnswer
 
@@ -135,7 +136,9 @@ def test_a_worker_that_was_killed_before_the_body_is_followed_by_another_when_it
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", due=7, state="running", token="killed:1:1", starts=1)
+        await bench.plant(
+            job, "x", due=7, state="running", token="killed:1:1", unfinished_attempts=1
+        )
         async with bench.running():
             await bench.advance(10)
         assert (bench.times, bench.planned) == ([7], [0])
@@ -214,7 +217,7 @@ def test_a_failure_of_mode_none_counts_no_start() -> None:
             await bench.advance(300)
         record = await bench.record(task)
         assert record is not None
-        assert record.starts == 0
+        assert record.unfinished_attempts == 0
         assert len(bench.runs) == 7
 
     run(main())
@@ -277,7 +280,11 @@ def test_a_cancelled_execution_is_neither_success_nor_failure() -> None:
             for task in tasks:
                 record = await bench.record(task)
                 assert record is not None
-                assert (record.state, record.due_at, record.starts) == ("running", micros(61), 1)
+                assert (record.state, record.due_at, record.unfinished_attempts) == (
+                    "running",
+                    micros(61),
+                    1,
+                )
                 assert "failures" not in record.progress
 
     run(main())
@@ -427,7 +434,9 @@ def test_an_at_most_once_body_does_not_start_when_another_has_taken_the_record(
                     [Write(job.group, "x", Patch(micros(60), "running", 1), record.version)],
                     micros(5),
                 )
-                await bench.plant(job, "x", due=60, state="running", token="thief:1:1", starts=1)
+                await bench.plant(
+                    job, "x", due=60, state="running", token="thief:1:1", unfinished_attempts=1
+                )
             gate.release()
             await advancing
         assert bench.runs == []
@@ -548,7 +557,9 @@ def test_a_claim_that_took_longer_than_the_lease_is_not_run_where_somebody_took_
             await bench.advance(60)
             await gate.reached()
             await bench.advance(2)
-            await bench.plant(job, "x", due=100, state="running", token="thief:1:1", starts=2)
+            await bench.plant(
+                job, "x", due=100, state="running", token="thief:1:1", unfinished_attempts=2
+            )
             context.shutdown()
             gate.release()
             await bench.clock.settle()
@@ -651,7 +662,9 @@ def test_a_lease_that_was_lost_raises_and_the_outcome_is_not_recorded(
         async with bench.running() as context:
             await context.schedule_task(job, "x", execute_at=after(1))
             await bench.advance(2)
-            await bench.plant(job, "x", due=100, state="running", token="thief:1:1", starts=1)
+            await bench.plant(
+                job, "x", due=100, state="running", token="thief:1:1", unfinished_attempts=1
+            )
             before = await bench.record(job, "x")
             await bench.advance(10)
             assert await bench.record(job, "x") == before
@@ -822,7 +835,7 @@ def test_what_was_asked_for_while_a_run_was_in_hand_holds_after_it() -> None:
                     current = await bench.record(job, "x")
                     assert current is not None
                     wanted = Wanted(At(after(30)), '1 {"n":2}', "reborn")
-                    change = lifecycle.replaced(current, wanted, micros(10))
+                    change = rules.replaced(current, wanted, micros(10))
                     await store.write([Write(job.group, "x", change, current.version)], micros(10))
                 await context.heartbeat()
 
@@ -845,7 +858,7 @@ def test_a_record_that_becomes_unreadable_while_it_runs_is_lost_to_its_run() -> 
             current = await bench.record(job, "x")
             assert current is not None
             async with bench.store() as store:
-                patch = Patch(current.due_at, current.state, current.starts, "2 newer")
+                patch = Patch(current.due_at, current.state, current.unfinished_attempts, "2 newer")
                 await store.write([Write(job.group, "x", patch, current.version)], micros(10))
 
         async with bench.running() as context:
@@ -1051,7 +1064,7 @@ def test_a_worker_of_the_old_release_runs_the_new_plan_and_does_not_bend_it() ->
         assert bench.planned == [8, 15, 22]
         record = await bench.record(task)
         assert record is not None
-        assert record.plan == "1 every 7000000"
+        assert record.schedule == "1 every 7000000"
 
     run(main())
 
@@ -1062,12 +1075,12 @@ def test_a_schedule_of_a_newer_format_is_left_as_it_is(
     async def main() -> None:
         bench = Bench()
         task = bench.app.task(name="tick", interval=10)(bench.note)
-        await bench.plant(task, plan="2 lunar", progress="2 newer", planned=100)
+        await bench.plant(task, schedule="2 lunar", progress="2 newer", planned=100)
         async with bench.running():
             await bench.advance(5)
         record = await bench.record(task)
         assert record is not None
-        assert (record.plan, record.due_at) == ("2 lunar", micros(100))
+        assert (record.schedule, record.due_at) == ("2 lunar", micros(100))
 
     run(main())
     assert logged(caplog, "tick", "left as it is")
@@ -1140,7 +1153,7 @@ def test_a_triggered_record_runs_once_more_and_goes_on_as_planned() -> None:
     async def main() -> None:
         bench = Bench()
         task = bench.app.task(name="tick", interval=100)(bench.note)
-        progress = Progress(micros(100), "born", triggered=micros(3))
+        progress = Progress(micros(100), "incarnation", triggered=micros(3))
         await bench.plant(task, planned=100, due=3, progress=progress)
         async with bench.running():
             await bench.advance(110)
@@ -1242,7 +1255,9 @@ def test_a_heartbeat_that_is_under_way_when_the_lease_is_found_lost_raises() -> 
 
         @bench.app.dynamic_task()
         async def job(context: Context) -> None:
-            await bench.plant(job, "x", due=50, state="running", token="thief:1:1", starts=1)
+            await bench.plant(
+                job, "x", due=50, state="running", token="thief:1:1", unfinished_attempts=1
+            )
             seen.extend(
                 await asyncio.gather(
                     context.heartbeat(), context.heartbeat(), return_exceptions=True
@@ -1305,7 +1320,9 @@ def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_does_not_start(
             context._scheduler.cancel()
             await asyncio.sleep(0)
             if not applied:
-                await bench.plant(task, due=100, state="running", token="thief:1:1", starts=1)
+                await bench.plant(
+                    task, due=100, state="running", token="thief:1:1", unfinished_attempts=1
+                )
             context.shutdown()
             gate.release()
             await loop

@@ -10,8 +10,8 @@ import pytest
 
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryRepository
-from pyncette.record import ABSENT, Put
 from pyncette.store import EVERYTHING, Applied, Group, Store, Write
+from pyncette.store.record import ABSENT, Put
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Delay, Fail, Faults, Gate, LoseAnswer, faulty
 

@@ -4,14 +4,14 @@ import asyncio
 import tracemalloc
 
 from pyncette.memory import MemoryRepository, MemoryStore, memory_repository
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, State
 from pyncette.store import Group, Key, Watch, Write
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, State
 
 NOW = 1_000_000
 
 
 def put(due_at: int | None = NOW) -> Put:
-    return Put(due_at, State.SCHEDULED, None, 0, "plan", "args", "progress")
+    return Put(due_at, State.SCHEDULED, None, 0, "schedule", "args", "progress")
 
 
 def test_contexts_of_one_repository_share_their_records() -> None:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyncette import lifecycle
 from pyncette.clock import to_microseconds
-from pyncette.lifecycle import UNKNOWN_PLAN, Rules
+from pyncette.engine import rules
+from pyncette.engine.rules import UNKNOWN_SCHEDULE, Policy
 from pyncette.memory import MemoryStore
 from pyncette.migrate.copying import Fingerprint, copy
 from pyncette.migrate.legacy import (
@@ -28,7 +28,9 @@ from pyncette.migrate.legacy import (
     template_of,
     undoubled,
 )
-from pyncette.record import (
+from pyncette.schedule import Every, dumps
+from pyncette.store import Failed, Result, Write
+from pyncette.store.record import (
     STATIC_GROUP,
     Put,
     Record,
@@ -38,8 +40,6 @@ from pyncette.record import (
     load_progress,
     read,
 )
-from pyncette.schedule import Every, dumps
-from pyncette.store import Failed, Result, Write
 from pyncette.testing import VirtualClock
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -197,7 +197,7 @@ def test_what_has_no_time_left_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "plan"),
+    ("fields", "schedule"),
     [
         ({"interval": 60}, "1 every 60000000"),
         ({"interval": 0.25}, "1 every 250000"),
@@ -210,8 +210,8 @@ def test_what_has_no_time_left_is_done() -> None:
         ({"interval": None, "execute_at": "2026-05-01T13:00:00"}, f"1 at {NOW + HOUR}"),
     ],
 )
-def test_a_schedule_is_kept(fields: dict[str, Any], plan: str) -> None:
-    assert put_of(a_row(task_spec=spec(**fields))).plan == plan
+def test_a_schedule_is_kept(fields: dict[str, Any], schedule: str) -> None:
+    assert put_of(a_row(task_spec=spec(**fields))).schedule == schedule
 
 
 def test_a_one_off_is_due_when_1x_had_planned_it() -> None:
@@ -249,9 +249,9 @@ def test_what_cannot_be_planned_is_parked_with_all_of_its_text(text: Any, reason
     assert reason in reason_of(row)
     put = put_of(row)
     if isinstance(text, str):
-        assert put.plan == f"1.x {text}"
+        assert put.schedule == f"1.x {text}"
     assert load_progress(put.progress).planned == NOW + HOUR
-    with pytest.raises(ValueError, match="plan"):
+    with pytest.raises(ValueError, match="schedule"):
         read(Record("mail", "a", None, 1, None, put.state, *_rest(put)))
 
 
@@ -262,8 +262,8 @@ def test_a_parked_record_keeps_the_arguments_that_can_be_read() -> None:
 
 def test_any_text_can_be_kept_by_any_store() -> None:
     put = put_of(a_row(task_spec='{"a": "\0ž\ud800'))
-    assert put.plan.isascii()
-    assert "\0" not in put.plan
+    assert put.schedule.isascii()
+    assert "\0" not in put.schedule
     assert put.progress.isascii()
 
 
@@ -273,7 +273,11 @@ def test_any_text_can_be_kept_by_any_store() -> None:
 def test_a_lease_is_kept_until_it_ends() -> None:
     row = a_row(execute_after="2026-05-01T11:00:00", locked_until="2026-05-01T12:01:00")
     leased = put_of(row._replace(locked_by="worker\n:ž"))
-    assert (leased.due_at, leased.state, leased.starts) == (NOW + 60 * SECOND, State.RUNNING, 1)
+    assert (leased.due_at, leased.state, leased.unfinished_attempts) == (
+        NOW + 60 * SECOND,
+        State.RUNNING,
+        1,
+    )
     assert leased.token == "worker\n:\\u017e:1.x:0"
     assert load_progress(leased.progress).planned == NOW - HOUR
     anonymous = put_of(row)
@@ -282,7 +286,7 @@ def test_a_lease_is_kept_until_it_ends() -> None:
 
 def test_a_lease_that_has_ended_is_none() -> None:
     put = put_of(a_row(locked_until="2026-05-01T12:00:00", locked_by="w"))
-    assert (put.due_at, put.state, put.starts, put.token) == (
+    assert (put.due_at, put.state, put.unfinished_attempts, put.token) == (
         NOW + HOUR,
         State.SCHEDULED,
         0,
@@ -302,11 +306,11 @@ def static_record(**fields: Any) -> Record:
 
 
 def _rest(put: Put) -> tuple[int, str, str, str]:
-    return put.starts, put.plan, put.args, put.progress
+    return put.unfinished_attempts, put.schedule, put.args, put.progress
 
 
 def replanned(record: Record) -> Record:
-    change = lifecycle.replanned(record, EVERY_HOUR, NOW)
+    change = rules.replanned(record, EVERY_HOUR, NOW)
     assert isinstance(change, Put)
     due_at, state, token, *_ = change
     return Record(STATIC_GROUP, "daily", due_at, 6, token, state, *_rest(change))
@@ -315,28 +319,28 @@ def replanned(record: Record) -> Record:
 @pytest.mark.parametrize("planned", ["2026-05-01T12:20:00", "2026-05-01T11:20:00"])
 def test_a_static_task_keeps_its_planned_time_and_gets_its_schedule(planned: str) -> None:
     record = static_record(execute_after=planned)
-    assert (record.plan, record.args) == (UNKNOWN_PLAN, "")
-    assert replanned(record)[2:] == record._replace(version=6, plan=dumps(EVERY_HOUR))[2:]
+    assert (record.schedule, record.args) == (UNKNOWN_SCHEDULE, "")
+    assert replanned(record)[2:] == record._replace(version=6, schedule=dumps(EVERY_HOUR))[2:]
 
 
 def test_a_static_task_under_a_lease_gets_its_schedule_and_stays_leased() -> None:
     record = static_record(locked_until="2026-05-01T12:30:00")
     assert record.state == State.RUNNING
     new = replanned(record)
-    assert new[2:] == record._replace(version=6, plan=dumps(EVERY_HOUR))[2:]
-    done = lifecycle.succeeded(read(new), Rules(), NOW + 2 * HOUR)
+    assert new[2:] == record._replace(version=6, schedule=dumps(EVERY_HOUR))[2:]
+    done = rules.succeeded(read(new), Policy(), NOW + 2 * HOUR)
     assert done.due_at == NOW + HOUR + 20 * 60 * SECOND  # type: ignore[union-attr]
 
 
 def test_a_parked_static_task_gets_its_schedule_and_stays_parked() -> None:
     record = static_record(execute_after="soon")
     new = replanned(record)
-    assert (new.state, new.due_at, new.plan) == (State.PARKED, None, dumps(EVERY_HOUR))
+    assert (new.state, new.due_at, new.schedule) == (State.PARKED, None, dumps(EVERY_HOUR))
 
 
 def test_a_static_task_whose_worker_has_not_restarted_runs_once_as_planned() -> None:
-    record = static_record()._replace(state=State.RUNNING, starts=1, token="w:1:1")
-    change = lifecycle.succeeded(read(record), Rules(), NOW)
+    record = static_record()._replace(state=State.RUNNING, unfinished_attempts=1, token="w:1:1")
+    change = rules.succeeded(read(record), Policy(), NOW)
     assert change.state == State.FINISHED  # type: ignore[union-attr]
 
 
@@ -387,7 +391,7 @@ def test_what_a_worker_has_had_in_hand_is_not_written_over() -> None:
     [before] = asyncio.run(store.get([("mail", "a")]))
     assert before is not None
     settled = Put(
-        NOW + 9 * HOUR, State.SCHEDULED, "w:1:1", 0, before.plan, before.args, before.progress
+        NOW + 9 * HOUR, State.SCHEDULED, "w:1:1", 0, before.schedule, before.args, before.progress
     )
     asyncio.run(store.write([Write("mail", "a", settled, before.version)], NOW))
     result = copied(store, a_row())

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 from tests import support
-from tests.unit import test_app, test_context, test_execution, test_scheduler
+from tests.unit import test_app, test_context, test_execution, test_loop
 
 
 def plain_tests(*modules: ModuleType, but: Collection[str] = ()) -> list[Callable[[], None]]:
@@ -32,7 +32,7 @@ PASSES_COUNTED = {
 
 @pytest.mark.parametrize(
     "test",
-    plain_tests(test_app, test_context, test_execution, test_scheduler, but=PASSES_COUNTED),
+    plain_tests(test_app, test_context, test_execution, test_loop, but=PASSES_COUNTED),
     ids=lambda test: test.__name__.removeprefix("test_"),
 )
 def test_it_holds_on_uvloop_too(test: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:

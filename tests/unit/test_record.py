@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyncette import record, schedule
-from pyncette.record import (
+from pyncette import schedule
+from pyncette.schedule import At, Every, NewerFormat
+from pyncette.store import record
+from pyncette.store.record import (
     EARLIEST_INSTANT,
     ERROR_CHARACTERS_MAX,
     LATEST_INSTANT,
@@ -26,7 +28,6 @@ from pyncette.record import (
     load_progress,
     read,
 )
-from pyncette.schedule import At, Every, NewerFormat
 
 INSTANTS = st.integers(EARLIEST_INSTANT, LATEST_INSTANT)
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
@@ -34,12 +35,14 @@ PLAINS = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 NOTHING = st.none()
 FLAGS = {"paused": st.booleans(), "triggered": NOTHING | INSTANTS}
 PENDING = st.builds(
-    Pending, plan=NOTHING, args=NOTHING, planned=NOTHING, born=NOTHING, **FLAGS
-) | st.builds(Pending, plan=PLAINS, args=PLAINS, planned=NOTHING | INSTANTS, born=WORDS, **FLAGS)
+    Pending, schedule=NOTHING, args=NOTHING, planned=NOTHING, incarnation=NOTHING, **FLAGS
+) | st.builds(
+    Pending, schedule=PLAINS, args=PLAINS, planned=NOTHING | INSTANTS, incarnation=WORDS, **FLAGS
+)
 PROGRESS = st.builds(
     Progress,
     planned=st.none() | INSTANTS,
-    born=WORDS,
+    incarnation=WORDS,
     triggered=st.none() | INSTANTS,
     failures=st.integers(0, 10**6),
     pending=st.none() | PENDING,
@@ -52,8 +55,8 @@ JSON = st.recursive(
 )
 
 
-def a_record(plan: str = "1 every 60000000", progress: str = "1 5 k3") -> Record:
-    return Record("group", "key", 5, 1, None, State.SCHEDULED, 0, plan, "1 {}", progress)
+def a_record(schedule: str = "1 every 60000000", progress: str = "1 5 k3") -> Record:
+    return Record("group", "key", 5, 1, None, State.SCHEDULED, 0, schedule, "1 {}", progress)
 
 
 @given(PROGRESS)
@@ -106,7 +109,7 @@ def test_every_instant_that_a_schedule_can_give_can_be_read() -> None:
 
 def test_reading_a_record_gives_its_plan_and_its_progress() -> None:
     reading = read(a_record())
-    assert reading.plan == Every(timedelta(minutes=1))
+    assert reading.schedule == Every(timedelta(minutes=1))
     assert reading.progress == Progress(5, "k3")
 
 
@@ -165,8 +168,8 @@ def test_arguments_that_are_not_ours_cannot_be_read(text: str) -> None:
 
 
 def test_a_plan_that_is_not_ours_cannot_be_read() -> None:
-    with pytest.raises(UnreadableRecord, match="plan"):
-        read(a_record(plan="1 cron UTC nonsense"))
+    with pytest.raises(UnreadableRecord, match="schedule"):
+        read(a_record(schedule="1 cron UTC nonsense"))
 
 
 def test_what_a_later_release_wrote_is_not_broken() -> None:
@@ -175,7 +178,7 @@ def test_what_a_later_release_wrote_is_not_broken() -> None:
     with pytest.raises(NewerFormat, match="format 10"):
         load_args("10 {}")
     with pytest.raises(NewerFormat):
-        read(a_record(plan="2 lunar phase"))
+        read(a_record(schedule="2 lunar phase"))
     with pytest.raises(NewerFormat):
         read(a_record(progress="2 5"))
 

@@ -25,7 +25,7 @@ from pyncette.schedule import (
     loads,
     parse_timezone,
 )
-from pyncette.zone import offsets_of
+from pyncette.schedule.zone import offsets_of
 
 MINUTE = 60_000_000
 HOUR = 60 * MINUTE
@@ -232,48 +232,48 @@ def test_a_one_off_answers_with_its_instant_in_utc() -> None:
 # All kinds
 
 
-@pytest.mark.parametrize("plan", [Every(timedelta(1)), At(datetime(2026, 5, 1, tzinfo=UTC))])
-def test_only_cron_has_a_zone_of_its_own(plan: Schedule) -> None:
-    assert plan.timezone is UTC
-    assert plan.timezone_name is None
+@pytest.mark.parametrize("schedule", [Every(timedelta(1)), At(datetime(2026, 5, 1, tzinfo=UTC))])
+def test_only_cron_has_a_zone_of_its_own(schedule: Schedule) -> None:
+    assert schedule.timezone is UTC
+    assert schedule.timezone_name is None
 
 
-@pytest.mark.parametrize("plan", ONE_OF_EACH, ids=repr)
-def test_a_schedule_survives_its_text(plan: Schedule) -> None:
-    again = loads(dumps(plan))
-    assert again == plan
-    assert dumps(again) == dumps(plan)
+@pytest.mark.parametrize("schedule", ONE_OF_EACH, ids=repr)
+def test_a_schedule_survives_its_text(schedule: Schedule) -> None:
+    again = loads(dumps(schedule))
+    assert again == schedule
+    assert dumps(again) == dumps(schedule)
 
 
-@pytest.mark.parametrize("plan", ONE_OF_EACH, ids=repr)
-def test_a_schedule_can_be_copied_pickled_and_evaluated(plan: Schedule) -> None:
+@pytest.mark.parametrize("schedule", ONE_OF_EACH, ids=repr)
+def test_a_schedule_can_be_copied_pickled_and_evaluated(schedule: Schedule) -> None:
     names = {"Cron": Cron, "Every": Every, "At": At, "datetime": __import__("datetime")}
     for again in (
-        copy.deepcopy(plan),
-        pickle.loads(pickle.dumps(plan)),
-        eval(repr(plan), names),
+        copy.deepcopy(schedule),
+        pickle.loads(pickle.dumps(schedule)),
+        eval(repr(schedule), names),
     ):
-        assert again == plan
-        assert hash(again) == hash(plan)
+        assert again == schedule
+        assert hash(again) == hash(schedule)
 
 
 def test_schedules_that_differ_are_not_equal() -> None:
     assert len(set(ONE_OF_EACH)) == len(ONE_OF_EACH)
-    for plan in ONE_OF_EACH:
-        text: object = dumps(plan)
-        assert plan != text
-        assert [plan == other for other in ONE_OF_EACH].count(True) == 1
+    for one in ONE_OF_EACH:
+        text: object = dumps(one)
+        assert one != text
+        assert [one == other for other in ONE_OF_EACH].count(True) == 1
 
 
-@pytest.mark.parametrize("plan", ONE_OF_EACH, ids=repr)
-def test_a_schedule_cannot_be_changed(plan: Schedule) -> None:
-    name: str = next(iter(type(plan).__slots__))
+@pytest.mark.parametrize("schedule", ONE_OF_EACH, ids=repr)
+def test_a_schedule_cannot_be_changed(schedule: Schedule) -> None:
+    name: str = next(iter(type(schedule).__slots__))
     with pytest.raises(AttributeError, match="is immutable"):
-        setattr(plan, name, 5)
+        setattr(schedule, name, 5)
     with pytest.raises(AttributeError, match="is immutable"):
-        delattr(plan, name)
+        delattr(schedule, name)
     with pytest.raises(AttributeError, match="is immutable"):
-        plan.timezone = UTC
+        schedule.timezone = UTC
 
 
 @pytest.fixture
@@ -322,7 +322,7 @@ def test_a_naive_datetime_that_local_time_cannot_hold_is_refused(instant: dateti
 
 
 @pytest.mark.parametrize(
-    ("plan", "text"),
+    ("schedule", "text"),
     [
         (Cron("0  9 * * *", "Europe/Berlin"), "1 cron Europe/Berlin 0 9 * * *"),
         (Cron("@daily"), "1 cron UTC @daily"),
@@ -334,9 +334,9 @@ def test_a_naive_datetime_that_local_time_cannot_hold_is_refused(instant: dateti
         (At(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)), "1 at -1000000"),
     ],
 )
-def test_the_stored_text_is(plan: Schedule, text: str) -> None:
-    assert dumps(plan) == text
-    assert loads(text) == plan
+def test_the_stored_text_is(schedule: Schedule, text: str) -> None:
+    assert dumps(schedule) == text
+    assert loads(text) == schedule
 
 
 def test_what_repeats_is_parsed_once_and_one_off_instants_are_not_kept() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.support import START, after, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette
-from pyncette.record import load_args
+from pyncette.store.record import load_args
 from pyncette.task import PartitionedTask, Task, default_partition_selector
 
 AMO = ExecutionMode.AT_MOST_ONCE

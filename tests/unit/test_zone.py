@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pyncette.schedule import Cron
-from pyncette.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
+from pyncette.schedule.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
 
 WINTER = datetime(2026, 1, 1, tzinfo=UTC)
 

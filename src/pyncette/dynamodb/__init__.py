@@ -2,8 +2,8 @@
 
 This module reads the options, opens client and table, and shares the connections out: claims and
 outcomes of runs have some each, so that they never wait behind what users ask for. The layout and
-the requests are in :mod:`pyncette.dynamodb.table`, the client's errors and its retries in
-:mod:`pyncette.dynamodb.requests`. What a claim is made of is in :mod:`pyncette.cas`.
+the requests are in ``pyncette.dynamodb.table``, the client's errors and its retries in
+``pyncette.dynamodb.requests``. What a claim is made of is in ``pyncette.store.cas``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from pyncette.cas import CasStore
 from pyncette.clock import SystemClock, realtime
 from pyncette.dynamodb.clock import WIDTH_GOOD, DateClock
 from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_by_itself
@@ -31,7 +30,6 @@ from pyncette.dynamodb.table import (
 )
 from pyncette.errors import StoreError, StoreMisconfiguredError
 from pyncette.options import whole_number
-from pyncette.record import CONTROL_GROUP, Record
 from pyncette.store import (
     Claimed,
     Failed,
@@ -43,6 +41,8 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.cas import CasStore
+from pyncette.store.record import CONTROL_GROUP, Record
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ async def dynamodb_repository(
         dynamodb_endpoint: The URL of the service, if it is not that of the region.
         dynamodb_partition_prefix: Stands before every group. Applications with prefixes of their
             own share a table without seeing each other.
-        dynamodb_skip_table_create: It is made by somebody else, see :func:`table_definition`.
+        dynamodb_skip_table_create: It is made by somebody else, see ``table_definition``.
         dynamodb_pool_size: Most connections to open; at least 3.
         dynamodb_client: A client for ``dynamodb`` made by aiobotocore, to use and to leave open.
             The three options on region, endpoint and pool are its own affair then.
@@ -194,7 +194,7 @@ def table_definition(table_name: str) -> dict[str, Any]:
 
 
 class DynamoDBStore:
-    """See :class:`pyncette.store.Store`. Made by :func:`dynamodb_repository`."""
+    """See ``pyncette.store.Store``. Made by ``dynamodb_repository``."""
 
     def __init__(self, options: DynamoDBOptions, client: Any) -> None:
         self._options = options
@@ -253,7 +253,15 @@ class DynamoDBStore:
             await asyncio.wait([self._narrowing])
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         return await self._claims.claim(sources, limit, now, token, repeated)
 

@@ -52,14 +52,14 @@ class DateClock:
         return highest - lowest
 
     def monotonic(self) -> float:
-        """What :meth:`observe` wants to know, in seconds."""
+        """What ``observe`` wants to know, in seconds."""
         return self._source.monotonic()
 
     def observe(self, sent: float, received: float, date: int) -> None:
         """Takes in an answer.
 
         Args:
-            sent, received: :meth:`monotonic` just before and just after the call.
+            sent, received: ``monotonic`` just before and just after the call.
             date: The second in which the server answered, in microseconds since the epoch.
         """
         at = round(received * 1_000_000)

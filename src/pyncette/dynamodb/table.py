@@ -15,10 +15,10 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final
 
-from pyncette.cas import Entry, Made, Swap
 from pyncette.dynamodb.requests import THROTTLED, Patience, Requests, error_of, together
-from pyncette.record import ABSENT, Delete, Record
 from pyncette.store import Filter, Identity, Page, Write
+from pyncette.store.cas import Entry, Made, Swap
+from pyncette.store.record import ABSENT, Delete, Record
 
 INDEX: Final = "due"
 
@@ -42,7 +42,7 @@ the run itself adds."""
 
 Item = Mapping[str, Mapping[str, Any]]
 
-_NUMBERS: Final = frozenset({"due_at", "version", "starts"})
+_NUMBERS: Final = frozenset({"due_at", "version", "unfinished_attempts"})
 _NOT_MADE: Final = frozenset(
     {
         "ConditionalCheckFailed",
@@ -76,7 +76,7 @@ def definition(table_name: str) -> dict[str, Any]:
                 ],
                 "Projection": {
                     "ProjectionType": "INCLUDE",
-                    "NonKeyAttributes": ["version", "starts"],
+                    "NonKeyAttributes": ["version", "unfinished_attempts"],
                 },
             }
         ],
@@ -102,7 +102,9 @@ def has_layout(described: Mapping[str, Any]) -> bool:
             projected = index["Projection"]
             return _keys(index) == _keys(due) and (
                 projected["ProjectionType"] == "ALL"
-                or {"version", "starts"}.issubset(projected.get("NonKeyAttributes", ()))
+                or {"version", "unfinished_attempts"}.issubset(
+                    projected.get("NonKeyAttributes", ())
+                )
             )
     return False
 
@@ -148,7 +150,7 @@ def size_error(write: Write) -> RecordTooLargeError | None:
     change = write.change
     if isinstance(change, Delete):
         return None
-    texts = getattr(change, "plan", "") + getattr(change, "args", "")
+    texts = getattr(change, "schedule", "") + getattr(change, "args", "")
     for what, text, size_max in (
         ("Plan and arguments", texts, TEXTS_BYTES_MAX),
         ("What is to be kept", change.progress or "", PROGRESS_BYTES_MAX),
@@ -160,7 +162,7 @@ def size_error(write: Write) -> RecordTooLargeError | None:
 
 
 class DynamoTable:
-    """See :class:`pyncette.cas.CasBackend`.
+    """See ``pyncette.store.cas.CasBackend``.
 
     Args:
         requests: Makes the requests.
@@ -425,7 +427,7 @@ def _record_of(item: Item, group: str) -> Record:
         item.get("token", {}).get("S"),
         _text(item, "state"),
         _starts(item),
-        _text(item, "plan"),
+        _text(item, "schedule"),
         _text(item, "args"),
         _text(item, "progress"),
     )
@@ -449,5 +451,5 @@ def _version(item: Item) -> int:
 
 
 def _starts(item: Item) -> int:
-    number = item.get("starts", {}).get("N", "")
+    number = item.get("unfinished_attempts", {}).get("N", "")
     return int(number) if number.isdigit() else 0

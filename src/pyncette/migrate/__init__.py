@@ -1,6 +1,6 @@
 """Taking over what release 1.x left in a store.
 
-``python -m pyncette migrate`` is :func:`migrate` as a command; docs/from-1.x.md is its manual.
+``python -m pyncette migrate`` is ``migrate`` as a command; docs/from-1.x.md is its manual.
 
 SQL stores: everything is copied to a table beside the old one, which is then renamed to
 ``<table>_1x`` while the copy takes its name, in one step. Until then 1.x is as it was. Redis and
@@ -44,7 +44,7 @@ _SOURCES: Final = {
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`migrate` found and did.
+    """What ``migrate`` found and did.
 
     Attributes:
         place: The store, in words.

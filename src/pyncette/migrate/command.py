@@ -1,6 +1,6 @@
 """``python -m pyncette migrate``: reads its arguments, shows what happens, says how it ended.
 
-What is done is in :mod:`pyncette.migrate`. Credentials are never shown. Each option of a store can
+What is done is in ``pyncette.migrate``. Credentials are never shown. Each option of a store can
 be set in the environment, too, where other users of the machine do not see it.
 """
 

@@ -1,6 +1,6 @@
 """Counting what a store of 1.x holds, and writing it to a store of this release.
 
-Knows the calls that a reader makes possible (:class:`Source`) and the storage contract; knows no
+Knows the calls that a reader makes possible (``Source``) and the storage contract; knows no
 database. A record is created, never put over what a worker has had in hand, so that everything
 here may be stopped at any point and done again.
 """
@@ -18,7 +18,9 @@ from typing import Any, Final, NamedTuple, Protocol
 from pyncette.clock import Clock
 from pyncette.errors import PyncetteException
 from pyncette.migrate.legacy import NOBODY, Done, LeftBehind, LegacyRow, Taken, taken_over
-from pyncette.record import (
+from pyncette.schedule import NewerFormat
+from pyncette.store import EVERYTHING, Applied, Failed, Refused, Store, Unknown, Write
+from pyncette.store.record import (
     ABSENT,
     CONTROL_GROUP,
     STATIC_GROUP,
@@ -30,8 +32,6 @@ from pyncette.record import (
     load_args,
     load_progress,
 )
-from pyncette.schedule import NewerFormat
-from pyncette.store import EVERYTHING, Applied, Failed, Refused, Store, Write
 
 BATCH: Final = 1_000
 """So many rows are read, and written, at a time."""
@@ -180,7 +180,7 @@ class Source(Protocol):
         ...
 
     def rows(self) -> AsyncIterator[list[LegacyRow]]:
-        """All rows, at most :data:`BATCH` at a time."""
+        """All rows, at most ``BATCH`` at a time."""
         ...
 
     def target(self) -> AbstractAsyncContextManager[Store]:
@@ -222,7 +222,7 @@ async def survey(source: Source, now: int) -> Counts:
 
 
 class Copied(NamedTuple):
-    """The result of :func:`copy`.
+    """The result of ``copy``.
 
     Attributes:
         written: Records that were written.
@@ -282,7 +282,7 @@ async def _write(store: Store, batch: Sequence[Write], now: int, counts: Counts)
     for write, result in zip(batch, results, strict=True):
         if isinstance(result, Applied):
             written += 1
-        elif isinstance(result, Failed):
+        elif isinstance(result, (Failed, Unknown)):
             if not isinstance(result.error, ValueError):
                 raise result.error
             counts.leave_behind(write.key, str(result.error))
@@ -312,10 +312,10 @@ def _is_stale(current: Record, wanted: Write) -> bool:
         ours, theirs = load_progress(current.progress), load_progress(change.progress)
     except (UnreadableRecord, NewerFormat):
         return False
-    return (current.due_at, current.state, current.plan, current.args, ours.planned) != (
+    return (current.due_at, current.state, current.schedule, current.args, ours.planned) != (
         change.due_at,
         change.state,
-        change.plan,
+        change.schedule,
         change.args,
         theirs.planned,
     )

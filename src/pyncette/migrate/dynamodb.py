@@ -66,7 +66,7 @@ async def open_source(
 
 
 class DynamoDBSource:
-    """See :class:`pyncette.migrate.copying.Source`."""
+    """See ``pyncette.migrate.copying.Source``."""
 
     def __init__(
         self,

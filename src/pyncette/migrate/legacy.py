@@ -1,7 +1,7 @@
 """What release 1.x left of a task, and what it becomes: pure functions, one row at a time.
 
 Knows the names, texts and instants of 1.x, whichever store they were read from. The readers, one
-a store, are beside this module; what is written, and when, is in :mod:`pyncette.migrate.copying`.
+a store, are beside this module; what is written, and when, is in ``pyncette.migrate.copying``.
 
 What cannot be read is never dropped: a record that has a name is kept, parked, with the reason
 and with the whole text that 1.x kept of it; one that has none is left where it is, and told of.
@@ -20,8 +20,10 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from pyncette.clock import to_microseconds
-from pyncette.lifecycle import UNKNOWN_PLAN
-from pyncette.record import (
+from pyncette.engine.rules import UNKNOWN_SCHEDULE
+from pyncette.schedule import At, Cron, Every, dumps
+from pyncette.store import Identity, Write
+from pyncette.store.record import (
     ABSENT,
     EARLIEST_INSTANT,
     LATEST_INSTANT,
@@ -34,10 +36,8 @@ from pyncette.record import (
     dump_progress,
     group_of,
 )
-from pyncette.schedule import At, Cron, Every, dumps
-from pyncette.store import Identity, Write
 
-PARKED_PLAN: Final = "1.x"
+PARKED_SCHEDULE: Final = "1.x"
 """How the plan of a record begins whose schedule could not be read; what 1.x kept follows."""
 
 NOBODY: Final = "1.x:0"
@@ -145,22 +145,22 @@ def taken_over(row: LegacyRow, now: int) -> Taken | Done | LeftBehind:
         if row.locked_until is not None:
             locked = _instant("locked_until", row.locked_until)
         if identity[0] == STATIC_GROUP:
-            plan, args = UNKNOWN_PLAN, ""
+            schedule, args = UNKNOWN_SCHEDULE, ""
         elif reason is not None:
             raise _Unreadable(reason)
         elif spec is None:
             raise _Unreadable("task_spec is missing")
         else:
-            plan, args = _plan(spec), _args(spec)
+            schedule, args = _plan(spec), _args(spec)
     except _Unreadable as error:
         change = _parked(row, identity, spec, planned, str(error))
         return Taken(label, Write(*identity, change, ABSENT), None, str(error))
     progress = dump_progress(Progress(planned, secrets.token_hex(4)))
     if locked is not None and locked > now:
         token = f"{_holder(row.locked_by)}:{NOBODY}"
-        change = Put(locked, State.RUNNING, token, 1, plan, args, progress)
+        change = Put(locked, State.RUNNING, token, 1, schedule, args, progress)
         return Taken(label, Write(*identity, change, ABSENT), locked, None)
-    change = Put(planned, State.SCHEDULED, None, 0, plan, args, progress)
+    change = Put(planned, State.SCHEDULED, None, 0, schedule, args, progress)
     return Taken(label, Write(*identity, change, ABSENT), None, None)
 
 
@@ -172,15 +172,15 @@ def _parked(
     reason: str,
 ) -> Put:
     """The record with what can be read of it, the reason, and all that 1.x had kept."""
-    plan, args = UNKNOWN_PLAN, ""
+    schedule, args = UNKNOWN_SCHEDULE, ""
     if identity[0] != STATIC_GROUP:
-        plan = f"{PARKED_PLAN} {_ascii(row.task_spec)}"
+        schedule = f"{PARKED_SCHEDULE} {_ascii(row.task_spec)}"
         args = dump_args({})
         # Arguments that cannot be read are in the plan.
         with suppress(_Unreadable):
             args = _args(spec or {})
     progress = Progress(planned, secrets.token_hex(4), error=f"taken over from 1.x: {reason}")
-    return Put(None, State.PARKED, None, 0, plan, args, dump_progress(progress))
+    return Put(None, State.PARKED, None, 0, schedule, args, dump_progress(progress))
 
 
 # Names: template[:partition]:instance, with every colon within a part doubled.

@@ -54,7 +54,7 @@ async def open_source(
 
 
 class MysqlSource:
-    """See :class:`pyncette.migrate.copying.Source`."""
+    """See ``pyncette.migrate.copying.Source``."""
 
     def __init__(
         self, options: dict[str, Any], place: str, tables: Tables, connection: Connection

@@ -75,7 +75,7 @@ async def open_source(
 
 
 class PostgresSource:
-    """See :class:`pyncette.migrate.copying.Source`."""
+    """See ``pyncette.migrate.copying.Source``."""
 
     def __init__(self, url: str, place: str, tables: Tables, connection: Connection) -> None:
         self.place = place

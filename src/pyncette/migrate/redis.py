@@ -75,7 +75,7 @@ def _place(target: Target) -> str:
 
 
 class RedisSource:
-    """See :class:`pyncette.migrate.copying.Source`."""
+    """See ``pyncette.migrate.copying.Source``."""
 
     def __init__(
         self,

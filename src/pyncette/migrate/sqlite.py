@@ -48,7 +48,7 @@ async def open_source(
 
 
 class SqliteSource:
-    """See :class:`pyncette.migrate.copying.Source`."""
+    """See ``pyncette.migrate.copying.Source``."""
 
     def __init__(self, database: str, tables: Tables) -> None:
         self.place = f"SQLite file '{database}'"

@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from pyncette.migrate.copying import Layout, MigrationError
-from pyncette.sql import COLUMNS, LEGACY_COLUMNS, check_table_name
+from pyncette.store.sql.rows import COLUMNS, LEGACY_COLUMNS, check_table_name
 
 ROW_COLUMNS = "name, parent_name, execute_after, locked_until, locked_by, task_spec"
-"""The columns of 1.x, in the order of a :class:`~pyncette.migrate.legacy.LegacyRow`."""
+"""The columns of 1.x, in the order of a ``LegacyRow``."""
 
 
 class Tables(NamedTuple):

@@ -2,8 +2,8 @@
 
 This module reads the options, opens the connections and hands each call to one of them: claims
 and outcomes of runs have a connection each, so that they never wait behind what users ask for.
-The statements are in :mod:`pyncette.mysql.table`, the connections in
-:mod:`pyncette.mysql.connection`.
+The statements are in ``pyncette.mysql.table``, the connections in
+``pyncette.mysql.connection``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from pyncette.mysql.connection import (
 from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
 from pyncette.options import whole_number
-from pyncette.record import Record
-from pyncette.sql import COLUMNS, check_table_name, describe_foreign_table
 from pyncette.store import (
     Claimed,
     Filter,
@@ -41,6 +39,8 @@ from pyncette.store import (
     Watch,
     Write,
 )
+from pyncette.store.record import Record
+from pyncette.store.sql.rows import COLUMNS, check_table_name, describe_foreign_table
 
 DEFAULT_PORT: Final = 3306
 TABLE_NAME_CHARACTERS_MAX: Final = 64
@@ -193,7 +193,7 @@ async def mysql_repository(
         mysql_password: With what.
         mysql_database: The database with the table.
         mysql_table_name: The table, made where it is missing.
-        mysql_skip_table_create: It is made by somebody else, see :func:`schema_sql`.
+        mysql_skip_table_create: It is made by somebody else, see ``schema_sql``.
         mysql_pool_size: Most connections to open; at least 3.
         mysql_ssl: Encrypts the connections. Without it, and without a URL that asks for it, they
             are not encrypted.
@@ -237,7 +237,7 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class MysqlStore:
-    """See :class:`pyncette.store.Store`. Made by :func:`mysql_repository`."""
+    """See ``pyncette.store.Store``. Made by ``mysql_repository``."""
 
     def __init__(self, options: MysqlOptions) -> None:
         self._options = options
@@ -289,7 +289,15 @@ class MysqlStore:
             await connections.close()
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         return await self._claims.run(
             lambda connection: self._table.claim(connection, sources, limit, now, token, repeated)

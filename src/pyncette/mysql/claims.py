@@ -1,7 +1,7 @@
 """The statements of one claim, and what their answers say.
 
 Knows sources and how a claim is asked for in SQL; makes no trip. The statements themselves are in
-:mod:`pyncette.mysql.sql`.
+``pyncette.mysql.sql``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pyncette.mysql.sql import (
     TEXT,
     batch_of,
 )
-from pyncette.record import Record
 from pyncette.store import Group, Key, Source
+from pyncette.store.record import Record
 
 RecordOf = Callable[[tuple[Any, ...]], Record]
 
@@ -37,7 +37,7 @@ class Asked:
         names: What is in every statement.
         sources: At least one.
         since: For each of them, where to begin to read.
-        now, token: See :meth:`pyncette.store.Store.claim`.
+        now, token: See ``pyncette.store.Store.claim``.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Asked:
         return statements
 
     def read_held(self, results: Results, record: RecordOf) -> list[tuple[int, Record]]:
-        """Takes the answers of :meth:`held` off the results: records, and of which source."""
+        """Takes the answers of ``held`` off the results: records, and of which source."""
         records = []
         for sources in (self._groups, self._keys):
             if sources:
@@ -130,7 +130,7 @@ class Asked:
         return records
 
     def read_next_due(self, results: Results) -> list[int | None]:
-        """Takes the answers of :meth:`next_due` off the results."""
+        """Takes the answers of ``next_due`` off the results."""
         soonest: list[int | None] = [None] * self._size
         for first in range(0, len(self._groups), SUBQUERIES_MAX):
             [row] = results.pop(0)

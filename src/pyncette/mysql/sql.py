@@ -9,8 +9,8 @@ These servers cannot return what they have changed. So a change is made of all r
 of none (a window function counts what was found), and the number of changed rows says which; it is
 above none whenever a row was found, since every change moves the version.
 
-Every table is reached by a named index: by a plan that scans it, which a server prefers while it
-is small, a statement would meet rows that are not its own, and wait for who holds them.
+Every table is reached by a named index. A server prefers to scan a table while it is small; the
+statement would then meet rows of others, and wait for whoever holds them.
 
 Batches travel as one JSON text. Keys are compared as bytes.
 """
@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pyncette.mysql.connection import Connection
-from pyncette.record import Delete, Patch, Put, State
-from pyncette.sql import COLUMNS
+from pyncette.store.record import Delete, Patch, Put, State
+from pyncette.store.sql.rows import COLUMNS
 
 SUBQUERIES_MAX: Final = 500
 """So many groups are asked for by one statement, which can have some thousands of columns."""
@@ -33,7 +33,7 @@ _SHORT_MAX: Final = 1_000
 """Texts up to this length stay in memory while a statement works on them."""
 
 _VERSION_MAX: Final = 1 << 61
-_STARTS_MAX: Final = 1 << 30
+_UNFINISHED_MAX: Final = 1 << 30
 """Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
 
 
@@ -47,14 +47,14 @@ CREATE TABLE IF NOT EXISTS {table} (
     version  BIGINT NOT NULL,
     token    VARCHAR(1000),
     state    VARCHAR(20) NOT NULL,
-    starts   INT NOT NULL,
-    plan     MEDIUMTEXT NOT NULL,
+    unfinished_attempts INT NOT NULL,
+    schedule MEDIUMTEXT NOT NULL,
     args     LONGTEXT NOT NULL,
     progress MEDIUMTEXT NOT NULL,
     PRIMARY KEY (`group`, `key`),
     KEY due (`group`, due_at),
     CHECK (version < 4611686018427387904),
-    CHECK (starts < 2147483647),
+    CHECK (unfinished_attempts < 2147483647),
     CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET = utf8mb4 COLLATE = utf8mb4_bin"""
 
@@ -65,7 +65,9 @@ ALL_COLUMNS: Final = ", ".join(
 
 # The same where a text may be none: MariaDB takes surrogates for characters.
 BYTES: Final = ", ".join(
-    f"r.{column}" if column in ("due_at", "version", "starts") else f"CAST(r.`{column}` AS BINARY)"
+    f"r.{column}"
+    if column in ("due_at", "version", "unfinished_attempts")
+    else f"CAST(r.`{column}` AS BINARY)"
     for column in COLUMNS
 )
 
@@ -98,7 +100,7 @@ CLAIM: Final = """\
 UPDATE {due} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
     ON t.`group` = q.`group` AND t.`key` = q.`key`
 SET t.state = '{running}', t.token = {token}, t.due_at = {now} + q.lease,
-    t.starts = LEAST(t.starts, {starts_max}) + 1,
+    t.unfinished_attempts = LEAST(t.unfinished_attempts, {starts_max}) + 1,
     t.version = GREATEST(LEAST(t.version, {version_max}) + 1, {now})"""
 
 # What a token holds, of groups by the index on (group, due_at), of keys by the primary key.
@@ -135,7 +137,7 @@ STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` A
 INSERT: Final = """\
 INSERT INTO {table}
 SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,
-    q.starts, q.plan, q.args, q.progress
+    q.unfinished_attempts, q.schedule, q.args, q.progress
 FROM (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
     LEFT JOIN {by_key} WHERE r.`key` IS NULL) AS q
 WHERE q.found = {size} ORDER BY q.number"""
@@ -181,13 +183,13 @@ class Kind:
 DELETION: Final = Kind("DELETE t FROM {expected}", _EXPECTED_COLUMNS)
 _PATCHING: Final = Kind(
     "UPDATE {expected} SET t.version = q.version, t.due_at = q.due_at, t.state = q.state, "
-    "t.starts = q.starts, t.progress = COALESCE(q.progress, t.progress)",
+    "t.unfinished_attempts = q.unfinished_attempts, t.progress = COALESCE(q.progress, t.progress)",
     {
         **_EXPECTED_COLUMNS,
         "version": "BIGINT",
         "due_at": "BIGINT",
         "state": TEXT,
-        "starts": "INT",
+        "unfinished_attempts": "INT",
         "progress": TEXT,
     },
 )
@@ -197,14 +199,15 @@ _WHOLE_COLUMNS: Final = {
     "due_at": "BIGINT",
     "state": TEXT,
     "token": TEXT,
-    "starts": "INT",
-    "plan": TEXT,
+    "unfinished_attempts": "INT",
+    "schedule": TEXT,
     "args": TEXT,
     "progress": TEXT,
 }
 _REPLACEMENT: Final = Kind(
     "UPDATE {expected} SET t.version = q.version, t.due_at = q.due_at, t.state = q.state, "
-    "t.token = q.token, t.starts = q.starts, t.plan = q.plan, t.args = q.args, "
+    "t.token = q.token, t.unfinished_attempts = q.unfinished_attempts, "
+    "t.schedule = q.schedule, t.args = q.args, "
     "t.progress = q.progress",
     _WHOLE_COLUMNS,
 )
@@ -227,7 +230,7 @@ def names_of(table: str, mariadb: bool) -> dict[str, Any]:
         "of_rows": "" if mariadb else "OF r",
         "running": _RUNNING,
         "version_max": _VERSION_MAX,
-        "starts_max": _STARTS_MAX,
+        "starts_max": _UNFINISHED_MAX,
     }
 
 

@@ -1,8 +1,8 @@
 """The table in MySQL or MariaDB, and what is done to it: trips, answers, records.
 
 Every function works on the connection that it is given. A batch of which nothing was changed is
-looked at, and what stood in its way taken out. The statements are in :mod:`pyncette.mysql.sql`,
-connections in :mod:`pyncette.mysql.connection`.
+looked at, and what stood in its way taken out. The statements are in ``pyncette.mysql.sql``,
+connections in ``pyncette.mysql.connection``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, Final
 from asyncmy import errors
 
 from pyncette.clock import realtime
-from pyncette.marks import LowWater
 from pyncette.mysql.claims import Asked, RecordOf
 from pyncette.mysql.connection import (
     DEADLOCK,
@@ -44,8 +43,6 @@ from pyncette.mysql.sql import (
     batch_of,
     names_of,
 )
-from pyncette.record import ABSENT, ANY, Delete, Put, Record, record_of
-from pyncette.sql import HeldRecords, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -59,6 +56,9 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, record_of
+from pyncette.store.sql.low_water import LowWater
+from pyncette.store.sql.rows import HeldRecords, prefix_end
 
 EXAMINED_MAX: Final = 5_000
 """So many rows a page of a filtered scan looks at, so that no call takes long."""
@@ -137,7 +137,7 @@ class MysqlTable:
         token: str,
         repeated: bool,
     ) -> Claimed:
-        """See :meth:`pyncette.store.Store.claim`.
+        """See ``pyncette.store.Store.claim``.
 
         One trip: what is due is taken, what the token now holds is read, and what is left.
         """
@@ -176,11 +176,11 @@ class MysqlTable:
         return Claimed(held, next_due)
 
     async def write(self, connection: Connection, batch: Sequence[Write], now: int) -> list[Result]:
-        """See :meth:`pyncette.store.Store.write`.
+        """See ``pyncette.store.Store.write``.
 
         What was not written is read, together with what can be locked. Where that does not show
         why, somebody holds the record, and it is tried again for a while, see
-        :class:`~pyncette.sql.HeldRecords`.
+        ``HeldRecords``.
         """
         results: list[Result | None] = [None] * len(batch)
         # The version that must be there. Where any will do, the one that a look has found.
@@ -280,7 +280,7 @@ class MysqlTable:
     async def get(
         self, connection: Connection, identities: Sequence[Identity]
     ) -> list[Record | None]:
-        """See :meth:`pyncette.store.Store.get`."""
+        """See ``pyncette.store.Store.get``."""
         found: list[Record | None] = []
         for part in _parts(identities):
             batch = batch_of(connection, part, KEY_COLUMNS)
@@ -292,7 +292,7 @@ class MysqlTable:
     async def scan(
         self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
     ) -> Page:
-        """See :meth:`pyncette.store.Store.scan`. The cursor is the last key that was looked at."""
+        """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
         states, prefix, due_before = where
         escape = connection.escape
         keys = [f"r.`group` = {escape(group)}"]

@@ -2,8 +2,8 @@
 
 This module reads the options, opens the connections and hands each call to one of them: claims
 and outcomes of runs have a connection each, so that they never wait behind what users ask for.
-The statements are in :mod:`pyncette.postgres.table`, the connections in
-:mod:`pyncette.postgres.connection`.
+The statements are in ``pyncette.postgres.table``, the connections in
+``pyncette.postgres.connection``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from pyncette.postgres.connection import (
 )
 from pyncette.postgres.sql import schema_sql as _schema_sql
 from pyncette.postgres.table import PostgresTable
-from pyncette.record import Record
-from pyncette.sql import COLUMNS, check_table_name, describe_foreign_table
 from pyncette.store import (
     Claimed,
     Filter,
@@ -46,6 +44,8 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.record import Record
+from pyncette.store.sql.rows import COLUMNS, check_table_name, describe_foreign_table
 
 OLDEST_POSTGRES: Final = 13
 TABLE_NAME_CHARACTERS_MAX: Final = 59
@@ -124,7 +124,7 @@ async def postgres_repository(
         postgres_url: Required, unless there is a pool. What libpq reads from a URL holds here,
             ``sslmode`` and the other options of TLS among it.
         postgres_table_name: The table, made where it is missing.
-        postgres_skip_table_create: It is made by somebody else, see :func:`schema_sql`.
+        postgres_skip_table_create: It is made by somebody else, see ``schema_sql``.
         postgres_pool_size: Most connections to open, beside one that listens; at least 3.
         postgres_listen_url: Where to listen for notifications, if ``postgres_url`` leads to a
             pooler that does not keep sessions. Without it, such a worker polls.
@@ -163,7 +163,7 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class PostgresStore:
-    """See :class:`pyncette.store.Store`. Made by :func:`postgres_repository`."""
+    """See ``pyncette.store.Store``. Made by ``postgres_repository``."""
 
     def __init__(self, options: PostgresOptions) -> None:
         self._options = options
@@ -254,7 +254,15 @@ class PostgresStore:
             await connections.close()
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         return await self._claims.run(
             lambda connection: self._table.claim(connection, sources, limit, now, token, repeated)

@@ -347,7 +347,7 @@ class Listener:
 
 
 class Watch:
-    """A registration with a :class:`Listener`."""
+    """A registration with a ``Listener``."""
 
     def __init__(self, groups: frozenset[str], on_wake: WakeCallback, watches: list[Watch]) -> None:
         self.groups = groups
@@ -356,6 +356,6 @@ class Watch:
         watches.append(self)
 
     def close(self) -> None:
-        """See :meth:`pyncette.store.Watch.close`."""
+        """See ``pyncette.store.Watch.close``."""
         if self in self._watches:
             self._watches.remove(self)

@@ -3,15 +3,15 @@
 None waits for a row that somebody holds: claims and changes skip it (``SKIP LOCKED``), creations
 give up after a moment. Batches travel as arrays, one for each column. This module knows the
 dialect and nothing else; what is sent and what comes back is handled in
-:mod:`pyncette.postgres.table`.
+``pyncette.postgres.table``.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from pyncette.record import State
-from pyncette.sql import COLUMNS
+from pyncette.store.record import State
+from pyncette.store.sql.rows import COLUMNS
 
 # Every update moves the indexed due_at, so that none is "heap only": the free space that
 # fillfactor leaves lets the new version of a row stay on its page. Vacuum comes early and often,
@@ -24,8 +24,8 @@ CREATE TABLE IF NOT EXISTS {table} (
     version  bigint NOT NULL CHECK (version < 4611686018427387904),
     token    text COLLATE "C",
     state    text COLLATE "C" NOT NULL,
-    starts   integer NOT NULL CHECK (starts < 1073741824),
-    plan     text NOT NULL,
+    unfinished_attempts integer NOT NULL CHECK (unfinished_attempts < 1073741824),
+    schedule text NOT NULL,
     args     text NOT NULL,
     progress text NOT NULL,
     PRIMARY KEY ("group", "key")
@@ -72,13 +72,15 @@ WITH sources AS MATERIALIZED (
         ) AS d
     ) AS p LIMIT $7
 ), taken AS (
-    UPDATE {table} AS t SET state = '{running}', token = $9, starts = t.starts + 1,
+    UPDATE {table} AS t SET state = '{running}', token = $9,
+        unfinished_attempts = t.unfinished_attempts + 1,
         version = greatest(t.version + 1, $8),
         due_at = $8 + coalesce($10::bigint, (
             SELECT s.lease FROM sources AS s
             WHERE s."group" = t."group" AND (s."key" IS NULL OR s."key" = t."key")))
     WHERE t.ctid = ANY(ARRAY(SELECT place FROM picked))
-    RETURNING t."group", t."key", t.due_at, t.version, t.starts, t.plan, t.args, t.progress
+    RETURNING t."group", t."key", t.due_at, t.version, t.unfinished_attempts, t.schedule, t.args,
+        t.progress
 )
 SELECT * FROM taken
 UNION ALL
@@ -141,12 +143,13 @@ SELECT array_agg(number), array_agg(version) FROM changed"""
 # wait for whoever is changing it. One that is being created elsewhere is waited for a moment.
 _INSERT: Final = """\
 WITH made AS (
-    INSERT INTO {table} SELECT w."group", w."key", w.due_at, $3, w.token, w.state, w.starts,
-        w.plan, w.args, w.progress
+    INSERT INTO {table} SELECT w."group", w."key", w.due_at, $3, w.token, w.state,
+        w.unfinished_attempts, w.schedule, w.args, w.progress
     FROM (SELECT set_config('lock_timeout', '100ms', true) AS timeout) AS s
     CROSS JOIN unnest($1::text[], $2::text[], $4::bigint[], $5::text[], $6::text[], $7::integer[],
         $8::text[], $9::text[], $10::text[]) WITH ORDINALITY
-        AS w("group", "key", due_at, state, token, starts, plan, args, progress, number)
+        AS w("group", "key", due_at, state, token, unfinished_attempts, schedule, args, progress,
+            number)
     WHERE s.timeout IS NOT NULL AND NOT EXISTS (
         SELECT FROM {table} AS r WHERE r."group" = w."group" AND r."key" = w."key")
     ORDER BY w.number
@@ -177,15 +180,15 @@ ORDER BY r."key" LIMIT $8"""
 _PATCHED: Final[dict[str, tuple[str, str]]] = {
     "due_at": ("bigint", "w.due_at"),
     "state": ("text", "w.state"),
-    "starts": ("integer", "w.starts"),
+    "unfinished_attempts": ("integer", "w.unfinished_attempts"),
     "progress": ("text", "coalesce(w.progress, t.progress)"),
 }
 _PUT: Final[dict[str, tuple[str, str]]] = {
     "due_at": ("bigint", "w.due_at"),
     "state": ("text", "w.state"),
     "token": ("text", "w.token"),
-    "starts": ("integer", "w.starts"),
-    "plan": ("text", "w.plan"),
+    "unfinished_attempts": ("integer", "w.unfinished_attempts"),
+    "schedule": ("text", "w.schedule"),
     "args": ("text", "w.args"),
     "progress": ("text", "w.progress"),
 }

@@ -1,8 +1,8 @@
 """The table in PostgreSQL, and what is done to it: batches, answers, records.
 
 Every function works on the connection that it is given, each statement in a transaction of its
-own. The statements are in :mod:`pyncette.postgres.sql`, connections in
-:mod:`pyncette.postgres.connection`.
+own. The statements are in ``pyncette.postgres.sql``, connections in
+``pyncette.postgres.connection``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from typing import Any, Final
 import asyncpg
 
 from pyncette.clock import realtime
-from pyncette.marks import LowWater
 from pyncette.postgres.connection import Connection
 from pyncette.postgres.sql import Statements
-from pyncette.record import ABSENT, ANY, Delete, Patch, Record, State, record_of
-from pyncette.sql import HeldRecords, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -32,6 +29,9 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Record, State, record_of
+from pyncette.store.sql.low_water import LowWater
+from pyncette.store.sql.rows import HeldRecords, prefix_end
 
 EXAMINED_MAX: Final = 5_000
 """So many rows a page of a filtered scan looks at, so that no call takes long."""
@@ -76,7 +76,7 @@ class PostgresTable:
         token: str,
         repeated: bool,
     ) -> Claimed:
-        """See :meth:`pyncette.store.Store.claim`."""
+        """See ``pyncette.store.Store.claim``."""
         if not sources:
             return Claimed([], [])
         held: list[Record] = []
@@ -110,8 +110,23 @@ class PostgresTable:
             leases[0] if len(set(leases)) == 1 else None,
         )
         records = [
-            record_of((group, key, due_at, version, token, _RUNNING, starts, plan, args, progress))
-            for group, key, due_at, version, starts, plan, args, progress in rows[: -len(sources)]
+            record_of(
+                (
+                    group,
+                    key,
+                    due_at,
+                    version,
+                    token,
+                    _RUNNING,
+                    unfinished_attempts,
+                    schedule,
+                    args,
+                    progress,
+                )
+            )
+            for group, key, due_at, version, unfinished_attempts, schedule, args, progress in rows[
+                : -len(sources)
+            ]
         ]
         next_due: list[int | None] = [row[2] for row in rows[-len(sources) :]]
         taken = {record.group for record in records}
@@ -126,10 +141,10 @@ class PostgresTable:
         return Claimed(held + records if held else records, next_due)
 
     async def write(self, connection: Connection, batch: Sequence[Write], now: int) -> list[Result]:
-        """See :meth:`pyncette.store.Store.write`.
+        """See ``pyncette.store.Store.write``.
 
         What was not written is read. Where that does not show why, somebody holds the record, or
-        held it, and it is tried again for a while, see :class:`~pyncette.sql.HeldRecords`.
+        held it, and it is tried again for a while, see ``HeldRecords``.
         """
         results: list[Result | None] = [None] * len(batch)
         pending = list(range(len(batch)))
@@ -248,7 +263,7 @@ class PostgresTable:
     async def get(
         self, connection: Connection, identities: Sequence[Identity]
     ) -> list[Record | None]:
-        """See :meth:`pyncette.store.Store.get`."""
+        """See ``pyncette.store.Store.get``."""
         if not identities:
             return []
         groups, keys = zip(*identities, strict=True)
@@ -259,7 +274,7 @@ class PostgresTable:
     async def scan(
         self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
     ) -> Page:
-        """See :meth:`pyncette.store.Store.scan`. The cursor is the last key that was looked at."""
+        """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
         states, prefix, due_before = where
         end = (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY
         keys = (group, cursor or "", prefix, end)

@@ -208,7 +208,7 @@ async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
 
 
 async def ask(connection: Any, *command: Argument) -> Reply:
-    """As :func:`exchange`, for one command.
+    """As ``exchange``, for one command.
 
     Raises:
         Exception: Also what the server answers.

@@ -14,8 +14,8 @@ from binascii import crc_hqx
 from collections.abc import Collection
 from typing import Final
 
-from pyncette.record import Delete, Patch, Record, State, record_of
 from pyncette.store import Write
+from pyncette.store.record import Delete, Patch, Record, State, record_of
 
 SLOTS: Final = 16_384
 FORMAT: Final = b"1"
@@ -33,12 +33,12 @@ _ESCAPES_OF_NAMESPACES: Final = {**_ESCAPES, ord(":"): "%3A"}
 
 
 def encoded(text: str) -> bytes:
-    """Text as bytes; also what :func:`decoded` made of bytes that are no text."""
+    """Text as bytes; also what ``decoded`` made of bytes that are no text."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def decoded(value: bytes) -> str:
-    """The reverse of :func:`encoded`."""
+    """The reverse of ``encoded``."""
     return value.decode("utf-8", "surrogateescape")
 
 
@@ -98,12 +98,12 @@ def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Reco
     """
     text = value.decode("utf-8", "replace")
     if not sound and _HEAD.match(text) is None:
-        plan = text.replace("\0", " ")
-        return Record(group, key, None, 1, None, State.PARKED, 0, plan, "", "")
+        schedule = text.replace("\0", " ")
+        return Record(group, key, None, 1, None, State.PARKED, 0, schedule, "", "")
     texts = text.split("\0", _COLUMNS - 1)
     if len(texts) < _COLUMNS:
         texts += [""] * (_COLUMNS - len(texts))
-    version, due_at, state, starts, token, progress, plan, args = texts
+    version, due_at, state, unfinished_attempts, token, progress, schedule, args = texts
     return record_of(
         (
             group,
@@ -112,8 +112,8 @@ def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Reco
             int(version),
             token[1:] if token != _NO_TOKEN else None,
             state,
-            int(starts),
-            plan,
+            int(unfinished_attempts),
+            schedule,
             args,
             progress,
         )
@@ -131,16 +131,16 @@ def change_texts(write: Write) -> tuple[str, ...]:
         return ("D",)
     due_at = "" if change.due_at is None else str(change.due_at)
     if isinstance(change, Patch):
-        _, state, starts, progress = change
-        head = f"{state}\0{starts}"
+        _, state, unfinished_attempts, progress = change
+        head = f"{state}\0{unfinished_attempts}"
         texts = ("p", due_at, head) if progress is None else ("P", due_at, head, progress)
         divided = head if progress is None else f"{head}{progress}"
         divisions = 1
     else:
-        _, state, token, starts, plan, args, progress = change
-        divided = f"{token_text(token)}\0{progress}\0{plan}\0{args}"
+        _, state, token, unfinished_attempts, schedule, args, progress = change
+        divided = f"{token_text(token)}\0{progress}\0{schedule}\0{args}"
         divisions = 3
-        texts = ("U", due_at, f"{state}\0{starts}", divided)
+        texts = ("U", due_at, f"{state}\0{unfinished_attempts}", divided)
     if divided.count("\0") != divisions:
         raise ValueError(f"A text of the record {write.key!r} holds a NUL character")
     return texts

@@ -30,7 +30,7 @@ RECONNECT_DELAY_MAX_S: Final = 5.0
 
 
 class Watch:
-    """A registration with a :class:`Listener`."""
+    """A registration with a ``Listener``."""
 
     def __init__(self, groups: frozenset[str], on_wake: WakeCallback, watches: list[Watch]) -> None:
         self.groups = groups
@@ -39,7 +39,7 @@ class Watch:
         watches.append(self)
 
     def close(self) -> None:
-        """See :meth:`pyncette.store.Watch.close`."""
+        """See ``pyncette.store.Watch.close``."""
         if self in self._watches:
             self._watches.remove(self)
 

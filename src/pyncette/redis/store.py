@@ -1,7 +1,7 @@
 """The store in Redis: each call of the storage contract as commands and scripts.
 
-Which server they go to is :mod:`pyncette.redis.topology`'s business, and how records lie there
-that of :mod:`pyncette.redis.layout` and of the scripts (``*.lua``), each of which does its whole
+Which server they go to is ``pyncette.redis.topology``'s business, and how records lie there
+that of ``pyncette.redis.layout`` and of the scripts (``*.lua``), each of which does its whole
 batch at once, alone on its server.
 """
 
@@ -14,7 +14,6 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
-from pyncette.record import Record
 from pyncette.redis.connection import Argument, Command, Lane, NotExecutedError, Reply
 from pyncette.redis.layout import (
     FORMAT,
@@ -43,6 +42,7 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class _Part(NamedTuple):
 
 
 class RedisStore:
-    """See :class:`pyncette.store.Store`. Made by :func:`pyncette.redis.redis_repository`."""
+    """See ``pyncette.store.Store``. Made by ``pyncette.redis.redis_repository``."""
 
     def __init__(self, options: RedisOptions) -> None:
         target = options.target()
@@ -184,7 +184,15 @@ class RedisStore:
     # The calls.
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         claim = _Claim(sources, now, token)
         parts = self._parts([source.group for source in sources])

@@ -1,8 +1,8 @@
 """The store in a SQLite database: in memory, or a file that several processes share.
 
 This module opens the database and hands each call to the thread that owns the connection
-(:mod:`pyncette.sqlite.thread`), which puts all calls that are queued into one transaction. The
-statements are in :mod:`pyncette.sqlite.table`.
+(``pyncette.sqlite.thread``), which puts all calls that are queued into one transaction. The
+statements are in ``pyncette.sqlite.table``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
-from pyncette.record import Record
-from pyncette.sql import check_table_name
 from pyncette.sqlite.table import SqliteTable
 from pyncette.sqlite.thread import ConnectionThread, is_busy
 from pyncette.store import (
@@ -31,6 +29,8 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.record import Record
+from pyncette.store.sql.rows import check_table_name
 
 MEMORY: Final = ":memory:"
 OLDEST_SQLITE: Final = (3, 35, 0)
@@ -82,7 +82,7 @@ async def sqlite_repository(
         sqlite_database: Path of the file, made where it is missing, or ``:memory:``: a database of
             its own for each context, gone when the context closes.
         sqlite_table_name: The table in it, made where it is missing.
-        sqlite_synchronous: ``NORMAL`` or ``FULL``, see :class:`SqliteOptions`.
+        sqlite_synchronous: ``NORMAL`` or ``FULL``, see ``SqliteOptions``.
 
     Raises:
         ValueError: An option makes no sense.
@@ -112,7 +112,7 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class SqliteStore:
-    """See :class:`pyncette.store.Store`. Made by :func:`sqlite_repository`."""
+    """See ``pyncette.store.Store``. Made by ``sqlite_repository``."""
 
     def __init__(self, options: SqliteOptions) -> None:
         self._options = options
@@ -142,7 +142,15 @@ class SqliteStore:
         await self._thread.close()
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         def read(connection: sqlite3.Connection) -> Claimed | None:
             next_due = self._table.next_due(connection, sources)

@@ -1,7 +1,7 @@
 """The table of a SQLite database, and what is done to it: statements, rows, records.
 
 Every function works on the connection that it is given, within the transaction that is open on
-it. Threads, transactions and files are in :mod:`pyncette.sqlite.thread`.
+it. Threads, transactions and files are in ``pyncette.sqlite.thread``.
 
 The driver gives up Python's global lock around every row that it fetches and every set of
 parameters that it binds. A thread that shares the interpreter with a busy event loop waits for
@@ -21,19 +21,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
-from pyncette.record import (
-    ABSENT,
-    ANY,
-    Delete,
-    Patch,
-    Progress,
-    Put,
-    Record,
-    State,
-    dump_progress,
-    record_of,
-)
-from pyncette.sql import COLUMNS, describe_foreign_table, prefix_end
 from pyncette.store import (
     Applied,
     Claimed,
@@ -48,6 +35,19 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.record import (
+    ABSENT,
+    ANY,
+    Delete,
+    Patch,
+    Progress,
+    Put,
+    Record,
+    State,
+    dump_progress,
+    record_of,
+)
+from pyncette.store.sql.rows import COLUMNS, describe_foreign_table, prefix_end
 
 EXAMINED_MAX: Final = 5_000
 """So many rows a page of a filtered scan looks at, so that no call keeps the others waiting."""
@@ -56,7 +56,7 @@ _STEPS: Final = (100, 25, 5, 1)
 """So many rows are written by one statement, the most first; each size is prepared once."""
 
 _VERSION_MAX: Final = 1 << 61
-_STARTS_MAX: Final = 1 << 30
+_UNFINISHED_MAX: Final = 1 << 30
 """Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
 
 # Somebody may edit a row by hand. What the checks let through can be claimed and parked; what
@@ -69,8 +69,9 @@ CREATE TABLE IF NOT EXISTS {table} (
     version  INTEGER NOT NULL CHECK (typeof(version) = 'integer' AND version < 1 << 62),
     token    TEXT    CHECK (token IS NULL OR typeof(token) = 'text'),
     state    TEXT    NOT NULL CHECK (typeof(state) = 'text'),
-    starts   INTEGER NOT NULL CHECK (typeof(starts) = 'integer' AND starts < 1 << 31),
-    plan     TEXT    NOT NULL CHECK (typeof(plan) = 'text'),
+    unfinished_attempts INTEGER NOT NULL
+        CHECK (typeof(unfinished_attempts) = 'integer' AND unfinished_attempts < 1 << 31),
+    schedule TEXT    NOT NULL CHECK (typeof(schedule) = 'text'),
     args     TEXT    NOT NULL CHECK (typeof(args) = 'text'),
     progress TEXT    NOT NULL CHECK (typeof(progress) = 'text'),
     PRIMARY KEY ("group", "key")
@@ -94,16 +95,19 @@ class SqliteTable:
 
         # CAST costs nothing on what is of that type, and makes of anything else what can be
         # handed on, so that whoever reads the record finds it unreadable and parks it.
-        integers = ("due_at", "version", "starts")
+        integers = ("due_at", "version", "unfinished_attempts")
         columns = ", ".join(
             f'CAST(t."{column}" AS {"INTEGER" if column in integers else "TEXT"})'
             for column in COLUMNS
         )
         version = f"max(min(CAST(version AS INTEGER), {_VERSION_MAX}) + 1, ?)"
-        starts = f"min(CAST(starts AS INTEGER), {_STARTS_MAX}) + 1"
+        unfinished_attempts = f"min(CAST(unfinished_attempts AS INTEGER), {_UNFINISHED_MAX}) + 1"
         due = 'WHERE "group" = ? AND due_at <= ? ORDER BY due_at, rowid LIMIT ?'
         keyed = f'FROM json_each(?) AS j CROSS JOIN {name} AS t ON t."group" = ?'
-        running = f"state = '{State.RUNNING}', starts = {starts}, version = {version}"
+        running = (
+            f"state = '{State.RUNNING}', unfinished_attempts = {unfinished_attempts}, "
+            f"version = {version}"
+        )
 
         # Of one group, by the index on what is due.
         self._next_due = (
@@ -112,8 +116,8 @@ class SqliteTable:
         )
         self._due = (
             "SELECT json_group_array(json_array(k, v, s, p, a, g)) FROM ("
-            f'SELECT CAST("key" AS TEXT) AS k, {version} AS v, {starts} AS s, '
-            "CAST(plan AS TEXT) AS p, CAST(args AS TEXT) AS a, CAST(progress AS TEXT) AS g "
+            f'SELECT CAST("key" AS TEXT) AS k, {version} AS v, {unfinished_attempts} AS s, '
+            "CAST(schedule AS TEXT) AS p, CAST(args AS TEXT) AS a, CAST(progress AS TEXT) AS g "
             f"FROM {name} {due})"
         )
         self._take_due = (
@@ -136,8 +140,8 @@ class SqliteTable:
             f'UPDATE {name} SET due_at = ?, token = ?, {running} WHERE "group" = ? AND "key" = ?'
         )
         self._put = (
-            f"UPDATE {name} SET version = ?, due_at = ?, state = ?, token = ?, starts = ?, "
-            "plan = ?, args = ?, progress = ? "
+            f"UPDATE {name} SET version = ?, due_at = ?, state = ?, token = ?, "
+            "unfinished_attempts = ?, schedule = ?, args = ?, progress = ? "
             'WHERE "group" = ? AND "key" = ? AND version = ?'
         )
         # Many at once.
@@ -147,7 +151,8 @@ class SqliteTable:
         )
         self._patches = {
             size: (
-                f"UPDATE {name} SET version = ?, state = ?, starts = ?, due_at = c.column2, "
+                f"UPDATE {name} SET version = ?, state = ?, unfinished_attempts = ?, "
+                "due_at = c.column2, "
                 "progress = coalesce(c.column3, progress) FROM (VALUES "
                 + ", ".join(["(?, ?, ?)"] * size)
                 + f') AS c WHERE {unchanged} AND "key" = c.column1'
@@ -239,7 +244,7 @@ class SqliteTable:
         token: str,
         repeated: bool,
     ) -> Claimed:
-        """See :meth:`pyncette.store.Store.claim`."""
+        """See ``pyncette.store.Store.claim``."""
         of_keys = self._due_of_keys(connection, sources)
         claimed: list[Record] = []
         shares: dict[Source, int] = {}
@@ -308,13 +313,13 @@ class SqliteTable:
                     version,
                     token,
                     running,
-                    starts,
-                    plan,
+                    unfinished_attempts,
+                    schedule,
                     args,
                     progress,
                 )
             )
-            for key, version, starts, plan, args, progress in rows
+            for key, version, unfinished_attempts, schedule, args, progress in rows
         ]
         if connection.text_factory is not str:
             return self._addressable(connection, group, lease_end, token, records)
@@ -354,7 +359,7 @@ class SqliteTable:
     def write(
         self, connection: sqlite3.Connection, batch: Sequence[Write], now: int
     ) -> list[Result]:
-        """See :meth:`pyncette.store.Store.write`.
+        """See ``pyncette.store.Store.write``.
 
         What is alike goes in one statement. Where the number of rows that it changed says that
         one of them was refused, it is undone, and all of them are looked at one by one.
@@ -365,7 +370,7 @@ class SqliteTable:
         kind: tuple[Any, ...]
         for at, (group, _, change, expect, token) in enumerate(batch):
             if isinstance(change, Patch) and expect > 0:
-                kind = (group, expect, token, change.state, change.starts)
+                kind = (group, expect, token, change.state, change.unfinished_attempts)
             elif isinstance(change, Delete) and expect > 0:
                 kind = (group, expect, token)
             elif isinstance(change, Put) and expect == ABSENT and token is None:
@@ -405,7 +410,7 @@ class SqliteTable:
             keys = json.dumps([write.key for write in writes])
             steps = [(self._delete, (group, expect, token, token, keys))]
         elif kind:
-            group, expect, token, state, starts = kind
+            group, expect, token, state, unfinished_attempts = kind
             version = next_version(expect, now)
             rows: list[tuple[Any, ...]] = [
                 (key, change.due_at, change.progress)
@@ -413,7 +418,10 @@ class SqliteTable:
                 if isinstance(change, Patch)
             ]
             steps = _in_steps(
-                self._patches, (version, state, starts), rows, (group, expect, token, token)
+                self._patches,
+                (version, state, unfinished_attempts),
+                rows,
+                (group, expect, token, token),
             )
         else:
             version = next_version(ABSENT, now)
@@ -447,10 +455,11 @@ class SqliteTable:
             )
             return Applied(ABSENT)
         elif isinstance(change, Patch):
-            due_at, state, starts, progress = change
+            due_at, state, unfinished_attempts, progress = change
             expected = (group, current.version, None, None)
             connection.execute(
-                self._patches[1], (version, state, starts, key, due_at, progress, *expected)
+                self._patches[1],
+                (version, state, unfinished_attempts, key, due_at, progress, *expected),
             )
         else:
             connection.execute(
@@ -462,7 +471,7 @@ class SqliteTable:
     def get(
         self, connection: sqlite3.Connection, identities: Sequence[Identity]
     ) -> list[Record | None]:
-        """See :meth:`pyncette.store.Store.get`."""
+        """See ``pyncette.store.Store.get``."""
         keys: dict[str, list[str]] = {}
         for group, key in identities:
             keys.setdefault(group, []).append(key)
@@ -480,7 +489,7 @@ class SqliteTable:
         cursor: str | None,
         limit: int,
     ) -> Page:
-        """See :meth:`pyncette.store.Store.scan`. The cursor is the last key that was looked at."""
+        """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
         states, prefix, due_before = where
         # Keys hold no NUL, so that nothing lies between a key and the same with one appended; and
         # no text is greater than a blob.
@@ -505,8 +514,19 @@ class SqliteTable:
 def _row(write: Write, version: int) -> tuple[Any, ...]:
     group, key, change, _, _ = write
     assert isinstance(change, Put)
-    due_at, state, token, starts, plan, args, progress = change
-    return (group, key, due_at, version, token, state, starts, plan, args, progress)
+    due_at, state, token, unfinished_attempts, schedule, args, progress = change
+    return (
+        group,
+        key,
+        due_at,
+        version,
+        token,
+        state,
+        unfinished_attempts,
+        schedule,
+        args,
+        progress,
+    )
 
 
 def _in_steps(

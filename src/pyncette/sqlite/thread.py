@@ -2,7 +2,7 @@
 
 All calls that are queued when the thread comes round run in one transaction, so that the cost of
 a commit is shared. It knows transactions, other users of the file, and what the errors of SQLite
-mean; it knows nothing of tables and records, which are in :mod:`pyncette.sqlite`.
+mean; it knows nothing of tables and records, which are in ``pyncette.sqlite``.
 
 Where a text in the database is no UTF-8, the calls that meet it are made again with
 ``text_factory`` set to something other than ``str``: bytes that are none are replaced.
@@ -92,7 +92,7 @@ class ConnectionThread:
         shared: Whether others can have the same database open.
         synchronous: ``FULL``: a transaction with a durable call in it waits for the disk.
             ``NORMAL``: none does.
-        on_change: Called in the event loop when somebody else wrote, while :meth:`watch` is on.
+        on_change: Called in the event loop when somebody else wrote, while ``watch`` is on.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ConnectionThread:
         """Has a call made, and returns its answer.
 
         Urgent calls go before others; calls of the same kind go in the order in which they came.
-        See :class:`Call` for the other arguments.
+        See ``Call`` for the other arguments.
 
         Raises:
             StoreError: It could not be made.

@@ -8,7 +8,7 @@ Needs pytest and Hypothesis. A store is proven in five lines::
             return Place(my_repository, {"my_database": tmp_path / "tasks"})
 
 The place must be empty at the beginning of each test. Where the store can do more than the least,
-or less than is usual, class attributes say so: see :class:`StoreConformance`.
+or less than is usual, class attributes say so: see ``StoreConformance``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Place", "StoreConformance"]
 
 
 class StoreConformance(Claiming, Writing, Reading, Sharing, Agreeing):
-    """Inherit from it, with a fixture ``place`` that returns an empty :class:`Place`.
+    """Inherit from it, with a fixture ``place`` that returns an empty ``Place``.
 
     Class attributes:
 

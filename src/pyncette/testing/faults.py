@@ -21,7 +21,6 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from pyncette.clock import Clock
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import Record
 from pyncette.store import (
     Claimed,
     Filter,
@@ -35,6 +34,7 @@ from pyncette.store import (
     Watch,
     Write,
 )
+from pyncette.store.record import Record
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Call(NamedTuple):
     """A call that was made.
 
     Attributes:
-        name: One of :data:`CALLS`.
+        name: One of ``CALLS``.
         arguments: In the order of the contract.
         fault: What was done to it, if anything.
     """
@@ -88,8 +88,8 @@ class LoseAnswer:
 class Delay:
     """The call is made, or its answer arrives, after a while on a clock.
 
-    Where the clock is held during calls (:meth:`pyncette.clock.Clock.hold`), as a program does
-    with its own, it never gets there: use a :class:`Gate`.
+    Where the clock is held during calls (``pyncette.clock.Clock.hold``), as a program does
+    with its own, it never gets there: use a ``Gate``.
     """
 
     def __init__(self, clock: Clock, seconds: float, *, answer: bool = False) -> None:
@@ -151,7 +151,7 @@ class _Planned(NamedTuple):
 class Faults:
     """Which calls are struck, and a record of all that were made.
 
-    What was planned by :meth:`next` comes first, then what :meth:`down` says, then chance.
+    What was planned by ``next`` comes first, then what ``down`` says, then chance.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Faults:
         """Strikes the next calls of this name, one with each fault, in this order.
 
         Args:
-            name: One of :data:`CALLS`.
+            name: One of ``CALLS``.
             faults: What is done to them.
             matches: Called with the arguments of a call: only those that it approves are struck.
 
@@ -235,7 +235,7 @@ class Faults:
 
 
 class FaultyStore:
-    """Passes the calls of :class:`pyncette.store.Store` on, as far as the faults let it."""
+    """Passes the calls of ``pyncette.store.Store`` on, as far as the faults let it."""
 
     def __init__(self, store: Store, faults: Faults) -> None:
         """Wraps a store."""
@@ -243,12 +243,28 @@ class FaultyStore:
         self._faults = faults
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         return await self._faults.strike(
             "claim",
             (sources, limit, now, token, repeated),
-            lambda: self._store.claim(sources, limit, now, token, repeated),
+            lambda: self._store.claim(
+                sources,
+                limit,
+                now,
+                token,
+                repeated,
+                bounded=bounded,
+                unfinished_max=unfinished_max,
+            ),
         )
 
     async def write(

@@ -2,7 +2,7 @@
 
 Its calls interleave wherever a real one's would, its swaps are atomic one by one only, and what
 was written shows in the index some calls later, at random, each key on its own. What
-:class:`~pyncette.cas.CasStore` does on this, it does anywhere.
+``CasStore`` does on this, it does anywhere.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-from pyncette.cas import CasStore, Entry, Made, Swap
-from pyncette.record import ABSENT, Record
 from pyncette.store import Filter, Identity, Page
+from pyncette.store.cas import CasStore, Entry, Made, Swap
+from pyncette.store.record import ABSENT, Record
 
 
 class _Update(NamedTuple):
@@ -28,7 +28,7 @@ class _Update(NamedTuple):
 
 
 class LaggingBackend:
-    """See :class:`pyncette.cas.CasBackend`."""
+    """See ``pyncette.store.cas.CasBackend``."""
 
     def __init__(self, random: Random, lag: int) -> None:
         """Creates an empty backend.
@@ -124,7 +124,7 @@ class LaggingBackend:
     def _announce(self, identity: Identity, record: Record | None) -> None:
         entry = None
         if record is not None and record.due_at is not None:
-            entry = Entry(record.due_at, record.key, record.version, record.starts)
+            entry = Entry(record.due_at, record.key, record.version, record.unfinished_attempts)
         visible_at = max(
             self._calls + self._random.randint(0, self._lag), self._visible_at.get(identity, 0)
         )
@@ -162,7 +162,7 @@ class LaggingRepository:
 
         Args:
             seed: The same one gives the same interleavings.
-            lag: As for :class:`LaggingBackend`.
+            lag: As for ``LaggingBackend``.
         """
         self._random = Random(seed)
         self.backend = LaggingBackend(self._random, lag)

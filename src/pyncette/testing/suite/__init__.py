@@ -1,1 +1,1 @@
-"""The parts of the conformance suite; use them through :mod:`pyncette.testing.conformance`."""
+"""The parts of the conformance suite; use them through ``pyncette.testing.conformance``."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pyncette.record import ANY, Change, Delete, Patch, Record, State
 from pyncette.store import Store, Write
+from pyncette.store.record import ANY, Change, Delete, Patch, Record, State
 from pyncette.testing.suite.harness import (
     LEASE,
     NOW,
@@ -25,7 +25,7 @@ from pyncette.testing.suite.harness import (
 
 
 class Claiming(Suite):
-    """Tests of :meth:`pyncette.store.Store.claim`."""
+    """Tests of ``pyncette.store.Store.claim``."""
 
     @on_store
     async def test_a_record_is_due_at_its_very_instant(self, store: Store) -> None:
@@ -46,8 +46,8 @@ class Claiming(Suite):
             "a",
             due_at=NOW - 5,
             token="before",
-            starts=2,
-            plan="1 p",
+            unfinished_attempts=2,
+            schedule="1 p",
             args="1 a",
             progress="1 s",
         )
@@ -71,7 +71,11 @@ class Claiming(Suite):
         records, next_due = await self.claim(store, [a_key("b", lease=5)], token="mine")
         assert keys_of(records) == ["b"]
         assert records[0] == await record_of(store, "reports", "b")
-        assert (records[0].due_at, records[0].token, records[0].starts) == (NOW + 5, "mine", 1)
+        assert (records[0].due_at, records[0].token, records[0].unfinished_attempts) == (
+            NOW + 5,
+            "mine",
+            1,
+        )
         assert next_due == [NOW + 5]
         assert (await record_of(store, "reports", "a")).state == State.SCHEDULED
 
@@ -91,7 +95,7 @@ class Claiming(Suite):
         [first] = (await self.claim(store, [a_group()], token="first")).records
         end = NOW + LEASE
         [second] = (await self.claim(store, [a_group(before=end)], now=end, token="second")).records
-        assert (second.token, second.starts) == ("second", 2)
+        assert (second.token, second.unfinished_attempts) == ("second", 2)
         assert second.version > first.version
 
     @on_store
@@ -289,7 +293,7 @@ class Claiming(Suite):
         await self.add(store, "reports", "a", "b")
         records, next_due = await self.claim(store, [a_group()], repeated=True)
         assert keys_of(records) == ["a", "b"]
-        assert {record.starts for record in records} == {1}
+        assert {record.unfinished_attempts for record in records} == {1}
         assert next_due == [NOW + LEASE]
 
     @on_store
@@ -392,7 +396,7 @@ class Claiming(Suite):
         )
         records = [record for records in drained for record in records]
         assert without_repetition(records) == set(keys)
-        assert {record.starts for record in records} == {1}
+        assert {record.unfinished_attempts for record in records} == {1}
 
     @on_two_stores
     async def test_claims_of_two_openings_share_no_record(self, store: Store, other: Store) -> None:
@@ -406,7 +410,7 @@ class Claiming(Suite):
         )
         records = [record for records in drained for record in records]
         assert without_repetition(records) == set(keys)
-        assert {record.starts for record in records} == {1}
+        assert {record.unfinished_attempts for record in records} == {1}
 
     @on_store
     async def test_concurrent_claims_of_one_key_have_one_winner(self, store: Store) -> None:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Final, NamedTuple
 import pytest
 
 from pyncette.clock import realtime
-from pyncette.record import ABSENT, Put, Record, State
 from pyncette.store import (
     EVERYTHING,
     Applied,
@@ -29,6 +28,7 @@ from pyncette.store import (
     Store,
     Write,
 )
+from pyncette.store.record import ABSENT, Put, Record, State
 
 SECOND: Final = 1_000_000
 LEASE: Final = 60 * SECOND
@@ -68,9 +68,9 @@ class Suite:
     Attributes:
         contexts: Two openings of one place see the same records.
         processes: So do two processes.
-        wakes: :meth:`~pyncette.store.Store.watch` tells of what other openings of the place write.
+        wakes: ``watch`` tells of what other openings of the place write.
         index_lags: A claim may miss what was written a moment ago. Override
-            :meth:`index_catches_up`, too.
+            ``index_catches_up``, too.
     """
 
     contexts: ClassVar[bool] = True
@@ -97,10 +97,21 @@ class Suite:
         now: int = NOW,
         token: str = "worker-1",
         repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         """A claim with an index that has caught up before and after."""
         await self.index_catches_up(store)
-        records, next_due = await store.claim(sources, limit, now, token, repeated)
+        records, next_due = await store.claim(
+            sources,
+            limit,
+            now,
+            token,
+            repeated,
+            bounded=bounded,
+            unfinished_max=unfinished_max,
+        )
         if self.index_lags:
             await self.index_catches_up(store)
             _, next_due = await store.claim(sources, 0, now, token)
@@ -138,7 +149,7 @@ def on_store(
 def on_two_stores(
     test: Callable[[Any, Store, Store], Coroutine[Any, Any, None]],
 ) -> OnStore:
-    """As :func:`on_store`, for two openings of one place in one process."""
+    """As ``on_store``, for two openings of one place in one process."""
 
     async def opened(self: Suite, place: Place) -> None:
         if not self.contexts:
@@ -154,7 +165,7 @@ def on_two_stores(
 def on_place(
     test: Callable[[Any, Place], Coroutine[Any, Any, None]],
 ) -> OnStore:
-    """As :func:`on_store`, for a test that opens the place itself.
+    """As ``on_store``, for a test that opens the place itself.
 
     Raises:
         AssertionError: also where the test leaves a task or a thread behind.
@@ -192,13 +203,13 @@ def put(
     due_at: int | None = NOW,
     state: str = State.SCHEDULED,
     token: str | None = None,
-    starts: int = 0,
-    plan: str = "1 plan",
+    unfinished_attempts: int = 0,
+    schedule: str = "1 plan",
     args: str = "1 {}",
     progress: str = "1 - born",
 ) -> Put:
     """A whole record, of texts that a store has no business to read."""
-    return Put(due_at, state, token, starts, plan, args, progress)
+    return Put(due_at, state, token, unfinished_attempts, schedule, args, progress)
 
 
 def new(group: str, key: str, **columns: Any) -> Write:

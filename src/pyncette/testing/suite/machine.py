@@ -23,7 +23,6 @@ from hypothesis.stateful import (
 
 from pyncette.clock import realtime
 from pyncette.memory import MemoryStore
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.store import (
     Filter,
     Group,
@@ -32,6 +31,7 @@ from pyncette.store import (
     Store,
     Write,
 )
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.testing.suite.harness import DEADLINE_S, NOW, Place, Suite, pages_of
 
 T = TypeVar("T")

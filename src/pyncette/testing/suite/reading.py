@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyncette.record import ABSENT, ANY, LATEST_INSTANT, Delete, Patch, State
 from pyncette.store import EVERYTHING, Filter, Key, Store, Write
+from pyncette.store.record import ABSENT, ANY, LATEST_INSTANT, Delete, Patch, State
 from pyncette.testing.suite.harness import (
     ENDLESS,
     NOW,
@@ -124,7 +124,7 @@ INSTANTS = [
 
 
 class Reading(Suite):
-    """Tests of :meth:`~pyncette.store.Store.get` and :meth:`~pyncette.store.Store.scan`."""
+    """Tests of ``get`` and ``scan``."""
 
     @on_store
     async def test_records_are_got_in_the_order_asked(self, store: Store) -> None:
@@ -353,21 +353,21 @@ class Reading(Suite):
     @on_store
     async def test_texts_come_back_as_they_were_written(self, store: Store) -> None:
         batch = [
-            new("reports", name, plan=text, args=text, progress=text, token=text[:60])
+            new("reports", name, schedule=text, args=text, progress=text, token=text[:60])
             for name, text in TEXTS.items()
         ]
         await store.write(batch, NOW)
         await self.index_catches_up(store)
         for name, text in TEXTS.items():
             record = await record_of(store, "reports", name)
-            assert (record.plan, record.args, record.progress) == (text, text, text)
+            assert (record.schedule, record.args, record.progress) == (text, text, text)
             assert record.token == text[:60]
         for record in await pages_of(store, "reports", limit=2):
             text = TEXTS[record.key]
-            assert (record.plan, record.args, record.progress) == (text, text, text)
+            assert (record.schedule, record.args, record.progress) == (text, text, text)
         for record in (await self.claim(store, [a_group()], token="wörker 😀'\"\\")).records:
             text = TEXTS[record.key]
-            assert (record.plan, record.args, record.progress) == (text, text, text)
+            assert (record.schedule, record.args, record.progress) == (text, text, text)
             assert record.token == "wörker 😀'\"\\"
 
     @on_store

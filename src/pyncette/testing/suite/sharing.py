@@ -12,8 +12,8 @@ from typing import TypeVar
 import pytest
 
 from pyncette.clock import realtime
-from pyncette.record import ANY, LATEST_INSTANT, Patch, State
 from pyncette.store import Applied, Store, Write
+from pyncette.store.record import ANY, LATEST_INSTANT, Patch, State
 from pyncette.testing.suite.harness import (
     NOW,
     Place,
@@ -133,7 +133,7 @@ class Sharing(Suite):
             # then hold 20 each, but never the same ones.
             await self.drain(store, [a_group(group)], 20, "other")
             records = await pages_of(store, group)
-            assert {record.starts for record in records} == {1}
+            assert {record.unfinished_attempts for record in records} == {1}
             assert len([record for record in records if record.token == "mine"]) in (20, 40)
 
     @on_store

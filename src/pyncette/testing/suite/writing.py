@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pyncette.record import ABSENT, ANY, Change, Delete, Patch, Record, State
 from pyncette.store import Applied, Refused, Store, Write
+from pyncette.store.record import ABSENT, ANY, Change, Delete, Patch, Record, State
 from pyncette.testing.suite.harness import (
     NOW,
     SECOND,
@@ -22,7 +22,13 @@ from pyncette.testing.suite.harness import (
 )
 
 CHANGES: dict[str, Change] = {
-    "put": put(due_at=NOW + 1, plan="2 other", args="2 other", progress="2 other", starts=3),
+    "put": put(
+        due_at=NOW + 1,
+        schedule="2 other",
+        args="2 other",
+        progress="2 other",
+        unfinished_attempts=3,
+    ),
     "patch": Patch(NOW + 1, State.RETRYING, 3, "2 other"),
     "bare patch": Patch(NOW + 1, State.RETRYING, 3),
     "delete": Delete(),
@@ -30,7 +36,7 @@ CHANGES: dict[str, Change] = {
 
 
 class Writing(Suite):
-    """Tests of :meth:`pyncette.store.Store.write`."""
+    """Tests of ``pyncette.store.Store.write``."""
 
     @on_store
     async def test_a_created_record_is_there_as_it_was_written(self, store: Store) -> None:
@@ -136,10 +142,10 @@ class Writing(Suite):
     async def test_a_change_that_changes_nothing_is_applied_and_moves_the_version(
         self, store: Store
     ) -> None:
-        [version] = await self.add(store, "reports", "a", token="mine", starts=1)
+        [version] = await self.add(store, "reports", "a", token="mine", unfinished_attempts=1)
         same = Write("reports", "a", Patch(NOW, State.SCHEDULED, 1), version, "mine")
         assert await store.write([same], NOW) == [Applied(version + 1)]
-        again = same._replace(expect=version + 1, change=put(token="mine", starts=1))
+        again = same._replace(expect=version + 1, change=put(token="mine", unfinished_attempts=1))
         assert await store.write([again], NOW) == [Applied(version + 2)]
 
     @on_store

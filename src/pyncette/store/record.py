@@ -1,9 +1,9 @@
 """The record of a task: its columns, the texts in them, and the changes that can be made to it.
 
-A store sees a :class:`Record` and never looks inside its ``plan``, ``args`` and ``progress``;
+A store sees a ``Record`` and never looks inside its ``plan``, ``args`` and ``progress``;
 this module alone reads and writes these texts (``plan`` with the help of
-:mod:`pyncette.schedule`). Which change follows from which event is decided in
-:mod:`pyncette.lifecycle`.
+``pyncette.schedule``). Which change follows from which event is decided in
+``pyncette.engine.rules``.
 
 All instants are integers: microseconds since the epoch, UTC.
 """
@@ -16,8 +16,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pyncette import schedule
 from pyncette.schedule import NewerFormat, Schedule
+from pyncette.schedule import loads as load_schedule
 
 STATIC_GROUP: Final = ":static"
 """The group of all static tasks. No template's group begins with a colon."""
@@ -34,10 +34,10 @@ EARLIEST_INSTANT: Final = -62_135_596_800_000_000
 """The first microsecond of the year 1, where a datetime begins: who schedules for then, runs."""
 
 ABSENT: Final = 0
-"""As an expectation of a :class:`Write`: there is no such record."""
+"""As an expectation of a ``Write``: there is no such record."""
 
 ANY: Final = -1
-"""As an expectation of a :class:`Write`: whatever is there, if anything."""
+"""As an expectation of a ``Write``: whatever is there, if anything."""
 
 
 class State(StrEnum):
@@ -62,11 +62,11 @@ class Record(NamedTuple):
         version: Grows with every write; its value at the claim is the fencing token.
         token: Of the last claim, unique over all workers and time; None where a record was never
             claimed, or was taken away from its holder.
-        state: See :class:`State`.
+        state: See ``State``.
         starts: Starts of the occurrence in hand that have ended without a word.
-        plan: When it runs, as text (:func:`pyncette.schedule.dumps`).
-        args: With what it runs, as text (:func:`dump_args`); empty for static tasks.
-        progress: Where it stands, as text (:class:`Progress`).
+        plan: When it runs, as text (``pyncette.dump_schedule``).
+        args: With what it runs, as text (``dump_args``); empty for static tasks.
+        progress: Where it stands, as text (``Progress``).
     """
 
     group: str
@@ -75,8 +75,8 @@ class Record(NamedTuple):
     version: int
     token: str | None
     state: str
-    starts: int
-    plan: str
+    unfinished_attempts: int
+    schedule: str
     args: str
     progress: str
 
@@ -91,8 +91,8 @@ class Put(NamedTuple):
     due_at: int | None
     state: str
     token: str | None
-    starts: int
-    plan: str
+    unfinished_attempts: int
+    schedule: str
     args: str
     progress: str
 
@@ -105,7 +105,7 @@ class Patch(NamedTuple):
 
     due_at: int | None
     state: str
-    starts: int
+    unfinished_attempts: int
     progress: str | None = None
 
 
@@ -128,10 +128,10 @@ class Pending(NamedTuple):
         triggered: Run once more, planned for this instant.
     """
 
-    plan: str | None = None
+    schedule: str | None = None
     args: str | None = None
     planned: int | None = None
-    born: str | None = None
+    incarnation: str | None = None
     paused: bool = False
     triggered: int | None = None
 
@@ -145,12 +145,12 @@ class Progress(NamedTuple):
         born: A random id chosen when the record was made.
         triggered: Set while a run that was asked for by hand is in hand: its instant.
         failures: Failed attempts of the occurrence in hand.
-        pending: See :class:`Pending`.
+        pending: See ``Pending``.
         error: The end of the last failed attempt, in words.
     """
 
     planned: int | None
-    born: str
+    incarnation: str
     triggered: int | None = None
     failures: int = 0
     pending: Pending | None = None
@@ -169,7 +169,7 @@ class Reading(NamedTuple):
     """A record together with what its texts say."""
 
     record: Record
-    plan: Schedule
+    schedule: Schedule
     progress: Progress
 
 
@@ -188,12 +188,12 @@ def read(record: Record) -> Reading:
         UnreadableRecord: It cannot be read by any.
     """
     try:
-        plan = schedule.loads(record.plan)
+        schedule = load_schedule(record.schedule)
     except NewerFormat:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"plan: {error}") from error
-    return _reading_of((record, plan, load_progress(record.progress)))
+    return _reading_of((record, schedule, load_progress(record.progress)))
 
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
@@ -204,8 +204,8 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 def dump_progress(progress: Progress) -> str:
     """Progress as text."""
-    planned, born, triggered, failures, pending, error = progress
-    head = f"1 {'-' if planned is None else planned} {born}"
+    planned, incarnation, triggered, failures, pending, error = progress
+    head = f"1 {'-' if planned is None else planned} {incarnation}"
     if triggered is None and not failures and pending is None and error is None:
         return head
     rest: dict[str, Any] = {}
@@ -259,7 +259,7 @@ def _pending(fields: dict[str, Any]) -> Pending:
             _instant(instant)
     if not isinstance(pending.paused, bool):
         raise ValueError(f"paused is {pending.paused!r}")
-    texts = (pending.plan, pending.args, pending.born)
+    texts = (pending.schedule, pending.args, pending.incarnation)
     if any(text is not None for text in texts) and not all(map(_plain, texts)):
         raise ValueError(f"pending replacement is incomplete: {fields!r}")
     return pending

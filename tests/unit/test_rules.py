@@ -10,11 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.simulation.model import written
 
-from pyncette import lifecycle, schedule
-from pyncette.lifecycle import Rules, Verdict, Wanted
+from pyncette.engine import rules
+from pyncette.engine.rules import Policy, Verdict, Wanted
 from pyncette.model import FailureMode
-from pyncette.record import (
+from pyncette.schedule import At, Cron, Every, NewerFormat, Schedule
+from pyncette.schedule import dumps as dump_schedule
+from pyncette.store import Write
+from pyncette.store.record import (
     ANY,
     DELETE,
     STATIC_GROUP,
@@ -30,9 +34,6 @@ from pyncette.record import (
     load_progress,
     read,
 )
-from pyncette.schedule import At, Cron, Every, NewerFormat, Schedule
-from pyncette.store import Write
-from pyncette.testing.model import written
 
 NOW = 12
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,8 +57,8 @@ def a_record(
     due_at: int | None = 10,
     *,
     planned: int | None = 10,
-    plan: Schedule | None = None,
-    starts: int = 0,
+    schedule: Schedule | None = None,
+    unfinished_attempts: int = 0,
     token: str | None = None,
     group: str = "g",
     text: str | None = None,
@@ -65,12 +66,14 @@ def a_record(
 ) -> Record:
     if text is None:
         text = dump_progress(Progress(planned, "b0", **progress))
-    plan_text = schedule.dumps(plan or every(10))
-    return Record(group, "k", due_at, 1, token, state, starts, plan_text, "1 {}", text)
+    plan_text = dump_schedule(schedule or every(10))
+    return Record(group, "k", due_at, 1, token, state, unfinished_attempts, plan_text, "1 {}", text)
 
 
-def running(due_at: int = 20, *, starts: int = 1, **columns: Any) -> Record:
-    return a_record(State.RUNNING, due_at, starts=starts, token="me", **columns)
+def running(due_at: int = 20, *, unfinished_attempts: int = 1, **columns: Any) -> Record:
+    return a_record(
+        State.RUNNING, due_at, unfinished_attempts=unfinished_attempts, token="me", **columns
+    )
 
 
 def after(record: Record, change: Change | None) -> Record:
@@ -85,14 +88,14 @@ def progress_of(record: Record) -> Progress:
 
 
 WANTED = Wanted(every(5), '1 {"new":1}', "b1")
-WANTED_PLAN = schedule.dumps(WANTED.plan)
+WANTED_PLAN = dump_schedule(WANTED.schedule)
 REPLACEMENT = Pending(WANTED_PLAN, WANTED.args, 17, "b1")
 NEW_PLAN = Pending(WANTED_PLAN, "1 {}", 17, "b0")
 """What a static task, whose record is not born again, is going on with."""
 
-AT_ONCE = Rules()
-SOON = Rules(failure_mode=FailureMode.UNLOCK, retry_after=3)
-AS_DONE = Rules(failure_mode=FailureMode.COMMIT)
+AT_ONCE = Policy()
+SOON = Policy(failure_mode=FailureMode.UNLOCK, retry_after=3)
+AS_DONE = Policy(failure_mode=FailureMode.COMMIT)
 
 
 # Whose it is.
@@ -112,12 +115,16 @@ AS_DONE = Rules(failure_mode=FailureMode.COMMIT)
 def test_a_record_is_held_while_it_runs_and_its_lease_has_not_ended(
     record: Record, expected: bool
 ) -> None:
-    assert lifecycle.alive(record, NOW) is expected
+    assert rules.alive(record, NOW) is expected
 
 
-@pytest.mark.parametrize(("starts", "expected"), [(0, False), (2, False), (3, True), (9, True)])
-def test_three_starts_without_a_word_make_a_suspect(starts: int, expected: bool) -> None:
-    assert lifecycle.suspect(running(starts=starts)) is expected
+@pytest.mark.parametrize(
+    ("unfinished_attempts", "expected"), [(0, False), (2, False), (3, True), (9, True)]
+)
+def test_three_starts_without_a_word_make_a_suspect(
+    unfinished_attempts: int, expected: bool
+) -> None:
+    assert rules.suspect(running(unfinished_attempts=unfinished_attempts)) is expected
 
 
 @pytest.mark.parametrize(
@@ -131,7 +138,7 @@ def test_three_starts_without_a_word_make_a_suspect(starts: int, expected: bool)
         pytest.param(running(due_at=5), Verdict.HELD, id="run out, but nobody's"),
         pytest.param(running(text=UNREADABLE), Verdict.HELD, id="not readable"),
         pytest.param(running(text=NEWER), Verdict.HELD, id="of a later release"),
-        pytest.param(running(starts=0), Verdict.SETTLED, id="failed"),
+        pytest.param(running(unfinished_attempts=0), Verdict.SETTLED, id="failed"),
         pytest.param(running(planned=20), Verdict.SETTLED, id="claimed by its own late call"),
         pytest.param(a_record(token="me"), Verdict.SETTLED, id="moved on"),
         pytest.param(a_record(State.RETRYING, token="me"), Verdict.SETTLED, id="to be retried"),
@@ -141,138 +148,149 @@ def test_three_starts_without_a_word_make_a_suspect(starts: int, expected: bool)
 def test_what_stands_in_the_way_of_a_write_tells_its_holder_where_he_is(
     current: Record | None, expected: Verdict
 ) -> None:
-    assert lifecycle.verdict(current, read(running())) is expected
+    assert rules.verdict(current, read(running())) is expected
 
 
 # What the holder of a claim does.
 
 
 def test_a_heartbeat_extends_the_lease_from_now_and_nothing_else() -> None:
-    record = running(starts=2)
-    beaten = after(record, lifecycle.heartbeat(record, NOW, 60))
+    record = running(unfinished_attempts=2)
+    beaten = after(record, rules.heartbeat(record, NOW, 60))
     assert beaten == record._replace(due_at=72, version=beaten.version)
 
 
-@pytest.mark.parametrize("transition", [lifecycle.succeeded, lifecycle.advanced])
+@pytest.mark.parametrize("transition", [rules.succeeded, rules.advanced])
 def test_what_is_done_is_due_at_the_next_occurrence(transition: Any) -> None:
-    record = running(starts=3, failures=2, error="no")
+    record = running(unfinished_attempts=3, failures=2, error="no")
     done = after(record, transition(read(record), AT_ONCE, NOW))
-    assert (done.state, done.due_at, done.starts, done.token) == (State.SCHEDULED, 20, 0, "me")
+    assert (done.state, done.due_at, done.unfinished_attempts, done.token) == (
+        State.SCHEDULED,
+        20,
+        0,
+        "me",
+    )
     assert progress_of(done) == Progress(20, "b0")
 
 
 def test_missed_occurrences_follow_one_by_one() -> None:
-    change = lifecycle.succeeded(read(running()), AT_ONCE, 45)
+    change = rules.succeeded(read(running()), AT_ONCE, 45)
     assert change == Patch(20, State.SCHEDULED, 0, dump_progress(Progress(20, "b0")))
 
 
 def test_missed_occurrences_collapse_where_it_shall_fast_forward() -> None:
-    change = lifecycle.succeeded(read(running()), Rules(fast_forward=True), 45)
+    change = rules.succeeded(read(running()), Policy(fast_forward=True), 45)
     assert change == Patch(50, State.SCHEDULED, 0, dump_progress(Progress(50, "b0")))
 
 
 def test_the_last_occurrence_takes_the_record_along() -> None:
-    assert lifecycle.succeeded(read(running(plan=at(10))), AT_ONCE, NOW) == DELETE
+    assert rules.succeeded(read(running(schedule=at(10))), AT_ONCE, NOW) == DELETE
 
 
 def test_a_static_record_stays_after_its_last_occurrence() -> None:
-    record = running(plan=at(10), group=STATIC_GROUP)
-    done = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    record = running(schedule=at(10), group=STATIC_GROUP)
+    done = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (done.state, done.due_at) == (State.FINISHED, None)
     assert progress_of(done) == Progress(None, "b0")
 
 
 def test_a_triggered_run_leaves_the_plan_where_it_was() -> None:
     record = running(planned=20, triggered=11)
-    done = after(record, lifecycle.succeeded(read(record), Rules(fast_forward=True), 45))
+    done = after(record, rules.succeeded(read(record), Policy(fast_forward=True), 45))
     assert (done.state, done.due_at) == (State.SCHEDULED, 20)
     assert progress_of(done) == Progress(20, "b0")
 
 
 def test_a_triggered_run_after_the_last_occurrence_takes_the_record_along() -> None:
     record = running(planned=None, triggered=11)
-    assert lifecycle.succeeded(read(record), AT_ONCE, NOW) == DELETE
+    assert rules.succeeded(read(record), AT_ONCE, NOW) == DELETE
 
 
 def test_a_failure_that_is_retried_when_the_lease_ends_stays_running() -> None:
-    record = running(starts=2, failures=1)
-    failed = after(record, lifecycle.failed(read(record), AT_ONCE, NOW, "no"))
-    assert (failed.state, failed.due_at, failed.starts) == (State.RUNNING, 20, 0)
+    record = running(unfinished_attempts=2, failures=1)
+    failed = after(record, rules.failed(read(record), AT_ONCE, NOW, "no"))
+    assert (failed.state, failed.due_at, failed.unfinished_attempts) == (State.RUNNING, 20, 0)
     assert progress_of(failed) == Progress(10, "b0", failures=2, error="no")
 
 
 def test_a_failure_that_unlocks_is_due_again_soon() -> None:
     record = running()
-    failed = after(record, lifecycle.failed(read(record), SOON, NOW, "no"))
-    assert (failed.state, failed.due_at, failed.starts) == (State.RETRYING, 15, 0)
+    failed = after(record, rules.failed(read(record), SOON, NOW, "no"))
+    assert (failed.state, failed.due_at, failed.unfinished_attempts) == (State.RETRYING, 15, 0)
     assert progress_of(failed) == Progress(10, "b0", failures=1, error="no")
 
 
 def test_a_failure_that_commits_counts_as_done_and_is_remembered() -> None:
     record = running()
-    failed = after(record, lifecycle.failed(read(record), AS_DONE, NOW, "no"))
+    failed = after(record, rules.failed(read(record), AS_DONE, NOW, "no"))
     assert (failed.state, failed.due_at) == (State.SCHEDULED, 20)
     assert progress_of(failed) == Progress(20, "b0", error="no")
 
 
 def test_the_last_failure_that_commits_finishes_a_static_record() -> None:
-    record = running(plan=at(10), group=STATIC_GROUP)
-    failed = after(record, lifecycle.failed(read(record), AS_DONE, NOW, "no"))
+    record = running(schedule=at(10), group=STATIC_GROUP)
+    failed = after(record, rules.failed(read(record), AS_DONE, NOW, "no"))
     assert failed.state == State.FINISHED
     assert progress_of(failed).error == "no"
 
 
 def test_what_is_given_back_is_as_before_the_claim() -> None:
     record = running()
-    back = after(record, lifecycle.given_back(read(record), NOW))
-    assert back == record._replace(state=State.SCHEDULED, due_at=10, starts=0, version=back.version)
+    back = after(record, rules.given_back(read(record), NOW))
+    assert back == record._replace(
+        state=State.SCHEDULED, due_at=10, unfinished_attempts=0, version=back.version
+    )
 
 
 def test_what_is_given_back_with_a_delay_is_not_due_before() -> None:
-    change = lifecycle.given_back(read(running()), NOW, 5)
+    change = rules.given_back(read(running()), NOW, 5)
     assert change == Patch(17, State.SCHEDULED, 0)
 
 
-@pytest.mark.parametrize("record", [running(starts=3), running(failures=1)])
+@pytest.mark.parametrize("record", [running(unfinished_attempts=3), running(failures=1)])
 def test_what_is_given_back_in_the_middle_of_an_occurrence_is_retried(record: Record) -> None:
-    change = lifecycle.given_back(read(record), NOW)
-    assert change == Patch(NOW, State.RETRYING, record.starts - 1)
+    change = rules.given_back(read(record), NOW)
+    assert change == Patch(NOW, State.RETRYING, record.unfinished_attempts - 1)
 
 
 def test_what_is_given_back_without_an_occurrence_is_due_now() -> None:
-    change = lifecycle.given_back(read(running(planned=None)), NOW)
+    change = rules.given_back(read(running(planned=None)), NOW)
     assert change == Patch(NOW, State.SCHEDULED, 0)
 
 
-@pytest.mark.parametrize(("starts", "left"), [(0, 0), (1, 0), (3, 2)])
-def test_what_a_later_release_wrote_is_given_back_unread(starts: int, left: int) -> None:
-    change = lifecycle.given_back_unread(running(starts=starts, text=NEWER), NOW, 5)
+@pytest.mark.parametrize(("unfinished_attempts", "left"), [(0, 0), (1, 0), (3, 2)])
+def test_what_a_later_release_wrote_is_given_back_unread(
+    unfinished_attempts: int, left: int
+) -> None:
+    change = rules.given_back_unread(
+        running(unfinished_attempts=unfinished_attempts, text=NEWER), NOW, 5
+    )
     assert change == Patch(17, State.RETRYING, left)
 
 
 def test_the_last_attempt_parks_the_record_with_its_error() -> None:
-    record = running(starts=2, failures=4)
-    parked = after(record, lifecycle.exhausted(read(record), "no"))
-    assert (parked.state, parked.due_at, parked.starts) == (State.PARKED, None, 0)
+    record = running(unfinished_attempts=2, failures=4)
+    parked = after(record, rules.exhausted(read(record), "no"))
+    assert (parked.state, parked.due_at, parked.unfinished_attempts) == (State.PARKED, None, 0)
     assert progress_of(parked) == Progress(10, "b0", failures=5, error="no")
 
 
 def test_a_record_that_cannot_be_read_is_parked_with_the_reason_and_what_can_be_read() -> None:
     record = running(failures=1)
-    parked = after(record, lifecycle.parked(record, "plan: nonsense", "b9"))
-    assert (parked.state, parked.due_at, parked.starts) == (State.PARKED, None, 0)
+    parked = after(record, rules.parked(record, "plan: nonsense", "b9"))
+    assert (parked.state, parked.due_at, parked.unfinished_attempts) == (State.PARKED, None, 0)
     assert progress_of(parked) == Progress(10, "b0", failures=1, error="plan: nonsense")
 
 
 def test_progress_that_cannot_be_read_is_parked_with_the_reason() -> None:
     record = running(text=UNREADABLE)
-    parked = after(record, lifecycle.parked(record, "progress: nonsense", "b9"))
+    parked = after(record, rules.parked(record, "progress: nonsense", "b9"))
     assert progress_of(parked) == Progress(None, "b9", error="progress: nonsense")
 
 
 def test_parking_leaves_the_progress_of_a_later_release_alone() -> None:
     record = running(text=NEWER)
-    parked = after(record, lifecycle.parked(record, "plan: nonsense", "b9"))
+    parked = after(record, rules.parked(record, "plan: nonsense", "b9"))
     assert (parked.state, parked.due_at, parked.progress) == (State.PARKED, None, NEWER)
 
 
@@ -283,30 +301,30 @@ def ends(record: Record) -> dict[str, Change]:
     """All the ways in which a run can end without having been done."""
     reading = read(record)
     return {
-        "failed, at once": lifecycle.failed(reading, AT_ONCE, NOW, "no"),
-        "failed, soon": lifecycle.failed(reading, SOON, NOW, "no"),
-        "exhausted": lifecycle.exhausted(reading, "no"),
-        "given back": lifecycle.given_back(reading, NOW),
+        "failed, at once": rules.failed(reading, AT_ONCE, NOW, "no"),
+        "failed, soon": rules.failed(reading, SOON, NOW, "no"),
+        "exhausted": rules.exhausted(reading, "no"),
+        "given back": rules.given_back(reading, NOW),
     }
 
 
 def test_a_replacement_takes_the_place_of_the_run_however_it_ends() -> None:
     record = running(pending=REPLACEMENT, triggered=9)
     for change in [
-        lifecycle.succeeded(read(record), AT_ONCE, NOW),
-        lifecycle.failed(read(record), AS_DONE, NOW, "no"),
+        rules.succeeded(read(record), AT_ONCE, NOW),
+        rules.failed(read(record), AS_DONE, NOW, "no"),
         *ends(record).values(),
     ]:
         new = after(record, change)
-        assert (new.state, new.due_at, new.starts) == (State.SCHEDULED, 17, 0)
-        assert (new.plan, new.args) == (WANTED_PLAN, WANTED.args)
+        assert (new.state, new.due_at, new.unfinished_attempts) == (State.SCHEDULED, 17, 0)
+        assert (new.schedule, new.args) == (WANTED_PLAN, WANTED.args)
         assert progress_of(new) == Progress(17, "b1")
         assert new.token == "me", "so that a settle that is repeated finds itself"
 
 
 def test_a_replacement_that_was_paused_as_well_is_paused() -> None:
     record = running(pending=REPLACEMENT._replace(paused=True))
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (new.state, new.due_at) == (State.PAUSED, None)
     assert progress_of(new) == Progress(17, "b1")
 
@@ -314,7 +332,7 @@ def test_a_replacement_that_was_paused_as_well_is_paused() -> None:
 @pytest.mark.parametrize("paused", [False, True])
 def test_a_replacement_that_was_triggered_as_well_runs_at_once(paused: bool) -> None:
     record = running(pending=REPLACEMENT._replace(triggered=11, paused=paused))
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (new.state, new.due_at) == (State.SCHEDULED, 11)
     pending = Pending(paused=True) if paused else None
     assert progress_of(new) == Progress(17, "b1", triggered=11, pending=pending)
@@ -322,52 +340,52 @@ def test_a_replacement_that_was_triggered_as_well_runs_at_once(paused: bool) -> 
 
 def test_a_replacement_that_never_occurs_is_finished() -> None:
     record = running(pending=REPLACEMENT._replace(planned=None))
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (new.state, new.due_at) == (State.FINISHED, None)
 
 
 def test_a_pause_holds_after_the_run_with_the_next_occurrence_kept() -> None:
     record = running(pending=Pending(paused=True))
-    rests = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    rests = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (rests.state, rests.due_at, rests.token) == (State.PAUSED, None, "me")
     assert progress_of(rests) == Progress(20, "b0")
 
 
 def test_nothing_is_left_to_pause_after_the_last_occurrence() -> None:
-    record = running(plan=at(10), pending=Pending(paused=True))
-    assert lifecycle.succeeded(read(record), AT_ONCE, NOW) == DELETE
+    record = running(schedule=at(10), pending=Pending(paused=True))
+    assert rules.succeeded(read(record), AT_ONCE, NOW) == DELETE
 
 
 def test_a_pause_keeps_a_failed_run_for_later() -> None:
     record = running(pending=Pending(paused=True))
-    for rules in (AT_ONCE, SOON):
-        rests = after(record, lifecycle.failed(read(record), rules, NOW, "no"))
+    for policy in (AT_ONCE, SOON):
+        rests = after(record, rules.failed(read(record), policy, NOW, "no"))
         assert (rests.state, rests.due_at) == (State.PAUSED, None)
         assert progress_of(rests) == Progress(10, "b0", failures=1, error="no")
 
 
 def test_a_pause_keeps_what_is_given_back_for_later() -> None:
-    record = running(starts=2, pending=Pending(paused=True))
-    rests = after(record, lifecycle.given_back(read(record), NOW))
-    assert (rests.state, rests.due_at, rests.starts) == (State.PAUSED, None, 1)
+    record = running(unfinished_attempts=2, pending=Pending(paused=True))
+    rests = after(record, rules.given_back(read(record), NOW))
+    assert (rests.state, rests.due_at, rests.unfinished_attempts) == (State.PAUSED, None, 1)
     assert progress_of(rests) == Progress(10, "b0")
 
 
 def test_a_triggered_run_of_a_paused_record_is_given_back_to_be_run() -> None:
     record = running(20, planned=20, triggered=11, pending=Pending(paused=True))
-    assert lifecycle.given_back(read(record), NOW) == Patch(11, State.SCHEDULED, 0)
+    assert rules.given_back(read(record), NOW) == Patch(11, State.SCHEDULED, 0)
 
 
 def test_a_trigger_is_followed_after_the_run_and_leaves_the_plan() -> None:
     record = running(pending=Pending(triggered=11))
-    again = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    again = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (again.state, again.due_at) == (State.SCHEDULED, 11)
     assert progress_of(again) == Progress(20, "b0", triggered=11)
 
 
 def test_a_one_off_that_was_triggered_runs_once_more() -> None:
-    record = running(plan=at(10), pending=Pending(triggered=11))
-    again = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    record = running(schedule=at(10), pending=Pending(triggered=11))
+    again = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (again.state, again.due_at) == (State.SCHEDULED, 11)
     assert progress_of(again) == Progress(None, "b0", triggered=11)
 
@@ -382,14 +400,14 @@ def test_a_trigger_waits_until_a_failed_run_has_succeeded() -> None:
 
 def test_a_trigger_gives_what_is_exhausted_another_attempt() -> None:
     record = running(failures=4, pending=Pending(triggered=11, paused=True))
-    again = after(record, lifecycle.exhausted(read(record), "no"))
+    again = after(record, rules.exhausted(read(record), "no"))
     assert (again.state, again.due_at) == (State.SCHEDULED, 11)
     assert progress_of(again) == Progress(10, "b0", pending=Pending(paused=True), error="no")
 
 
 def test_what_was_paused_and_triggered_runs_before_it_rests() -> None:
     record = running(pending=Pending(triggered=11, paused=True))
-    again = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    again = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (again.state, again.due_at) == (State.SCHEDULED, 11)
     assert progress_of(again) == Progress(20, "b0", triggered=11, pending=Pending(paused=True))
 
@@ -398,15 +416,15 @@ def test_what_was_paused_and_triggered_runs_before_it_rests_though_the_run_was_n
     record = running(pending=Pending(triggered=11, paused=True))
     for name in ("failed, at once", "failed, soon", "given back"):
         again = after(record, ends(record)[name])
-        assert (again.state, again.due_at, again.starts) == (State.SCHEDULED, 11, 0)
+        assert (again.state, again.due_at, again.unfinished_attempts) == (State.SCHEDULED, 11, 0)
         left = progress_of(again)._replace(error=None)
         assert left == Progress(10, "b0", triggered=11, pending=Pending(paused=True))
 
 
 def test_a_new_plan_of_a_static_task_follows_the_run_in_hand() -> None:
     record = running(pending=NEW_PLAN)
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
-    assert (new.state, new.due_at, new.plan) == (State.SCHEDULED, 17, WANTED_PLAN)
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert (new.state, new.due_at, new.schedule) == (State.SCHEDULED, 17, WANTED_PLAN)
     assert progress_of(new) == Progress(17, "b0")
 
 
@@ -414,13 +432,13 @@ def test_a_new_plan_of_a_static_task_waits_until_a_failed_run_has_succeeded() ->
     record = running(pending=NEW_PLAN)
     for change in ends(record).values():
         left = after(record, change)
-        assert left.plan == record.plan
+        assert left.schedule == record.schedule
         assert (progress_of(left).planned, progress_of(left).pending) == (10, NEW_PLAN)
 
 
 def test_an_overdue_occurrence_comes_before_a_new_plan_that_a_triggered_run_let_wait() -> None:
     record = running(planned=11, triggered=9, pending=NEW_PLAN)
-    next_one = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    next_one = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert (next_one.state, next_one.due_at) == (State.SCHEDULED, 11)
     assert progress_of(next_one) == Progress(11, "b0", pending=NEW_PLAN)
 
@@ -428,7 +446,7 @@ def test_an_overdue_occurrence_comes_before_a_new_plan_that_a_triggered_run_let_
 def test_an_overdue_occurrence_comes_before_a_new_plan_that_never_occurs() -> None:
     pending = NEW_PLAN._replace(planned=None)
     record = running(planned=11, triggered=9, pending=pending)
-    next_one = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+    next_one = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert next_one.due_at == 11
 
 
@@ -437,14 +455,14 @@ def test_a_new_plan_holds_after_a_triggered_run_where_nothing_is_overdue(
     planned: int | None,
 ) -> None:
     record = running(planned=planned, triggered=9, pending=NEW_PLAN)
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
-    assert (new.due_at, new.plan) == (17, WANTED_PLAN)
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert (new.due_at, new.schedule) == (17, WANTED_PLAN)
 
 
 def test_an_overdue_occurrence_behind_the_first_of_a_new_plan_is_left_to_that() -> None:
     record = running(planned=18, triggered=9, pending=NEW_PLAN)
-    new = after(record, lifecycle.succeeded(read(record), AT_ONCE, 19))
-    assert (new.due_at, new.plan) == (17, WANTED_PLAN)
+    new = after(record, rules.succeeded(read(record), AT_ONCE, 19))
+    assert (new.due_at, new.schedule) == (17, WANTED_PLAN)
 
 
 @pytest.mark.parametrize("asks", ["pause", "trigger", "replace", "pause, trigger"])
@@ -454,16 +472,16 @@ def test_it_makes_no_difference_whether_something_is_asked_before_or_after_the_r
     def ask(record: Record) -> Record:
         for name in asks.split(", "):
             if name == "replace":
-                change: Change | None = lifecycle.replaced(record, WANTED, NOW)
+                change: Change | None = rules.replaced(record, WANTED, NOW)
             elif name == "pause":
-                change = lifecycle.paused(read(record), NOW)
+                change = rules.paused(read(record), NOW)
             else:
-                change = lifecycle.triggered(read(record), NOW)
+                change = rules.triggered(read(record), NOW)
             record = after(record, change)
         return record
 
     def end(record: Record) -> Record:
-        return after(record, lifecycle.succeeded(read(record), AT_ONCE, NOW))
+        return after(record, rules.succeeded(read(record), AT_ONCE, NOW))
 
     before, afterwards = end(ask(running())), ask(end(running()))
     assert before._replace(version=0, token=None) == afterwards._replace(version=0, token=None)
@@ -473,18 +491,18 @@ def test_it_makes_no_difference_whether_something_is_asked_before_or_after_the_r
 
 
 def test_a_new_record_is_due_at_the_first_occurrence_of_its_plan() -> None:
-    put = lifecycle.created(WANTED, NOW)
+    put = rules.created(WANTED, NOW)
     progress = dump_progress(Progress(17, "b1"))
     assert put == Put(17, State.SCHEDULED, None, 0, WANTED_PLAN, WANTED.args, progress)
 
 
 def test_a_one_off_in_the_past_is_due_at_once() -> None:
-    put = lifecycle.created(WANTED._replace(plan=at(3)), NOW)
+    put = rules.created(WANTED._replace(schedule=at(3)), NOW)
     assert (put.due_at, put.state) == (3, State.SCHEDULED)
 
 
 def test_a_new_record_whose_plan_never_occurs_is_finished() -> None:
-    put = lifecycle.created(WANTED._replace(plan=PAST), NOW)
+    put = rules.created(WANTED._replace(schedule=PAST), NOW)
     assert (put.due_at, put.state) == (None, State.FINISHED)
 
 
@@ -492,52 +510,54 @@ def test_a_new_record_whose_plan_never_occurs_is_finished() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "planned"), [(every(5), 17), (every(50), 20), (at(3), 3), (PAST, 20)]
+    ("schedule", "planned"), [(every(5), 17), (every(50), 20), (at(3), 3), (PAST, 20)]
 )
-def test_scheduling_what_waits_keeps_the_sooner_time(plan: Schedule, planned: int) -> None:
+def test_scheduling_what_waits_keeps_the_sooner_time(schedule: Schedule, planned: int) -> None:
     record = a_record(due_at=20, planned=20, token="me")
-    merged = after(record, lifecycle.merged(record, WANTED._replace(plan=plan), NOW))
+    merged = after(record, rules.merged(record, WANTED._replace(schedule=schedule), NOW))
     assert (merged.state, merged.due_at) == (State.SCHEDULED, planned)
-    assert (merged.plan, merged.args) == (schedule.dumps(plan), WANTED.args)
+    assert (merged.schedule, merged.args) == (dump_schedule(schedule), WANTED.args)
     assert progress_of(merged) == Progress(planned, "b0")
     assert merged.token == "me", "so that a settle that is repeated finds itself"
 
 
 def test_scheduling_what_runs_is_refused() -> None:
-    assert lifecycle.merged(running(), WANTED, NOW) is None
+    assert rules.merged(running(), WANTED, NOW) is None
 
 
 def test_scheduling_what_was_triggered_leaves_it_due() -> None:
     record = a_record(due_at=11, planned=20, triggered=11)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert merged.due_at == 11
     assert progress_of(merged) == Progress(17, "b0", triggered=11)
 
 
 def test_scheduling_what_waits_for_a_retry_defeats_no_backoff() -> None:
-    record = a_record(State.RETRYING, 90, starts=2, failures=3, token="me", error="no")
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
-    assert (merged.plan, merged.args) == (WANTED_PLAN, WANTED.args)
-    assert merged == record._replace(plan=merged.plan, args=merged.args, version=merged.version)
+    record = a_record(State.RETRYING, 90, unfinished_attempts=2, failures=3, token="me", error="no")
+    merged = after(record, rules.merged(record, WANTED, NOW))
+    assert (merged.schedule, merged.args) == (WANTED_PLAN, WANTED.args)
+    assert merged == record._replace(
+        schedule=merged.schedule, args=merged.args, version=merged.version
+    )
 
 
 def test_scheduling_what_a_dead_worker_ran_takes_it_from_him_and_counts_on() -> None:
-    record = running(due_at=NOW, starts=2)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
-    assert (merged.state, merged.due_at, merged.starts) == (State.RUNNING, NOW, 2)
-    assert (merged.plan, merged.args) == (WANTED_PLAN, WANTED.args)
-    assert lifecycle.verdict(merged, read(record)) is Verdict.LOST, "should he only be slow"
+    record = running(due_at=NOW, unfinished_attempts=2)
+    merged = after(record, rules.merged(record, WANTED, NOW))
+    assert (merged.state, merged.due_at, merged.unfinished_attempts) == (State.RUNNING, NOW, 2)
+    assert (merged.schedule, merged.args) == (WANTED_PLAN, WANTED.args)
+    assert rules.verdict(merged, read(record)) is Verdict.LOST, "should he only be slow"
 
 
 def test_scheduling_what_a_dead_worker_ran_as_a_triggered_one_off_plans_it() -> None:
     record = running(due_at=NOW, planned=None, triggered=9)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert progress_of(merged) == Progress(17, "b0", triggered=9)
 
 
 def test_scheduling_what_is_paused_leaves_it_paused() -> None:
     record = a_record(State.PAUSED, None, planned=20)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert (merged.state, merged.due_at) == (State.PAUSED, None)
     assert progress_of(merged).planned == 17
 
@@ -545,36 +565,34 @@ def test_scheduling_what_is_paused_leaves_it_paused() -> None:
 @pytest.mark.parametrize(("planned", "then"), [(10, 10), (None, 17)])
 def test_scheduling_what_is_parked_leaves_it_parked(planned: int | None, then: int) -> None:
     record = a_record(State.PARKED, None, planned=planned, failures=5, error="no")
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert (merged.state, merged.due_at) == (State.PARKED, None)
     assert progress_of(merged) == Progress(then, "b0", failures=5, error="no")
 
 
 def test_scheduling_what_is_finished_makes_it_due() -> None:
     record = a_record(State.FINISHED, None, planned=None)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert (merged.state, merged.due_at) == (State.SCHEDULED, 17)
 
 
 def test_what_is_finished_and_scheduled_for_never_stays_finished() -> None:
     record = a_record(State.FINISHED, None, planned=None)
-    merged = after(record, lifecycle.merged(record, WANTED._replace(plan=PAST), NOW))
+    merged = after(record, rules.merged(record, WANTED._replace(schedule=PAST), NOW))
     assert (merged.state, merged.due_at) == (State.FINISHED, None)
 
 
 def test_scheduling_overrides_a_replacement_that_came_before_it_and_nothing_else() -> None:
     record = running(due_at=NOW, pending=REPLACEMENT._replace(paused=True, triggered=11))
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert progress_of(merged).pending == Pending(paused=True, triggered=11)
     record = running(due_at=NOW, pending=REPLACEMENT)
-    merged = after(record, lifecycle.merged(record, WANTED, NOW))
+    merged = after(record, rules.merged(record, WANTED, NOW))
     assert progress_of(merged).pending is None
 
 
 def test_scheduling_what_cannot_be_read_makes_it_anew() -> None:
-    assert lifecycle.merged(a_record(text=UNREADABLE), WANTED, NOW) == lifecycle.created(
-        WANTED, NOW
-    )
+    assert rules.merged(a_record(text=UNREADABLE), WANTED, NOW) == rules.created(WANTED, NOW)
 
 
 # Replaced.
@@ -584,7 +602,7 @@ def test_scheduling_what_cannot_be_read_makes_it_anew() -> None:
     "record",
     [
         a_record(),
-        a_record(State.RETRYING, 90, failures=3, starts=2),
+        a_record(State.RETRYING, 90, failures=3, unfinished_attempts=2),
         a_record(State.PAUSED, None),
         a_record(State.PARKED, None),
         a_record(State.FINISHED, None, planned=None),
@@ -594,28 +612,28 @@ def test_scheduling_what_cannot_be_read_makes_it_anew() -> None:
     ids=lambda record: str(record.state),
 )
 def test_what_does_not_run_is_replaced_as_if_newly_made(record: Record) -> None:
-    assert lifecycle.replaced(record, WANTED, NOW) == lifecycle.created(WANTED, NOW)
+    assert rules.replaced(record, WANTED, NOW) == rules.created(WANTED, NOW)
 
 
 def test_what_runs_is_replaced_from_the_end_of_the_run() -> None:
     record = running(pending=Pending(paused=True, triggered=11))
-    asked = after(record, lifecycle.replaced(record, WANTED, NOW))
+    asked = after(record, rules.replaced(record, WANTED, NOW))
     pending = REPLACEMENT._replace(paused=True, triggered=11)
     assert progress_of(asked) == Progress(10, "b0", pending=pending)
     assert asked == record._replace(progress=asked.progress, version=asked.version)
 
 
 @pytest.mark.parametrize(
-    ("plan", "due_at", "planned"), [(every(5), 20, 17), (every(50), 62, 62), (PAST, None, None)]
+    ("schedule", "due_at", "planned"), [(every(5), 20, 17), (every(50), 62, 62), (PAST, None, None)]
 )
 def test_what_runs_and_cannot_be_read_is_replaced_from_the_end_of_its_lease(
-    plan: Schedule, due_at: int | None, planned: int | None
+    schedule: Schedule, due_at: int | None, planned: int | None
 ) -> None:
     record = running(text=UNREADABLE)
-    new = after(record, lifecycle.replaced(record, WANTED._replace(plan=plan), NOW))
+    new = after(record, rules.replaced(record, WANTED._replace(schedule=schedule), NOW))
     assert new.due_at == due_at
     assert progress_of(new) == Progress(planned, "b1")
-    assert lifecycle.verdict(new, read(running())) is Verdict.LOST
+    assert rules.verdict(new, read(running())) is Verdict.LOST
 
 
 # Paused and resumed.
@@ -626,67 +644,69 @@ def test_what_runs_and_cannot_be_read_is_replaced_from_the_end_of_its_lease(
     [
         a_record(due_at=20, planned=20, token="me"),
         a_record(due_at=11, planned=20, triggered=11, token="me"),
-        a_record(State.RETRYING, 90, starts=2, failures=3, token="me"),
+        a_record(State.RETRYING, 90, unfinished_attempts=2, failures=3, token="me"),
     ],
     ids=["scheduled", "triggered", "retrying"],
 )
 def test_what_is_paused_is_due_for_nobody_and_keeps_where_it_stands(record: Record) -> None:
-    rests = after(record, lifecycle.paused(read(record), NOW))
+    rests = after(record, rules.paused(read(record), NOW))
     expected = record._replace(state=State.PAUSED, due_at=None, version=rests.version)
     assert rests == expected
 
 
 def test_pausing_what_a_dead_worker_ran_takes_it_from_him() -> None:
-    record = running(due_at=NOW, starts=2)
-    rests = after(record, lifecycle.paused(read(record), NOW))
-    assert (rests.state, rests.due_at, rests.starts) == (State.PAUSED, None, 2)
-    assert lifecycle.verdict(rests, read(record)) is Verdict.LOST
+    record = running(due_at=NOW, unfinished_attempts=2)
+    rests = after(record, rules.paused(read(record), NOW))
+    assert (rests.state, rests.due_at, rests.unfinished_attempts) == (State.PAUSED, None, 2)
+    assert rules.verdict(rests, read(record)) is Verdict.LOST
 
 
 def test_pausing_what_runs_is_kept_for_the_end_of_the_run() -> None:
     record = running(pending=Pending(triggered=11))
-    asked = after(record, lifecycle.paused(read(record), NOW))
+    asked = after(record, rules.paused(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.RUNNING, 20)
     assert progress_of(asked).pending == Pending(triggered=11, paused=True)
 
 
 def test_pausing_a_paused_record_whose_triggered_run_waits_keeps_that_back() -> None:
     record = a_record(due_at=11, planned=20, triggered=11, pending=Pending(paused=True))
-    rests = after(record, lifecycle.paused(read(record), NOW))
+    rests = after(record, rules.paused(read(record), NOW))
     assert progress_of(rests) == Progress(20, "b0", triggered=11)
 
 
 @pytest.mark.parametrize("state", [State.PAUSED, State.PARKED, State.FINISHED])
 def test_there_is_nothing_to_pause_in_what_rests(state: State) -> None:
-    assert lifecycle.paused(read(a_record(state, None)), NOW) is None
+    assert rules.paused(read(a_record(state, None)), NOW) is None
 
 
 def test_what_is_resumed_is_due_when_it_was_planned() -> None:
     record = a_record(State.PAUSED, None, planned=10)
-    assert lifecycle.resumed(read(record), NOW) == Patch(10, State.SCHEDULED, 0)
+    assert rules.resumed(read(record), NOW) == Patch(10, State.SCHEDULED, 0)
 
 
 def test_what_is_resumed_after_it_was_triggered_runs_for_that_first() -> None:
     record = a_record(State.PAUSED, None, planned=20, triggered=11)
-    assert lifecycle.resumed(read(record), NOW) == Patch(11, State.SCHEDULED, 0)
+    assert rules.resumed(read(record), NOW) == Patch(11, State.SCHEDULED, 0)
 
 
 @pytest.mark.parametrize(
     "record",
-    [a_record(State.PAUSED, None, starts=2), a_record(State.PAUSED, None, failures=1)],
+    [a_record(State.PAUSED, None, unfinished_attempts=2), a_record(State.PAUSED, None, failures=1)],
 )
 def test_what_is_resumed_in_the_middle_of_an_occurrence_is_retried_now(record: Record) -> None:
-    assert lifecycle.resumed(read(record), NOW) == Patch(NOW, State.RETRYING, record.starts)
+    assert rules.resumed(read(record), NOW) == Patch(
+        NOW, State.RETRYING, record.unfinished_attempts
+    )
 
 
 def test_what_is_resumed_with_nothing_left_is_finished() -> None:
     record = a_record(State.PAUSED, None, planned=None)
-    assert lifecycle.resumed(read(record), NOW) == Patch(None, State.FINISHED, 0)
+    assert rules.resumed(read(record), NOW) == Patch(None, State.FINISHED, 0)
 
 
 @pytest.mark.parametrize("record", [a_record(), running(), running(pending=REPLACEMENT)])
 def test_there_is_nothing_to_resume_in_what_was_not_paused(record: Record) -> None:
-    assert lifecycle.resumed(read(record), NOW) is None
+    assert rules.resumed(read(record), NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -701,7 +721,7 @@ def test_resuming_what_was_to_be_paused_takes_that_back(
     pending: Pending, left: Pending | None
 ) -> None:
     record = running(pending=pending)
-    asked = after(record, lifecycle.resumed(read(record), NOW))
+    asked = after(record, rules.resumed(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.RUNNING, 20)
     assert progress_of(asked) == Progress(10, "b0", pending=left)
 
@@ -711,7 +731,7 @@ def test_resuming_what_was_to_be_paused_takes_that_back(
 
 def test_what_waits_is_triggered_and_its_plan_stands_still() -> None:
     record = a_record(due_at=20, planned=20, error="no")
-    asked = after(record, lifecycle.triggered(read(record), NOW))
+    asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
     assert progress_of(asked) == Progress(20, "b0", triggered=NOW, error="no")
 
@@ -719,7 +739,7 @@ def test_what_waits_is_triggered_and_its_plan_stands_still() -> None:
 @pytest.mark.parametrize("due_at", [20, NOW])
 def test_what_runs_is_triggered_for_the_end_of_the_run(due_at: int) -> None:
     record = running(due_at, pending=Pending(paused=True))
-    asked = after(record, lifecycle.triggered(read(record), NOW))
+    asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at, asked.token) == (State.RUNNING, due_at, "me")
     assert progress_of(asked).pending == Pending(paused=True, triggered=NOW)
 
@@ -729,24 +749,24 @@ def test_what_runs_is_triggered_for_the_end_of_the_run(due_at: int) -> None:
     [running(pending=Pending(triggered=11)), a_record(due_at=11, planned=20, triggered=11)],
 )
 def test_one_triggered_run_in_hand_is_enough(record: Record) -> None:
-    assert lifecycle.triggered(read(record), NOW) is None
+    assert rules.triggered(read(record), NOW) is None
 
 
 def test_what_waits_for_a_retry_is_triggered_to_have_it_now() -> None:
-    record = a_record(State.RETRYING, 90, starts=2, failures=3)
-    assert lifecycle.triggered(read(record), NOW) == Patch(NOW, State.RETRYING, 2)
+    record = a_record(State.RETRYING, 90, unfinished_attempts=2, failures=3)
+    assert rules.triggered(read(record), NOW) == Patch(NOW, State.RETRYING, 2)
 
 
 def test_what_is_parked_is_triggered_to_be_tried_again() -> None:
     record = a_record(State.PARKED, None, failures=5, error="no")
-    asked = after(record, lifecycle.triggered(read(record), NOW))
+    asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
     assert progress_of(asked) == Progress(10, "b0", error="no")
 
 
 def test_what_is_parked_without_an_occurrence_is_triggered_and_planned_again() -> None:
     record = a_record(State.PARKED, None, planned=None, error="no")
-    asked = after(record, lifecycle.triggered(read(record), NOW))
+    asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
     assert progress_of(asked) == Progress(22, "b0", triggered=NOW, error="no")
 
@@ -758,38 +778,38 @@ def test_what_is_parked_without_an_occurrence_is_triggered_and_planned_again() -
 def test_what_is_paused_is_triggered_and_rests_afterwards(
     pending: Pending | None, then: Pending
 ) -> None:
-    record = a_record(State.PAUSED, None, failures=2, starts=1, pending=pending)
-    asked = after(record, lifecycle.triggered(read(record), NOW))
-    assert (asked.state, asked.due_at, asked.starts) == (State.SCHEDULED, NOW, 0)
+    record = a_record(State.PAUSED, None, failures=2, unfinished_attempts=1, pending=pending)
+    asked = after(record, rules.triggered(read(record), NOW))
+    assert (asked.state, asked.due_at, asked.unfinished_attempts) == (State.SCHEDULED, NOW, 0)
     assert progress_of(asked) == Progress(10, "b0", triggered=NOW, pending=then)
 
 
 def test_what_is_finished_is_triggered_and_finished_again_afterwards() -> None:
     record = a_record(State.FINISHED, None, planned=None, group=STATIC_GROUP)
-    asked = after(record, lifecycle.triggered(read(record), NOW))
+    asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
     assert progress_of(asked) == Progress(None, "b0", triggered=NOW)
-    done = after(asked, lifecycle.succeeded(read(asked), AT_ONCE, NOW))
+    done = after(asked, rules.succeeded(read(asked), AT_ONCE, NOW))
     assert done.state == State.FINISHED
 
 
 # Replanned: the schedule of a static task is another one in code.
 
 
-def replanned(record: Record, plan: Schedule = WANTED.plan) -> Record:
-    new = after(record, lifecycle.replanned(record, plan, NOW))
+def replanned(record: Record, schedule: Schedule = WANTED.schedule) -> Record:
+    new = after(record, rules.replanned(record, schedule, NOW))
     assert new.token == record.token
     return new
 
 
 def test_a_static_task_whose_schedule_is_the_same_is_left_alone() -> None:
-    assert lifecycle.replanned(a_record(), every(10), NOW) is None
-    assert lifecycle.replanned(running(pending=Pending(paused=True)), every(10), NOW) is None
-    assert lifecycle.replanned(running(pending=NEW_PLAN), WANTED.plan, NOW) is None
+    assert rules.replanned(a_record(), every(10), NOW) is None
+    assert rules.replanned(running(pending=Pending(paused=True)), every(10), NOW) is None
+    assert rules.replanned(running(pending=NEW_PLAN), WANTED.schedule, NOW) is None
 
 
 def test_a_static_task_that_cannot_be_read_is_left_to_the_claim_that_meets_it() -> None:
-    assert lifecycle.replanned(a_record(text=UNREADABLE), every(5), NOW) is None
+    assert rules.replanned(a_record(text=UNREADABLE), every(5), NOW) is None
 
 
 @pytest.mark.parametrize("due_at", [20, NOW])
@@ -797,28 +817,28 @@ def test_what_waits_is_planned_anew(due_at: int) -> None:
     triggered = due_at if due_at <= NOW else None
     record = a_record(due_at=due_at, planned=20, triggered=triggered)
     new = replanned(record)
-    assert new.plan == WANTED_PLAN
+    assert new.schedule == WANTED_PLAN
     assert new.due_at == (17 if triggered is None else triggered)
     assert progress_of(new) == Progress(17, "b0", triggered=triggered)
 
 
 def test_what_is_overdue_is_finished_before_a_new_plan() -> None:
     new = replanned(a_record(due_at=10, planned=10))
-    assert (new.state, new.due_at, new.plan) == (State.SCHEDULED, 10, WANTED_PLAN)
+    assert (new.state, new.due_at, new.schedule) == (State.SCHEDULED, 10, WANTED_PLAN)
 
 
 @pytest.mark.parametrize("due_at", [20, NOW])
 def test_what_runs_is_finished_before_a_new_plan_by_whomever(due_at: int) -> None:
     record = running(due_at, pending=Pending(paused=True))
     new = replanned(record)
-    assert (new.state, new.due_at, new.plan) == (State.RUNNING, due_at, record.plan)
-    assert lifecycle.verdict(new, read(record)) is Verdict.HELD
+    assert (new.state, new.due_at, new.schedule) == (State.RUNNING, due_at, record.schedule)
+    assert rules.verdict(new, read(record)) is Verdict.HELD
     assert progress_of(new) == Progress(10, "b0", pending=NEW_PLAN._replace(paused=True))
 
 
 def test_a_new_plan_that_waits_gives_way_to_a_newer_one() -> None:
     new = replanned(running(pending=NEW_PLAN), every(10))
-    pending = Pending(schedule.dumps(every(10)), "1 {}", 22, "b0")
+    pending = Pending(dump_schedule(every(10)), "1 {}", 22, "b0")
     assert progress_of(new).pending == pending
 
 
@@ -827,7 +847,7 @@ def test_a_new_plan_that_waits_gives_way_to_a_newer_one() -> None:
     [
         a_record(State.RETRYING, 90, failures=2),
         a_record(State.PAUSED, None, planned=20, failures=2),
-        a_record(State.PAUSED, None, planned=20, starts=1),
+        a_record(State.PAUSED, None, planned=20, unfinished_attempts=1),
         a_record(State.PAUSED, None, planned=10),
         a_record(State.PARKED, None, failures=5),
     ],
@@ -835,14 +855,14 @@ def test_a_new_plan_that_waits_gives_way_to_a_newer_one() -> None:
 )
 def test_what_has_begun_is_finished_before_a_new_plan(record: Record) -> None:
     new = replanned(record)
-    assert new == record._replace(plan=WANTED_PLAN, version=new.version)
+    assert new == record._replace(schedule=WANTED_PLAN, version=new.version)
 
 
 @pytest.mark.parametrize(
     "record",
     [
         a_record(State.PAUSED, None, planned=20),
-        a_record(State.PAUSED, None, planned=20, triggered=11, starts=1),
+        a_record(State.PAUSED, None, planned=20, triggered=11, unfinished_attempts=1),
         a_record(State.PARKED, None, planned=None),
     ],
     ids=["paused", "paused in a triggered run", "parked"],
@@ -871,7 +891,7 @@ def test_what_waits_is_finished_by_a_plan_that_never_occurs() -> None:
 def test_a_new_plan_takes_the_place_of_one_that_waits_for_a_retry() -> None:
     pending = NEW_PLAN._replace(triggered=11)
     new = replanned(a_record(State.RETRYING, 90, failures=2, pending=pending), every(7))
-    assert (new.state, new.plan) == (State.RETRYING, schedule.dumps(every(7)))
+    assert (new.state, new.schedule) == (State.RETRYING, dump_schedule(every(7)))
     assert progress_of(new) == Progress(10, "b0", failures=2, pending=Pending(triggered=11))
 
 
@@ -883,11 +903,11 @@ def test_a_triggered_run_that_waits_for_a_retry_does_not_keep_an_old_plan() -> N
 
 def test_what_a_later_release_wrote_is_not_changed() -> None:
     with pytest.raises(NewerFormat):
-        lifecycle.merged(a_record(text=NEWER), WANTED, NOW)
+        rules.merged(a_record(text=NEWER), WANTED, NOW)
     with pytest.raises(NewerFormat):
-        lifecycle.replaced(running(text=NEWER), WANTED, NOW)
+        rules.replaced(running(text=NEWER), WANTED, NOW)
     with pytest.raises(NewerFormat):
-        lifecycle.replanned(a_record(text=NEWER), WANTED.plan, NOW)
+        rules.replanned(a_record(text=NEWER), WANTED.schedule, NOW)
 
 
 def test_a_reading_keeps_the_record_that_it_was_read_from() -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from pyncette.alarm import NEVER
-from pyncette.record import STATIC_GROUP
+from pyncette.engine.alarm import NEVER
+from pyncette.store.record import STATIC_GROUP
 from pyncette.task import Task
 
 BACKOFF_INITIAL: Final = 5_000

@@ -1,7 +1,7 @@
 """Every interleaving of a few workers, users, faults and time, to a stated depth.
 
-The workers are those of :mod:`pyncette.testing.workers`; after each step the checker of
-:mod:`pyncette.testing.model` holds the record against what is owed. The search is breadth first,
+The workers are those of ``tests.simulation.workers``; after each step the checker of
+``tests.simulation.model`` holds the record against what is owed. The search is breadth first,
 so the first violation found has a shortest history.
 
 A user's calls are one step each: they write on the condition of the version that they read, so
@@ -18,13 +18,9 @@ from collections.abc import Hashable, Iterator
 from random import Random
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from pyncette import lifecycle
-from pyncette.lifecycle import Wanted
-from pyncette.record import ANY, DELETE, Change, Record, read
-from pyncette.store import Applied, Write
-from pyncette.testing import model
-from pyncette.testing.model import NOTHING, Ask, Ledger, Row, Run, Violation
-from pyncette.testing.workers import (
+from tests.simulation import model
+from tests.simulation.model import NOTHING, Ask, Ledger, Row, Run, Violation
+from tests.simulation.workers import (
     IDLE,
     Edge,
     Event,
@@ -36,6 +32,11 @@ from pyncette.testing.workers import (
     at,
     every,
 )
+
+from pyncette.engine import rules
+from pyncette.engine.rules import Wanted
+from pyncette.store import Applied, Write
+from pyncette.store.record import ANY, DELETE, Change, Record, read
 
 KEY: Final = "x"
 COMPLETION_RUNS: Final = 8
@@ -162,10 +163,10 @@ class Explorer:
 
     def _first(self) -> _State:
         scenario = self.scenario
-        wanted = Wanted(scenario.plan, "1 {}", "b0")
-        put = lifecycle.created(wanted, 0)
+        wanted = Wanted(scenario.schedule, "1 {}", "b0")
+        put = rules.created(wanted, 0)
         record, _ = model.written(None, Write(scenario.group, KEY, put, ANY), 0)
-        ledger = model.scheduled(NOTHING, wanted.args, wanted.plan, 0)
+        ledger = model.scheduled(NOTHING, wanted.args, wanted.schedule, 0)
         known = self._records(record)
         shown = known if scenario.lagging else -1
         idle = (self._workers(IDLE),) * scenario.workers
@@ -306,7 +307,12 @@ class Explorer:
         for other in others:
             _, _, _, until, _, running, step, _ = self._workers.values[other]
             in_body = self._workers.values[other].phase is Phase.BODY
-            if in_body and running is not None and running.born == run.born and now < until:
+            if (
+                in_body
+                and running is not None
+                and running.incarnation == run.incarnation
+                and now < until
+            ):
                 raise Violation(Row.ONE_BODY, f"{run} beside {running}, {step} held to {until}")
 
     def _check(self, ledger: int, record: int) -> None:
@@ -323,7 +329,7 @@ class Explorer:
         awaited = ledger
         if record is not None and ledger.paused:
             now = self.scenario.end
-            change = lifecycle.resumed(read(record), now)
+            change = rules.resumed(read(record), now)
             if change is not None:
                 record, _ = model.written(record, self._users(record, change), now)
                 awaited = ledger = ledger._replace(paused=False)
@@ -335,7 +341,7 @@ class Explorer:
             run = model.run_of(record)
             ledger = model.started(ledger, run, now, self.scenario.at_most_once)
             ledger = model.done(ledger, run, now, self.scenario.fast_forward)
-            change = lifecycle.succeeded(read(record), self.protocol.rules, now)
+            change = rules.succeeded(read(record), self.protocol.policy, now)
             record, _ = model.written(record, self._users(record, change), now)
             model.check(ledger, record)
         if ledger.args is None:
@@ -369,16 +375,16 @@ class Explorer:
     ) -> tuple[Ledger, Record | None] | None:
         """What is owed and what is there after a user's call; None: it changes nothing."""
         interval = self.scenario.asked_plan
-        plan = at(now + 1) if interval is None else every(interval)
+        schedule = at(now + 1) if interval is None else every(interval)
         args = f'1 {{"call":{asks + 1}}}' if ask is not Ask.REPLAN else "1 {}"
-        change = self._change(ask, record, Wanted(plan, args, f"b{asks + 1}"), now)
+        change = self._change(ask, record, Wanted(schedule, args, f"b{asks + 1}"), now)
         if change is None or (ask is Ask.TRIGGER and now == ledger.triggered):
             return None  # two runs triggered at one microsecond would look the same
         write = Write(self.scenario.group, KEY, change, ANY)
         after, result = model.written(record, write, now)
         assert isinstance(result, Applied)
         try:
-            owed = model.asked(ledger, ask, args, plan, record, after, now)
+            owed = model.asked(ledger, ask, args, schedule, record, after, now)
         except Violation as violation:
             raise Violation(violation.row, f"at {now}, {ask}: {violation}") from None
         return owed, after
@@ -386,21 +392,21 @@ class Explorer:
     def _change(self, ask: Ask, record: Record | None, wanted: Wanted, now: int) -> Change | None:
         if record is None:
             creates = ask in (Ask.SOONER, Ask.REPLACE, Ask.FORCE)
-            return lifecycle.created(wanted, now) if creates else None
+            return rules.created(wanted, now) if creates else None
         match ask:
             case Ask.SOONER:
-                return lifecycle.merged(record, wanted, now)
+                return rules.merged(record, wanted, now)
             case Ask.REPLACE:
-                return lifecycle.replaced(record, wanted, now)
+                return rules.replaced(record, wanted, now)
             case Ask.FORCE:
-                return lifecycle.created(wanted, now)
+                return rules.created(wanted, now)
             case Ask.UNSCHEDULE:
                 return DELETE
             case Ask.PAUSE:
-                return lifecycle.paused(read(record), now)
+                return rules.paused(read(record), now)
             case Ask.RESUME:
-                return lifecycle.resumed(read(record), now)
+                return rules.resumed(read(record), now)
             case Ask.TRIGGER:
-                return lifecycle.triggered(read(record), now)
+                return rules.triggered(read(record), now)
             case Ask.REPLAN:
-                return lifecycle.replanned(record, wanted.plan, now)
+                return rules.replanned(record, wanted.schedule, now)

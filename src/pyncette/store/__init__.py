@@ -1,9 +1,9 @@
 """The storage contract: what a scheduler asks of a place that keeps records.
 
 A store moves rows when a version matches. It holds no rule about runs: these are in
-:mod:`pyncette.lifecycle`. Whoever writes a store implements :class:`Store` (six calls), or the
-four primitives of :class:`pyncette.cas.CasStore`, and proves it with
-:mod:`pyncette.testing.conformance`.
+``pyncette.engine.rules``. Whoever writes a store implements ``Store`` (six calls), or the
+four primitives of ``pyncette.store.cas.CasStore``, and proves it with
+``pyncette.testing.conformance``.
 
 All instants and leases are integers: microseconds (since the epoch, UTC). ``now`` is handed in
 with each call; a store never looks at a clock to decide.
@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
-from pyncette.record import Change, Record, State
+from pyncette.store.record import Change, Record, State
 
 RepositoryFactory = Callable[..., AbstractAsyncContextManager["Store"]]
 """Opens a store: called with keywords only, ignores those that are not its own."""
@@ -79,8 +79,8 @@ class Write(NamedTuple):
         group, key: The record.
         change: What to write.
         expect: The version that must be there; ``ABSENT`` (0): there must be no record; ``ANY``
-            (-1): whatever is there. A :class:`~pyncette.record.Patch` or a
-            :class:`~pyncette.record.Delete` with ``ANY`` of an absent record is applied and does
+            (-1): whatever is there. A ``Patch`` or a
+            ``Delete`` with ``ANY`` of an absent record is applied and does
             nothing; neither is ever written with ``ABSENT``.
         token: Where not None, the record must carry this token, too.
     """
@@ -122,7 +122,18 @@ class Failed(NamedTuple):
     error: Exception
 
 
-Result = Applied | Refused | Failed
+class Unknown(NamedTuple):
+    """Nobody can tell whether the write was made, though those beside it have their answers.
+
+    For example, one node of a cluster did not answer. Its writer repeats a conditional write,
+    which is safe by version and token, and tells the caller of any other.
+    """
+
+    error: Exception
+
+
+Result = Applied | Refused | Failed | Unknown
+"""The answer to one write. Every write of a batch has an answer of its own."""
 
 
 class Filter(NamedTuple):
@@ -155,7 +166,7 @@ class Page(NamedTuple):
 
 
 class Watch(Protocol):
-    """A registration made by :meth:`Store.watch`."""
+    """A registration made by ``Store.watch``."""
 
     def close(self) -> None:
         """Ends it. No callback is made afterwards. May be called twice."""
@@ -166,23 +177,31 @@ class Store(Protocol):
 
     * Each call handles its whole batch in as few trips as the store can make it.
     * Versions: every write that is applied, a claim included, moves the version to
-      ``max(old + 1, now)``; see :func:`next_version`.
+      ``max(old + 1, now)``; see ``next_version``.
     * No call waits long for a record that somebody else holds: a claim skips it, and a write of
-      it is :class:`Refused` or :class:`Failed` while the others of its batch are made.
+      it is ``Refused`` or ``Failed`` while the others of its batch are made.
     * A call that is cancelled leaves the store usable (its connection is dropped if need be), and
       what it asked for either happened or did not.
-    * Errors are :class:`~pyncette.errors.StoreUnavailableError` where trying again may help, and
-      :class:`~pyncette.errors.StoreMisconfiguredError` where it does not. Drivers must not repeat
+    * Errors are ``StoreUnavailableError`` where trying again may help, and
+      ``StoreMisconfiguredError`` where it does not. Drivers must not repeat
       a call by themselves.
     * Keys, groups and texts come back exactly as they were written; keys compare bytewise.
     """
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         """Takes the records that are due, at most ``limit`` of them, soonest first in a group.
 
-        A record is due when ``due_at <= now`` (and ``<= before`` of its :class:`Group`), read
+        A record is due when ``due_at <= now`` (and ``<= before`` of its ``Group``), read
         from the record itself, not from an index that may lag. Each one claimed gets
         ``state = running``, ``token``, ``starts + 1``, ``due_at = now + lease`` and a new
         version, if its version is still the one that was seen.
@@ -194,6 +213,15 @@ class Store(Protocol):
 
         ``sources`` names no source twice, and no key of a group that it names. With a ``limit``
         of 0 nothing is claimed and ``next_due`` is told.
+
+        ``bounded``: a store that has a clock of its own (see ``now``) looks at it in the very
+        statement that claims, and takes nothing that is not due by that clock either. So no wrong
+        measurement of that clock starts a run early, or takes over a lease that is alive. Leases
+        still end at ``now + lease``. Never set while the app's time is not the machine's (tests).
+
+        ``unfinished_max``: only records with ``unfinished_attempts <= unfinished_max`` are taken;
+        others stay as they are, also where the claim was repeated and they are held already.
+        ``next_due`` counts them, so it may lie in the past because of them alone.
         """
         ...
 
@@ -202,10 +230,11 @@ class Store(Protocol):
     ) -> list[Result]:
         """Makes each change whose expectation holds, and says for each what came of it.
 
-        Writes of one batch are independent of each other: some may be applied and others
-        refused. No key stands twice in a batch. ``wake`` names groups whose other watchers should
-        look now; the batch may be empty, where earlier writes are told of. A store without
-        notifications ignores it.
+        Writes of one batch are independent of each other: some may be applied, others refused,
+        failed (this value cannot be kept) or unknown (where they live did not answer). The call
+        raises only where nothing at all is known. No key stands twice in a batch. ``wake`` names
+        groups whose other watchers should look now; the batch may be empty, where earlier writes
+        are told of. A store without notifications ignores it.
         """
         ...
 

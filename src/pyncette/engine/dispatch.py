@@ -12,15 +12,23 @@ import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from pyncette import lifecycle
 from pyncette.clock import Clock
-from pyncette.execution import Batch, Execution, RunContext, TaskParts, compose
-from pyncette.lifecycle import Rules
+from pyncette.engine import rules
+from pyncette.engine.execution import Batch, Execution, RunContext, TaskParts, compose
+from pyncette.engine.rules import Policy
+from pyncette.engine.writes import Lane
 from pyncette.model import ExecutionMode, MiddlewareFunc
-from pyncette.record import STATIC_GROUP, Change, Delete, Record, State, UnreadableRecord, read
 from pyncette.schedule import NewerFormat
-from pyncette.settler import Lane
 from pyncette.store import Applied, Refused, Write
+from pyncette.store.record import (
+    STATIC_GROUP,
+    Change,
+    Delete,
+    Record,
+    State,
+    UnreadableRecord,
+    read,
+)
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -182,11 +190,11 @@ class Dispatcher:
             return None
         except UnreadableRecord as error:
             logger.error("%s of %s is unreadable and parked: %s", record.key, task, error)
-            reason, born = str(error), secrets.token_hex(4)
-            self._give_up(record, lambda record: lifecycle.parked(record, reason, born))
+            reason, incarnation = str(error), secrets.token_hex(4)
+            self._give_up(record, lambda record: rules.parked(record, reason, incarnation))
             return None
         execution = Execution(batch, reading)
-        if lifecycle.suspect(record):
+        if rules.suspect(record):
             if self._suspect is not None:
                 self._give_back(record, now, SUSPECT_DELAY)
                 return None
@@ -228,7 +236,7 @@ class Dispatcher:
                 self,
                 task,
                 compose(self._middlewares, task.task_func),
-                Rules(task.fast_forward, task.failure_mode, self._poll_interval),
+                Policy(task.fast_forward, task.failure_mode, self._poll_interval),
                 max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
                 at_most_once,
             )
@@ -239,8 +247,8 @@ def _given_back(record: Record, now: int, delay: int) -> Change:
     try:
         reading = read(record)
     except ValueError:
-        return lifecycle.given_back_unread(record, now, delay)
-    return lifecycle.given_back(reading, now, delay)
+        return rules.given_back_unread(record, now, delay)
+    return rules.given_back(reading, now, delay)
 
 
 class _Release:
@@ -266,7 +274,8 @@ class _Release:
         current, held = result.current, self._record
         if (
             current is None
-            or (current.token, current.starts) != (held.token, held.starts)
+            or (current.token, current.unfinished_attempts)
+            != (held.token, held.unfinished_attempts)
             or current.state != State.RUNNING
         ):
             return False

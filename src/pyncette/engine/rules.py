@@ -22,7 +22,7 @@ parked                   kept with the reason, never due
 While a lease is alive, nobody but its holder changes plan, arguments or ``due_at``: what others
 ask for is written to ``pending`` and holds from the end of the run. Whoever else takes a record
 out of ``running``, or changes what is to be run in it, clears its token, so that ``running`` or a
-token of one's own always answers "is it mine?" and "was it I who settled it?" (:func:`verdict`).
+token of one's own always answers "is it mine?" and "was it I who settled it?" (``verdict``).
 
 Nothing in here reads a clock, waits, logs, or knows a store. Instants and durations are integers:
 microseconds, UTC. A record is due when ``due_at <= now``; a lease is alive while ``due_at > now``.
@@ -33,9 +33,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final, NamedTuple
 
-from pyncette import schedule
 from pyncette.model import FailureMode
-from pyncette.record import (
+from pyncette.schedule import NewerFormat, Schedule
+from pyncette.schedule import dumps as dump_schedule
+from pyncette.store.record import (
     DELETE,
     STATIC_GROUP,
     Change,
@@ -51,17 +52,16 @@ from pyncette.record import (
     dump_progress,
     load_progress,
 )
-from pyncette.schedule import NewerFormat, Schedule
 
-SUSPECT_STARTS: Final = 3
+SUSPECT_ATTEMPTS: Final = 3
 """From so many starts without a word on, a record is suspected of killing its process."""
 
-UNKNOWN_PLAN: Final = "1 at 0"
+UNKNOWN_SCHEDULE: Final = "1 at 0"
 """The plan of a static task's record that was taken over without its schedule: until a worker
 starts that has it in its code. No static task can be declared with such a plan."""
 
 
-class Rules(NamedTuple):
+class Policy(NamedTuple):
     """The options of a task that decide what an outcome leads to; from code, at each claim.
 
     Attributes:
@@ -84,9 +84,9 @@ class Wanted(NamedTuple):
         born: A new random id.
     """
 
-    plan: Schedule
+    schedule: Schedule
     args: str
-    born: str
+    incarnation: str
 
 
 class Verdict(Enum):
@@ -109,7 +109,7 @@ def alive(record: Record, now: int) -> bool:
 
 def suspect(record: Record) -> bool:
     """Whether the record may be one that kills its process, so that it should run alone."""
-    return record.starts >= SUSPECT_STARTS
+    return record.unfinished_attempts >= SUSPECT_ATTEMPTS
 
 
 def verdict(current: Record | None, held: Reading) -> Verdict:
@@ -125,7 +125,11 @@ def verdict(current: Record | None, held: Reading) -> Verdict:
     """
     if current is None or current.token != held.record.token:
         return Verdict.LOST
-    if current.state == State.RUNNING and current.starts > 0 and _same_run(current, held):
+    if (
+        current.state == State.RUNNING
+        and current.unfinished_attempts > 0
+        and _same_run(current, held)
+    ):
         return Verdict.HELD
     return Verdict.SETTLED
 
@@ -144,19 +148,19 @@ def _same_run(current: Record, held: Reading) -> bool:
 
 def heartbeat(record: Record, now: int, lease: int) -> Patch:
     """Extends the lease, from now."""
-    return Patch(now + lease, State.RUNNING, record.starts)
+    return Patch(now + lease, State.RUNNING, record.unfinished_attempts)
 
 
-def succeeded(reading: Reading, rules: Rules, now: int) -> Change:
+def succeeded(reading: Reading, policy: Policy, now: int) -> Change:
     """The occurrence in hand is done."""
-    return _occurrence_done(reading, rules, now, None)
+    return _occurrence_done(reading, policy, now, None)
 
 
 advanced = succeeded
 """An at-most-once record moves on before its body runs, as if that had been done."""
 
 
-def failed(reading: Reading, rules: Rules, now: int, error: str) -> Change:
+def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
     """The body raised.
 
     What was asked for while it ran holds from here: a replacement takes the place of the failed
@@ -164,8 +168,8 @@ def failed(reading: Reading, rules: Rules, now: int, error: str) -> Change:
     first.
     """
     record, _, progress = reading
-    if rules.failure_mode is FailureMode.COMMIT:
-        return _occurrence_done(reading, rules, now, error)
+    if policy.failure_mode is FailureMode.COMMIT:
+        return _occurrence_done(reading, policy, now, error)
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
@@ -173,8 +177,8 @@ def failed(reading: Reading, rules: Rules, now: int, error: str) -> Change:
     progress = progress._replace(failures=progress.failures + 1, error=error)
     if pending is not None and pending.paused:
         return _held_back(record, progress, 0)
-    if rules.failure_mode is FailureMode.UNLOCK:
-        return Patch(now + rules.retry_after, State.RETRYING, 0, dump_progress(progress))
+    if policy.failure_mode is FailureMode.UNLOCK:
+        return Patch(now + policy.retry_after, State.RETRYING, 0, dump_progress(progress))
     return Patch(record.due_at, State.RUNNING, 0, dump_progress(progress))
 
 
@@ -184,22 +188,22 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
     With a ``delay`` it is not due before ``now + delay``.
     """
     record, _, progress = reading
-    starts = max(record.starts - 1, 0)
+    unfinished_attempts = max(record.unfinished_attempts - 1, 0)
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
     pending = progress.pending
     if pending is not None and pending.paused and progress.triggered is None:
-        return _held_back(record, progress, starts)
-    if starts or progress.failures:
-        return Patch(now + delay, State.RETRYING, starts)
+        return _held_back(record, progress, unfinished_attempts)
+    if unfinished_attempts or progress.failures:
+        return Patch(now + delay, State.RETRYING, unfinished_attempts)
     due_at = now + delay if delay or progress.occurrence is None else progress.occurrence
-    return Patch(due_at, State.SCHEDULED, starts)
+    return Patch(due_at, State.SCHEDULED, unfinished_attempts)
 
 
 def given_back_unread(record: Record, now: int, delay: int) -> Patch:
-    """As :func:`given_back`, for a record whose texts a later release wrote."""
-    return Patch(now + delay, State.RETRYING, max(record.starts - 1, 0))
+    """As ``given_back``, for a record whose texts a later release wrote."""
+    return Patch(now + delay, State.RETRYING, max(record.unfinished_attempts - 1, 0))
 
 
 def exhausted(reading: Reading, error: str) -> Change:
@@ -220,14 +224,14 @@ def exhausted(reading: Reading, error: str) -> Change:
     return Patch(None, State.PARKED, 0, dump_progress(progress))
 
 
-def parked(record: Record, reason: str, born: str) -> Patch:
+def parked(record: Record, reason: str, incarnation: str) -> Patch:
     """The record cannot be read: it is kept with the reason, and what can be read of it."""
     try:
         progress = load_progress(record.progress)._replace(error=reason)
     except NewerFormat:
         return Patch(None, State.PARKED, 0)
     except UnreadableRecord:
-        progress = Progress(None, born, error=reason)
+        progress = Progress(None, incarnation, error=reason)
     return Patch(None, State.PARKED, 0, dump_progress(progress))
 
 
@@ -239,15 +243,15 @@ def created(wanted: Wanted, now: int) -> Put:
 
     A plan without a first occurrence gives a finished record.
     """
-    first = wanted.plan.first(now)
+    first = wanted.schedule.first(now)
     return Put(
         first,
         State.FINISHED if first is None else State.SCHEDULED,
         None,
         0,
-        schedule.dumps(wanted.plan),
+        dump_schedule(wanted.schedule),
         wanted.args,
-        dump_progress(Progress(first, wanted.born)),
+        dump_progress(Progress(first, wanted.incarnation)),
     )
 
 
@@ -276,7 +280,7 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         progress = progress._replace(pending=_only_flags(progress.pending))
     due_at, state = current.due_at, current.state
     if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
-        progress = progress._replace(planned=_soonest(progress.planned, wanted.plan.first(now)))
+        progress = progress._replace(planned=_soonest(progress.planned, wanted.schedule.first(now)))
     if state in (State.SCHEDULED, State.FINISHED):
         due_at = progress.occurrence
         state = State.FINISHED if due_at is None else State.SCHEDULED
@@ -284,8 +288,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         due_at,
         state,
         None if state == State.RUNNING else current.token,
-        current.starts,
-        schedule.dumps(wanted.plan),
+        current.unfinished_attempts,
+        dump_schedule(wanted.schedule),
         wanted.args,
         dump_progress(progress),
     )
@@ -308,10 +312,10 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
             return new
         return new._replace(due_at=max(new.due_at, current.due_at))
     pending = (progress.pending or Pending())._replace(
-        plan=schedule.dumps(wanted.plan),
+        schedule=dump_schedule(wanted.schedule),
         args=wanted.args,
-        planned=wanted.plan.first(now),
-        born=wanted.born,
+        planned=wanted.schedule.first(now),
+        incarnation=wanted.incarnation,
     )
     return _moved(current, progress._replace(pending=pending))
 
@@ -332,8 +336,8 @@ def paused(reading: Reading, now: int) -> Change | None:
         None,
         State.PAUSED,
         None if record.state == State.RUNNING else record.token,
-        record.starts,
-        record.plan,
+        record.unfinished_attempts,
+        record.schedule,
         record.args,
         dump_progress(_unpaused(progress)),
     )
@@ -350,10 +354,12 @@ def resumed(reading: Reading, now: int) -> Change | None:
         if progress.pending is None or not progress.pending.paused:
             return None
         return _moved(record, _unpaused(progress))
-    if record.starts or progress.failures:
-        return Patch(now, State.RETRYING, record.starts)
+    if record.unfinished_attempts or progress.failures:
+        return Patch(now, State.RETRYING, record.unfinished_attempts)
     due_at = progress.occurrence
-    return Patch(due_at, State.FINISHED if due_at is None else State.SCHEDULED, record.starts)
+    return Patch(
+        due_at, State.FINISHED if due_at is None else State.SCHEDULED, record.unfinished_attempts
+    )
 
 
 def triggered(reading: Reading, now: int) -> Change | None:
@@ -365,7 +371,7 @@ def triggered(reading: Reading, now: int) -> Change | None:
     Returns:
         The change, or None where such a run is already in hand.
     """
-    record, plan, progress = reading
+    record, schedule, progress = reading
     match record.state:
         case State.RUNNING:
             pending = progress.pending or Pending()
@@ -374,12 +380,12 @@ def triggered(reading: Reading, now: int) -> Change | None:
             pending = pending._replace(triggered=now)
             return _moved(record, progress._replace(pending=pending))
         case State.RETRYING:
-            return Patch(now, State.RETRYING, record.starts)
+            return Patch(now, State.RETRYING, record.unfinished_attempts)
         case State.PARKED if progress.occurrence is not None:
             text = dump_progress(progress._replace(failures=0))
             return Patch(now, State.SCHEDULED, 0, text)
         case State.PARKED:
-            progress = progress._replace(planned=plan.next(now))
+            progress = progress._replace(planned=schedule.next(now))
         case State.SCHEDULED if progress.triggered is not None:
             return None
         case State.PAUSED:
@@ -391,11 +397,11 @@ def triggered(reading: Reading, now: int) -> Change | None:
     return Patch(now, State.SCHEDULED, 0, text)
 
 
-def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
+def replanned(current: Record, schedule: Schedule, now: int) -> Put | Patch | None:
     """A static task's schedule in code is not the one of its record.
 
     An occurrence that is overdue, or in hand, is finished; the new plan gives those after it.
-    So is the one of a record that was taken over without its schedule (:data:`UNKNOWN_PLAN`),
+    So is the one of a record that was taken over without its schedule (``UNKNOWN_PLAN``),
     which is not another one: it is filled in at once, also while a lease lasts that was taken
     over with it.
 
@@ -405,27 +411,31 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
     Raises:
         NewerFormat: A later release wrote the record.
     """
-    text = schedule.dumps(plan)
+    text = dump_schedule(schedule)
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
         return None  # the claim that meets it parks it
     pending = progress.pending
-    if text == (current.plan if pending is None or pending.plan is None else pending.plan):
+    if text == (
+        current.schedule if pending is None or pending.schedule is None else pending.schedule
+    ):
         return None
-    first = plan.first(now)
-    unknown = current.plan == UNKNOWN_PLAN
+    first = schedule.first(now)
+    unknown = current.schedule == UNKNOWN_SCHEDULE
     if current.state == State.RUNNING and not unknown:
         # The occurrences belong to the same task: it is not born again.
         pending = (pending or Pending())._replace(
-            plan=text, args=current.args, planned=first, born=progress.born
+            schedule=text, args=current.args, planned=first, incarnation=progress.incarnation
         )
         return _moved(current, progress._replace(pending=pending))
     if pending is not None:
         progress = progress._replace(pending=_only_flags(pending))
     due_at, state = current.due_at, current.state
     overdue = progress.planned is not None and (progress.planned <= now or unknown)
-    begun = progress.triggered is None and (current.starts > 0 or progress.failures > 0)
+    begun = progress.triggered is None and (
+        current.unfinished_attempts > 0 or progress.failures > 0
+    )
     match state:
         case State.SCHEDULED if not overdue:
             progress = progress._replace(planned=first)
@@ -446,7 +456,7 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
         due_at,
         state,
         current.token,
-        current.starts,
+        current.unfinished_attempts,
         text,
         current.args,
         dump_progress(progress),
@@ -456,22 +466,24 @@ def replanned(current: Record, plan: Schedule, now: int) -> Put | Patch | None:
 # The steps that they share.
 
 
-def _occurrence_done(reading: Reading, rules: Rules, now: int, error: str | None) -> Change:
+def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | None) -> Change:
     """What follows the occurrence in hand: what is pending, or the next one of the plan."""
-    record, plan, progress = reading
+    record, schedule, progress = reading
     pending = progress.pending
     planned = progress.planned
-    if pending is not None and pending.plan is not None:
+    if pending is not None and pending.schedule is not None:
         if _replacement(progress) is not None or not _stood_still(progress, pending, now):
             return _promoted(record, pending)
     elif progress.triggered is None and planned is not None:
-        planned = plan.skip(planned, now) if rules.fast_forward else plan.following(planned)
+        planned = (
+            schedule.skip(planned, now) if policy.fast_forward else schedule.following(planned)
+        )
     if pending is None:
         if planned is None:
-            return _nothing_left(record, progress.born, error)
-        text = dump_progress(Progress(planned, progress.born, error=error))
+            return _nothing_left(record, progress.incarnation, error)
+        text = dump_progress(Progress(planned, progress.incarnation, error=error))
         return Patch(planned, State.SCHEDULED, 0, text)
-    return _next(record, Progress(planned, progress.born, error=error), pending)
+    return _next(record, Progress(planned, progress.incarnation, error=error), pending)
 
 
 def _next(record: Record, progress: Progress, pending: Pending) -> Change:
@@ -481,7 +493,7 @@ def _next(record: Record, progress: Progress, pending: Pending) -> Change:
         progress = progress._replace(triggered=pending.triggered, pending=left)
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     if progress.planned is None:
-        return _nothing_left(record, progress.born, progress.error)
+        return _nothing_left(record, progress.incarnation, progress.error)
     left = _pending_or_none(pending._replace(paused=False))
     text = dump_progress(progress._replace(pending=left))
     if pending.paused:
@@ -491,10 +503,10 @@ def _next(record: Record, progress: Progress, pending: Pending) -> Change:
 
 def _promoted(record: Record, pending: Pending) -> Put:
     """The replacement that was asked for while the record ran takes its place."""
-    assert pending.plan is not None
+    assert pending.schedule is not None
     assert pending.args is not None
-    assert pending.born is not None
-    progress = Progress(pending.planned, pending.born)
+    assert pending.incarnation is not None
+    progress = Progress(pending.planned, pending.incarnation)
     due_at, state = pending.planned, State.SCHEDULED
     if pending.triggered is not None:
         due_at = pending.triggered
@@ -505,17 +517,19 @@ def _promoted(record: Record, pending: Pending) -> Put:
         due_at, state = None, State.PAUSED
     elif due_at is None:
         state = State.FINISHED
-    return Put(due_at, state, record.token, 0, pending.plan, pending.args, dump_progress(progress))
+    return Put(
+        due_at, state, record.token, 0, pending.schedule, pending.args, dump_progress(progress)
+    )
 
 
-def _nothing_left(record: Record, born: str, error: str | None) -> Patch | Delete:
+def _nothing_left(record: Record, incarnation: str, error: str | None) -> Patch | Delete:
     """The plan has no further occurrence: a static task is kept, or a start would recreate it."""
     if record.group != STATIC_GROUP:
         return DELETE
-    return Patch(None, State.FINISHED, 0, dump_progress(Progress(None, born, error=error)))
+    return Patch(None, State.FINISHED, 0, dump_progress(Progress(None, incarnation, error=error)))
 
 
-def _held_back(record: Record, progress: Progress, starts: int) -> Patch:
+def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> Patch:
     """Paused in the middle of an occurrence, which goes on when the record is resumed.
 
     Where it was triggered, too, that run comes first, as it does when a paused one is triggered.
@@ -526,12 +540,12 @@ def _held_back(record: Record, progress: Progress, starts: int) -> Patch:
             triggered=pending.triggered, failures=0, pending=pending._replace(triggered=None)
         )
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
-    return Patch(None, State.PAUSED, starts, dump_progress(_unpaused(progress)))
+    return Patch(None, State.PAUSED, unfinished_attempts, dump_progress(_unpaused(progress)))
 
 
 def _moved(record: Record, progress: Progress) -> Patch:
     """The record stays as it is, but for its progress."""
-    return Patch(record.due_at, record.state, record.starts, dump_progress(progress))
+    return Patch(record.due_at, record.state, record.unfinished_attempts, dump_progress(progress))
 
 
 def _replacement(progress: Progress) -> Pending | None:
@@ -541,7 +555,7 @@ def _replacement(progress: Progress) -> Pending | None:
     again.
     """
     pending = progress.pending
-    if pending is None or pending.plan is None or pending.born == progress.born:
+    if pending is None or pending.schedule is None or pending.incarnation == progress.incarnation:
         return None
     return pending
 

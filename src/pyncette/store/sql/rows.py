@@ -10,8 +10,8 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import ABSENT, ANY, Put, Record
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
+from pyncette.store.record import ABSENT, ANY, Put, Record
 
 HELD_PATIENCE_S: Final = 0.25
 """How long a write waits for a record that somebody holds before it says so."""

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from tests.support import START, Bench, after, logged, looping, micros, run, seconds
 
-from pyncette import Context, ExecutionMode, FailureMode, lifecycle
+from pyncette import Context, ExecutionMode, FailureMode
+from pyncette.engine import rules
 from pyncette.errors import PyncetteException
-from pyncette.record import read
 from pyncette.store import Applied, Write
+from pyncette.store.record import read
 from pyncette.testing.faults import Fail, Gate, LoseAnswer
 
 
@@ -286,10 +287,10 @@ def test_due_records_that_cannot_be_had_do_not_make_the_loop_spin() -> None:
                 self.claims = 0
 
             async def claim(
-                self, sources: Any, limit: Any, now: Any, token: Any, repeated: Any = False
+                self, sources: Any, limit: Any, now: Any, token: Any, *_: Any, **options: Any
             ) -> Any:
                 self.claims += 1
-                claimed = await self.store.claim(sources, 0, now, token, repeated)
+                claimed = await self.store.claim(sources, 0, now, token, **options)
                 assert claimed.next_due == [micros(0)]
                 return claimed
 
@@ -452,7 +453,11 @@ def test_shutdown_gives_back_what_was_claimed_and_not_started() -> None:
             await advancing
         record = await bench.record(job, "x")
         assert record is not None
-        assert (record.state, record.due_at, record.starts) == ("scheduled", micros(1), 0)
+        assert (record.state, record.due_at, record.unfinished_attempts) == (
+            "scheduled",
+            micros(1),
+            0,
+        )
         assert bench.runs == []
 
     run(main())
@@ -472,7 +477,7 @@ def test_what_was_asked_for_between_claim_and_giving_back_does_not_keep_the_reco
             await gate.reached()
             claimed = await bench.record(job, "x")
             assert claimed is not None
-            change = lifecycle.paused(read(claimed), micros(1))
+            change = rules.paused(read(claimed), micros(1))
             assert change is not None
             async with bench.store() as store:
                 write = Write(job.group, "x", change, claimed.version)
@@ -503,7 +508,11 @@ def test_a_loop_that_is_cancelled_gives_back_what_it_had_not_started() -> None:
         for number in range(3):
             record = await bench.record(job, str(number))
             assert record is not None
-            assert (record.state, record.due_at, record.starts) == ("scheduled", micros(0), 0)
+            assert (record.state, record.due_at, record.unfinished_attempts) == (
+                "scheduled",
+                micros(0),
+                0,
+            )
 
     run(main())
 
@@ -573,7 +582,9 @@ def test_a_record_that_kills_its_process_does_not_take_its_neighbours_along() ->
             await bench.note(context)
 
         for number in range(4):
-            await bench.plant(job, f"suspect {number}", starts=2, state="running", token="dead:1:1")
+            await bench.plant(
+                job, f"suspect {number}", unfinished_attempts=2, state="running", token="dead:1:1"
+            )
         for number in range(4):
             await bench.plant(job, f"innocent {number}")
         async with bench.running():
@@ -594,11 +605,11 @@ def test_a_suspect_that_waits_for_another_is_not_counted_as_started() -> None:
             await bench.clock.sleep(5)
 
         for name in ("a", "b"):
-            await bench.plant(job, name, starts=2, state="retrying")
+            await bench.plant(job, name, unfinished_attempts=2, state="retrying")
         async with bench.running() as context:
             await bench.advance(4)
             records = [await bench.record(job, name) for name in ("a", "b")]
-            assert sorted(record.starts for record in records if record) == [2, 3]
+            assert sorted(record.unfinished_attempts for record in records if record) == [2, 3]
             context.shutdown()
             await bench.advance(5)
 
@@ -606,19 +617,19 @@ def test_a_suspect_that_waits_for_another_is_not_counted_as_started() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "progress"),
+    ("schedule", "progress"),
     [
         ("2 lunar full-moon", None),
         (None, "2 whatever"),
     ],
 )
 def test_a_record_of_a_newer_format_is_left_alone_for_longer_and_longer(
-    plan: str | None, progress: str | None, caplog: pytest.LogCaptureFixture
+    schedule: str | None, progress: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", plan=plan, progress=progress)
+        await bench.plant(job, "x", schedule=schedule, progress=progress)
         before = await bench.record(job, "x")
         async with bench.running():
             await bench.advance(600)
@@ -626,12 +637,12 @@ def test_a_record_of_a_newer_format_is_left_alone_for_longer_and_longer(
         assert record is not None
         assert before is not None
         assert bench.runs == []
-        assert (record.plan, record.args, record.progress) == (
-            before.plan,
+        assert (record.schedule, record.args, record.progress) == (
+            before.schedule,
             before.args,
             before.progress,
         )
-        assert record.starts == 0
+        assert record.unfinished_attempts == 0
         assert record.state == "retrying"
 
     with caplog.at_level(logging.WARNING):
@@ -641,13 +652,13 @@ def test_a_record_of_a_newer_format_is_left_alone_for_longer_and_longer(
 
 
 GARBAGE = {
-    "a plan that is empty": {"plan": ""},
-    "a plan of no known kind": {"plan": "1 lunar 7"},
-    "a plan without an expression": {"plan": "1 cron UTC"},
-    "a plan in no zone": {"plan": "1 cron Nowhere/Land 0 * * * *"},
-    "a plan with an interval of nothing": {"plan": "1 every 0"},
-    "a plan beyond all time": {"plan": "1 at 99999999999999999999"},
-    "a plan that is binary": {"plan": "\x01\x02\xff"},
+    "a plan that is empty": {"schedule": ""},
+    "a plan of no known kind": {"schedule": "1 lunar 7"},
+    "a plan without an expression": {"schedule": "1 cron UTC"},
+    "a plan in no zone": {"schedule": "1 cron Nowhere/Land 0 * * * *"},
+    "a plan with an interval of nothing": {"schedule": "1 every 0"},
+    "a plan beyond all time": {"schedule": "1 at 99999999999999999999"},
+    "a plan that is binary": {"schedule": "\x01\x02\xff"},
     "a progress that is empty": {"progress": ""},
     "a progress without a birth": {"progress": "1 0"},
     "a progress whose time is a word": {"progress": "1 noon born"},
@@ -719,23 +730,25 @@ ODD_ROWS = {
     "planned for never": {"progress": "1 - born"},
     "planned before all time": {"progress": f"1 {-8_993_721_599_999_999} born"},
     "planned after all time": {"progress": f"1 {8_993_721_599_999_999} born"},
-    "started more often than can be": {"starts": 2_000_000_000},
-    "started less than never": {"starts": -5},
+    "started more often than can be": {"unfinished_attempts": 2_000_000_000},
+    "started less than never": {"unfinished_attempts": -5},
     "said to be parked, but due": {"state": "parked"},
     "said to be finished, but due": {"state": "finished"},
 }
 
 
 @pytest.mark.parametrize("odd", ODD_ROWS.values(), ids=ODD_ROWS.keys())
-@pytest.mark.parametrize("plan", ["1 at 0", "1 every 1000000", "1 cron Europe/Berlin 0 * * * *"])
+@pytest.mark.parametrize(
+    "schedule", ["1 at 0", "1 every 1000000", "1 cron Europe/Berlin 0 * * * *"]
+)
 @pytest.mark.parametrize("mode", ExecutionMode)
 def test_an_odd_row_is_run_or_kept_and_never_stops_the_others(
-    odd: dict[str, Any], plan: str, mode: ExecutionMode
+    odd: dict[str, Any], schedule: str, mode: ExecutionMode
 ) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job", execution_mode=mode, fast_forward=True)(bench.note)
-        await bench.plant(job, "odd", plan=plan, **odd)
+        await bench.plant(job, "odd", schedule=schedule, **odd)
         await bench.plant(job, "good")
         async with bench.running() as context:
             await bench.advance(10)
@@ -765,7 +778,7 @@ def test_an_unstarted_record_waits_for_its_lease_where_the_store_stays_away(
         job = bench.app.dynamic_task(name="job", lease_duration=seconds(1))(bench.note)
         async with bench.running():
             with bench.faults.down("write"):
-                await bench.plant(job, "x", plan="nonsense")
+                await bench.plant(job, "x", schedule="nonsense")
                 await bench.advance(3)
             await bench.advance(3)
         record = await bench.record(job, "x")
@@ -990,7 +1003,7 @@ def test_an_executor_that_does_not_take_work_on_costs_the_record_no_start(
         async with bench.running():
             record = await bench.record(job, "x")
             assert record is not None
-            assert record.starts == 0
+            assert record.unfinished_attempts == 0
             await bench.advance(5)
         assert bench.times == [2]
 

@@ -2,7 +2,7 @@
 
 Knows the order of things (may it still start, advance first if at most once, the context, the
 middlewares, the body, the outcome) and what a refused write means for the run that asked for it.
-What is written is decided by :mod:`pyncette.lifecycle`.
+What is written is decided by ``pyncette.engine.rules``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from pyncette import lifecycle
 from pyncette.clock import Clock, from_microseconds
+from pyncette.engine import rules
+from pyncette.engine.rules import Policy, Verdict
+from pyncette.engine.writes import Lane
 from pyncette.errors import LeaseLostException
-from pyncette.lifecycle import Rules, Verdict
 from pyncette.model import Context, MiddlewareFunc
-from pyncette.record import Change, Delete, Reading, Record, read
-from pyncette.settler import Lane
 from pyncette.store import Applied, Refused, Write, write_of
+from pyncette.store.record import Change, Delete, Reading, Record, read
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class RunContext(Context):
         if name == "scheduled_at":
             reading = self._execution.reading
             instant = from_microseconds(reading.progress.occurrence or 0)
-            self.scheduled_at = instant.astimezone(reading.plan.timezone)
+            self.scheduled_at = instant.astimezone(reading.schedule.timezone)
             return self.scheduled_at
         raise AttributeError(f"The context has no {name!r}: no fixture or item of that name")
 
@@ -93,7 +93,7 @@ class TaskParts(NamedTuple):
     runtime: Runtime
     task: Task
     handler: Handler
-    rules: Rules
+    policy: Policy
     lease: int
     at_most_once: bool
 
@@ -137,15 +137,15 @@ class Execution:
         task = self._parts.task
         if not task.dynamic:
             return task
-        record, plan, _ = self.reading
-        return task.from_parts(record.key, plan, record.args)
+        record, schedule, _ = self.reading
+        return task.from_parts(record.key, schedule, record.args)
 
     def arguments(self) -> dict[str, Any]:
         """The arguments, in a dictionary of their own."""
         return dict(self.task().extra_args)
 
     async def heartbeat(self) -> None:
-        """Extends the lease; see :meth:`pyncette.model.Context.heartbeat`."""
+        """Extends the lease; see ``pyncette.model.Context.heartbeat``."""
         if self._parts.at_most_once:
             return
         if self._lost:
@@ -231,9 +231,9 @@ class Execution:
             logger.warning("%s lost its lease: its outcome is not recorded", self.task())
             return None
         if self._error is None:
-            change = lifecycle.succeeded(self.reading, self._parts.rules, now)
+            change = rules.succeeded(self.reading, self._parts.policy, now)
         else:
-            change = lifecycle.failed(self.reading, self._parts.rules, now, self._error)
+            change = rules.failed(self.reading, self._parts.policy, now, self._error)
         return self.write(change)
 
     def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
@@ -265,7 +265,7 @@ class Execution:
 
     def meet(self, current: Record | None) -> Verdict:
         """Takes in the record that stands in the way of a write."""
-        found = lifecycle.verdict(current, self.reading)
+        found = rules.verdict(current, self.reading)
         if found is Verdict.HELD and current is not None:
             try:
                 self.reading = read(current)
@@ -303,7 +303,7 @@ class _Beat:
             self._finish(LeaseLostException(execution.task()))
             return None
         return execution.write(
-            lifecycle.heartbeat(execution.reading.record, now, execution._parts.lease)
+            rules.heartbeat(execution.reading.record, now, execution._parts.lease)
         )
 
     def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
@@ -348,7 +348,7 @@ class _Advance:
         execution = self._execution
         if self.done.cancelled():
             return None
-        return execution.write(lifecycle.advanced(execution.reading, execution._parts.rules, now))
+        return execution.write(rules.advanced(execution.reading, execution._parts.policy, now))
 
     def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
         execution = self._execution

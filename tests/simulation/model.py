@@ -1,12 +1,12 @@
 """A model of a store, and a checker of what happens on it: both small, pure and hashable.
 
-The store is the contract of :mod:`pyncette.store` as steps on values, so that whoever explores
+The store is the contract of ``pyncette.store`` as steps on values, so that whoever explores
 interleavings can keep each state and go on from it in several ways. The checker is a
-:class:`Ledger`: what a record owes its users, kept from their calls and from the runs alone.
-After each step :func:`check` holds it against the record; a broken promise is a
-:class:`Violation` that names its :class:`Row`.
+``Ledger``: what a record owes its users, kept from their calls and from the runs alone.
+After each step ``check`` holds it against the record; a broken promise is a
+``Violation`` that names its ``Row``.
 
-Nothing in here runs anything: what workers do is in :mod:`pyncette.testing.workers`.
+Nothing in here runs anything: what workers do is in ``tests.simulation.workers``.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from pyncette import lifecycle, schedule
-from pyncette.record import (
-    ABSENT,
-    ANY,
-    Delete,
-    Pending,
-    Progress,
-    Put,
-    Record,
-    State,
-    load_progress,
-)
+from pyncette.engine import rules
 from pyncette.schedule import Schedule
+from pyncette.schedule import dumps as dump_schedule
+from pyncette.schedule import loads as load_schedule
 from pyncette.store import (
     Applied,
     Claimed,
@@ -40,6 +31,17 @@ from pyncette.store import (
     Source,
     Write,
     next_version,
+)
+from pyncette.store.record import (
+    ABSENT,
+    ANY,
+    Delete,
+    Pending,
+    Progress,
+    Put,
+    Record,
+    State,
+    load_progress,
 )
 
 # The store, one record at a time.
@@ -67,7 +69,7 @@ def taken(record: Record, lease: int, now: int, token: str) -> Record:
         version=next_version(record.version, now),
         token=token,
         state=State.RUNNING,
-        starts=record.starts + 1,
+        unfinished_attempts=record.unfinished_attempts + 1,
     )
 
 
@@ -86,9 +88,18 @@ def written(current: Record | None, write: Write, now: int) -> tuple[Record | No
     change = write.change
     version = next_version(version, now)
     if isinstance(change, Put):
-        due_at, state, token, starts, plan, args, progress = change
+        due_at, state, token, unfinished_attempts, schedule, args, progress = change
         record = Record(
-            write.group, write.key, due_at, version, token, state, starts, plan, args, progress
+            write.group,
+            write.key,
+            due_at,
+            version,
+            token,
+            state,
+            unfinished_attempts,
+            schedule,
+            args,
+            progress,
         )
         return record, Applied(version)
     if current is None or isinstance(change, Delete):
@@ -97,7 +108,7 @@ def written(current: Record | None, write: Write, now: int) -> tuple[Record | No
         due_at=change.due_at,
         version=version,
         state=change.state,
-        starts=change.starts,
+        unfinished_attempts=change.unfinished_attempts,
         progress=current.progress if change.progress is None else change.progress,
     )
     return record, Applied(version)
@@ -112,7 +123,7 @@ class ModelStore:
     def claim(
         self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
     ) -> Claimed:
-        """As :meth:`pyncette.store.Store.claim`."""
+        """As ``pyncette.store.Store.claim``."""
         claimed: list[Record] = []
         for source in sources:
             held: list[Record] = []
@@ -135,7 +146,7 @@ class ModelStore:
         return Claimed(claimed, [self._next_due(source) for source in sources])
 
     def write(self, batch: Sequence[Write], now: int) -> list[Result]:
-        """As :meth:`pyncette.store.Store.write`."""
+        """As ``pyncette.store.Store.write``."""
         results = []
         for write in batch:
             identity = (write.group, write.key)
@@ -204,7 +215,7 @@ class Ask(StrEnum):
 class Run(NamedTuple):
     """One execution: which occurrence of which record, with which arguments."""
 
-    born: str
+    incarnation: str
     planned: int | None
     triggered: int | None
     args: str
@@ -230,7 +241,7 @@ class Ledger(NamedTuple):
     """
 
     args: str | None = None
-    plan: str = ""
+    schedule: str = ""
     due: int | None = None
     then: tuple[int | None] | None = None
     triggers: tuple[int, ...] = ()
@@ -251,19 +262,19 @@ def progress_of(text: str) -> Progress:
 def run_of(record: Record) -> Run:
     """The run that is in hand, or comes next."""
     progress = progress_of(record.progress)
-    return Run(progress.born, progress.planned, progress.triggered, record.args)
+    return Run(progress.incarnation, progress.planned, progress.triggered, record.args)
 
 
-def scheduled(ledger: Ledger, args: str, plan: Schedule, now: int) -> Ledger:
+def scheduled(ledger: Ledger, args: str, schedule: Schedule, now: int) -> Ledger:
     """A record is made, or made anew."""
-    return Ledger(args, schedule.dumps(plan), plan.first(now), started=ledger.started)
+    return Ledger(args, dump_schedule(schedule), schedule.first(now), started=ledger.started)
 
 
 def asked(
     ledger: Ledger,
     ask: Ask,
     args: str,
-    plan: Schedule,
+    schedule: Schedule,
     before: Record | None,
     after: Record | None,
     now: int,
@@ -285,21 +296,21 @@ def asked(
     if ask is Ask.UNSCHEDULE:
         return Ledger(started=ledger.started)
     if before is None or ask is Ask.FORCE:
-        return scheduled(ledger, args, plan, now)
+        return scheduled(ledger, args, schedule, now)
     assert after is not None
-    held = lifecycle.alive(before, now)
+    held = rules.alive(before, now)
     progress = progress_of(before.progress)
     in_hand = (progress.triggered,)
     match ask:
         case Ask.REPLACE if held:
             # Should the run in hand fail, the replacement takes its place.
             left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
-            new = scheduled(ledger, args, plan, now)
+            new = scheduled(ledger, args, schedule, now)
             return new._replace(triggers=left, paused=ledger.paused, triggered=ledger.triggered)
         case Ask.REPLACE:
-            return scheduled(ledger, args, plan, now)
+            return scheduled(ledger, args, schedule, now)
         case Ask.SOONER:
-            return _merged(ledger, args, plan, before, after, now)
+            return _merged(ledger, args, schedule, before, after, now)
         case Ask.PAUSE if held:
             # Should a triggered run in hand fail, the pause keeps it back.
             left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
@@ -315,35 +326,35 @@ def asked(
         case Ask.TRIGGER:
             return ledger._replace(triggers=(*ledger.triggers, now), triggered=now)
         case _:
-            return _replanned(ledger, plan, before, now)
+            return _replanned(ledger, schedule, before, now)
 
 
 def _merged(
-    ledger: Ledger, args: str, plan: Schedule, before: Record, after: Record, now: int
+    ledger: Ledger, args: str, schedule: Schedule, before: Record, after: Record, now: int
 ) -> Ledger:
     planned = progress_of(before.progress).planned
-    first = plan.first(now)
+    first = schedule.first(now)
     if before.state in (State.RETRYING, State.RUNNING):
-        if (after.due_at, after.starts) != (before.due_at, before.starts):
+        if (after.due_at, after.unfinished_attempts) != (before.due_at, before.unfinished_attempts):
             raise Violation(Row.BACKOFF_HOLDS, f"{before} became {after}")
         if after.args != args:
             raise Violation(Row.BACKOFF_HOLDS, f"the next attempt has {after.args}")
     elif planned is not None and first is not None:
         planned = min(planned, first)
     due = first if planned is None else planned
-    return ledger._replace(args=args, plan=schedule.dumps(plan), due=due, then=None)
+    return ledger._replace(args=args, schedule=dump_schedule(schedule), due=due, then=None)
 
 
-def _replanned(ledger: Ledger, plan: Schedule, before: Record, now: int) -> Ledger:
-    planned, first = progress_of(before.progress).planned, plan.first(now)
+def _replanned(ledger: Ledger, schedule: Schedule, before: Record, now: int) -> Ledger:
+    planned, first = progress_of(before.progress).planned, schedule.first(now)
     # The body may have ended, and its settle not yet have arrived.
     has_run = planned is not None and planned != ledger.due
-    ledger = ledger._replace(plan=schedule.dumps(plan), then=None)
+    ledger = ledger._replace(schedule=dump_schedule(schedule), then=None)
     if before.state == State.RUNNING:
         return ledger._replace(due=first) if has_run else ledger._replace(then=(first,))
     if planned is None or planned > now:
         return ledger._replace(due=first)
-    return ledger._replace(due=plan.following(planned)) if has_run else ledger
+    return ledger._replace(due=schedule.following(planned)) if has_run else ledger
 
 
 def started(ledger: Ledger, run: Run, now: int, at_most_once: bool) -> Ledger:
@@ -370,18 +381,18 @@ def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledg
         return ledger
     if run.args != ledger.args or run.planned is None or ledger.due is None:
         return ledger
-    plan = schedule.loads(ledger.plan)
+    schedule = load_schedule(ledger.schedule)
     if run.planned < ledger.due:
         if not fast_forward:
             return ledger
         # Run again, and later: more collapses into it.
-        due = plan.skip(run.planned, now)
+        due = schedule.skip(run.planned, now)
         return ledger if due is None else ledger._replace(due=max(ledger.due, due))
     if run.planned > ledger.due:
         raise Violation(Row.NOTHING_LOST, f"{ledger.due} was still to be run before {run}")
     if ledger.then is not None:
         return ledger._replace(due=ledger.then[0], then=None)
-    due = plan.skip(run.planned, now) if fast_forward else plan.following(run.planned)
+    due = schedule.skip(run.planned, now) if fast_forward else schedule.following(run.planned)
     return ledger._replace(due=due)
 
 
@@ -418,13 +429,13 @@ def check(ledger: Ledger, record: Record | None) -> None:
     progress = progress_of(record.progress)
     pending = progress.pending or Pending()
     _check_due(record, progress)
-    replaced = pending.plan is not None
+    replaced = pending.schedule is not None
     if (pending.args if replaced else record.args) != ledger.args:
         raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.args} was scheduled last: {record}")
-    if (pending.plan if replaced else record.plan) != ledger.plan:
-        raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.plan} was planned last: {record}")
+    if (pending.schedule if replaced else record.schedule) != ledger.schedule:
+        raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.schedule} was planned last: {record}")
     planned = progress.planned
-    if replaced and pending.born != progress.born:
+    if replaced and pending.incarnation != progress.incarnation:
         planned = pending.planned
     elif planned is not None and pending.planned is not None:
         planned = min(planned, pending.planned)

@@ -2,7 +2,7 @@
 
 Knows how occurrences follow from a schedule and an instant, what a change of the clocks does to
 them, and the text in which a schedule is stored. The grammar of cron is in cron.py, zones are in
-zone.py; which occurrence a record has in hand is lifecycle's business.
+zone.py; which occurrence a record has in hand is decided by the rules of the engine.
 
 Instants inside the engine are microseconds since the epoch, UTC, as `int`. All lie before 2255:
 beyond, a double loses microseconds, and some stores keep instants as doubles.
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
-from pyncette.clock import from_microseconds, to_microseconds
-from pyncette.cron import CompiledCron, compile_cron, normalize_expression
-from pyncette.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
+from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
+from pyncette.schedule.instant import from_microseconds, to_microseconds
+from pyncette.schedule.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
 
 __all__ = [
     "INSTANT_LIMIT",

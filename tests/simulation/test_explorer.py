@@ -12,11 +12,17 @@ from random import Random
 from typing import Any, NamedTuple
 
 import pytest
+from tests.simulation import model
+from tests.simulation.explorer import Explorer
+from tests.simulation.model import Ask, Row
+from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 
-from pyncette import lifecycle
-from pyncette.lifecycle import Rules, Verdict, Wanted
+from pyncette.engine import rules
+from pyncette.engine.rules import Policy, Verdict, Wanted
 from pyncette.model import FailureMode
-from pyncette.record import (
+from pyncette.schedule import dumps
+from pyncette.store import Write
+from pyncette.store.record import (
     ANY,
     Change,
     Patch,
@@ -28,12 +34,6 @@ from pyncette.record import (
     dump_progress,
     load_progress,
 )
-from pyncette.schedule import dumps
-from pyncette.store import Write
-from pyncette.testing import model
-from pyncette.testing.explorer import Explorer
-from pyncette.testing.model import Ask, Row
-from pyncette.testing.workers import Protocol, Scenario, Worker, at, every
 
 DEEPER = int(os.environ.get("PYNCETTE_TEST_EXPLORER_DEEPER", "0"))
 """So many steps more than usual."""
@@ -219,9 +219,9 @@ class SettlesWithoutToken(Protocol):
 class SettlesWholeRows(Protocol):
     def conditional(self, record: Record, token: str, change: Change, step: str) -> Write:
         if isinstance(change, Patch):
-            due_at, state, starts, progress = change
-            texts = (record.plan, record.args, progress or record.progress)
-            change = Put(due_at, state, token, starts, *texts)
+            due_at, state, unfinished_attempts, progress = change
+            texts = (record.schedule, record.args, progress or record.progress)
+            change = Put(due_at, state, token, unfinished_attempts, *texts)
         return Write(record.group, record.key, change, ANY)
 
 
@@ -250,12 +250,12 @@ class StartsHoweverLate(Protocol):
         return True
 
 
-real_failed = lifecycle.failed
-real_merged = lifecycle.merged
-real_paused = lifecycle.paused
-real_replaced = lifecycle.replaced
-real_succeeded = lifecycle.succeeded
-real_triggered = lifecycle.triggered
+real_failed = rules.failed
+real_merged = rules.merged
+real_paused = rules.paused
+real_replaced = rules.replaced
+real_succeeded = rules.succeeded
+real_triggered = rules.triggered
 
 
 def triggered_at_once(reading: Reading, now: int) -> Change | None:
@@ -263,14 +263,14 @@ def triggered_at_once(reading: Reading, now: int) -> Change | None:
     return change._replace(due_at=now) if isinstance(change, Patch) else change
 
 
-def succeeded_as_if_planned(reading: Reading, rules: Rules, now: int) -> Change:
+def succeeded_as_if_planned(reading: Reading, policy: Policy, now: int) -> Change:
     progress = reading.progress._replace(triggered=None)
-    return real_succeeded(reading._replace(progress=progress), rules, now)
+    return real_succeeded(reading._replace(progress=progress), policy, now)
 
 
 def paused_at_once(reading: Reading, now: int) -> Change | None:
-    if lifecycle.alive(reading.record, now):
-        return Patch(None, State.RUNNING, reading.record.starts)
+    if rules.alive(reading.record, now):
+        return Patch(None, State.RUNNING, reading.record.unfinished_attempts)
     return real_paused(reading, now)
 
 
@@ -278,15 +278,23 @@ def replaced_in_place(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     change = real_replaced(current, wanted, now)
     if isinstance(change, Put):
         return change
-    _, _, _, _, token, state, starts, _, _, progress = current
-    return Put(current.due_at, state, token, starts, dumps(wanted.plan), wanted.args, progress)
+    _, _, _, _, token, state, unfinished_attempts, _, _, progress = current
+    return Put(
+        current.due_at,
+        state,
+        token,
+        unfinished_attempts,
+        dumps(wanted.schedule),
+        wanted.args,
+        progress,
+    )
 
 
 def merged_anew(current: Record, wanted: Wanted, now: int) -> Put | None:
     change = real_merged(current, wanted, now)
     if change is None or current.state != State.RETRYING:
         return change
-    return change._replace(due_at=now, state=State.SCHEDULED, starts=0)
+    return change._replace(due_at=now, state=State.SCHEDULED, unfinished_attempts=0)
 
 
 def merged_with_the_least(current: Record, wanted: Wanted, now: int) -> Put | None:
@@ -297,9 +305,13 @@ def merged_with_the_least(current: Record, wanted: Wanted, now: int) -> Put | No
 def merged_for_later(current: Record, wanted: Wanted, now: int) -> Put | Patch | None:
     if current.state != State.RETRYING:
         return real_merged(current, wanted, now)
-    pending = Pending(dumps(wanted.plan), wanted.args, wanted.plan.first(now), wanted.born)
+    pending = Pending(
+        dumps(wanted.schedule), wanted.args, wanted.schedule.first(now), wanted.incarnation
+    )
     progress = load_progress(current.progress)._replace(pending=pending)
-    return Patch(current.due_at, current.state, current.starts, dump_progress(progress))
+    return Patch(
+        current.due_at, current.state, current.unfinished_attempts, dump_progress(progress)
+    )
 
 
 def merged_beside_a_slow_worker(current: Record, wanted: Wanted, now: int) -> Put | None:
@@ -307,12 +319,15 @@ def merged_beside_a_slow_worker(current: Record, wanted: Wanted, now: int) -> Pu
     return change and change._replace(token=current.token)
 
 
-def failed_for_good(reading: Reading, rules: Rules, now: int, error: str) -> Change:
-    return real_succeeded(reading, rules, now)
+def failed_for_good(reading: Reading, policy: Policy, now: int, error: str) -> Change:
+    return real_succeeded(reading, policy, now)
 
 
 def claimable_by_the_index(record: Record, shown: Record, before: int) -> bool:
-    same = (shown.starts, shown.progress) == (record.starts, record.progress)
+    same = (shown.unfinished_attempts, shown.progress) == (
+        record.unfinished_attempts,
+        record.progress,
+    )
     return shown.due_at is not None and shown.due_at <= before and same
 
 
@@ -325,7 +340,7 @@ class Mutant(NamedTuple):
     scenario: Scenario
     row: Row
     protocol: type[Protocol] = Protocol
-    module: Any = lifecycle
+    module: Any = rules
     name: str = ""
     function: Callable[..., Any] | None = None
 
@@ -458,7 +473,7 @@ MUTANTS = [
     ),
     Mutant(
         "a claim that was repeated arrives, and its holder settles what it did not run",
-        AT_MOST_ONCE._replace(plan=every(2), begin=4),
+        AT_MOST_ONCE._replace(schedule=every(2), begin=4),
         Row.ONLY_ITS_OWN,
         AsksOnlyForTheToken,
     ),

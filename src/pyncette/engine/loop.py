@@ -1,6 +1,6 @@
 """The loop: wait until something comes due, claim it, dispatch it; and again.
 
-Knows when to ask the store and for how much (:mod:`pyncette.sources` keeps the table), which
+Knows when to ask the store and for how much (``pyncette.engine.polling`` keeps the table), which
 slots are free, and what to do when the store fails. What becomes of a run is settled elsewhere.
 """
 
@@ -17,15 +17,15 @@ from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from pyncette import statics
-from pyncette.alarm import NEVER, Alarm
 from pyncette.clock import Clock, StoreClock
-from pyncette.dispatch import Claim, Dispatcher, Executor
+from pyncette.engine import static_tasks
+from pyncette.engine.alarm import NEVER, Alarm
+from pyncette.engine.dispatch import Claim, Dispatcher, Executor
+from pyncette.engine.execution import RunContext
+from pyncette.engine.polling import AskedSource, Sources
+from pyncette.engine.writes import Lane
 from pyncette.errors import PyncetteException, StoreError
-from pyncette.execution import RunContext
 from pyncette.model import MiddlewareFunc
-from pyncette.settler import Lane
-from pyncette.sources import AskedSource, Sources
 from pyncette.store import Claimed, Group, Key, Source, Store, Watch
 from pyncette.task import Task
 
@@ -143,13 +143,13 @@ class Scheduler:
         return self._stopping
 
     async def returned(self) -> None:
-        """Waits until :meth:`run` has returned. Only after :meth:`shutdown`."""
+        """Waits until ``run`` has returned. Only after ``shutdown``."""
         while self._running:
             self._changed.clear()
             await self._changed.wait()
 
     async def idle(self) -> None:
-        """Waits until no execution is left. Only after :meth:`shutdown`."""
+        """Waits until no execution is left. Only after ``shutdown``."""
         while self._dispatcher.executions:
             self._changed.clear()
             await self._changed.wait()
@@ -157,7 +157,7 @@ class Scheduler:
     # What others tell it.
 
     def shutdown(self) -> None:
-        """Claims nothing more, and lets :meth:`run` return."""
+        """Claims nothing more, and lets ``run`` return."""
         self._stopping = True
         self._alarm.ring()
 
@@ -191,7 +191,7 @@ class Scheduler:
     # The loop.
 
     async def run(self) -> None:
-        """Runs until :meth:`shutdown`.
+        """Runs until ``shutdown``.
 
         Raises:
             PyncetteException: It runs already.
@@ -368,5 +368,5 @@ class Scheduler:
                 return
 
     async def _meet(self, tasks: list[Task], replan: bool) -> None:
-        for write in await statics.meet(self._store, self._clock, tasks, replan):
+        for write in await static_tasks.meet(self._store, self._clock, tasks, replan):
             self._dispatcher.wrote(write)

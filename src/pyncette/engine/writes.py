@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
 from pyncette.clock import realtime
-from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
+from pyncette.store import Applied, Failed, Identity, Refused, Result, Unknown, Write
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Lane:
                     for entry, write, result in zip(flight, batch, results, strict=True)
                     if (
                         entry.fail(result.error, now)
-                        if isinstance(result, Failed)
+                        if isinstance(result, (Failed, Unknown))
                         else entry.resolve(result, write, now)
                     )
                 ]

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.simulation.model import ModelStore
 
 from pyncette.memory import MemoryStore
-from pyncette.record import ABSENT, ANY, Delete, Patch, Put, State
 from pyncette.store import Group, Key, Source, Write
-from pyncette.testing.model import ModelStore
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, State
 
 GROUPS = ("g", "h")
 KEYS = ("a", "b", "c")
@@ -25,8 +25,8 @@ CHANGES = st.one_of(
         due_at=INSTANTS,
         state=STATES,
         token=st.none() | TOKENS,
-        starts=st.integers(0, 2),
-        plan=st.just("plan"),
+        unfinished_attempts=st.integers(0, 2),
+        schedule=st.just("schedule"),
         args=st.just("args"),
         progress=st.just("progress"),
     ),
@@ -34,7 +34,7 @@ CHANGES = st.one_of(
         Patch,
         due_at=INSTANTS,
         state=STATES,
-        starts=st.integers(0, 2),
+        unfinished_attempts=st.integers(0, 2),
         progress=st.none() | st.just("further"),
     ),
     st.just(Delete()),

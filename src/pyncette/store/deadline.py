@@ -7,12 +7,11 @@ app's clock is held, in case it is one that is moved by hand.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Iterable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Collection, Sequence
+from typing import TypeVar
 
 from pyncette.clock import Clock, realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import Record
 from pyncette.store import (
     Claimed,
     Filter,
@@ -25,22 +24,13 @@ from pyncette.store import (
     Watch,
     Write,
 )
-from pyncette.task import Task
-
-DEADLINE_MIN_S: Final = 1.0
-DEADLINE_MAX_S: Final = 10.0
+from pyncette.store.record import Record
 
 _Answer = TypeVar("_Answer")
 
 
-def deadline_for(tasks: Iterable[Task]) -> float:
-    """Seconds that a call may take: half the shortest lease, but 1 to 10 s."""
-    shortest = min((task.lease_duration.total_seconds() for task in tasks), default=60.0)
-    return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
-
-
 class DeadlineStore:
-    """Passes calls on to a store; see :class:`pyncette.store.Store` for what they do."""
+    """Passes calls on to a store; see ``pyncette.store.Store`` for what they do."""
 
     def __init__(self, store: Store, clock: Clock, deadline_s: float) -> None:
         """Wraps a store."""
@@ -59,9 +49,25 @@ class DeadlineStore:
             ) from error
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
-        call = self._store.claim(sources, limit, now, token, repeated)
+        call = self._store.claim(
+            sources,
+            limit,
+            now,
+            token,
+            repeated,
+            bounded=bounded,
+            unfinished_max=unfinished_max,
+        )
         return await self._bounded("claim", call)
 
     async def write(

@@ -8,12 +8,12 @@ import logging
 import secrets
 from collections.abc import Collection
 
-from pyncette import lifecycle
 from pyncette.clock import Clock
-from pyncette.lifecycle import Wanted
-from pyncette.record import ABSENT, Record
+from pyncette.engine import rules
+from pyncette.engine.rules import Wanted
 from pyncette.schedule import NewerFormat, dumps
-from pyncette.store import Applied, Failed, Refused, Store, Write
+from pyncette.store import Applied, Failed, Refused, Store, Unknown, Write
+from pyncette.store.record import ABSENT, Record
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
                     written.append(write)
                 case Refused(current=found):
                     left.append((task, found))
-                case Failed(error=error):
+                case Failed(error=error) | Unknown(error=error):
                     raise error
     return written
 
@@ -67,13 +67,13 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
 def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
     if record is None:
         wanted = Wanted(task.plan, "", secrets.token_hex(4))
-        return Write(task.group, task.key, lifecycle.created(wanted, now), ABSENT)
+        return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
     try:
-        change = lifecycle.replanned(record, task.plan, now)
+        change = rules.replanned(record, task.plan, now)
     except NewerFormat as error:
         logger.warning("The schedule of %s is left as it is: %s", task, error)
         return None
     if change is None:
         return None
-    logger.info("Schedule of %s: '%s' becomes '%s'", task, record.plan, dumps(task.plan))
+    logger.info("Schedule of %s: '%s' becomes '%s'", task, record.schedule, dumps(task.plan))
     return Write(task.group, task.key, change, record.version)

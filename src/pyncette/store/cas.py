@@ -1,7 +1,7 @@
 """A store out of compare-and-set: for places that can do no more than change a row conditionally.
 
-:class:`CasStore` derives the six calls of :class:`pyncette.store.Store` from the four primitives
-of :class:`CasBackend`. Knows how to claim from an index that may lag, and how to repeat what
+``CasStore`` derives the six calls of ``pyncette.store.Store`` from the four primitives
+of ``CasBackend``. Knows how to claim from an index that may lag, and how to repeat what
 somebody else was quicker at. Trips, batch sizes and throttling are the backend's.
 """
 
@@ -13,7 +13,6 @@ from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import ABSENT, ANY, Delete, Put, Record, State
 from pyncette.store import (
     Applied,
     Claimed,
@@ -30,6 +29,7 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State
 
 CLAIM_ROUNDS: Final = 4
 """So often a claim tries for what others did not take before it. What is left stays due."""
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     due_at: int
     key: str
     version: int
-    starts: int
+    unfinished_attempts: int
 
 
 class Swap(NamedTuple):
@@ -66,7 +66,7 @@ class Swap(NamedTuple):
     Attributes:
         group, key: The record.
         expect: The version that must be there; ``ABSENT`` (0): there must be no record.
-        columns: The columns of :class:`~pyncette.record.Record` to write; all but group and key
+        columns: The columns of ``Record`` to write; all but group and key
             for a new record, always with ``version``. None: the record is removed.
         token: Where not None, the record must carry this token, too.
         due_at: Where not None, the record must be due at this very instant, too.
@@ -89,11 +89,11 @@ class Made(NamedTuple):
 class CasBackend(Protocol):
     """The primitives. All are safe to call concurrently; none repeats anything by itself.
 
-    What is said of errors and of cancellation at :class:`~pyncette.store.Store` holds here, too.
+    What is said of errors and of cancellation at ``Store`` holds here, too.
     """
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        """As :meth:`pyncette.store.Store.get`: what was written is seen at once."""
+        """As ``pyncette.store.Store.get``: what was written is seen at once."""
         ...
 
     async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
@@ -113,15 +113,15 @@ class CasBackend(Protocol):
         ...
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        """As :meth:`pyncette.store.Store.scan`."""
+        """As ``pyncette.store.Store.scan``."""
         ...
 
 
 class CasStore:
-    """See :class:`pyncette.store.Store`.
+    """See ``pyncette.store.Store``.
 
-    A store with a clock, or one that can tell of due records, overrides :meth:`now` and
-    :meth:`watch`.
+    A store with a clock, or one that can tell of due records, overrides ``now`` and
+    ``watch``.
     """
 
     def __init__(self, backend: CasBackend, random: Random | None = None) -> None:
@@ -135,7 +135,15 @@ class CasStore:
         self._random = Random() if random is None else random
 
     async def claim(
-        self, sources: Sequence[Source], limit: int, now: int, token: str, repeated: bool = False
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
     ) -> Claimed:
         claim = _Claim(self._backend, self._random, sources, limit, now, token)
         if repeated and limit > 0:
@@ -288,7 +296,7 @@ class _Claim:
         )
         for (number, _), record in zip(keys, there, strict=True):
             if record is not None and record.due_at is not None:
-                entry = Entry(record.due_at, record.key, record.version, record.starts)
+                entry = Entry(record.due_at, record.key, record.version, record.unfinished_attempts)
                 self._seen[number] = [entry]
         for (number, _), seen in zip(groups, entries, strict=True):
             self._seen[number] = seen
@@ -349,7 +357,7 @@ class _Claim:
                 "version": next_version(entry.version, self._now),
                 "token": self._token,
                 "state": State.RUNNING.value,
-                "starts": entry.starts + 1,
+                "unfinished_attempts": entry.unfinished_attempts + 1,
             },
             # The version alone could be that of a record made again while time stood still.
             due_at=entry.due_at,

@@ -1,9 +1,9 @@
 """What a worker does with one record, step by step, with calls that get lost or come late.
 
 The workers follow the protocol of the loop (claim, start, heartbeat, settle, each of them
-repeated when its answer was lost) with the real functions of :mod:`pyncette.lifecycle`, over the
-model store of :mod:`pyncette.testing.model`. Which step is taken when is left to
-:mod:`pyncette.testing.explorer`.
+repeated when its answer was lost) with the real functions of ``pyncette.engine.rules``, over the
+model store of ``tests.simulation.model``. Which step is taken when is left to
+``tests.simulation.explorer``.
 
 A call of a worker comes back with its answer; or it is applied and the answer is lost; or it is
 late, and is applied at any time afterwards, or never. A write is repeated as it was, not decided
@@ -17,14 +17,15 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from pyncette import lifecycle
-from pyncette.lifecycle import Rules, Verdict
+from tests.simulation import model
+from tests.simulation.model import Ask, Run
+
+from pyncette.engine import rules
+from pyncette.engine.rules import Policy, Verdict
 from pyncette.model import FailureMode
-from pyncette.record import Change, Record, read
 from pyncette.schedule import At, Every, Schedule
 from pyncette.store import Refused, Write
-from pyncette.testing import model
-from pyncette.testing.model import Ask, Run
+from pyncette.store.record import Change, Record, read
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,7 +53,7 @@ class Scenario(NamedTuple):
         faults_max: How many faults there may be: lost answers, late calls, crashes.
         outcomes: What bodies may end in.
         at_most_once: The execution mode.
-        fast_forward, failure_mode: See :class:`pyncette.lifecycle.Rules`.
+        fast_forward, failure_mode: See ``pyncette.engine.rules.Rules``.
         asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
         lease: Of each claim.
         heartbeats: Whether bodies send them.
@@ -62,7 +63,7 @@ class Scenario(NamedTuple):
         states_max: A bound, so that a mistake does not eat the machine.
     """
 
-    plan: Schedule
+    schedule: Schedule
     begin: int
     end: int
     depth: int
@@ -98,7 +99,7 @@ class Worker(NamedTuple):
     """What a worker knows.
 
     Attributes:
-        phase: See :class:`Phase`.
+        phase: See ``Phase``.
         token: Of its claim.
         sent: When the claim was sent for the first time.
         until: Up to when it knows to hold the lease.
@@ -156,7 +157,7 @@ class Protocol:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.rules = Rules(scenario.fast_forward, scenario.failure_mode, 1)
+        self.policy = Policy(scenario.fast_forward, scenario.failure_mode, 1)
 
     def may_start(self, worker: Worker, now: int) -> bool:
         """Whether a body may still start."""
@@ -169,22 +170,22 @@ class Protocol:
     def verdict(self, current: Record | None, worker: Worker) -> Verdict:
         """What a refused write means."""
         assert worker.record is not None
-        return lifecycle.verdict(current, read(worker.record))
+        return rules.verdict(current, read(worker.record))
 
     def change(self, step: str, record: Record, now: int) -> Change:
         """What a step writes."""
         reading = read(record)
         match step:
             case "advance":
-                return lifecycle.advanced(reading, self.rules, now)
+                return rules.advanced(reading, self.policy, now)
             case "success":
-                return lifecycle.succeeded(reading, self.rules, now)
+                return rules.succeeded(reading, self.policy, now)
             case "failure":
-                return lifecycle.failed(reading, self.rules, now, "no")
+                return rules.failed(reading, self.policy, now, "no")
             case "heartbeat":
-                return lifecycle.heartbeat(record, now, self.scenario.lease)
+                return rules.heartbeat(record, now, self.scenario.lease)
             case _:
-                return lifecycle.given_back(reading, now)
+                return rules.given_back(reading, now)
 
     def edges(
         self, worker: Worker, record: Record | None, shown: Record | None, now: int, token: str
@@ -249,7 +250,7 @@ class Protocol:
         assert worker.run is not None
         for succeeds in self.scenario.outcomes:
             step = "success" if succeeds else "failure"
-            counts = succeeds or self.rules.failure_mode is FailureMode.COMMIT
+            counts = succeeds or self.policy.failure_mode is FailureMode.COMMIT
             event = Event("done" if counts else "held back", worker.run)
             yield self._decide(step, worker, record, now, event)
         if self.scenario.heartbeats:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from pyncette import Context
-from pyncette.alarm import NEVER
-from pyncette.record import STATIC_GROUP
-from pyncette.sources import BACKOFF_INITIAL, AskedSource, Sources
+from pyncette.engine.alarm import NEVER
+from pyncette.engine.polling import BACKOFF_INITIAL, AskedSource, Sources
+from pyncette.store.record import STATIC_GROUP
 from pyncette.task import PartitionedTask, Task
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.support import logged, run
 
+from pyncette.engine.writes import Call, Lane, Waker
 from pyncette.errors import StoreUnavailableError
-from pyncette.record import ANY, DELETE
-from pyncette.settler import Call, Lane, Waker
 from pyncette.store import Applied, Failed, Refused, Result, Write
+from pyncette.store.record import ANY, DELETE
 
 
 def write(key: str) -> Write:
@@ -154,7 +154,7 @@ def test_a_flight_that_failed_is_repeated_for_those_that_want_it(
         assert patient.events[:3] == ["failed: down", "failed: down", "resolved"]
         assert impatient.events == ["failed: down"]
 
-    monkeypatch.setattr("pyncette.settler.RETRY_DELAY_INITIAL_S", 0.001)
+    monkeypatch.setattr("pyncette.engine.writes.RETRY_DELAY_INITIAL_S", 0.001)
     run(main())
     assert logged(caplog, "Writing 2 records to the store failed", "down")
 
