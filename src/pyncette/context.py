@@ -6,12 +6,12 @@ One app may be opened several times at once: all that changes while it runs live
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from pyncette import chance
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine import rules
 from pyncette.engine.dispatch import Executor
@@ -162,7 +162,7 @@ class PyncetteContext:
             raise TypeError("name cannot be an argument of a task: it is the name of the instance")
         instance = task.instantiate(instance_name, **options_and_args)
         now = self.clock.microseconds()
-        wanted = Wanted(instance.plan, instance.args_text, secrets.token_hex(4))
+        wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
         fresh = rules.created(wanted, now)
         if fresh.due_at is None:
             raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final
 
+from pyncette import chance
 from pyncette.clock import Clock, StoreClock, corrected, realtime
 from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.loop import Settings
@@ -102,7 +102,7 @@ def _settings(parts: AppParts) -> Settings:
     configuration = parts.configuration
     worker = configuration.get("worker_name")
     if worker is None:
-        worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        worker = f"{socket.gethostname()}-{os.getpid()}-{chance.new_id(2)}"
     elif not isinstance(worker, str) or not 1 <= len(worker) <= WORKER_NAME_MAX:
         raise ValueError(
             f"worker_name must be a string of 1 to {WORKER_NAME_MAX} characters, not {worker!r}"

@@ -8,7 +8,6 @@ again after a while. Nothing else is ever repeated.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
@@ -29,6 +28,7 @@ from botocore import exceptions as failures
 from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
 
+from pyncette import chance
 from pyncette.clock import realtime, to_microseconds
 from pyncette.dynamodb.clock import DateClock
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
@@ -208,7 +208,7 @@ class Patience:
                 f"{self._place}: turned away {ATTEMPTS_MAX} times in a row: {reason}"
             )
         longest = min(PAUSE_INITIAL_S * 2**self._pauses, PAUSE_MAX_S)
-        await realtime.sleep(random.uniform(0, longest))
+        await realtime.sleep(chance.current().uniform(0, longest))
 
 
 class Requests:

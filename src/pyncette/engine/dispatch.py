@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from pyncette import chance
 from pyncette.clock import Clock
 from pyncette.engine import rules
 from pyncette.engine.execution import Batch, Execution, RunContext, TaskParts, compose
@@ -190,7 +190,7 @@ class Dispatcher:
             return None
         except UnreadableRecord as error:
             logger.error("%s of %s is unreadable and parked: %s", record.key, task, error)
-            reason, incarnation = str(error), secrets.token_hex(4)
+            reason, incarnation = str(error), chance.new_id(4)
             self._give_up(record, lambda record: rules.parked(record, reason, incarnation))
             return None
         execution = Execution(batch, reading)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
 from typing import Final, NamedTuple
 
+from pyncette import chance
 from pyncette.clock import Clock, StoreClock
 from pyncette.engine import static_tasks
 from pyncette.engine.alarm import NEVER, Alarm
@@ -119,7 +118,7 @@ class Scheduler:
             self._ended,
             self.wake,
         )
-        self._tokens = f"{settings.worker}:{secrets.token_hex(4)}:"
+        self._tokens = f"{settings.worker}:{chance.new_id(4)}:"
         self._claims = 0
         self._next_poll = 0
         self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S
@@ -270,7 +269,7 @@ class Scheduler:
                 source.next_ask = NEVER
         else:
             asked = self._sources.due(now)
-        random.shuffle(asked)
+        chance.current().shuffle(asked)
         share = -(-free // len(asked)) if asked else 0
         self._claims += 1
         return _Question(
@@ -339,7 +338,7 @@ class Scheduler:
     def _store_failed(self, error: Exception) -> None:
         self._failures += 1
         longest = min(0.1 * 2 ** min(self._failures, 10), STORE_RETRY_DELAY_MAX_S)
-        delay = longest * random.random()
+        delay = longest * chance.current().random()
         logger.warning(
             "The store failed, trying again in %.1f s: %s",
             delay,

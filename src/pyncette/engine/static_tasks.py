@@ -5,9 +5,9 @@ schedule in code has changed.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Collection
 
+from pyncette import chance
 from pyncette.clock import Clock
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
@@ -66,7 +66,7 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
 
 def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
     if record is None:
-        wanted = Wanted(task.plan, "", secrets.token_hex(4))
+        wanted = Wanted(task.plan, "", chance.new_id(4))
         return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
     try:
         change = rules.replanned(record, task.plan, now)

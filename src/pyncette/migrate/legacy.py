@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from pyncette import chance
 from pyncette.clock import to_microseconds
 from pyncette.engine.rules import UNKNOWN_SCHEDULE
 from pyncette.schedule import At, Cron, Every, dumps
@@ -155,7 +155,7 @@ def taken_over(row: LegacyRow, now: int) -> Taken | Done | LeftBehind:
     except _Unreadable as error:
         change = _parked(row, identity, spec, planned, str(error))
         return Taken(label, Write(*identity, change, ABSENT), None, str(error))
-    progress = dump_progress(Progress(planned, secrets.token_hex(4)))
+    progress = dump_progress(Progress(planned, chance.new_id(4)))
     if locked is not None and locked > now:
         token = f"{_holder(row.locked_by)}:{NOBODY}"
         change = Put(locked, State.RUNNING, token, 1, schedule, args, progress)
@@ -179,7 +179,7 @@ def _parked(
         # Arguments that cannot be read are in the plan.
         with suppress(_Unreadable):
             args = _args(spec or {})
-    progress = Progress(planned, secrets.token_hex(4), error=f"taken over from 1.x: {reason}")
+    progress = Progress(planned, chance.new_id(4), error=f"taken over from 1.x: {reason}")
     return Put(None, State.PARKED, None, 0, schedule, args, dump_progress(progress))
 
 

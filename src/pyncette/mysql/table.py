@@ -7,12 +7,12 @@ connections in ``pyncette.mysql.connection``.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from asyncmy import errors
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.mysql.claims import Asked, RecordOf
 from pyncette.mysql.connection import (
@@ -111,7 +111,7 @@ class MysqlTable:
                 self._names["columns"] = BYTES
                 self._record = _decoded
                 raise
-            await realtime.sleep(delay * random.uniform(0.5, 1.0))
+            await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
             delay = min(2 * delay, _DELAY_MAX_S)
         raise AssertionError("never reached: the last try returns or raises")
 
@@ -195,7 +195,7 @@ class MysqlTable:
                 pending = [at for at in pending if results[at] is None]
                 if not pending:
                     return results  # type: ignore[return-value]
-                await realtime.sleep(delay * random.uniform(0.5, 1.0))
+                await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
                 delay = min(2 * delay or _DELAY_INITIAL_S, _DELAY_MAX_S)
                 waited = realtime.monotonic() - started
                 looks = await self._look(connection, [batch[at][:2] for at in pending])

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection
@@ -23,6 +22,7 @@ except ImportError as error:  # pragma: no cover
         "The store in PostgreSQL needs asyncpg: pip install 'pyncette[postgres]'"
     ) from error
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.store import WakeCallback
@@ -313,7 +313,7 @@ class Listener:
                 if delay == RECONNECT_DELAY_INITIAL_S:
                     logger.warning("Not notified for now, only polling: %s", error)
                 delay = min(2 * delay, RECONNECT_DELAY_MAX_S)
-            await realtime.sleep(delay * random.uniform(0.5, 1.0))
+            await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
 
     async def _hear(self, connection: Connection) -> None:
         """Listens for as long as the connection answers."""

@@ -7,12 +7,12 @@ own. The statements are in ``pyncette.postgres.sql``, connections in
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any, Final
 
 import asyncpg
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.postgres.connection import Connection
 from pyncette.postgres.sql import Statements
@@ -165,7 +165,7 @@ class PostgresTable:
                 pending = [at for at in pending if results[at] is None]
                 if not pending:
                     break
-                await realtime.sleep(delay * random.uniform(0.5, 1.0))
+                await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
                 delay = min(2 * delay, _DELAY_MAX_S)
         finally:
             self.marks.note(batch)
@@ -317,6 +317,6 @@ async def _fetch(connection: Connection, statement: str, *parameters: Any) -> li
                 raise
         else:
             return rows
-        await realtime.sleep(delay * random.uniform(0.5, 1.0))
+        await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
         delay = min(2 * delay, _DELAY_MAX_S)
     raise AssertionError("never reached: the last try returns or raises")

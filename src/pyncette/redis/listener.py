@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.redis.connection import ask, drop, pack, translated
@@ -89,7 +89,7 @@ class Listener:
                 if isinstance(error, StoreMisconfiguredError):
                     delay = RECONNECT_DELAY_MAX_S
                 delay = min(2 * delay, RECONNECT_DELAY_MAX_S)
-            await realtime.sleep(delay * random.uniform(0.5, 1.0))
+            await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
 
     async def _hear(self, connection: Any, place: str) -> None:
         """Listens for as long as the connection answers.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol
 
 from redis import exceptions
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.redis.connection import (
@@ -301,7 +301,7 @@ class Cluster:
             if seen is not None and seen != self._looks:
                 return
             known = [server.address for server in self._nodes.values()]
-            random.shuffle(known)
+            chance.current().shuffle(known)
             reasons: list[str] = []
             misconfigured = True
             for address in [*known, *self._target.addresses]:
@@ -439,7 +439,7 @@ class Cluster:
         owners = [address for address in set(self._owners) if address is not None]
         if not owners:
             raise NotExecutedError("No node of the cluster is known")
-        server = self._node(random.choice(owners))
+        server = self._node(chance.current().choice(owners))
         try:
             return await server.open(), server.place
         except StoreUnavailableError:

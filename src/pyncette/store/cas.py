@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
+from pyncette import chance
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import (
     Applied,
@@ -132,7 +133,7 @@ class CasStore:
             random: Picks among due records where workers compete; for tests that repeat exactly.
         """
         self._backend = backend
-        self._random = Random() if random is None else random
+        self._random = chance.current() if random is None else random
 
     async def claim(
         self,
