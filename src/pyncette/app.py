@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from pyncette.clock import Clock, SystemClock
 from pyncette.context import AppParts, PyncetteContext, check_context_name
+from pyncette.engine.worker import Hooks
 from pyncette.executor import DefaultExecutor
 from pyncette.model import FixtureFunc, MiddlewareFunc, PartitionSelector
 from pyncette.opening import open_context
@@ -93,6 +94,7 @@ class Pyncette:
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._tick_observers: list[Callable[[], AbstractContextManager[object]]] = []
+        self._backlog_observers: list[Callable[[Task, int, float], None]] = []
         _warn_of_unknown(configuration)
 
     # Declaring.
@@ -195,7 +197,7 @@ class Pyncette:
             self._tasks,
             list(self._fixtures),
             list(self._middlewares),
-            self._tick,
+            Hooks(self._tick, self._backlog),
         )
         return open_context(parts, context_items or {})
 
@@ -204,6 +206,10 @@ class Pyncette:
         for observer in self._tick_observers:
             observers.enter_context(observer())
         return observers
+
+    def _backlog(self, task: Task, count: int, age_s: float) -> None:
+        for observer in self._backlog_observers:
+            observer(task, count, age_s)
 
     def main(self) -> None:
         """Runs the app as a program, until SIGINT or SIGTERM.

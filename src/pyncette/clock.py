@@ -78,6 +78,18 @@ class Clock(ABC):
         """The current instant as whole microseconds since 1970-01-01 UTC."""
         return to_microseconds(self.now())
 
+    def uncertainty(self) -> int:
+        """By how many microseconds the true instant may be ahead of `now`.
+
+        What decides whether a run is due, or a lease of another worker over, takes `now`, which is
+        never ahead. How long one's own lease still holds is decided with `now` plus this.
+        """
+        return 0
+
+    def moves_by_hand(self) -> bool:
+        """Whether time passes only when somebody moves this clock, as in tests."""
+        return False
+
     def hold(self) -> AbstractContextManager[None]:
         """Say that work is under way that no sleep of this clock shows, such as a call to a store.
 
@@ -153,11 +165,14 @@ class StoreClock(Clock):
     between sending and receiving, so that the offset (the store's instant less our monotonic
     reading) lies in an interval as wide as the call took (F. Cristian, "Probabilistic clock
     synchronization", 1989). Intervals of successive measurements are intersected, after the older
-    one has been widened by what two clocks may drift apart meanwhile (K. Marzullo, 1984); the
-    middle of what is left is used. So a slow call, whose interval is wide, changes next to
-    nothing, and one that contradicts what is known is set aside. A second one in a row that
-    contradicts in the same direction says that the store's clock was moved, as a fail-over to
-    another server does, and replaces what was known.
+    one has been widened by what two clocks may drift apart meanwhile (K. Marzullo, 1984).
+
+    Of what is left the *earliest* edge is used, so that now is not ahead of the store's clock: no
+    run starts early, and no lease that is alive is taken over, however slow the calls were that
+    measured. The width of the interval is the `uncertainty`. A slow call, whose interval is wide,
+    changes next to nothing; one that contradicts what is known is set aside. A second one in a
+    row that contradicts in the same direction says that the store's clock was moved, as a
+    fail-over to another server does, and replaces what was known.
 
     The first measurement holds at once, since nothing has been decided yet. Later corrections are
     slewed: up to a second at a tenth of real speed, a larger one spread over one lease. From the
@@ -170,6 +185,8 @@ class StoreClock(Clock):
     # Parts per million; the fastest that adjtime(2), hence any NTP daemon, slews a clock.
     _DRIFT_PPM: Final = 500
     _LARGE: Final = _SECOND
+    # A call to a server nearby takes a millisecond; one that took longer is soon made again.
+    _VAGUE: Final = 20_000
 
     def __init__(self, source: Clock, lease: int = 60 * _SECOND) -> None:
         """Create the view; nothing is measured yet.
@@ -208,6 +225,27 @@ class StoreClock(Clock):
 
     def monotonic(self) -> float:
         return self._source.monotonic()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the store has a clock, which was measured."""
+        return self._known is not None
+
+    def is_vague(self) -> bool:
+        """Whether the last measurements say so little that another one is worth its call."""
+        return self._known is not None and self.uncertainty() > self._VAGUE
+
+    def uncertainty(self) -> int:
+        slew = self._slew
+        if self._known is None or slew is None:
+            return self._source.uncertainty()
+        _, highest, at = self._known
+        monotonic = round(self._source.monotonic() * _SECOND)
+        drift = max(monotonic - at, 0) * self._DRIFT_PPM // 1_000_000
+        return max(highest + drift + monotonic - self.microseconds(), 0)
+
+    def moves_by_hand(self) -> bool:
+        return self._source.moves_by_hand()
 
     def hold(self) -> AbstractContextManager[None]:
         return self._source.hold()
@@ -252,6 +290,7 @@ class StoreClock(Clock):
         at = round(received_monotonic * _SECOND)
         lowest = store_now - at
         highest = store_now + resolution - round(sent_monotonic * _SECOND)
+        refines = True
         if self._known is not None:
             known_lowest, known_highest, known_at = self._known
             drift = max(at - known_at, 0) * self._DRIFT_PPM // 1_000_000
@@ -264,9 +303,11 @@ class StoreClock(Clock):
             elif direction != self._contradicted:
                 self._contradicted = direction
                 return False
+            else:
+                refines = False
         self._contradicted = 0
         self._known = (lowest, highest, at)
-        self._aim((lowest + highest) // 2)
+        self._aim(lowest, refines)
         return True
 
     async def measure(self, ask: Callable[[], Awaitable[int | None]]) -> bool:
@@ -288,8 +329,14 @@ class StoreClock(Clock):
                 break
         return True
 
-    def _aim(self, offset: int) -> None:
-        """Head for `offset` from where the clock stands."""
+    def _aim(self, offset: int, refines: bool) -> None:
+        """Head for `offset` from where the clock stands.
+
+        Args:
+            offset: the earliest offset that the measurements allow.
+            refines: whether it only says better what was known before. Then a step forward is
+                taken at once: the clock was behind, and is still not ahead.
+        """
         monotonic = round(self._source.monotonic() * _SECOND)
         if self._slew is None:
             self._slew = (monotonic, offset, 0, 0)
@@ -297,6 +344,9 @@ class StoreClock(Clock):
         since, start, correction, duration = self._slew
         start += correction * min(monotonic - since, duration) // duration if duration else 0
         correction = offset - start
+        if refines and correction > 0:
+            self._slew = (monotonic, offset, 0, 0)
+            return
         if abs(correction) <= self._LARGE:
             duration = abs(correction) * 10
         else:

@@ -6,20 +6,20 @@ One app may be opened several times at once: all that changes while it runs live
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from pyncette import chance
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine import rules
-from pyncette.engine.dispatch import Executor
+from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
-from pyncette.engine.loop import Scheduler, Settings
 from pyncette.engine.rules import Wanted
-from pyncette.engine.writes import Call, Lane, Waker
-from pyncette.errors import PyncetteException, TaskLockedException
+from pyncette.engine.worker import Executor, Hooks, Settings, Worker
+from pyncette.engine.writes import Call, Waker, WriteQueue
+from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException, describe
 from pyncette.model import (
     Context,
     ContinuationToken,
@@ -29,7 +29,8 @@ from pyncette.model import (
     TaskState,
 )
 from pyncette.options import at_least_one
-from pyncette.store import EVERYTHING, Applied, Refused, Result, Store, Write
+from pyncette.store import EVERYTHING, Applied, Refused, Result, Write
+from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
     ABSENT,
     ANY,
@@ -40,6 +41,25 @@ from pyncette.store.record import (
     load_progress,
 )
 from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+CALLS_MAX: Final = 10_000
+"""Maximum calls of users that wait for the store; more are refused at once."""
+
+CLOSING_PATIENCE_S: Final = 10.0
+"""How long closing goes on writing what is left, where the store does not answer."""
+
+CLOSING_WORD_AFTER_S: Final = 10.0
+"""When closing says for the first time which tasks it waits for; later ever less often."""
+
+CLOSING_WORD_AFTER_BY_HAND_S: Final = 1.0
+"""The same where the clock is moved by hand: what sleeps on it may sleep for ever."""
+
+CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
+
+CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
+"""When what sleeps on such a clock is cancelled, and closing fails."""
 
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
@@ -59,7 +79,7 @@ class AppParts(NamedTuple):
     tasks: Sequence[Task]
     fixtures: Sequence[tuple[str, Callable[..., Any]]]
     middlewares: Sequence[MiddlewareFunc]
-    tick: Callable[[], AbstractContextManager[object]]
+    hooks: Hooks
 
 
 class PyncetteContext:
@@ -70,35 +90,42 @@ class PyncetteContext:
     """
 
     def __init__(
-        self, parts: AppParts, store: Store, executor: Executor, clock: Clock, settings: Settings
+        self,
+        parts: AppParts,
+        store: DeadlineStore,
+        executor: Executor,
+        clock: Clock,
+        settings: Settings,
+        background: Background,
     ) -> None:
         self.clock = clock
         self._store = store
         self._settings = settings
-        self._tasks = parts.tasks
         self._names = {name for name, _ in parts.fixtures}
         self._context_class = type("Context", (RunContext,), {"app_context": self})
-        self._waker = Waker(lambda groups: store.write([], clock.microseconds(), groups))
-        self._calls = Lane(self._write_calls, clock.microseconds)
-        self._outcomes = Lane(store.write, clock.microseconds)
-        self._scheduler = Scheduler(
+        self._waker = Waker(
+            lambda groups: store.write([], clock.microseconds(), groups), background
+        )
+        self._calls = WriteQueue(self._write_calls, clock.microseconds, background)
+        self._worker = Worker(
             store,
             executor,
             clock,
-            self._outcomes,
-            lambda: self._tasks,
+            settings,
+            lambda: parts.tasks,
             parts.middlewares,
             self._context_class,
-            settings,
-            parts.tick,
+            parts.hooks,
+            background,
         )
         self._started = False
         self._cancelled = False
+        self._closing = False
 
     @property
     def last_tick(self) -> datetime:
         """When the loop last reached the store (aware, UTC); at first, when this was opened."""
-        return from_microseconds(self._scheduler.last_tick)
+        return from_microseconds(self._worker.loop.last_tick)
 
     @property
     def poll_interval(self) -> timedelta:
@@ -115,18 +142,23 @@ class PyncetteContext:
         """
         if self._started:
             raise PyncetteException("This context runs already, or has run: open another one")
-        if self._scheduler.stopping:
+        if self._worker.stopping:
             return
         self._started = True
         try:
-            await self._scheduler.run()
+            await self._worker.loop.run()
         except asyncio.CancelledError:
             self._cancelled = True
+            if self._closing:
+                self._worker.dispatcher.cancel()
             raise
 
     def shutdown(self) -> None:
-        """Stops claiming. What runs goes on, and is awaited when the context closes."""
-        self._scheduler.shutdown()
+        """Stops claiming. What runs goes on, and is awaited when the context closes.
+
+        May be called from a signal handler and from another thread, too.
+        """
+        self._worker.shutdown()
 
     # Instances.
 
@@ -170,9 +202,7 @@ class PyncetteContext:
         patience = realtime.monotonic() + ADVANCE_PATIENCE_S
         while isinstance(result := await self._submit(write), Refused):
             write = await self._merge(instance, wanted, result.current, patience)
-        due_at = getattr(write.change, "due_at", None)
-        if due_at is not None:
-            self._scheduler.wake(instance.group, instance.key, due_at)
+        self._worker.wrote(write)
         return instance
 
     async def _merge(
@@ -288,30 +318,91 @@ class PyncetteContext:
     # Writing for users.
 
     async def _submit(self, write: Write) -> Applied | Refused:
+        """Makes one write, together with those of other callers.
+
+        Raises:
+            StoreUnavailableError: It was not answered within the deadline of the store's calls,
+                counted from now; or too many calls wait already.
+        """
+        if len(self._calls) >= CALLS_MAX:
+            raise StoreUnavailableError(
+                f"{CALLS_MAX:,} calls wait for the store already: this one was not made"
+            )
         call = Call(write)
         self._calls.add(call)
-        return await call.answer
+        deadline_s = self._store.deadline_s
+        try:
+            async with realtime.timeout(deadline_s) as deadline:
+                return await call.answer
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise StoreUnavailableError(
+                f"The store did not answer within {deadline_s:g} s: "
+                + ("what became of the call is unknown" if call.sent else "the call was not made")
+            ) from error
 
     async def _write_calls(self, batch: Sequence[Write], now: int) -> list[Result]:
         soon = now + self._settings.poll_interval
         for write in batch:
-            due_at = getattr(write.change, "due_at", None)
+            due_at = write.change.due_at
             if due_at is not None and due_at < soon:
                 self._waker.add(write.group)
         return await self._store.write(batch, now, self._waker.take())
 
-    # Opening and closing.
+    # Closing, in this order; see ``pyncette.opening``.
 
-    async def _close(self) -> None:
-        """Waits for what runs and for what is to be written."""
-        self.shutdown()
+    async def _end_runs(self, queued: bool) -> None:
+        """Stops claiming, and waits until nothing runs any more.
+
+        Args:
+            queued: Whether to wait also for what the executor has taken on and not begun: it may
+                begin that only when it is left.
+
+        Raises:
+            RuntimeError: What runs sleeps on a clock that is moved by hand, and nobody moves it.
+        """
+        self._closing = True
+        worker = self._worker
+        worker.shutdown()
         if self._cancelled:
-            self._scheduler.cancel()
-        await self._scheduler.returned()
+            worker.dispatcher.cancel()
+        by_hand = self.clock.moves_by_hand()
+        pause_s = CLOSING_WORD_AFTER_BY_HAND_S if by_hand else CLOSING_WORD_AFTER_S
+        waited_s = 0.0
+        while not await self._rests_within(pause_s, queued):
+            waited_s += pause_s
+            names = sorted({execution.label for execution in worker.dispatcher.executions})
+            message = f"Closing waits for running executions: {', '.join(names[:10])}"
+            if by_hand:
+                message += (
+                    ". The clock of this app is moved by hand: what sleeps on it ends only when "
+                    "it is moved. Move it before you leave the context, or cancel run() first."
+                )
+                if waited_s >= CLOSING_PATIENCE_BY_HAND_S:
+                    worker.dispatcher.cancel()
+                    await worker.at_rest(queued)
+                    raise RuntimeError(message)
+            logger.warning(message)
+            pause_s = min(2 * pause_s, CLOSING_WORD_PAUSE_MAX_S)
 
-    async def _drain(self) -> None:
-        await self._outcomes.drain()
-        await self._calls.drain()
+    async def _rests_within(self, seconds: float, queued: bool) -> bool:
+        try:
+            async with realtime.timeout(seconds):
+                await self._worker.at_rest(queued)
+        except TimeoutError:
+            return False
+        return True
+
+    def _give_up_runs(self) -> None:
+        """Closing was cancelled: what runs is cancelled, and its leases are given back."""
+        self._worker.dispatcher.cancel(give_back=True)
+
+    async def _write_what_is_left(self) -> None:
+        started = realtime.monotonic()
+        await self._worker.writes.close(CLOSING_PATIENCE_S)
+        left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
+        await self._calls.close(max(left_s, 0.0))
         await self._waker.close()
 
 
@@ -352,16 +443,24 @@ def _identity(task: Task, instance_name: str | None) -> tuple[str, str]:
 
 
 def _state(task: Task, record: Record) -> TaskState:
+    reason: str | None = None
     try:
-        occurrence = load_progress(record.progress).occurrence
-    except ValueError:
+        progress = load_progress(record.progress)
+    except ValueError as error:
         occurrence = record.due_at if record.state == State.SCHEDULED else None
+        reason = describe(error)
+    else:
+        occurrence, reason = progress.occurrence, progress.error
+    if record.state == State.PARKED:
+        occurrence = None
     running = record.state == State.RUNNING
     return TaskState(
         task.template.from_record(record) if task.template.dynamic else task,
         _instant_or_none(occurrence),
         _instant_or_none(record.due_at) if running else None,
         record.token.rsplit(":", 2)[0] if running and record.token else None,
+        record.state,
+        reason,
     )
 
 

@@ -83,12 +83,17 @@ class TaskState:
         locked_until: End of the lease, aware UTC, only while the task runs (it may have passed
             where its worker died); else None.
         locked_by: The worker that runs it; else None.
+        state: ``scheduled``, ``running``, ``retrying`` (waits for its next attempt), ``paused``,
+            ``parked`` (kept, and never run: see ``reason``) or ``finished``.
+        reason: How the last attempt failed, or why the task is parked; None where all is well.
     """
 
     task: Task
     scheduled_at: datetime | None
     locked_until: datetime | None = None
     locked_by: str | None = None
+    state: str = "scheduled"
+    reason: str | None = None
 
 
 ContinuationToken = NewType("ContinuationToken", str)

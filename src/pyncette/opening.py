@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from pyncette import chance
-from pyncette.clock import Clock, StoreClock, corrected, realtime
+from pyncette.clock import StoreClock, corrected, realtime
 from pyncette.context import AppParts, PyncetteContext, check_context_name
-from pyncette.engine.loop import Settings
-from pyncette.errors import PyncetteException, StoreUnavailableError
+from pyncette.engine.background import Background, finished, is_cancelled
+from pyncette.engine.templates import check_templates
+from pyncette.engine.worker import Settings
+from pyncette.errors import StoreUnavailableError
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.options import at_least_one
-from pyncette.store import Failed, Refused, Store, Unknown, Write, check_store, scan_all
+from pyncette.store import check_store
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
-    ABSENT,
-    CONTROL_GROUP,
-    Put,
-    Record,
-    State,
     check_identity,
-    dump_args,
-    load_args,
 )
-from pyncette.task import PartitionedTask, Task
+from pyncette.task import Task
 
 OPENING_DEADLINE_S: Final = 10.0
 DEADLINE_MIN_S: Final = 1.0
@@ -41,18 +37,26 @@ WORKER_NAME_MAX: Final = 200
 async def open_context(
     parts: AppParts, context_items: Mapping[str, Any]
 ) -> AsyncIterator[PyncetteContext]:
-    """Opens the store, the executor and the fixtures of an app, in this order."""
+    """Opens the store, the executor and the fixtures of an app, in this order.
+
+    It closes in the reverse order: what runs ends first. One who is cancelled meanwhile (or whose
+    ``asyncio.timeout`` ends) has what runs cancelled and its leases given back; fixtures and store
+    are closed only when no body runs any more. Then the cancellation goes on.
+    """
     for name in context_items:
         check_context_name(name)
     settings = _settings(parts)
     lease = min((task.lease for task in parts.tasks), default=60_000_000)
     clock = corrected(parts.clock, lease)
     async with AsyncExitStack() as stack:
+        closing = _Closing(Background())
+        stack.push_async_callback(closing.go_on)
         with clock.hold():
             opened = await _opened(
                 stack.enter_async_context(parts.repository_factory(**parts.configuration))
             )
         check_store(opened, parts.repository_factory)
+        stack.push_async_callback(closing.background.close)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
         if isinstance(clock, StoreClock):
             await clock.measure(store.now)
@@ -64,20 +68,74 @@ async def open_context(
                 getattr(running, "concurrency_limit", settings.concurrency_limit),
             )
             context = PyncetteContext(
-                parts, store, running, clock, settings._replace(concurrency_limit=limit)
+                parts,
+                store,
+                running,
+                clock,
+                settings._replace(concurrency_limit=limit),
+                closing.background,
             )
-            await _check_partitions(store, clock, parts.tasks)
-            stack.push_async_callback(context._drain)
+            await check_templates(store, clock, parts.tasks)
+            stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)
             for name, fixture in parts.fixtures:
                 context._set_item(name, await stack.enter_async_context(_fixture(fixture)(context)))
-            # Running tasks end before the fixtures that they use do, also where an executor leaves
-            # without waiting for them.
-            stack.push_async_callback(context._scheduler.idle)
-            stack.push_async_exit(executing.pop_all())
-            stack.push_async_callback(context._close)
+            give_up = context._give_up_runs
+            # Once more, where an executor is left without waiting for what it runs.
+            stack.push_async_callback(
+                closing.see_through, partial(context._end_runs, True), give_up
+            )
+            stack.push_async_exit(closing.leaving(executing.pop_all(), give_up))
+            stack.push_async_callback(
+                closing.see_through, partial(context._end_runs, False), give_up
+            )
             yield context
+
+
+class _Closing:
+    """Sees the steps of closing through, whoever is cancelled meanwhile."""
+
+    def __init__(self, background: Background) -> None:
+        self.background = background
+        self._cancelled = False
+
+    async def see_through(
+        self,
+        step: Callable[[], Coroutine[Any, Any, None]],
+        on_cancel: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Waits for the end of a step, which a cancellation does not interrupt."""
+        task = self.background.start(step(), "pyncette closing")
+        if await finished(task, on_cancel):
+            self._cancelled = True
+        task.result()
+
+    def leaving(
+        self, executor: AsyncExitStack, on_cancel: Callable[[], None]
+    ) -> Callable[..., Coroutine[Any, Any, bool]]:
+        """Leaves the executor, in the caller's own task; a cancellation is held up."""
+
+        async def leave(*exception: Any) -> bool:
+            try:
+                return bool(await executor.__aexit__(*exception))
+            except asyncio.CancelledError:
+                if not is_cancelled():
+                    raise
+                self._cancelled = True
+                on_cancel()
+                return False
+
+        return leave
+
+    async def go_on(self) -> None:
+        """Goes on with the cancellation that was held up.
+
+        Raises:
+            asyncio.CancelledError: There was one.
+        """
+        if self._cancelled:
+            raise asyncio.CancelledError
 
 
 def deadline_for(tasks: Iterable[Task]) -> float:
@@ -132,65 +190,3 @@ def _fixture(function: Callable[..., Any]) -> Callable[..., Any]:
             yield value
 
     return opened
-
-
-async def _check_partitions(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
-    """Refuses another number of partitions than the one that the store was filled with.
-
-    Instances that were scheduled before the template had partitions lie in a place of their own,
-    too, where nobody would claim them any more.
-
-    Raises:
-        PyncetteException: It differs.
-    """
-    tasks = [task for task in declared if isinstance(task, PartitionedTask)]
-    if not tasks:
-        return
-    known = await store.get([(CONTROL_GROUP, f"partitions:{task.name}") for task in tasks])
-    unknown: list[PartitionedTask] = []
-    for task, record in zip(tasks, known, strict=True):
-        if record is not None:
-            _check_partition_count(task, record)
-            continue
-        async for _ in scan_all(store, task.group, page_size=1):
-            raise PyncetteException(_moved(task, "no partitions"))
-        unknown.append(task)
-    if not unknown:
-        return
-    facts = [
-        Write(
-            CONTROL_GROUP,
-            f"partitions:{task.name}",
-            Put(
-                None,
-                State.FINISHED,
-                None,
-                0,
-                "",
-                dump_args({"partition_count": task.partition_count}),
-                "",
-            ),
-            ABSENT,
-        )
-        for task in unknown
-    ]
-    results = await store.write(facts, clock.microseconds())
-    for task, result in zip(unknown, results, strict=True):
-        if isinstance(result, (Failed, Unknown)):
-            raise result.error
-        if isinstance(result, Refused) and result.current is not None:
-            _check_partition_count(task, result.current)
-
-
-def _check_partition_count(task: PartitionedTask, record: Record) -> None:
-    stored = load_args(record.args).get("partition_count")
-    if stored != task.partition_count:
-        raise PyncetteException(_moved(task, f"{stored} partitions"))
-
-
-def _moved(task: PartitionedTask, stored: str) -> str:
-    return (
-        f"Task '{task.name}' is declared with {task.partition_count} partitions, but the store "
-        f"holds its instances in {stored}. Declare {stored}, or move the instances first: "
-        "schedule them anew under another task name."
-    )

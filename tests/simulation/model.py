@@ -352,8 +352,10 @@ def _replanned(ledger: Ledger, schedule: Schedule, before: Record, now: int) -> 
     ledger = ledger._replace(schedule=dump_schedule(schedule), then=None)
     if before.state == State.RUNNING:
         return ledger._replace(due=first) if has_run else ledger._replace(then=(first,))
-    if planned is None or planned > now:
+    if planned is None or first is None:
         return ledger._replace(due=first)
+    if planned > now:
+        return ledger._replace(due=min(planned, first))
     return ledger._replace(due=schedule.following(planned)) if has_run else ledger
 
 

@@ -132,7 +132,7 @@ def test_the_loop_carries_on_when_its_server_has_ended_every_connection(place: P
         async with app.create() as context:
             loop = asyncio.ensure_future(context.run())
             await context.schedule_task(note, "later", interval=timedelta(days=1), text="later")
-            store: Any = context._store._store  # type: ignore[attr-defined]
+            store: Any = context._store._store
             for connections in (store._claims, store._outcomes, store._users):
                 for connection in connections._idle:
                     await query(other, f"KILL {connection.thread_id()}")

@@ -242,7 +242,7 @@ def test_a_settle_that_never_arrives_leaves_the_run_to_be_repeated() -> None:
                 await world.until(lambda: worker.faults.calls[-1].name != "write")
             await world.clock.advance(5 * SECOND)
             # The settler waits in real time before it tries again; virtual leases would pass by.
-            await world.until(lambda: len(context._outcomes) == 0)
+            await world.until(lambda: len(context._worker.writes) == 0)
             await world.clock.advance(2 * LEASE)
         assert world.runs["0"] >= 2
         assert await world.records() == []
@@ -446,7 +446,7 @@ def test_whatever_is_lost_what_runs_at_least_once_is_not_lost(seed: int) -> None
         async with with_chance(world, seed).running() as context, asyncio.timeout(30):
             while await world.records():
                 await world.clock.advance(5 * SECOND)
-                await world.until(lambda: len(context._outcomes) == 0)
+                await world.until(lambda: len(context._worker.writes) == 0)
         assert set(world.runs) == {f"{number}" for number in range(40)}
 
     run(main)
@@ -462,7 +462,7 @@ def test_whatever_is_lost_what_runs_at_most_once_does_not_run_twice(seed: int) -
             for _ in range(60):
                 await world.clock.advance(5 * SECOND)
                 # The settler waits in real time before it tries again.
-                await world.until(lambda: len(context._outcomes) == 0)
+                await world.until(lambda: len(context._worker.writes) == 0)
         occurrences = Counter(worker.began_at)
         assert max(occurrences.values()) == 1
         assert len(occurrences) > 20

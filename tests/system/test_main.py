@@ -124,7 +124,7 @@ def test_the_second_signal_ends_the_process_at_once_with_a_code(
                 asyncio.get_running_loop().call_later(0.01, tell)
 
         def stopping():
-            return contexts and contexts[0]._scheduler.stopping
+            return contexts and contexts[0]._worker.stopping
 
         contexts = []
 

@@ -717,7 +717,9 @@ def test_a_running_task_tells_its_planned_time_its_lease_and_who_runs_it() -> No
 
         async with bench.running() as context:
             await bench.advance(12)
-            assert await context.get_task(tick) == TaskState(tick, after(10), after(40), "worker:7")
+            assert await context.get_task(tick) == TaskState(
+                tick, after(10), after(40), "worker:7", "running"
+            )
             context.shutdown()
             ended.set()
             await bench.clock.settle()
@@ -788,7 +790,8 @@ def test_a_record_that_is_not_running_is_locked_by_nobody(state: str) -> None:
         async with bench.app.create() as context:
             told = await context.get_task(job, "x")
             assert told is not None
-            assert told.scheduled_at == after(5)
+            assert told.state == state
+            assert told.scheduled_at == (None if state == "parked" else after(5))
             assert (told.locked_until, told.locked_by) == (None, None)
 
     run(main())
@@ -939,12 +942,12 @@ def test_a_token_of_something_else_is_refused(token: Any) -> None:
 def test_another_number_of_partitions_than_the_stores_is_refused(count: int) -> None:
     async def main() -> None:
         bench = Bench()
-        bench.app.partitioned_task(4, name="job")(bench.note)
-        async with bench.app.create():
-            pass
+        job = bench.app.partitioned_task(4, name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x", interval=1)
         other = bench.another_app()
         other.partitioned_task(count, name="job")(bench.note)
-        with pytest.raises(PyncetteException, match=rf"'job'.*{count} partitions.*Declare 4"):
+        with pytest.raises(PyncetteException, match=rf"'job'.*{count} partitions.*4 partitions"):
             async with other.create():
                 pass
         async with bench.app.create():
@@ -961,7 +964,7 @@ def test_instances_are_not_left_behind_where_a_template_gets_partitions() -> Non
         other.partitioned_task(4, name="job")(bench.note)
         async with bench.app.create() as context:
             await context.schedule_task(job, "x", execute_at=after(1))
-            with pytest.raises(PyncetteException, match=r"'job'.*4 partitions.*in no partitions"):
+            with pytest.raises(PyncetteException, match=r"'job'.*4 partitions.*without partitions"):
                 async with other.create():
                     pass
             await context.unschedule_task(job, "x")

@@ -13,7 +13,7 @@ from tests.support import START, Bench, run, seconds
 
 from pyncette import Context, Pyncette
 from pyncette.clock import StoreClock, SystemClock
-from pyncette.engine.loop import MEASURE_INTERVAL_S, Scheduler
+from pyncette.engine.loop import MEASURE_INTERVAL_S
 from pyncette.errors import StoreUnavailableError
 from pyncette.memory import MemoryStore
 from pyncette.opening import deadline_for
@@ -92,7 +92,7 @@ def test_virtual_time_stands_still_while_a_call_is_under_way() -> None:
         bench = Bench()
         bench.app.task(name="tick", interval=1)(bench.note)
         async with bench.running() as context:
-            real = context._scheduler._store._store.claim  # type: ignore[attr-defined]
+            real = context._store._store.claim
 
             async def slow(*arguments: Any, **options: Any) -> Any:
                 before = bench.clock.now()
@@ -100,7 +100,7 @@ def test_virtual_time_stands_still_while_a_call_is_under_way() -> None:
                 assert bench.clock.now() == before
                 return await real(*arguments, **options)
 
-            context._scheduler._store._store.claim = slow  # type: ignore[attr-defined]
+            context._store._store.claim = slow  # type: ignore[method-assign]
             await bench.advance(3)
         assert bench.times == [1, 2, 3]
 
@@ -136,9 +136,8 @@ def test_the_clock_of_the_store_is_looked_at_when_it_opens_and_now_and_then() ->
             assert abs(ahead - timedelta(hours=1)) < seconds(10)
             assert isinstance(context.clock, StoreClock)
             asked = store.asked
-            scheduler: Scheduler = context._scheduler
             loop = asyncio.create_task(context.run())
-            scheduler._measure_at -= MEASURE_INTERVAL_S
+            context._worker.loop._measure_at -= MEASURE_INTERVAL_S
             await store.again.wait()
             context.shutdown()
             await loop
@@ -165,7 +164,7 @@ def test_a_store_without_a_clock_is_not_asked_again() -> None:
             yield Clockless()
 
         async with Pyncette(factory, poll_interval=0.005).create() as context:
-            context._scheduler._measure_at = 0.0
+            context._worker.loop._measure_at = 0.0
             loop = asyncio.create_task(context.run())
             await again.wait()
             for _ in range(5):

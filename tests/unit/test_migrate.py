@@ -329,13 +329,17 @@ def test_a_static_task_under_a_lease_gets_its_schedule_and_stays_leased() -> Non
     new = replanned(record)
     assert new[2:] == record._replace(version=6, schedule=dumps(EVERY_HOUR))[2:]
     done = rules.succeeded(read(new), Policy(), NOW + 2 * HOUR)
-    assert done.due_at == NOW + HOUR + 20 * 60 * SECOND  # type: ignore[union-attr]
+    assert done.due_at == NOW + HOUR + 20 * 60 * SECOND
 
 
-def test_a_parked_static_task_gets_its_schedule_and_stays_parked() -> None:
+def test_a_parked_static_task_gets_its_schedule_and_is_freed() -> None:
     record = static_record(execute_after="soon")
     new = replanned(record)
-    assert (new.state, new.due_at, new.schedule) == (State.PARKED, None, dumps(EVERY_HOUR))
+    assert (new.state, new.due_at, new.schedule) == (
+        State.SCHEDULED,
+        NOW + HOUR,
+        dumps(EVERY_HOUR),
+    )
 
 
 def test_a_static_task_whose_worker_has_not_restarted_runs_once_as_planned() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from pyncette import Context
-from pyncette.engine.alarm import NEVER
-from pyncette.engine.polling import BACKOFF_INITIAL, AskedSource, Sources
+from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Sources
 from pyncette.store.record import STATIC_GROUP
 from pyncette.task import PartitionedTask, Task
 
@@ -29,7 +28,7 @@ def filled(*tasks: Task) -> Sources:
     return sources
 
 
-def found(sources: Sources, group: str, key: str = "") -> AskedSource:
+def found(sources: Sources, group: str, key: str = "") -> PolledSource:
     source = sources.find(group, key)
     assert source is not None
     return source

@@ -562,12 +562,73 @@ def test_scheduling_what_is_paused_leaves_it_paused() -> None:
     assert progress_of(merged).planned == 17
 
 
-@pytest.mark.parametrize(("planned", "then"), [(10, 10), (None, 17)])
-def test_scheduling_what_is_parked_leaves_it_parked(planned: int | None, then: int) -> None:
-    record = a_record(State.PARKED, None, planned=planned, failures=5, error="no")
+def test_scheduling_what_is_parked_after_failures_leaves_it_parked() -> None:
+    record = a_record(State.PARKED, None, planned=10, failures=5, error="no")
     merged = after(record, rules.merged(record, WANTED, NOW))
     assert (merged.state, merged.due_at) == (State.PARKED, None)
-    assert progress_of(merged) == Progress(then, "b0", failures=5, error="no")
+    assert progress_of(merged) == Progress(10, "b0", failures=5, error="no")
+
+
+PARKED_UNREAD = {
+    "its schedule is garbage": a_record(State.PARKED, None, planned=10)._replace(schedule="nope"),
+    "its progress was garbage": a_record(State.PARKED, None, planned=None, error="no"),
+    "its progress is garbage": a_record(State.PARKED, None)._replace(progress="nope"),
+}
+
+
+@pytest.mark.parametrize("record", PARKED_UNREAD.values(), ids=PARKED_UNREAD)
+def test_scheduling_what_no_worker_could_read_frees_it(record: Record) -> None:
+    merged = after(record, rules.merged(record, WANTED, NOW))
+    assert (merged.state, merged.due_at) == (State.SCHEDULED, 17)
+    assert progress_of(merged) == Progress(17, WANTED.incarnation)
+
+
+@pytest.mark.parametrize("record", PARKED_UNREAD.values(), ids=PARKED_UNREAD)
+def test_a_start_frees_a_static_task_that_no_worker_could_read(record: Record) -> None:
+    new = replanned(record)
+    assert (new.state, new.due_at, new.schedule) == (State.SCHEDULED, 17, WANTED_PLAN)
+    assert progress_of(new).planned == 17
+
+
+def test_what_only_this_worker_cannot_read_stays_parked() -> None:
+    record = a_record(State.PARKED, None, planned=10)._replace(schedule="2 lunar 7")
+    merged = after(record, rules.merged(record, WANTED, NOW))
+    assert merged.state == State.PARKED
+
+
+@pytest.mark.parametrize("at_most_once", [False, True])
+@pytest.mark.parametrize("token", [None, "w:1:1"])
+def test_a_planned_time_that_contradicts_its_schedule_is_corrected_at_a_start(
+    token: str | None, at_most_once: bool
+) -> None:
+    interval = every(5)
+    late = NOW + 5 + rules.CLOCK_ERROR_MAX + 1
+    record = a_record(due_at=late, planned=late, schedule=interval)._replace(token=token)
+    new = rules.replanned(record, interval, NOW, at_most_once)
+    if token is not None and at_most_once:
+        assert new is None
+    else:
+        assert new == Put(
+            NOW + 5,
+            State.SCHEDULED,
+            None,
+            0,
+            dump_schedule(interval),
+            record.args,
+            dump_progress(Progress(NOW + 5, "b0")),
+        )
+
+
+def test_clocks_that_differ_a_little_correct_nothing() -> None:
+    interval = every(5)
+    planned = NOW + 5 + rules.CLOCK_ERROR_MAX
+    record = a_record(due_at=planned, planned=planned, schedule=interval)
+    assert rules.replanned(record, interval, NOW) is None
+
+
+def test_a_start_keeps_the_sooner_of_the_old_and_the_new_time() -> None:
+    new = replanned(a_record(due_at=14, planned=14), every(7))
+    assert (new.state, new.due_at) == (State.SCHEDULED, 14)
 
 
 def test_scheduling_what_is_finished_makes_it_due() -> None:
@@ -863,9 +924,8 @@ def test_what_has_begun_is_finished_before_a_new_plan(record: Record) -> None:
     [
         a_record(State.PAUSED, None, planned=20),
         a_record(State.PAUSED, None, planned=20, triggered=11, unfinished_attempts=1),
-        a_record(State.PARKED, None, planned=None),
     ],
-    ids=["paused", "paused in a triggered run", "parked"],
+    ids=["paused", "paused in a triggered run"],
 )
 def test_what_rests_is_planned_anew_and_goes_on_resting(record: Record) -> None:
     new = replanned(record)

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tests.support import logged, run
 
-from pyncette.engine.writes import Call, Lane, Waker
+from pyncette.engine.background import Background
+from pyncette.engine.writes import Call, Next, Waker, WriteQueue
 from pyncette.errors import StoreUnavailableError
-from pyncette.store import Applied, Failed, Refused, Result, Write
+from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write
 from pyncette.store.record import ANY, DELETE
 
 
@@ -50,31 +51,32 @@ class Wish:
             raise RuntimeError("a defect")
         return write(self.key) if self.key else None
 
-    def resolve(self, result: Result, write: Write, now: int) -> bool:
-        self.events.append("resolved")
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
         self.again -= 1
-        return self.again >= 0
+        if isinstance(answer, (Failed, Unknown)):
+            self.events.append(f"failed: {answer.error}")
+            return Next.BACK_OFF if self.again >= 0 else Next.DONE
+        self.events.append("answered")
+        return Next.RETRY if self.again >= 0 else Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
-        self.events.append(f"failed: {error}")
-        self.again -= 1
-        return self.again >= 0
+    def abandon(self, error: Exception) -> None:
+        self.events.append(f"abandoned: {error}")
 
 
 def test_what_is_asked_for_while_a_flight_is_out_leaves_with_the_next() -> None:
     async def main() -> None:
         commits = Commits()
         commits.open.clear()
-        lane = Lane(commits, lambda: 0)
-        lane.add(Wish("a"))
+        queue = WriteQueue(commits, lambda: 0, Background())
+        queue.add(Wish("a"))
         await asyncio.sleep(0)
         for key in "bcd":
-            lane.add(Wish(key))
-        assert len(lane) == 3
+            queue.add(Wish(key))
+        assert len(queue) == 3
         commits.open.set()
-        await lane.drain()
+        await queue.drained()
         assert commits.batches == [["a"], ["b", "c", "d"]]
-        assert len(lane) == 0
+        assert len(queue) == 0
 
     run(main())
 
@@ -82,10 +84,10 @@ def test_what_is_asked_for_while_a_flight_is_out_leaves_with_the_next() -> None:
 def test_urgent_entries_leave_first() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
-        lane.add(Wish("a"))
-        lane.add(Wish("b"), urgent=True)
-        await lane.drain()
+        queue = WriteQueue(commits, lambda: 0, Background())
+        queue.add(Wish("a"))
+        queue.add(Wish("b"), urgent=True)
+        await queue.drained()
         assert commits.batches == [["b", "a"]]
 
     run(main())
@@ -94,10 +96,10 @@ def test_urgent_entries_leave_first() -> None:
 def test_of_two_writes_to_one_record_the_second_waits_and_order_is_kept() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         for key in "abab":
-            lane.add(Wish(key))
-        await lane.drain()
+            queue.add(Wish(key))
+        await queue.drained()
         assert commits.batches == [["a", "b"], ["a", "b"]]
 
     run(main())
@@ -106,10 +108,10 @@ def test_of_two_writes_to_one_record_the_second_waits_and_order_is_kept() -> Non
 def test_a_flight_is_bounded() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         for number in range(2_500):
-            lane.add(Wish(str(number)))
-        await lane.drain()
+            queue.add(Wish(str(number)))
+        await queue.drained()
         assert [len(batch) for batch in commits.batches] == [1_000, 1_000, 500]
 
     run(main())
@@ -118,9 +120,9 @@ def test_a_flight_is_bounded() -> None:
 def test_an_entry_that_wants_nothing_any_more_is_not_written() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
-        lane.add(Wish(""))
-        await lane.drain()
+        queue = WriteQueue(commits, lambda: 0, Background())
+        queue.add(Wish(""))
+        await queue.drained()
         assert commits.batches == []
 
     run(main())
@@ -129,12 +131,12 @@ def test_an_entry_that_wants_nothing_any_more_is_not_written() -> None:
 def test_an_entry_that_was_refused_may_write_again_before_what_came_later() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         wish = Wish("a", again=2)
-        lane.add(wish)
-        await lane.drain()
+        queue.add(wish)
+        await queue.drained()
         assert commits.batches == [["a"], ["a"], ["a"]]
-        assert wish.events == ["resolved"] * 3
+        assert wish.events == ["answered"] * 3
 
     run(main())
 
@@ -145,13 +147,13 @@ def test_a_flight_that_failed_is_repeated_for_those_that_want_it(
     async def main() -> None:
         commits = Commits()
         commits.errors = [RuntimeError("down"), RuntimeError("down")]
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         patient, impatient = Wish("a", again=5), Wish("b")
-        lane.add(patient)
-        lane.add(impatient)
-        await lane.drain()
+        queue.add(patient)
+        queue.add(impatient)
+        await queue.drained()
         assert commits.batches[:3] == [["a", "b"], ["a"], ["a"]]
-        assert patient.events[:3] == ["failed: down", "failed: down", "resolved"]
+        assert patient.events[:3] == ["failed: down", "failed: down", "answered"]
         assert impatient.events == ["failed: down"]
 
     monkeypatch.setattr("pyncette.engine.writes.RETRY_DELAY_INITIAL_S", 0.001)
@@ -164,46 +166,51 @@ def test_an_entry_that_cannot_decide_takes_no_other_along(
 ) -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         broken = Wish("a", broken=True)
-        lane.add(broken)
-        lane.add(Wish("b"))
-        await lane.drain()
+        queue.add(broken)
+        queue.add(Wish("b"))
+        await queue.drained()
         assert commits.batches == [["b"]]
-        assert broken.events == ["failed: a defect"]
+        assert broken.events == ["abandoned: a defect"]
 
     run(main())
     assert logged(caplog, "could not be decided")
 
 
-def test_a_loop_that_is_torn_down_tells_what_was_not_sent(
+def test_a_queue_that_is_closed_tells_what_was_not_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         commits = Commits()
         commits.open.clear()
-        lane = Lane(commits, lambda: 0)
-        lane.add(Wish("a"))
+        background = Background()
+        queue = WriteQueue(commits, lambda: 0, background)
+        sent, queued, late = Wish("a"), Wish("b"), Wish("c")
+        queue.add(sent)
         await asyncio.sleep(0)
-        lane.add(Wish("b"))
-        flights = lane._flights
-        assert flights is not None
-        flights.cancel()
-        await asyncio.wait([flights])
+        queue.add(queued)
+        await queue.close(0.01)
+        queue.add(late)
+        assert [len(wish.events) for wish in (sent, queued, late)] == [0, 1, 1]
+        assert "closed before this was written" in queued.events[0]
+        await background.close()
+        assert "closed while this was being written" in sent.events[0]
 
     run(main())
-    assert logged(caplog, "1 writes were not sent")
+    assert logged(caplog, "1 writes were not made when the app closed", "'b'")
 
 
 def test_a_call_has_the_answer_of_its_write() -> None:
     async def main() -> None:
         commits = Commits()
-        lane = Lane(commits, lambda: 0)
+        queue = WriteQueue(commits, lambda: 0, Background())
         call = Call(write("a"))
-        lane.add(call)
+        queue.add(call)
         assert await call.answer == Applied(2)
-        assert not call.resolve(Refused(None), call.write, 0)
-        assert not call.fail(RuntimeError(), 0)
+        assert call.answered(Refused(None), call.write, 0) is Next.DONE
+        call.abandon(RuntimeError())
+        assert await call.answer == Applied(2)
 
     run(main())
 
@@ -224,7 +231,7 @@ class Told:
 def test_groups_that_are_told_of_too_often_are_told_of_together_a_little_later() -> None:
     async def main() -> None:
         told = Told()
-        waker = Waker(told)
+        waker = Waker(told, Background())
         assert waker.take() == ()
         waker.add("a")
         assert waker.take() == {"a"}
@@ -241,12 +248,12 @@ def test_groups_that_are_told_of_too_often_are_told_of_together_a_little_later()
 def test_what_is_told_along_with_a_write_is_not_told_again() -> None:
     async def main() -> None:
         told = Told()
-        waker = Waker(told)
+        waker = Waker(told, Background())
         waker.add("a")
         waker.take()
         waker.add("b")
         waker.take()
-        waker._told -= 1  # as if a while had passed: the next write takes it along
+        waker._notified -= 1  # as if a while had passed: the next write takes it along
         assert waker.take() == {"b"}
         await waker.close()
         assert told.groups == []
@@ -257,7 +264,7 @@ def test_what_is_told_along_with_a_write_is_not_told_again() -> None:
 def test_a_waker_that_fails_is_no_error() -> None:
     async def main() -> None:
         told = Told(RuntimeError("down"))
-        waker = Waker(told)
+        waker = Waker(told, Background())
         for _ in range(2):
             waker.add("a")
             waker.take()
@@ -273,11 +280,11 @@ def test_a_record_that_somebody_holds_fails_its_own_call_and_no_other() -> None:
             held = Failed(StoreUnavailableError("held"))
             return [held if write.key == "a" else Applied(1) for write in batch]
 
-        lane = Lane(commit, lambda: 0)
+        queue = WriteQueue(commit, lambda: 0, Background())
         calls = {key: Call(Write("group", key, DELETE, ANY)) for key in "abc"}
         for call in calls.values():
-            lane.add(call)
-        await lane.drain()
+            queue.add(call)
+        await queue.drained()
         with pytest.raises(StoreUnavailableError, match="held"):
             await calls["a"].answer
         assert [await calls[key].answer for key in "bc"] == [Applied(1), Applied(1)]

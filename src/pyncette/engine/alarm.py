@@ -6,35 +6,38 @@ import asyncio
 from typing import Final
 
 from pyncette.clock import Clock
+from pyncette.engine.background import Background
 
-NEVER: Final = 1 << 62
-"""An instant that does not come."""
+_NEVER: Final = 1 << 63
 
 
 class Alarm:
     """What the loop waits on.
 
-    A sleep on the clock is kept over many waits, since most of them end by a ring: it is set
-    anew only when a sooner instant is wanted. So a wait may also end too early.
+    Instants are monotonic: a clock that is set back must not put the loop to sleep. A sleep on
+    the clock is kept over many waits, since most of them end by a ring: it is set anew only when
+    a sooner instant is wanted. So a wait may also end too early.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, background: Background) -> None:
         """Creates an alarm; nothing sleeps before the first wait."""
         self._clock = clock
+        self._background = background
         self._sleeper: asyncio.Task[None] | None = None
-        self._set_for = NEVER
+        self._set_for = _NEVER
         self._waiting: asyncio.Future[None] | None = None
         self._rung = False
 
-    async def wait_until(self, instant: int) -> None:
-        """Waits until this instant, or returns at once if it rang since the last wait."""
+    async def wait_for(self, microseconds: int) -> None:
+        """Waits for so long, or returns at once if it rang since the last wait."""
         if self._rung:
             self._rung = False
             return
+        instant = round(self._clock.monotonic() * 1_000_000) + microseconds
         if instant < self._set_for:
             self.close()
             self._set_for = instant
-            self._sleeper = asyncio.create_task(self._sleep(instant), name="pyncette alarm")
+            self._sleeper = self._background.start(self._sleep(microseconds), "pyncette alarm")
         self._waiting = asyncio.get_running_loop().create_future()
         try:
             await self._waiting
@@ -52,9 +55,9 @@ class Alarm:
         """Lets nothing sleep any more."""
         if self._sleeper is not None:
             self._sleeper.cancel()
-        self._sleeper, self._set_for = None, NEVER
+        self._sleeper, self._set_for = None, _NEVER
 
-    async def _sleep(self, instant: int) -> None:
-        await self._clock.sleep((instant - self._clock.microseconds()) / 1_000_000)
-        self._sleeper, self._set_for = None, NEVER
+    async def _sleep(self, microseconds: int) -> None:
+        await self._clock.sleep(microseconds / 1_000_000)
+        self._sleeper, self._set_for = None, _NEVER
         self.ring()

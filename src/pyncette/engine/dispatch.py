@@ -1,29 +1,31 @@
 """From claimed records to running executions.
 
 Knows what a record leads to before any of it is run: an execution that is handed to the executor,
-or its being given back or parked. It is also what executions know of the worker they run in.
+or its being given back or parked. It counts what runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import chance
-from pyncette.clock import Clock
 from pyncette.engine import rules
-from pyncette.engine.execution import Batch, Execution, RunContext, TaskParts, compose
+from pyncette.engine.background import is_cancelled
+from pyncette.engine.backlog import BACKLOG_AGE_MIN
+from pyncette.engine.execution import Batch, Execution, TaskParts, compose
 from pyncette.engine.rules import Policy
-from pyncette.engine.writes import Lane
-from pyncette.model import ExecutionMode, MiddlewareFunc
-from pyncette.schedule import NewerFormat
-from pyncette.store import Applied, Refused, Write
+from pyncette.engine.writes import Next
+from pyncette.errors import describe, printable
+from pyncette.model import ExecutionMode
+from pyncette.schedule import UnreadableHere
+from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 from pyncette.store.record import (
     STATIC_GROUP,
     Change,
-    Delete,
+    Reading,
     Record,
     State,
     UnreadableRecord,
@@ -31,24 +33,22 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 
+if TYPE_CHECKING:
+    from pyncette.engine.worker import Worker
+
 logger = logging.getLogger(__name__)
 
 AT_MOST_ONCE_LEASE_MIN: Final = 2_000_000
 """An at-most-once record is held only until it has moved on; a lease shorter than the store's
 latency would have it taken away before, again and again."""
 
-STRANGER_DELAY_MAX: Final = 60_000_000
-"""Longest time for which a record of a newer format is left alone, in microseconds."""
+UNREADABLE_DELAY_MAX: Final = 60_000_000
+"""Maximum microseconds for which a record that this worker cannot read is left to others."""
+
+UNREADABLE_KNOWN_MAX: Final = 10_000
 
 SUSPECT_DELAY: Final = 100_000
-"""For how long a suspect is given back while another one runs, in microseconds."""
-
-
-class Executor(Protocol):
-    """What runs executions."""
-
-    async def spawn_task(self, awaitable: Any, /) -> None:
-        """Returns once the work has started."""
+"""Microseconds for which a suspect is given back that was claimed together with another one."""
 
 
 class Claim(NamedTuple):
@@ -68,43 +68,20 @@ class Claim(NamedTuple):
 class Dispatcher:
     """Starts executions, and counts those that run."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        clock: Clock,
-        lane: Lane,
-        middlewares: Sequence[MiddlewareFunc],
-        context_class: type[RunContext],
-        poll_interval: int,
-        on_ended: Callable[[], None],
-        on_due: Callable[[str, str, int], None],
-    ) -> None:
-        """Prepares to dispatch.
-
-        Args:
-            executor: What runs executions.
-            clock: Decides whether a lease still holds.
-            lane: Carries outcomes and heartbeats to the store.
-            middlewares: Wrapped around each body, the first outermost.
-            context_class: The app's class of contexts.
-            poll_interval: Microseconds after which a failed run of mode ``UNLOCK`` is due again.
-            on_ended: Called when an execution has ended.
-            on_due: Called with group, key and instant when a record of ours was written that
-                comes due then.
-        """
-        self.clock = clock
-        self.lane = lane
-        self.context_class = context_class
-        self.notes_runners = not hasattr(executor, "cancel")
+    def __init__(self, worker: Worker) -> None:
+        """Prepares to dispatch for a worker."""
         self.executions: set[Execution] = set()
-        self._executor = executor
-        self._middlewares = middlewares
-        self._poll_interval = poll_interval
-        self._on_ended = on_ended
-        self._on_due = on_due
+        self._worker = worker
         self._parts: dict[Task, TaskParts] = {}
-        self._strangers = 0
         self._suspect: Execution | None = None
+        # How often each record was released because this worker cannot read it.
+        self._released: dict[Identity, int] = {}
+        self._outlived: set[Task] = set()
+
+    @property
+    def unfinished_max(self) -> int | None:
+        """What a claim may take: while a suspect runs here, no other suspect."""
+        return None if self._suspect is None else rules.SUSPECT_ATTEMPTS - 1
 
     def lease(self, task: Task) -> int:
         """Microseconds for which a claim of the task's records holds."""
@@ -114,31 +91,30 @@ class Dispatcher:
         self,
         records: Iterable[Record],
         groups: Mapping[str, Task],
-        statics: Mapping[str, Task],
+        static_tasks: Mapping[str, Task],
         claim: Claim,
-        stopping: Callable[[], bool],
     ) -> None:
         """Starts what was claimed.
 
         Args:
             records: What was claimed.
             groups: The templates by group.
-            statics: The static tasks by key; apart, because one may be named like a group.
+            static_tasks: The static tasks by key; apart, because one may be named like a group.
             claim: Where the records came from.
-            stopping: Whether nothing is to start any more.
         """
+        worker = self._worker
         batches: dict[Task, Batch] = {}
-        spawn = self._executor.spawn_task
+        spawn = worker.executor.spawn_task
         left = iter(records)
         try:
             for record in left:
                 static = record.group == STATIC_GROUP
-                task = statics[record.key] if static else groups[record.group]
+                task = static_tasks[record.key] if static else groups[record.group]
                 batch = batches.get(task)
                 if batch is None:
                     batch = batches[task] = self._batch(task, claim)
-                if stopping():
-                    self._give_back(record, claim.now)
+                if worker.stopping:
+                    self.give_back(record)
                     continue
                 execution = self._execution(batch, record, claim.now)
                 if execution is None:
@@ -149,58 +125,118 @@ class Dispatcher:
                     await spawn(run)
                 except (Exception, asyncio.CancelledError) as error:
                     self._not_started(execution, run, error)
-        except asyncio.CancelledError:
+        except BaseException:
+            # The loop is cancelled, or the process is to end.
             for record in left:
-                self._give_back(record, claim.now)
+                self.give_back(record)
             raise
 
-    def cancel(self) -> None:
-        """Cancels what runs, and lets nothing start any more."""
+    def cancel(self, give_back: bool = False) -> None:
+        """Cancels what runs, and lets nothing start any more.
+
+        Args:
+            give_back: Whether leases are given back as soon as the bodies have ended.
+        """
         for execution in list(self.executions):
-            execution.cancel()
-        if not self.notes_runners:
-            self._executor.cancel()  # type: ignore[attr-defined]
+            execution.cancel(give_back)
 
-    def ended(self, execution: Execution) -> None:
+    def forget(self, execution: Execution) -> bool:
+        """An execution has ended; whether suspects that waited for it may be claimed now."""
         self.executions.discard(execution)
-        if execution is self._suspect:
-            self._suspect = None
-        self._on_ended()
+        if execution is not self._suspect:
+            return False
+        self._suspect = None
+        return True
 
-    def wrote(self, write: Write) -> None:
-        change = write.change
-        if not isinstance(change, Delete) and change.due_at is not None:
-            self._on_due(write.group, write.key, change.due_at)
+    def give_back(self, record: Record, delay: int = 0) -> None:
+        """Gives up a record that was claimed and not run, or not to its end."""
+        clock = self._worker.clock
+        self._give_up(record, lambda record: _given_back(record, clock.microseconds(), delay))
+
+    def park(self, record: Record, reason: str) -> None:
+        """Keeps a record that cannot be run by anybody, with the reason."""
+        incarnation = chance.new_id(4)
+        self._give_up(record, lambda record: rules.parked(record, reason, incarnation))
 
     def _batch(self, task: Task, claim: Claim) -> Batch:
         parts = self._task_parts(task)
         lease_s = parts.lease / 1_000_000
-        return Batch(parts, claim.sent + lease_s, claim.took > lease_s / 10)
+        holds_s = lease_s - self._worker.clock.uncertainty() / 1_000_000
+        return Batch(parts, claim.sent + holds_s, claim.took > lease_s / 10)
 
     def _execution(self, batch: Batch, record: Record, now: int) -> Execution | None:
         """What a claimed record leads to: an execution, or its being given up."""
         task = batch.parts.task
         try:
             reading = read(record)
-        except NewerFormat as error:
-            self._strangers += 1
-            delay = min(self._poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX)
-            logger.warning("%s of %s is for a newer worker: %s", record.key, task, error)
-            self._give_back(record, now, delay)
+        except UnreadableHere as error:
+            self._release(task, record, error)
             return None
         except UnreadableRecord as error:
-            logger.error("%s of %s is unreadable and parked: %s", record.key, task, error)
-            reason, incarnation = str(error), chance.new_id(4)
-            self._give_up(record, lambda record: rules.parked(record, reason, incarnation))
+            logger.error(
+                "%s of %s is unreadable and parked: %s",
+                printable(record.key),
+                printable(task),
+                describe(error),
+            )
+            self.park(record, describe(error))
             return None
-        execution = Execution(batch, reading)
-        if rules.suspect(record):
-            if self._suspect is not None:
-                self._give_back(record, now, SUSPECT_DELAY)
-                return None
-            # The heartbeat takes along what was given back: nobody waits for it if this one dies.
-            self._suspect = execution = Execution(batch._replace(extend=True), reading)
-        return execution
+        planned = reading.progress.planned
+        backlogs = self._worker.backlogs
+        if (
+            planned is not None
+            and (now - planned >= BACKLOG_AGE_MIN or (backlogs.behind and task in backlogs.behind))
+            and not task.fast_forward
+        ):
+            backlogs.note(task, record[:2], reading.schedule, planned, now)
+        if record.unfinished_attempts > 1:
+            return self._once_more(batch, reading)
+        return Execution(batch, reading)
+
+    def _once_more(self, batch: Batch, reading: Reading) -> Execution | None:
+        """An execution of a record whose last start ended without an outcome."""
+        record = reading.record
+        if self._runs(record):
+            task = batch.parts.task
+            if task not in self._outlived:
+                self._outlived.add(task)
+                logger.warning(
+                    "%s is started again while its earlier execution still runs in this worker: "
+                    "its body takes longer than lease_duration (%s). Give it a longer "
+                    "lease_duration, or extend the lease with heartbeat().",
+                    printable(task),
+                    task.lease_duration,
+                )
+            return Execution(batch, reading)
+        if not rules.suspect(record):
+            return Execution(batch, reading)
+        if self._suspect is not None:
+            self.give_back(record, SUSPECT_DELAY)
+            return None
+        # The heartbeat is written together with what is given back: nobody waits for those
+        # records if this one kills the process.
+        self._suspect = Execution(batch._replace(extend=True), reading)
+        return self._suspect
+
+    def _runs(self, record: Record) -> bool:
+        """Whether an earlier execution of this record still runs in this worker."""
+        return any(execution.reading.record[:2] == record[:2] for execution in self.executions)
+
+    def _release(self, task: Task, record: Record, error: Exception) -> None:
+        """Leaves a record that cannot be read here to workers that can, for longer each time."""
+        identity = record[:2]
+        if len(self._released) >= UNREADABLE_KNOWN_MAX:
+            self._released.clear()
+        times = self._released[identity] = self._released.get(identity, 0) + 1
+        delay = min(self._worker.settings.poll_interval << min(times, 16), UNREADABLE_DELAY_MAX)
+        logger.warning(
+            "%s of %s cannot be read by this worker and is left to others for %.0f s: %s",
+            printable(record.key),
+            printable(task),
+            delay / 1_000_000,
+            describe(error),
+        )
+        self.give_back(record, delay)
 
     def _not_started(
         self, execution: Execution, run: Coroutine[Any, Any, None], error: BaseException
@@ -208,35 +244,32 @@ class Dispatcher:
         if isinstance(error, asyncio.CancelledError):
             self._withdraw(execution, run, 0)
             # A body that is run inside the loop may be cancelled alone; the loop goes on then.
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if is_cancelled():
                 raise error
         else:
-            logger.error("The executor failed to take on %s", execution.task(), exc_info=error)
-            self._withdraw(execution, run, self._poll_interval)
+            logger.error("The executor failed to take on %s", execution.label, exc_info=error)
+            self._withdraw(execution, run, self._worker.settings.poll_interval)
 
     def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
         """Gives back what the executor was handed, unless it has begun."""
         if not execution.begun:
             run.close()
-            self.ended(execution)
-            self._give_back(execution.reading.record, self.clock.microseconds(), delay)
-
-    def _give_back(self, record: Record, now: int, delay: int = 0) -> None:
-        self._give_up(record, lambda record: _given_back(record, now, delay))
+            self._worker.execution_ended(execution)
+            self.give_back(execution.reading.record, delay)
 
     def _give_up(self, record: Record, decide: Callable[[Record], Change]) -> None:
-        self.lane.add(_Release(self, record, decide))
+        self._worker.writes.add(_Release(self._worker, record, decide))
 
     def _task_parts(self, task: Task) -> TaskParts:
         parts = self._parts.get(task)
         if parts is None:
+            worker = self._worker
             at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
             parts = self._parts[task] = TaskParts(
-                self,
+                worker,
                 task,
-                compose(self._middlewares, task.task_func),
-                Policy(task.fast_forward, task.failure_mode, self._poll_interval),
+                compose(worker.middlewares, task.task_func),
+                Policy(task.fast_forward, task.failure_mode, worker.settings.poll_interval),
                 max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
                 at_most_once,
             )
@@ -252,14 +285,12 @@ def _given_back(record: Record, now: int, delay: int) -> Change:
 
 
 class _Release:
-    """A claimed record that is not run: given back, or parked."""
+    """An entry of the write queue: a claimed record that is given back or parked."""
 
-    __slots__ = ("_decide", "_dispatcher", "_record")
+    __slots__ = ("_decide", "_record", "_worker")
 
-    def __init__(
-        self, dispatcher: Dispatcher, record: Record, decide: Callable[[Record], Change]
-    ) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, worker: Worker, record: Record, decide: Callable[[Record], Change]) -> None:
+        self._worker = worker
         self._record = record
         self._decide = decide
 
@@ -267,20 +298,27 @@ class _Release:
         record = self._record
         return Write(record.group, record.key, self._decide(record), record.version, record.token)
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
-        if not isinstance(result, Refused):
-            self._dispatcher.wrote(write)
-            return False
-        current, held = result.current, self._record
-        if (
-            current is None
-            or (current.token, current.unfinished_attempts)
-            != (held.token, held.unfinished_attempts)
-            or current.state != State.RUNNING
-        ):
-            return False
-        self._record = current  # somebody has asked for something meanwhile
-        return True
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
+        if isinstance(answer, Applied):
+            self._worker.wrote(write)
+            return Next.DONE
+        held = self._record
+        if isinstance(answer, Refused):
+            current = answer.current
+            if (
+                current is None
+                or current.token != held.token
+                or current.unfinished_attempts != held.unfinished_attempts
+                or current.state != State.RUNNING
+            ):
+                return Next.DONE
+            self._record = current  # somebody has asked for something meanwhile
+            return Next.RETRY
+        if isinstance(answer, Failed) and isinstance(answer.error, ValueError):
+            self.abandon(answer.error)
+            return Next.DONE
+        return Next.BACK_OFF if held.due_at is not None and now < held.due_at else Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
-        return self._record.due_at is not None and now < self._record.due_at
+    def abandon(self, error: Exception) -> None:
+        """Nobody waits for it: the record falls due when its lease ends."""
+        logger.debug("%s was not given back: %s", printable(self._record.key), describe(error))

@@ -1,4 +1,4 @@
-"""One run: from the record that was claimed to the outcome that is handed to the settler.
+"""One run: from the record that was claimed to the outcome that is handed to the write queue.
 
 Knows the order of things (may it still start, advance first if at most once, the context, the
 middlewares, the body, the outcome) and what a refused write means for the run that asked for it.
@@ -8,20 +8,24 @@ What is written is decided by ``pyncette.engine.rules``.
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyncette.clock import Clock, from_microseconds
+from pyncette.clock import from_microseconds
 from pyncette.engine import rules
+from pyncette.engine.background import is_cancelled
 from pyncette.engine.rules import Policy, Verdict
-from pyncette.engine.writes import Lane
-from pyncette.errors import LeaseLostException
+from pyncette.engine.writes import Next
+from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, MiddlewareFunc
-from pyncette.store import Applied, Refused, Write, write_of
-from pyncette.store.record import Change, Delete, Reading, Record, read
+from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
+from pyncette.store.record import Change, Reading, Record, read
 from pyncette.task import Task
+
+if TYPE_CHECKING:
+    from pyncette.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -55,42 +59,19 @@ class RunContext(Context):
         await self._execution.heartbeat()
 
 
-class Runtime(Protocol):
-    """What an execution needs of the worker that it runs in.
-
-    Attributes:
-        clock: The app's clock.
-        lane: Takes outcomes and heartbeats.
-        context_class: The app's class of contexts.
-        notes_runners: Whether executions note the asyncio task that they run in, so that it can
-            be cancelled: where the executor cannot do that itself.
-    """
-
-    clock: Clock
-    lane: Lane
-    context_class: type[RunContext]
-    notes_runners: bool
-
-    def ended(self, execution: Execution) -> None:
-        """The execution needs no slot any more."""
-
-    def wrote(self, write: Write) -> None:
-        """A write of one's own was applied: its record may come due soon."""
-
-
 class TaskParts(NamedTuple):
     """What all executions of a task share.
 
     Attributes:
-        runtime: The worker.
+        worker: The worker in which they run.
         task: The declared task.
         handler: Middlewares and body.
-        rules: The task's options about outcomes.
+        policy: The task's options about outcomes.
         lease: Microseconds for which a claim of it holds.
         at_most_once: Whether its record moves on before the body starts.
     """
 
-    runtime: Runtime
+    worker: Worker
     task: Task
     handler: Handler
     policy: Policy
@@ -104,7 +85,7 @@ class Batch(NamedTuple):
     Attributes:
         parts: The task.
         start_before: The monotonic instant at which their leases may have ended.
-        extend: Whether much of the leases was gone when the answer came.
+        extend: Whether the lease has to be extended before the body starts.
     """
 
     parts: TaskParts
@@ -115,12 +96,14 @@ class Batch(NamedTuple):
 class Execution:
     """One execution of one record.
 
-    It is itself the entry of its outcome in the settler's lane.
+    It is itself the entry of its outcome in the write queue.
     """
 
-    # What is seldom otherwise costs nothing to set.
+    # Class attributes: what is seldom otherwise costs nothing to set.
     _lost = False
     _error: str | None = None
+    _cancelled = False
+    _give_back = False
     begun = False
     ended = False
     runner: asyncio.Task[Any] | None = None
@@ -140,9 +123,15 @@ class Execution:
         record, schedule, _ = self.reading
         return task.from_parts(record.key, schedule, record.args)
 
+    @property
+    def label(self) -> str:
+        """The name of the task for logs, without line breaks and terminal codes."""
+        return printable(self.task())
+
     def arguments(self) -> dict[str, Any]:
-        """The arguments, in a dictionary of their own."""
-        return dict(self.task().extra_args)
+        """The arguments: what a body changes in them is seen by no other run."""
+        task = self._parts.task
+        return self.task().extra_args if task.dynamic else copy.deepcopy(task.extra_args)
 
     async def heartbeat(self) -> None:
         """Extends the lease; see ``pyncette.model.Context.heartbeat``."""
@@ -150,85 +139,118 @@ class Execution:
             return
         if self._lost:
             raise LeaseLostException(self.task())
-        beat = _Beat(self)
-        self._parts.runtime.lane.add(beat)
-        await beat.done
+        heartbeat = _Heartbeat(self)
+        self._parts.worker.writes.add(heartbeat)
+        await heartbeat.done
 
     # The run.
 
     async def run(self) -> None:
         """Runs it, unless it may not start any more."""
         parts = self._parts
-        runtime = parts.runtime
+        worker = parts.worker
         self.begun = True
+        self.runner = asyncio.current_task()
         try:
-            if runtime.notes_runners:
-                self.runner = asyncio.current_task()
             if self._extend and not await self._extended():
                 return
-            if runtime.clock.monotonic() >= self._start_before:
-                reason = (
-                    "its worker is closing"
-                    if self._start_before == -math.inf
-                    else "its lease ended before it could be"
-                )
-                logger.warning("%s was not started: %s", self.task(), reason)
+            if self._cancelled or worker.clock.monotonic() >= self._start_before:
+                self._log_not_started()
                 return
             if parts.at_most_once and not await self._advanced():
                 return
             try:
-                context = runtime.context_class()
+                context = worker.context_class()
                 context._execution = self
                 await parts.handler(context)
-            except asyncio.CancelledError:
-                if self._start_before != -math.inf:
-                    logger.warning(
-                        "Task %s was cancelled, by its own body or what that awaited: %s",
-                        self.task(),
-                        "it is not run again"
-                        if parts.at_most_once
-                        else "it is run again when its lease is over",
-                    )
-                raise
             except Exception as error:
-                logger.exception("Task %s failed", self.task())
-                self._error = describe(error)
+                self._failed(error)
+            except BaseException as error:
+                if not self._ends_the_run(error):
+                    raise
+                self._failed(error)
             if not parts.at_most_once:
-                runtime.lane.add(self)
+                worker.writes.add(self)
         finally:
             self.ended = True
-            runtime.ended(self)
+            worker.execution_ended(self)
 
-    def cancel(self) -> None:
-        """Cancels it, as far as its task is known, and keeps it from starting; its lease stays."""
-        self._start_before = -math.inf
+    def _failed(self, error: BaseException) -> None:
+        logger.error("Task %s failed", self.label, exc_info=error)
+        self._error = describe(error)
+
+    def _ends_the_run(self, error: BaseException) -> bool:
+        """Whether what came out of the body is its outcome, although it is no ``Exception``.
+
+        Not where somebody cancelled the run, where its coroutine is being closed, or where the
+        process is to end: then there is no outcome.
+        """
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return False
+        if isinstance(error, GeneratorExit):
+            return asyncio.current_task() is self.runner
+        if not isinstance(error, asyncio.CancelledError):
+            return True
+        if not self._cancelled and not is_cancelled():
+            return True  # out of something that the body awaited
+        if not self._cancelled:
+            logger.warning(
+                "Task %s was cancelled, but not by its worker: %s",
+                self.label,
+                "it is not run again"
+                if self._parts.at_most_once
+                else "it is run again when its lease is over",
+            )
+        elif self._give_back and not self._parts.at_most_once and not self._lost:
+            self._parts.worker.dispatcher.give_back(self.reading.record)
+        return False
+
+    def _log_not_started(self) -> None:
+        reason = (
+            "its worker is closing"
+            if self._cancelled
+            else "its lease ended before it could be started"
+        )
+        logger.warning("%s was not started: %s", self.label, reason)
+        if self._cancelled:
+            self._parts.worker.dispatcher.give_back(self.reading.record)
+
+    def cancel(self, give_back: bool = False) -> None:
+        """Cancels it, or keeps it from starting.
+
+        Args:
+            give_back: Whether its lease is given back when it has ended; else the lease stays.
+        """
+        self._cancelled = True
+        self._give_back = self._give_back or give_back
         if self.runner is not None:
             self.runner.cancel()
 
     async def _extended(self) -> bool:
-        sent = self._parts.runtime.clock.monotonic()
+        clock = self._parts.worker.clock
+        sent = clock.monotonic()
         try:
-            beat = _Beat(self)
-            self._parts.runtime.lane.add(beat)
-            await beat.done
+            heartbeat = _Heartbeat(self)
+            self._parts.worker.writes.add(heartbeat)
+            await heartbeat.done
         except Exception as error:
-            logger.warning("%s was not started: %s", self.task(), error)
+            logger.warning("%s was not started: %s", self.label, describe(error))
             return False
-        self._start_before = sent + self._parts.lease / 1_000_000
+        self._start_before = sent + (self._parts.lease - clock.uncertainty()) / 1_000_000
         return True
 
     async def _advanced(self) -> bool:
         """Moves the record on; whether the body may run."""
         advance = _Advance(self)
-        self._parts.runtime.lane.add(advance, urgent=True)
+        self._parts.worker.writes.add(advance, urgent=True)
         return await advance.done
 
-    # The outcome, as an entry of the settler's lane.
+    # The outcome, as an entry of the write queue.
 
     def build(self, now: int) -> Write | None:
         """The change that the outcome leads to."""
         if self._lost:
-            logger.warning("%s lost its lease: its outcome is not recorded", self.task())
+            self._log_lost()
             return None
         if self._error is None:
             change = rules.succeeded(self.reading, self._parts.policy, now)
@@ -236,34 +258,41 @@ class Execution:
             change = rules.failed(self.reading, self._parts.policy, now, self._error)
         return self.write(change)
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
         """Takes the store's answer to the outcome."""
-        if isinstance(result, Applied):
-            if not isinstance(write.change, Delete):
-                self._parts.runtime.wrote(write)
-            return False
-        found = self.meet(result.current)
-        if found is Verdict.LOST:
-            logger.warning("%s lost its lease: its outcome is not recorded", self.task())
-        elif found is Verdict.SETTLED:
-            self._parts.runtime.wrote(write)
-        return found is Verdict.HELD
+        if isinstance(answer, Applied):
+            self._parts.worker.wrote(write)
+            return Next.DONE
+        if isinstance(answer, Refused):
+            found = self.compare(answer.current)
+            if found is Verdict.HELD:
+                return Next.RETRY
+            if found is Verdict.LOST:
+                self._log_lost()
+            else:
+                self._parts.worker.wrote(write)
+            return Next.DONE
+        if self.may_repeat(answer, now):
+            return Next.BACK_OFF
+        self.abandon(answer.error)
+        return Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
-        """Whether the outcome shall be written again: as long as the lease lives."""
-        if now < self.valid_until:
-            return True
-        logger.warning("The outcome of %s could not be recorded: %s", self.task(), error)
-        return False
+    def abandon(self, error: Exception) -> None:
+        """The outcome stays unwritten: the run is repeated when its lease is over."""
+        logger.warning("The outcome of %s could not be recorded: %s", self.label, describe(error))
+
+    def _log_lost(self) -> None:
+        logger.warning("%s lost its lease: its outcome is not recorded", self.label)
 
     # What the three kinds of entries share.
 
-    @property
-    def valid_until(self) -> int:
-        """The end of the lease, as far as this worker knows."""
-        return self.reading.record.due_at or 0
+    def may_repeat(self, answer: Failed | Unknown, now: int) -> bool:
+        """Whether a write is worth repeating: while the lease lives, unless it can never work."""
+        if isinstance(answer, Failed) and isinstance(answer.error, ValueError):
+            return False
+        return now < (self.reading.record.due_at or 0)
 
-    def meet(self, current: Record | None) -> Verdict:
+    def compare(self, current: Record | None) -> Verdict:
         """Takes in the record that stands in the way of a write."""
         found = rules.verdict(current, self.reading)
         if found is Verdict.HELD and current is not None:
@@ -284,7 +313,7 @@ class Execution:
         return write_of((record.group, record.key, change, record.version, record.token))
 
 
-class _Beat:
+class _Heartbeat:
     """A heartbeat under way."""
 
     __slots__ = ("_execution", "done")
@@ -295,7 +324,7 @@ class _Beat:
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if execution.ended or self.done.cancelled():
+        if execution.ended or self.done.done():
             # The outcome says all, and comes first.
             self._finish(None)
             return None
@@ -306,25 +335,25 @@ class _Beat:
             rules.heartbeat(execution.reading.record, now, execution._parts.lease)
         )
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
         execution = self._execution
-        if isinstance(result, Applied):
-            due_at = getattr(write.change, "due_at", None)
-            execution.take(execution.reading.record._replace(version=result.version, due_at=due_at))
+        if isinstance(answer, Applied):
+            record = execution.reading.record
+            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
             self._finish(None)
-            return False
-        found = execution.meet(result.current)
-        if found is Verdict.LOST:
-            self._finish(LeaseLostException(execution.task()))
-        elif found is Verdict.SETTLED:
-            self._finish(None)
-        return found is Verdict.HELD
+        elif isinstance(answer, Refused):
+            found = execution.compare(answer.current)
+            if found is Verdict.HELD:
+                return Next.RETRY
+            self._finish(LeaseLostException(execution.task()) if found is Verdict.LOST else None)
+        else:
+            # What became of it is unknown: whether it holds will show at the next write, which
+            # finds its own token. The caller is told, and may try again.
+            self._finish(answer.error)
+        return Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
-        # What became of it is unknown: whether it holds will show at the next write, which finds
-        # its own token. The caller is told, and may try again.
+    def abandon(self, error: Exception) -> None:
         self._finish(error)
-        return False
 
     def _finish(self, error: Exception | None) -> None:
         if self.done.done():
@@ -338,48 +367,52 @@ class _Beat:
 class _Advance:
     """An at-most-once record moving on before its body runs; ``done`` tells whether it may."""
 
-    __slots__ = ("_execution", "done")
+    __slots__ = ("_execution", "_repeated", "done")
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
+        self._repeated = False
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if self.done.cancelled():
+        if self.done.done():
             return None
         return execution.write(rules.advanced(execution.reading, execution._parts.policy, now))
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
         execution = self._execution
-        if isinstance(result, Applied):
-            execution._parts.runtime.wrote(write)
+        worker = execution._parts.worker
+        if isinstance(answer, Applied):
+            worker.wrote(write)
             self._finish(True)
-            return False
-        found = execution.meet(result.current)
-        if found is Verdict.LOST:
-            logger.warning(
-                "%s was not started: somebody else took it before it had moved on",
-                execution.task(),
-            )
-        elif found is Verdict.SETTLED:
-            execution._parts.runtime.wrote(write)
-        if found is not Verdict.HELD:
-            self._finish(found is Verdict.SETTLED)
-        return found is Verdict.HELD
+        elif isinstance(answer, Refused):
+            found = execution.compare(answer.current)
+            if found is Verdict.HELD:
+                return Next.RETRY
+            if found is Verdict.SETTLED:
+                worker.wrote(write)
+                self._finish(True)
+            elif self._repeated and answer.current is None:
+                self._refuse("whether it has moved on is unknown: an answer of the store was lost")
+            else:
+                self._refuse("another worker took it, or it was replaced, before it had moved on")
+        elif self.done.done():
+            pass
+        elif execution.may_repeat(answer, now):
+            self._repeated = self._repeated or isinstance(answer, Unknown)
+            return Next.BACK_OFF
+        else:
+            self.abandon(answer.error)
+        return Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
-        if self.done.done():
-            return False
-        if now < self._execution.valid_until:
-            return True
-        logger.warning(
-            "%s was not started: whether it has moved on is unknown: %s",
-            self._execution.task(),
-            error,
-        )
-        self._finish(False)
-        return False
+    def abandon(self, error: Exception) -> None:
+        self._refuse(f"whether it has moved on is unknown: {describe(error)}")
+
+    def _refuse(self, reason: str) -> None:
+        if not self.done.done():
+            logger.warning("%s was not started: %s", self._execution.label, reason)
+            self._finish(False)
 
     def _finish(self, may_run: bool) -> None:
         if not self.done.done():
@@ -398,21 +431,11 @@ def _wrapped(middleware: MiddlewareFunc, inner: Handler) -> Handler:
     return lambda context: middleware(context, lambda: inner(context))
 
 
-ERROR_CHARACTERS_MAX: Final = 500
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line, for the record."""
-    return f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS_MAX]
-
-
 __all__ = [
     "Batch",
     "Execution",
     "Handler",
     "RunContext",
-    "Runtime",
     "TaskParts",
     "compose",
-    "describe",
 ]

@@ -6,27 +6,26 @@ slots are free, and what to do when the store fails. What becomes of a run is se
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from operator import attrgetter
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyncette import chance
-from pyncette.clock import Clock, StoreClock
+from pyncette.clock import StoreClock
 from pyncette.engine import static_tasks
-from pyncette.engine.alarm import NEVER, Alarm
-from pyncette.engine.dispatch import Claim, Dispatcher, Executor
-from pyncette.engine.execution import RunContext
-from pyncette.engine.polling import AskedSource, Sources
-from pyncette.engine.writes import Lane
-from pyncette.errors import PyncetteException, StoreError
-from pyncette.model import MiddlewareFunc
-from pyncette.store import Claimed, Group, Key, Source, Store, Watch
+from pyncette.engine.dispatch import Claim
+from pyncette.engine.polling import NEVER, PolledSource
+from pyncette.errors import PyncetteException, StoreError, describe, printable
+from pyncette.store import Claimed, Group, Key, Source, Watch
+from pyncette.store.deadline import DeadlineExceededError
+from pyncette.store.record import CONTROL_GROUP, Record
 from pyncette.task import Task
+
+if TYPE_CHECKING:
+    from pyncette.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -36,196 +35,103 @@ BACKLOG_MAX: Final = 1_000
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
 MEASURE_INTERVAL_S: Final = 10.0
-"""So often is the store's clock looked at; two clocks drift apart by some 50 us/s at most."""
+"""How often the store's clock is measured; two clocks drift apart by some 50 us/s at most."""
 
+PATIENT_FACTOR: Final = 4
+"""How many deadlines a claim of a single record may take that was not answered within one."""
+
+
+_LONG_AGO: Final = -(1 << 62)
 
 _group_of_record = attrgetter("group")
 
 
-class Settings(NamedTuple):
-    """What the loop is told once.
+class _Question(NamedTuple):
+    """A claim as it was sent, to be repeated when its answer is lost.
 
     Attributes:
-        worker: The worker's name.
-        poll_interval: Microseconds between two looks at everything.
-        batch_size: Most records in one claim.
-        concurrency_limit: Most executions at once.
+        asked: The sources, as the table knows them.
+        sources: The same, as the store is told.
+        limit, share: Maximum records, over all and of each group.
+        now, token: As the store is told.
+        sent: The monotonic instant at which it was made.
+        repeated: Whether it was sent before.
     """
 
-    worker: str
-    poll_interval: int
-    batch_size: int
-    concurrency_limit: int
-
-
-class _Question(NamedTuple):
-    """A claim as it was sent, to be repeated as it is when its answer is lost."""
-
-    asked: list[AskedSource]
+    asked: list[PolledSource]
     sources: list[Source]
     limit: int
     share: int
     now: int
     token: str
     sent: float
+    repeated: bool = False
 
 
-class Scheduler:
-    """The loop of one context, and what its executions share."""
+class Loop:
+    """The loop of one worker.
 
-    def __init__(
-        self,
-        store: Store,
-        executor: Executor,
-        clock: Clock,
-        lane: Lane,
-        tasks: Callable[[], Iterable[Task]],
-        middlewares: Sequence[MiddlewareFunc],
-        context_class: type[RunContext],
-        settings: Settings,
-        tick: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        """Prepares a loop.
+    Everything that paces it is monotonic; only what decides about runs is the clock.
+    """
 
-        Args:
-            store: Where the records are.
-            executor: What runs executions.
-            clock: Decides what is due.
-            lane: Carries outcomes and heartbeats to the store.
-            tasks: The declared tasks, at any moment.
-            middlewares: Wrapped around each body, the first outermost.
-            context_class: The app's class of contexts.
-            settings: See there.
-            tick: Entered for each pass of the loop that calls the store; sees it fail.
-        """
-        self._clock = clock
-        self._lane = lane
-        lane.landed = self._landed
-        self._last_tick = clock.microseconds()
-        self._store = store
-        self._tasks = tasks
-        self._settings = settings
-        self._tick = tick
-        self._alarm = Alarm(clock)
-        self._sources = Sources()
-        self._dispatcher = Dispatcher(
-            executor,
-            clock,
-            lane,
-            middlewares,
-            context_class,
-            settings.poll_interval,
-            self._ended,
-            self.wake,
-        )
-        self._tokens = f"{settings.worker}:{chance.new_id(4)}:"
+    def __init__(self, worker: Worker) -> None:
+        """Prepares a loop for a worker."""
+        self._worker = worker
+        self.running = False
+        self.starved = False
+        self.last_tick = worker.clock.microseconds()
+        self._tokens = f"{worker.settings.worker_name}:{chance.new_id(4)}:"
         self._claims = 0
-        self._next_poll = 0
-        self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S
-        self._running = False
-        self._stopping = False
+        # Monotonic microseconds; whole ones, so that none is lost to rounding.
+        self._poll_at = _LONG_AGO
+        self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
+        self._claim_max = worker.settings.batch_size
+        self._patient = False
         self._unanswered: _Question | None = None
         self._failures = 0
-        self._starved = False
         self._watch: Watch | None = None
         self._watching = False
-        self._changed = asyncio.Event()
-
-    @property
-    def last_tick(self) -> int:
-        """The instant of the last successful contact with the store."""
-        return self._last_tick
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it was shut down."""
-        return self._stopping
-
-    async def returned(self) -> None:
-        """Waits until ``run`` has returned. Only after ``shutdown``."""
-        while self._running:
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def idle(self) -> None:
-        """Waits until no execution is left. Only after ``shutdown``."""
-        while self._dispatcher.executions:
-            self._changed.clear()
-            await self._changed.wait()
-
-    # What others tell it.
-
-    def shutdown(self) -> None:
-        """Claims nothing more, and lets ``run`` return."""
-        self._stopping = True
-        self._alarm.ring()
-
-    def cancel(self) -> None:
-        """Cancels what runs, and lets nothing start any more."""
-        self._dispatcher.cancel()
-
-    def wake(self, group: str, key: str, due_at: int) -> None:
-        """A record comes due at this instant, perhaps sooner than was known."""
-        source = self._sources.find(group, key)
-        if source is not None and self._sources.ask_by(source, due_at):
-            self._alarm.ring()
-
-    def wake_groups(self, groups: Iterable[str] | None) -> None:
-        """Something may have changed in these groups, or in any."""
-        now = self._clock.microseconds()
-        for source in self._sources.all():
-            if groups is None or source.group in groups:
-                self._sources.ask_by(source, now)
-        self._alarm.ring()
-
-    def _ended(self) -> None:
-        if self._stopping:
-            self._changed.set()
-        self._alarm.ring()
-
-    def _landed(self) -> None:
-        if self._starved:
-            self._alarm.ring()
-
-    # The loop.
 
     async def run(self) -> None:
-        """Runs until ``shutdown``.
+        """Runs until the worker is shut down.
 
         Raises:
             PyncetteException: It runs already.
         """
-        if self._running:
+        if self.running:
             raise PyncetteException("run() is under way already in this context")
-        self._running = True
-        worker = self._settings.worker
-        logger.info("Worker %s starts, with %d tasks", worker, sum(1 for _ in self._tasks()))
+        self.running = True
+        worker = self._worker
+        name = printable(worker.settings.worker_name)
+        logger.info("Worker %s starts with %d tasks", name, len(worker.tasks()))
         try:
             await self._watch_changes()
-            await self._meet_static_tasks()
-            while not self._stopping:
+            await self._ensure_static_records()
+            while not worker.stopping:
                 await self._pass()
         finally:
-            logger.info("Worker %s claims no more", worker)
-            self._running = False
-            self._changed.set()
+            logger.info("Worker %s claims nothing more", name)
+            self.running = False
             if self._watch is not None:
                 self._watch.close()
-            self._alarm.close()
+            worker.alarm.close()
+            worker.returned()
 
     async def _pass(self) -> None:
-        now = self._clock.microseconds()
+        worker = self._worker
         free = self._free_slots()
-        wake_at = self._next_poll
+        until_poll = self._poll_at - self._monotonic()
+        now = worker.clock.microseconds()
+        pause = until_poll
         if free and not self._failures:
-            wake_at = min(wake_at, self._sources.soonest())
-        if now < wake_at:
-            await self._alarm.wait_until(wake_at)
+            pause = min(pause, worker.sources.soonest() - now)
+        if pause > 0:
+            await worker.alarm.wait_for(pause)
             return
-        polls = now >= self._next_poll
+        polls = until_poll <= 0
         try:
-            with self._tick():
-                await self._claim(self._unanswered or self._ask(now, free))
+            with worker.hooks.tick():
+                await self._claim(self._unanswered or self._ask(now, free, polls))
                 if polls:
                     await self._measure()
                     await self._watch_changes()
@@ -233,42 +139,48 @@ class Scheduler:
             self._store_failed(error)
 
     async def _measure(self) -> None:
-        """Looks at the store's clock now and then, where it has one."""
-        clock = self._clock
-        if isinstance(clock, StoreClock) and clock.monotonic() >= self._measure_at:
-            has_clock = await clock.measure(self._store.now)
-            self._measure_at = clock.monotonic() + MEASURE_INTERVAL_S if has_clock else math.inf
+        """Measures the store's clock now and then, where it has one."""
+        clock = self._worker.clock
+        if not isinstance(clock, StoreClock):
+            return
+        monotonic = clock.monotonic()
+        if monotonic >= self._measure_at or clock.is_vague():
+            has_clock = await clock.measure(self._worker.store.now)
+            self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
 
     async def _watch_changes(self) -> None:
-        """Asks to be told of changes, where the store can tell; if that fails, again later."""
+        """Asks to be notified of changes, where the store can; if that fails, again later."""
         if self._watching:
             return
-        groups = [group for task in self._tasks() for group in task.groups()]
+        worker = self._worker
+        groups = [group for task in worker.tasks() for group in task.groups()]
         try:
-            self._watch = await self._store.watch(groups, self.wake_groups)
+            self._watch = await worker.store.watch(groups, worker.wake_groups)
         except Exception as error:
-            logger.warning("The store cannot be watched, only polled for now: %s", error)
+            logger.warning("The store cannot be watched, only polled for now: %s", describe(error))
         else:
             self._watching = True
-            self.wake_groups(None)
+            worker.wake_groups(None)
 
     def _free_slots(self) -> int:
-        limit = self._settings.concurrency_limit
-        self._starved = len(self._lane) >= BACKLOG_MAX
-        if self._starved:
+        worker = self._worker
+        self.starved = len(worker.writes) >= BACKLOG_MAX
+        if self.starved:
             return 0
-        return min(self._settings.batch_size, max(limit - len(self._dispatcher.executions), 0))
+        slots = worker.settings.concurrency_limit - len(worker.dispatcher.executions)
+        return min(self._claim_max, max(slots, 0))
 
-    def _ask(self, now: int, free: int) -> _Question:
+    def _ask(self, now: int, free: int, polls: bool) -> _Question:
         """Decides what to ask: everything once per poll interval, else what is due."""
-        if now >= self._next_poll:
-            self._sources.refresh(self._tasks())
-            self._next_poll = now + self._settings.poll_interval
-            asked = self._sources.all()
+        worker = self._worker
+        if polls:
+            worker.sources.refresh(worker.tasks())
+            self._poll_at = self._monotonic() + worker.settings.poll_interval
+            asked = worker.sources.all()
             for source in asked:
                 source.next_ask = NEVER
         else:
-            asked = self._sources.due(now)
+            asked = worker.sources.due(now)
         chance.current().shuffle(asked)
         share = -(-free // len(asked)) if asked else 0
         self._claims += 1
@@ -279,28 +191,41 @@ class Scheduler:
             share,
             now,
             f"{self._tokens}{self._claims}",
-            self._clock.monotonic(),
+            worker.clock.monotonic(),
         )
 
-    def _source(self, asked: AskedSource, share: int, now: int) -> Source:
-        lease = self._dispatcher.lease(asked.task)
+    def _source(self, asked: PolledSource, share: int, now: int) -> Source:
+        lease = self._worker.dispatcher.lease(asked.task)
         if asked.key is None:
             return Group(asked.group, lease, share, now)
         return Key(asked.group, asked.key, lease)
 
     async def _claim(self, question: _Question) -> None:
-        repeated, self._unanswered = self._unanswered is not None, question
-        _, sources, limit, _, now, token, sent = question
-        claimed = await self._store.claim(sources, limit, now, token, repeated)
+        worker = self._worker
+        patient = self._patient and await self._store_answers()
+        self._unanswered = question._replace(repeated=True)
+        claimed = await worker.store.claim(
+            question.sources,
+            question.limit,
+            question.now,
+            question.token,
+            question.repeated,
+            bounded=isinstance(worker.clock, StoreClock) and worker.clock.is_measured,
+            unfinished_max=worker.dispatcher.unfinished_max,
+            deadlines=PATIENT_FACTOR if patient else 1,
+        )
         self._unanswered = None
         self._succeeded()
+        took = worker.clock.monotonic() - question.sent
         self._note_next_asks(question, claimed)
-        await self._dispatcher.dispatch(
+        if patient and took > worker.store.deadline_s:
+            self._park_too_large(claimed.records, took)
+            return
+        await worker.dispatcher.dispatch(
             claimed.records,
             {source.group: source.task for source in question.asked if source.key is None},
             {source.key: source.task for source in question.asked if source.key is not None},
-            Claim(sent, self._clock.monotonic() - sent, self._last_tick),
-            lambda: self._stopping,
+            Claim(question.sent, took, self.last_tick),
         )
         unplanned = [
             source.task
@@ -308,29 +233,52 @@ class Scheduler:
             if next_due is None and source.key is not None
         ]
         if unplanned:
-            await self._meet(unplanned, replan=False)
+            await self._ensure_records(unplanned, starting=False)
+
+    async def _store_answers(self) -> bool:
+        """Whether the store answers at all: else it is not a record that is too large."""
+        await self._worker.store.get([(CONTROL_GROUP, "layout")])
+        return True
+
+    def _park_too_large(self, records: Sequence[Record], took: float) -> None:
+        for record in records:
+            size = len(record.schedule) + len(record.args) + len(record.progress)
+            reason = (
+                f"too large: it took {took:.1f} s to read {size:,} characters, and must take at "
+                f"most {self._worker.store.deadline_s:g} s (half the shortest lease)"
+            )
+            logger.error(
+                "%s of %s is parked: %s", printable(record.key), printable(record.group), reason
+            )
+            self._worker.dispatcher.park(record, reason)
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
         # A static task that was claimed has nothing due any more: groups are what counts.
         yielded = Counter(map(_group_of_record, claimed.records))
         full = len(claimed.records) >= question.limit
-        longest = self._settings.poll_interval
+        sources = self._worker.sources
+        longest = self._worker.settings.poll_interval
         for source, next_due in zip(question.asked, claimed.next_due, strict=True):
             if next_due is None:
                 continue
             if next_due > question.now:
                 source.backoff = 0
-                self._sources.ask_by(source, next_due)
+                sources.ask_by(source, next_due)
             elif full or (source.key is None and yielded[source.group] >= question.share):
                 source.backoff = 0
-                self._sources.ask_by(source, question.now)
+                sources.ask_by(source, question.now)
             else:
-                self._sources.hold_off(source, question.now, longest)
+                sources.hold_off(source, question.now, longest)
+
+    def _monotonic(self) -> int:
+        return round(self._worker.clock.monotonic() * 1_000_000)
 
     # The store's health.
 
     def _succeeded(self) -> None:
-        self._last_tick = self._clock.microseconds()
+        self.last_tick = self._worker.clock.microseconds()
+        self._patient = False
+        self._claim_max = min(2 * self._claim_max, self._worker.settings.batch_size)
         if self._failures:
             logger.info("The store answers again")
             self._failures = 0
@@ -342,30 +290,44 @@ class Scheduler:
         logger.warning(
             "The store failed, trying again in %.1f s: %s",
             delay,
-            error,
+            describe(error),
             exc_info=None if isinstance(error, StoreError) else error,
         )
-        now = self._clock.microseconds()
-        self._next_poll = now + int(delay * 1_000_000)
+        self._poll_at = self._monotonic() + round(delay * 1_000_000)
         question = self._unanswered
-        if question is not None and now >= question.now + min(
-            (source.lease for source in question.sources), default=0
-        ):
-            self._unanswered = None  # what it may have claimed falls due by itself
+        if question is None:
+            return
+        shortest = min((source.lease for source in question.sources), default=0)
+        if self._worker.clock.monotonic() >= question.sent + shortest / 1_000_000:
+            # What it may have claimed falls due by itself.
+            self._unanswered = question = None
+        if isinstance(error, DeadlineExceededError) and error.operation == "claim":
+            self._ask_for_less(question)
 
-    async def _meet_static_tasks(self) -> None:
+    def _ask_for_less(self, question: _Question | None) -> None:
+        """A claim was not answered in time: perhaps its answer is too large."""
+        self._patient = self._claim_max == 1
+        self._claim_max = max(self._claim_max // 2, 1)
+        if question is not None:
+            self._unanswered = question._replace(limit=min(question.limit, self._claim_max))
+
+    # Static tasks.
+
+    async def _ensure_static_records(self) -> None:
         """Makes the records of static tasks, and replans those whose schedule has changed."""
-        while not self._stopping:
+        worker = self._worker
+        while not worker.stopping:
             try:
-                static = [task for task in self._tasks() if task.enabled and not task.dynamic]
-                await self._meet(static, replan=True)
+                static = [task for task in worker.tasks() if task.enabled and not task.dynamic]
+                await self._ensure_records(static, starting=True)
             except Exception as error:
                 self._store_failed(error)
-                await self._alarm.wait_until(self._next_poll)
+                await worker.alarm.wait_for(self._poll_at - self._monotonic())
             else:
-                self._next_poll = 0
+                self._poll_at = _LONG_AGO
                 return
 
-    async def _meet(self, tasks: list[Task], replan: bool) -> None:
-        for write in await static_tasks.meet(self._store, self._clock, tasks, replan):
-            self._dispatcher.wrote(write)
+    async def _ensure_records(self, tasks: Sequence[Task], starting: bool) -> None:
+        worker = self._worker
+        for write in await static_tasks.ensure_records(worker.store, worker.clock, tasks, starting):
+            worker.wrote(write)

@@ -12,18 +12,19 @@ from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from pyncette.engine.alarm import NEVER
 from pyncette.store.record import STATIC_GROUP
 from pyncette.task import Task
+
+NEVER: Final = 1 << 62
+"""An instant that does not come."""
 
 BACKOFF_INITIAL: Final = 5_000
 """Microseconds for which a source is left alone at first; doubles up to the poll interval."""
 
-
 _VOID_MAX: Final = 64
 
 
-class AskedSource:
+class PolledSource:
     """One source and its next ask."""
 
     __slots__ = ("backoff", "group", "key", "next_ask", "seen", "task")
@@ -42,9 +43,9 @@ class Sources:
     """The table."""
 
     def __init__(self) -> None:
-        self._table: dict[tuple[str, str | None], AskedSource] = {}
+        self._table: dict[tuple[str, str | None], PolledSource] = {}
         # An entry is void once its source has another instant; void ones go when they come up.
-        self._heap: list[tuple[int, int, AskedSource]] = []
+        self._heap: list[tuple[int, int, PolledSource]] = []
         self._serial = 0
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class Sources:
                 identity = (group, None if task.dynamic else task.key)
                 source = self._table.get(identity)
                 if source is None or source.task is not task:
-                    source = self._table[identity] = AskedSource(task, *identity)
+                    source = self._table[identity] = PolledSource(task, *identity)
                     self._push(source)
                 source.seen = self._serial
         for identity, source in list(self._table.items()):
@@ -66,15 +67,15 @@ class Sources:
                 source.next_ask = NEVER
                 del self._table[identity]
 
-    def find(self, group: str, key: str) -> AskedSource | None:
+    def find(self, group: str, key: str) -> PolledSource | None:
         """The source that a record belongs to, if this worker asks it."""
         return self._table.get((group, key if group == STATIC_GROUP else None))
 
-    def all(self) -> list[AskedSource]:
+    def all(self) -> list[PolledSource]:
         """Every source."""
         return list(self._table.values())
 
-    def ask_by(self, source: AskedSource, instant: int) -> bool:
+    def ask_by(self, source: PolledSource, instant: int) -> bool:
         """Has the source asked at this instant at the latest; whether that changed anything."""
         if instant >= source.next_ask:
             return False
@@ -82,7 +83,7 @@ class Sources:
         self._push(source)
         return True
 
-    def hold_off(self, source: AskedSource, now: int, longest: int) -> None:
+    def hold_off(self, source: PolledSource, now: int, longest: int) -> None:
         """Leaves the source alone for a while, longer each time in a row."""
         source.backoff = min(2 * source.backoff or BACKOFF_INITIAL, longest)
         self.ask_by(source, now + source.backoff)
@@ -94,9 +95,9 @@ class Sources:
             heappop(heap)
         return heap[0][0] if heap else NEVER
 
-    def due(self, now: int) -> list[AskedSource]:
+    def due(self, now: int) -> list[PolledSource]:
         """Takes out the sources that are to be asked now; each is asked never, until set."""
-        due: list[AskedSource] = []
+        due: list[PolledSource] = []
         while self.soonest() <= now:
             source = heappop(self._heap)[2]
             source.next_ask = NEVER
@@ -105,7 +106,7 @@ class Sources:
                 due.append(source)
         return due
 
-    def _push(self, source: AskedSource) -> None:
+    def _push(self, source: PolledSource) -> None:
         if source.next_ask >= NEVER:
             return
         heappush(self._heap, (source.next_ask, id(source), source))

@@ -11,7 +11,8 @@ failed, ``NONE``         stays running until the lease ends, with no start count
 failed, ``UNLOCK``       retrying, due soon
 failed, ``COMMIT``       as succeeded
 given back               as before the claim
-merged                   new plan and arguments, the sooner time kept
+merged                   new plan and arguments, the sooner time kept; freed where it was
+                         parked because no worker could read it
 replaced                 as if newly created; while it runs, from the end of that run
 paused, resumed          no longer due; due again
 triggered                one run now; its plan stands still
@@ -34,8 +35,9 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from pyncette.model import FailureMode
-from pyncette.schedule import NewerFormat, Schedule
+from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import dumps as dump_schedule
+from pyncette.schedule import loads as load_schedule
 from pyncette.store.record import (
     DELETE,
     STATIC_GROUP,
@@ -261,7 +263,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     A record that waits for a retry, or whose worker died, keeps its time and its starts, and
     takes plan and arguments from the next attempt on, so that a caller who repeats himself
     defeats no backoff. A worker that is not dead but slow loses it: what it ran, it ran with the
-    old arguments. Paused and parked ones stay so.
+    old arguments. Paused and parked ones stay so, but for one that was parked because no worker
+    could read it: that is made anew.
 
     Returns:
         The change, or None where the record is being run.
@@ -274,6 +277,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
+        return created(wanted, now)
+    if _parked_unread(current, progress):
         return created(wanted, now)
     if progress.pending is not None:
         # What is wanted now came later than what a run that died was to be replaced with.
@@ -397,31 +402,47 @@ def triggered(reading: Reading, now: int) -> Change | None:
     return Patch(now, State.SCHEDULED, 0, text)
 
 
-def replanned(current: Record, schedule: Schedule, now: int) -> Put | Patch | None:
-    """A static task's schedule in code is not the one of its record.
+def replanned(
+    current: Record, schedule: Schedule, now: int, at_most_once: bool = False
+) -> Put | Patch | None:
+    """A static task's record as its declaration in code wants it, when a worker starts.
 
-    An occurrence that is overdue, or in hand, is finished; the new plan gives those after it.
-    So is the one of a record that was taken over without its schedule (``UNKNOWN_PLAN``),
-    which is not another one: it is filled in at once, also while a lease lasts that was taken
-    over with it.
+    A new schedule holds from the next occurrence on, and the sooner of the old and the new next
+    time is kept: workers that start again and again, of two releases perhaps, must not put a run
+    off for ever. An occurrence that is overdue, or in hand, is finished; the new schedule gives
+    those after it. So is the one of a record that was taken over without its schedule
+    (``UNKNOWN_SCHEDULE``), which is not another one: it is filled in at once, also while a lease
+    lasts that was taken over with it.
+
+    A record that was parked because no worker could read it is freed. One whose planned time
+    contradicts its own schedule (see ``contradicts``) is planned anew; at most once only where it
+    was never claimed: else the clock that was ahead may have run what is planned now.
 
     Returns:
-        The change, or None where the record has, or will have, this plan.
+        The change, or None where the record is, or will be, as it should.
 
     Raises:
-        NewerFormat: A later release wrote the record.
+        UnreadableHere: A later release wrote the record.
     """
     text = dump_schedule(schedule)
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
-        return None  # the claim that meets it parks it
+        if current.state != State.PARKED:
+            return None  # the claim that meets it parks it
+        # Its incarnation cannot be read either; a version is never given twice.
+        progress = Progress(None, f"{current.version:x}")
+    first = schedule.first(now)
+    if current.state == State.PARKED and _parked_unread(current, progress):
+        return _planned_anew(current, text, progress, first)
     pending = progress.pending
     if text == (
         current.schedule if pending is None or pending.schedule is None else pending.schedule
     ):
+        never_ran = current.token is None
+        if contradicts(current, progress, schedule, now) and (never_ran or not at_most_once):
+            return _planned_anew(current, text, progress, first)
         return None
-    first = schedule.first(now)
     unknown = current.schedule == UNKNOWN_SCHEDULE
     if current.state == State.RUNNING and not unknown:
         # The occurrences belong to the same task: it is not born again.
@@ -436,16 +457,15 @@ def replanned(current: Record, schedule: Schedule, now: int) -> Put | Patch | No
     begun = progress.triggered is None and (
         current.unfinished_attempts > 0 or progress.failures > 0
     )
+    soonest = None if first is None else _soonest(progress.planned, first)
     match state:
         case State.SCHEDULED if not overdue:
-            progress = progress._replace(planned=first)
+            progress = progress._replace(planned=soonest)
         case State.PAUSED | State.RETRYING if not (overdue or begun):
-            progress = progress._replace(planned=first)
+            progress = progress._replace(planned=soonest)
         case State.FINISHED:
             progress = progress._replace(planned=first)
             state = State.FINISHED if first is None else State.SCHEDULED
-        case State.PARKED if progress.planned is None:
-            progress = progress._replace(planned=first)
         case _:
             pass
     if state == State.SCHEDULED:
@@ -461,6 +481,50 @@ def replanned(current: Record, schedule: Schedule, now: int) -> Put | Patch | No
         current.args,
         dump_progress(progress),
     )
+
+
+CLOCK_ERROR_MAX: Final = 60_000_000
+"""Microseconds by which clocks of workers may differ before a planned time is taken for wrong."""
+
+
+def contradicts(record: Record, progress: Progress, schedule: Schedule, now: int) -> bool:
+    """Whether a record is planned for later than its own schedule can have said.
+
+    That happens where it was planned by a clock that was ahead, of a machine that booted without
+    the right time perhaps: it would sleep until then, for years.
+    """
+    if record.state != State.SCHEDULED or progress.triggered is not None:
+        return False
+    upcoming = schedule.next(now + CLOCK_ERROR_MAX)
+    return progress.planned is not None and upcoming is not None and progress.planned > upcoming
+
+
+def _planned_anew(current: Record, text: str, progress: Progress, first: int | None) -> Put:
+    """The record of a static task as if it had just been made, but for its incarnation."""
+    return Put(
+        first,
+        State.FINISHED if first is None else State.SCHEDULED,
+        None,
+        0,
+        text,
+        current.args,
+        dump_progress(Progress(first, progress.incarnation)),
+    )
+
+
+def _parked_unread(record: Record, progress: Progress) -> bool:
+    """Whether a record was parked because no worker could read it."""
+    if record.state != State.PARKED:
+        return False
+    if progress.occurrence is None:
+        return True
+    try:
+        load_schedule(record.schedule)
+    except UnreadableHere:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 # The steps that they share.

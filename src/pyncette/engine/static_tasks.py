@@ -1,25 +1,29 @@
-"""The records of static tasks: made when a worker first meets them, and planned anew when their
-schedule in code has changed.
+"""The records of static tasks: created when a worker first starts with the task, and planned anew
+when their schedule in code has changed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from pyncette import chance
 from pyncette.clock import Clock
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
-from pyncette.schedule import NewerFormat, dumps
+from pyncette.errors import describe, printable
+from pyncette.model import ExecutionMode
+from pyncette.schedule import UnreadableHere, dumps
 from pyncette.store import Applied, Failed, Refused, Store, Unknown, Write
-from pyncette.store.record import ABSENT, Record
+from pyncette.store.record import ABSENT, Record, State
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
 
 
-async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool) -> list[Write]:
+async def ensure_records(
+    store: Store, clock: Clock, tasks: Sequence[Task], starting: bool
+) -> list[Write]:
     """Makes the records that are missing.
 
     Of several workers that start at once, one succeeds; the others see what it did.
@@ -28,8 +32,8 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
         store: Where the records are.
         clock: Tells when a first occurrence follows.
         tasks: Static tasks.
-        replan: Whether records with another schedule than the code's get that, too. Only a
-            worker that starts does so, or two releases side by side would take turns.
+        starting: Whether records that differ from the declaration in code are changed, too. Only
+            a worker that starts does so, or two releases side by side would take turns.
 
     Returns:
         What was written.
@@ -47,7 +51,7 @@ async def meet(store: Store, clock: Clock, tasks: Collection[Task], replan: bool
         writes = [
             (task, write)
             for task, record in left
-            if (record is None or replan) and (write := _wanted(task, record, now))
+            if (record is None or starting) and (write := _wanted(task, record, now))
         ]
         if not writes:
             break
@@ -68,12 +72,24 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
     if record is None:
         wanted = Wanted(task.plan, "", chance.new_id(4))
         return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
+    at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
     try:
-        change = rules.replanned(record, task.plan, now)
-    except NewerFormat as error:
-        logger.warning("The schedule of %s is left as it is: %s", task, error)
+        change = rules.replanned(record, task.plan, now, at_most_once)
+    except UnreadableHere as error:
+        logger.warning("The schedule of %s is left as it is: %s", printable(task), describe(error))
         return None
     if change is None:
         return None
-    logger.info("Schedule of %s: '%s' becomes '%s'", task, record.schedule, dumps(task.plan))
+    before, after = printable(record.schedule), dumps(task.plan)
+    if record.state == State.PARKED:
+        logger.warning("%s was parked and is planned anew: '%s'", printable(task), after)
+    elif before == after:
+        logger.warning(
+            "%s was planned for later than its schedule '%s' allows, as by a clock that was "
+            "ahead: it is planned anew",
+            printable(task),
+            after,
+        )
+    else:
+        logger.info("Schedule of %s: '%s' becomes '%s'", printable(task), before, after)
     return Write(task.group, task.key, change, record.version)

@@ -1,10 +1,10 @@
-"""Group commit: many small writes, asked for one by one, go to the store in batches.
+"""The write queue: many small writes, asked for one by one, go to the store in batches.
 
-One flight is under way at a time, and takes along all that was asked for while the one before it
-was out: no timer, no added latency, and batches that grow with the load. The same lane carries
-outcomes and heartbeats of executions, so that one never overtakes the other, and a second one
-carries what users ask for. What is written is decided by the entries themselves, at the moment
-when their flight leaves.
+While one batch is under way, entries collect for the next: no timer, no added latency, and batches
+that grow with the load. One queue carries the outcomes and heartbeats of executions, so that one
+never overtakes the other; a second one carries what users ask for. What is written is decided by
+the entries themselves at the moment when their batch leaves, and each entry gets an answer of its
+own.
 """
 
 from __future__ import annotations
@@ -12,19 +12,42 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from enum import Enum
+from heapq import heappop, heappush
+from typing import Final, NamedTuple, Protocol
 
 from pyncette.clock import realtime
+from pyncette.engine.background import Background, is_cancelled
+from pyncette.errors import StoreUnavailableError, describe
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Unknown, Write
 
 logger = logging.getLogger(__name__)
 
-FLIGHT_MAX: Final = 1_000
-"""Most writes in one batch."""
+BATCH_MAX: Final = 1_000
+"""Maximum writes in one batch."""
+
+LARGE_CHARACTERS: Final = 200_000
+"""A write with longer texts leaves alone, beside the others: it may take long, or be refused."""
+
+LARGE_WRITES_MAX: Final = 4
+"""Maximum large writes under way at once."""
 
 RETRY_DELAY_INITIAL_S: Final = 0.05
 RETRY_DELAY_MAX_S: Final = 2.0
+
+
+class Next(Enum):
+    """What an entry wants after an answer."""
+
+    DONE = "done"
+    """Nothing more."""
+
+    RETRY = "retry"
+    """Build and write again with the next batch: the record has changed meanwhile."""
+
+    BACK_OFF = "back off"
+    """Build and write again after a pause that doubles each time: the store is in trouble."""
 
 
 class Entry(Protocol):
@@ -33,188 +56,355 @@ class Entry(Protocol):
     def build(self, now: int) -> Write | None:
         """What to write, decided now; None: nothing any more."""
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
-        """Takes the answer. True: build and write again with the next flight."""
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
+        """Takes the store's answer to a write."""
 
-    def fail(self, error: Exception, now: int) -> bool:
-        """The outcome of the write is unknown. True: build and write again after a while."""
+    def abandon(self, error: Exception) -> None:
+        """The entry will not be written (again): tells whoever waits for it."""
 
 
 Commit = Callable[[Sequence[Write], int], Awaitable[list[Result]]]
 
 
-class Lane:
-    """A queue of entries and the flights that empty it.
+class _Batch(NamedTuple):
+    entries: list[Entry]
+    writes: list[Write]
+
+
+class WriteQueue:
+    """A queue of entries, and the batches in which they are written.
 
     Attributes:
-        landed: Called when a flight has come back, if set.
+        on_written: Called when a batch has been answered, if set.
     """
 
-    landed: Callable[[], None] | None = None
+    on_written: Callable[[], None] | None = None
 
-    def __init__(self, commit: Commit, now: Callable[[], int]) -> None:
-        """Creates an empty lane.
+    def __init__(self, commit: Commit, now: Callable[[], int], background: Background) -> None:
+        """Creates an empty queue.
 
         Args:
             commit: Writes a batch to the store.
             now: The current instant.
+            background: Where the queue's own tasks run.
         """
         self._commit = commit
         self._now = now
+        self._background = background
         self._urgent: deque[Entry] = deque()
         self._queue: deque[Entry] = deque()
-        self._flights: asyncio.Task[None] | None = None
+        # Entries that wait after a failure: when they may be written, a serial, the entry.
+        self._deferred: list[tuple[float, int, Entry]] = []
+        self._delays: dict[Entry, float] = {}
+        self._serial = 0
+        # Records that a batch under way changes, and how many entries that is.
+        self._busy: set[Identity] = set()
+        self._large = 0
+        self._writing = False
+        self._closed = False
+        self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many entries wait for a flight."""
-        return len(self._queue) + len(self._urgent)
+        """How many entries wait to be written."""
+        return len(self._queue) + len(self._urgent) + len(self._deferred)
 
     def add(self, entry: Entry, urgent: bool = False) -> None:
         """Queues an entry; urgent ones leave first."""
+        if self._closed:
+            _abandon(entry, StoreUnavailableError("The app is closed: nothing is written any more"))
+            return
         (self._urgent if urgent else self._queue).append(entry)
-        if self._flights is None:
-            self._flights = asyncio.create_task(self._fly(), name="pyncette lane")
+        self._start()
 
-    async def drain(self) -> None:
+    def _start(self) -> None:
+        if self._writing:
+            self._changed.set()
+        else:
+            self._writing = True
+            self._background.start(self._write_all(), "pyncette writes")
+
+    async def drained(self) -> None:
         """Waits until nothing is queued or under way."""
-        while self._flights is not None:
-            await asyncio.shield(self._flights)
+        while self._writing or self._large:
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def _fly(self) -> None:
-        delay = RETRY_DELAY_INITIAL_S
+    async def close(self, patience_s: float) -> None:
+        """Writes what is left, for some time; then abandons it and says what was not written."""
         try:
-            while self._queue or self._urgent:
-                now = self._now()
-                flight, batch = self._board(now)
-                if not batch:
-                    continue
-                try:
-                    results = await self._commit(batch, now)
-                except Exception as error:
-                    if self._failed(flight, error):
-                        await realtime.sleep(delay)
-                        delay = min(2 * delay, RETRY_DELAY_MAX_S)
-                    continue
-                delay = RETRY_DELAY_INITIAL_S
-                now = self._now()
-                again = [
-                    entry
-                    for entry, write, result in zip(flight, batch, results, strict=True)
-                    if (
-                        entry.fail(result.error, now)
-                        if isinstance(result, (Failed, Unknown))
-                        else entry.resolve(result, write, now)
-                    )
-                ]
-                self._urgent.extendleft(reversed(again))
-                if self.landed is not None:
-                    self.landed()
+            async with realtime.timeout(patience_s):
+                await self.drained()
+        except TimeoutError:
+            pass
         finally:
-            self._flights = None
-            if self._queue or self._urgent:  # cancelled from outside: the loop is being closed
-                logger.warning("%d writes were not sent to the store", len(self))
+            self._closed = True
+            left = self._take_all()
+            if left:
+                logger.warning(
+                    "%d writes were not made when the app closed: %s",
+                    len(left),
+                    _some_names(left, self._now()),
+                )
+                error = StoreUnavailableError("The app was closed before this was written")
+                for entry in left:
+                    _abandon(entry, error)
 
-    def _board(self, now: int) -> tuple[list[Entry], list[Write]]:
-        """Takes what fits on one flight; of two writes to one record, the second waits."""
-        flight: list[Entry] = []
-        batch: list[Write] = []
-        aboard: set[Identity] = set()
-        left_behind: list[Entry] = []
+    def _take_all(self) -> list[Entry]:
+        left = [*self._urgent, *self._queue, *(entry for _, _, entry in self._deferred)]
+        self._urgent.clear()
+        self._queue.clear()
+        self._deferred.clear()
+        self._delays.clear()
+        return left
+
+    # Writing.
+
+    async def _write_all(self) -> None:
+        try:
+            while self._urgent or self._queue or self._deferred:
+                self._take_ready()
+                batch = self._next_batch()
+                if batch.writes:
+                    await self._write(batch)
+                elif not (self._urgent or self._queue) or self._busy:
+                    await self._wait()
+        finally:
+            self._writing = False
+            self._changed.set()
+
+    async def _wait(self) -> None:
+        """Until an entry is added, a large write has ended, or a deferred entry is ready."""
+        self._changed.clear()
+        if not self._deferred:
+            if self._busy:
+                await self._changed.wait()
+            return
+        pause = self._deferred[0][0] - realtime.monotonic()
+        if pause <= 0:
+            return
+        try:
+            async with realtime.timeout(pause):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _take_ready(self) -> None:
+        now = realtime.monotonic() if self._deferred else 0.0
+        while self._deferred and self._deferred[0][0] <= now:
+            self._urgent.append(heappop(self._deferred)[2])
+
+    def _next_batch(self) -> _Batch:
+        """Takes what fits into one batch; of two writes to one record, the second waits."""
+        now = self._now()
+        entries: list[Entry] = []
+        writes: list[Write] = []
+        chosen = set(self._busy)
         for queue in (self._urgent, self._queue):
-            for _ in range(min(len(queue), FLIGHT_MAX - len(batch))):
+            waiting: list[Entry] = []
+            for _ in range(len(queue)):
+                if len(writes) >= BATCH_MAX:
+                    break
                 entry = queue.popleft()
                 try:
                     write = entry.build(now)
                 except Exception as error:
-                    # A defect, or a row that nobody thought of: the others shall not suffer.
+                    # A defect, or a row that nobody thought of: it ends this entry alone.
                     logger.exception("What to write could not be decided")
-                    entry.fail(error, now)
+                    self._end(entry, error)
                     continue
                 if write is None:
+                    self._delays.pop(entry, None)
                     continue
                 identity = write[:2]
-                if identity in aboard:
-                    left_behind.append(entry)
-                    continue
-                aboard.add(identity)
-                flight.append(entry)
-                batch.append(write)
-        self._queue.extendleft(reversed(left_behind))
-        return flight, batch
+                if identity in chosen:
+                    waiting.append(entry)
+                elif not _is_large(write):
+                    chosen.add(identity)
+                    entries.append(entry)
+                    writes.append(write)
+                elif self._large < LARGE_WRITES_MAX:
+                    chosen.add(identity)
+                    self._start_large(entry, write)
+                else:
+                    waiting.append(entry)
+            queue.extendleft(reversed(waiting))
+        return _Batch(entries, writes)
 
-    def _failed(self, flight: list[Entry], error: Exception) -> bool:
+    def _start_large(self, entry: Entry, write: Write) -> None:
+        self._busy.add(write[:2])
+        self._large += 1
+        self._background.start(self._write_large(entry, write), "pyncette large write")
+
+    async def _write_large(self, entry: Entry, write: Write) -> None:
+        try:
+            await self._write(_Batch([entry], [write]))
+        finally:
+            self._large -= 1
+            self._busy.discard(write[:2])
+            self._changed.set()
+            if len(self) and not self._closed:
+                self._start()
+
+    async def _write(self, batch: _Batch) -> None:
+        entries, writes = batch
+        answers: Iterable[Result]
+        try:
+            answers = await self._commit(writes, self._now())
+            if len(answers) != len(writes):
+                raise StoreUnavailableError(
+                    f"The store gave {len(answers)} answers to {len(writes)} writes"
+                )
+        except Exception as error:
+            logger.warning(
+                "Writing %d records to the store failed: %s", len(writes), describe(error)
+            )
+            answers = [Unknown(error)] * len(writes)
+        except asyncio.CancelledError:
+            closed = StoreUnavailableError("The app was closed while this was being written")
+            if is_cancelled():
+                # The worker is being torn down: whoever waits for these has to be told.
+                for entry in entries:
+                    self._end(entry, closed)
+                raise
+            answers = [Unknown(closed)] * len(writes)
         now = self._now()
-        again = [entry for entry in flight if entry.fail(error, now)]
+        again: list[Entry] = []
+        for entry, write, answer in zip(entries, writes, answers, strict=True):
+            try:
+                following = entry.answered(answer, write, now)
+            except Exception as error:
+                logger.exception("The answer of the store could not be taken in")
+                self._end(entry, error)
+                continue
+            if following is Next.DONE:
+                if self._delays:
+                    self._delays.pop(entry, None)
+            elif self._closed:
+                self._end(entry, StoreUnavailableError("The app is closed"))
+            elif following is Next.RETRY:
+                again.append(entry)
+            else:
+                self._defer(entry)
         self._urgent.extendleft(reversed(again))
-        if again:
-            logger.warning("Writing %d records to the store failed: %s", len(flight), error)
-        return bool(again)
+        if self.on_written is not None:
+            self.on_written()
+
+    def _defer(self, entry: Entry) -> None:
+        delay = self._delays.get(entry, RETRY_DELAY_INITIAL_S)
+        self._delays[entry] = min(2 * delay, RETRY_DELAY_MAX_S)
+        self._serial += 1
+        heappush(self._deferred, (realtime.monotonic() + delay, self._serial, entry))
+
+    def _end(self, entry: Entry, error: Exception) -> None:
+        self._delays.pop(entry, None)
+        _abandon(entry, error)
+
+
+def _abandon(entry: Entry, error: Exception) -> None:
+    try:
+        entry.abandon(error)
+    except Exception:
+        logger.exception("A write could not be abandoned in order")
+
+
+def _is_large(write: Write) -> bool:
+    size = 0
+    for value in write.change:
+        if type(value) is str:
+            size += len(value)
+    return size > LARGE_CHARACTERS
+
+
+def _some_names(entries: Sequence[Entry], now: int) -> str:
+    names: list[str] = []
+    for entry in entries[:5]:
+        try:
+            write = entry.build(now)
+        except Exception:
+            continue
+        if write is not None:
+            names.append(f"{write.group!r} {write.key!r}")
+    return ", ".join(names) + (" and others" if len(entries) > 5 else "")
 
 
 class Call:
-    """An entry that somebody awaits: one write, made as it is, never repeated."""
+    """An entry that a caller awaits: one write, made as it is, never repeated."""
 
-    __slots__ = ("answer", "write")
+    __slots__ = ("answer", "sent", "write")
 
     def __init__(self, write: Write) -> None:
         """Creates an entry for a write."""
         self.write = write
+        # Whether it has left: what became of it is unknown from then on until it is answered.
+        self.sent = False
         self.answer: asyncio.Future[Applied | Refused] = asyncio.get_running_loop().create_future()
 
     def build(self, now: int) -> Write | None:
-        return None if self.answer.cancelled() else self.write
+        if self.answer.done():
+            return None
+        self.sent = True
+        return self.write
 
-    def resolve(self, result: Applied | Refused, write: Write, now: int) -> bool:
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
         if not self.answer.done():
-            self.answer.set_result(result)
-        return False
+            if isinstance(answer, (Failed, Unknown)):
+                self.answer.set_exception(answer.error)
+            else:
+                self.answer.set_result(answer)
+        return Next.DONE
 
-    def fail(self, error: Exception, now: int) -> bool:
+    def abandon(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
-        return False
 
 
 class Waker:
-    """Collects which groups' watchers to tell, and does so at most once in a while."""
+    """Collects which groups' watchers to notify, and does so at most once in a while."""
 
     INTERVAL_S: Final = 0.01
 
-    def __init__(self, tell: Callable[[Collection[str]], Awaitable[object]]) -> None:
-        """Creates a waker that has nothing to tell."""
-        self._tell = tell
+    def __init__(
+        self, notify: Callable[[Collection[str]], Awaitable[object]], background: Background
+    ) -> None:
+        """Creates a waker that has nobody to notify."""
+        self._notify = notify
+        self._background = background
         self._groups: set[str] = set()
-        self._told = -self.INTERVAL_S
-        self._later: asyncio.Task[None] | None = None
+        self._notified = -self.INTERVAL_S
+        self._later = False
+        self._ended = asyncio.Event()
 
     def add(self, group: str) -> None:
         """Something in this group comes due soon."""
         self._groups.add(group)
 
     def take(self) -> Collection[str]:
-        """The groups to tell of along with a write that is made now; later ones follow alone."""
+        """The groups to notify along with a write that is made now; later ones follow alone."""
         if not self._groups:
             return ()
-        if realtime.monotonic() - self._told < self.INTERVAL_S:
-            if self._later is None:
-                self._later = asyncio.create_task(self._tell_later(), name="pyncette waker")
+        if realtime.monotonic() - self._notified < self.INTERVAL_S:
+            if not self._later:
+                self._later = True
+                self._background.start(self._notify_later(), "pyncette waker")
             return ()
-        self._told = realtime.monotonic()
+        self._notified = realtime.monotonic()
         groups, self._groups = self._groups, set()
         return groups
 
-    async def _tell_later(self) -> None:
+    async def _notify_later(self) -> None:
         try:
             while self._groups:
                 await realtime.sleep(self.INTERVAL_S)
                 if groups := self.take():
-                    await self._tell(groups)
+                    await self._notify(groups)
         except Exception as error:
-            logger.debug("Waking other workers failed: %s", error)
+            logger.debug("Notifying other workers failed: %s", describe(error))
         finally:
-            self._later = None
+            self._later = False
+            self._ended.set()
 
     async def close(self) -> None:
-        """Waits until nothing is left to tell."""
-        while self._later is not None:
-            await asyncio.shield(self._later)
+        """Waits until nobody is left to notify."""
+        while self._later:
+            self._ended.clear()
+            await self._ended.wait()

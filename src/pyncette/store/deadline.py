@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from typing import TypeVar
 
 from pyncette.clock import Clock, realtime
-from pyncette.errors import StoreUnavailableError
+from pyncette.errors import StoreUnavailableError, describe
 from pyncette.store import (
     Claimed,
     Filter,
@@ -29,24 +29,43 @@ from pyncette.store.record import Record
 _Answer = TypeVar("_Answer")
 
 
+class DeadlineExceededError(StoreUnavailableError):
+    """A call was not answered in time; what became of it is unknown.
+
+    Attributes:
+        operation: The name of the call.
+    """
+
+    def __init__(self, operation: str, deadline_s: float) -> None:
+        super().__init__(f"{operation} was not answered within {deadline_s:g} s")
+        self.operation = operation
+
+
 class DeadlineStore:
-    """Passes calls on to a store; see ``pyncette.store.Store`` for what they do."""
+    """Passes calls on to a store; see ``pyncette.store.Store`` for what they do.
+
+    Attributes:
+        deadline_s: Seconds that a call may take.
+    """
 
     def __init__(self, store: Store, clock: Clock, deadline_s: float) -> None:
         """Wraps a store."""
         self._store = store
         self._clock = clock
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
 
-    async def _bounded(self, name: str, call: Awaitable[_Answer]) -> _Answer:
+    async def _bounded(
+        self, operation: str, call: Awaitable[_Answer], deadlines: int = 1
+    ) -> _Answer:
+        deadline_s = deadlines * self.deadline_s
         try:
             with self._clock.hold():
-                async with realtime.timeout(self._deadline_s):
+                async with realtime.timeout(deadline_s) as deadline:
                     return await call
         except TimeoutError as error:
-            raise StoreUnavailableError(
-                f"{name} was not answered within {self._deadline_s:g} s"
-            ) from error
+            if not deadline.expired():  # out of the store, and not ours
+                raise StoreUnavailableError(f"{operation} failed: {describe(error)}") from error
+            raise DeadlineExceededError(operation, deadline_s) from error
 
     async def claim(
         self,
@@ -58,6 +77,7 @@ class DeadlineStore:
         *,
         bounded: bool = False,
         unfinished_max: int | None = None,
+        deadlines: int = 1,
     ) -> Claimed:
         call = self._store.claim(
             sources,
@@ -68,7 +88,7 @@ class DeadlineStore:
             bounded=bounded,
             unfinished_max=unfinished_max,
         )
-        return await self._bounded("claim", call)
+        return await self._bounded("claim", call, deadlines)
 
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()

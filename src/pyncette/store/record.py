@@ -16,7 +16,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pyncette.schedule import NewerFormat, Schedule
+from pyncette.errors import ERROR_CHARACTERS_MAX
+from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import loads as load_schedule
 
 STATIC_GROUP: Final = ":static"
@@ -26,7 +27,7 @@ CONTROL_GROUP: Final = ":control"
 """The group of control records: one record a fact, shared by all workers on the store."""
 
 IDENTITY_BYTES_MAX: Final = 1_000
-ERROR_CHARACTERS_MAX: Final = 2_000
+
 LATEST_INSTANT: Final = 8_993_721_599_999_999
 """The last microsecond of 2254: from 2255 on a double no longer holds every microsecond."""
 
@@ -112,6 +113,10 @@ class Patch(NamedTuple):
 class Delete(NamedTuple):
     """Removes a record."""
 
+    @property
+    def due_at(self) -> None:
+        """None: what is gone never comes due."""
+
 
 DELETE: Final = Delete()
 """The only one that is needed."""
@@ -184,15 +189,16 @@ def read(record: Record) -> Reading:
     """Reads the plan and the progress of a record (its arguments are read when first needed).
 
     Raises:
-        NewerFormat: A later release wrote it.
-        UnreadableRecord: It cannot be read by any.
+        UnreadableHere: This worker cannot read it, another one may: a later release wrote it
+            (``NewerFormat``), or the tz data of this machine lack its zone.
+        UnreadableRecord: No worker can read it.
     """
     try:
         schedule = load_schedule(record.schedule)
-    except NewerFormat:
+    except UnreadableHere:
         raise
     except ValueError as error:
-        raise UnreadableRecord(f"plan: {error}") from error
+        raise UnreadableRecord(f"schedule: {error}") from error
     return _reading_of((record, schedule, load_progress(record.progress)))
 
 

@@ -116,6 +116,10 @@ class VirtualClock(Clock):
             if woken.cancelled() or not woken.done():
                 del self._sleepers[bisect_left(self._sleepers, sleeper)]
 
+    def moves_by_hand(self) -> bool:
+        """True: nobody but the test moves it."""
+        return True
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the clock from moving until the block is left; blocks may overlap and nest.

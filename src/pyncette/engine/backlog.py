@@ -1,0 +1,104 @@
+"""Noticing tasks that are behind their schedule, and saying so.
+
+A task that was disabled for a day, or whose body takes longer than its interval, catches up one
+occurrence after the other. That may take hours, which nobody should have to find out by himself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from pyncette.clock import Clock
+from pyncette.errors import printable
+from pyncette.schedule import Every, Schedule
+from pyncette.store import Identity
+from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+BACKLOG_AGE_MIN: Final = 60_000_000
+"""Microseconds by which an occurrence is overdue before it counts as a backlog."""
+
+WARNING_PAUSE_INITIAL_S: Final = 60.0
+WARNING_PAUSE_MAX_S: Final = 3_600.0
+
+_COUNTED_MAX: Final = 1_000
+
+
+def overdue_count(schedule: Schedule, planned: int, now: int) -> int:
+    """How many occurrences from the planned one on lie at or before ``now``.
+
+    Exact for intervals and up to a thousand; beyond, estimated from the distance between those.
+    """
+    if isinstance(schedule, Every):
+        following = schedule.following(planned)
+        return 1 if following is None else (now - planned) // (following - planned) + 1
+    count, last = 0, planned
+    upcoming: int | None = planned
+    while upcoming is not None and upcoming <= now:
+        count += 1
+        last = upcoming
+        if count == _COUNTED_MAX:
+            return count * (now - planned) // (last - planned)
+        upcoming = schedule.following(upcoming)
+    return count
+
+
+class _Backlog:
+    def __init__(self, identity: Identity, age: int) -> None:
+        self.identity = identity
+        self.age = age
+        self.warn_at = 0.0
+        self.pause_s = WARNING_PAUSE_INITIAL_S
+
+
+class Backlogs:
+    """For each task that is behind, its record that is furthest behind."""
+
+    def __init__(self, clock: Clock, tell: Callable[[Task, int, float], None]) -> None:
+        """Nothing is behind yet.
+
+        Args:
+            clock: Paces the warnings.
+            tell: Called with a task, the number of overdue occurrences of its record that is
+                furthest behind (0: it has caught up), and the age of the oldest in seconds.
+        """
+        self._clock = clock
+        self._tell = tell
+        self.behind: dict[Task, _Backlog] = {}
+
+    def note(
+        self, task: Task, identity: Identity, schedule: Schedule, planned: int, now: int
+    ) -> None:
+        """A record was claimed for an occurrence that was planned for this instant."""
+        backlog = self.behind.get(task)
+        age = now - planned
+        following = schedule.following(planned) if age >= BACKLOG_AGE_MIN else None
+        if following is None or following > now:
+            if backlog is not None and backlog.identity == identity:
+                del self.behind[task]
+                self._tell(task, 0, 0.0)
+                logger.info("%s has caught up with its schedule", printable(task))
+            return
+        if backlog is None:
+            backlog = self.behind[task] = _Backlog(identity, age)
+        elif backlog.identity != identity and backlog.age >= age:
+            return
+        backlog.identity, backlog.age = identity, age
+        monotonic = self._clock.monotonic()
+        count = overdue_count(schedule, planned, now)
+        self._tell(task, count, age / 1_000_000)
+        if monotonic < backlog.warn_at:
+            return
+        backlog.warn_at = monotonic + backlog.pause_s
+        backlog.pause_s = min(2 * backlog.pause_s, WARNING_PAUSE_MAX_S)
+        logger.warning(
+            "%s is behind its schedule: about %d occurrences of '%s' are overdue, the oldest by "
+            "%.0f s. They run one after the other; with fast_forward=True they are run as one.",
+            printable(task),
+            count,
+            printable(identity[1]),
+            age / 1_000_000,
+        )

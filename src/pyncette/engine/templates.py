@@ -1,0 +1,170 @@
+"""What a store was filled with, against what the app declares.
+
+For each template with partitions the store keeps one control record: how many there are. A release
+that declares the same name as something else would leave the instances where nobody claims or
+lists them; it is refused before it does any harm.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pyncette.clock import Clock
+from pyncette.errors import PyncetteException, printable
+from pyncette.store import EVERYTHING, Failed, Group, Identity, Refused, Store, Unknown, Write
+from pyncette.store.record import (
+    ABSENT,
+    CONTROL_GROUP,
+    DELETE,
+    STATIC_GROUP,
+    Put,
+    Record,
+    State,
+    dump_args,
+    group_of,
+    load_args,
+)
+from pyncette.task import PartitionedTask, Task
+
+logger = logging.getLogger(__name__)
+
+
+class _Kind(NamedTuple):
+    """What a name is declared as.
+
+    Attributes:
+        dynamic: Whether it is a template.
+        partition_count: How many partitions it has; None: none.
+    """
+
+    dynamic: bool
+    partition_count: int | None = None
+
+    def __str__(self) -> str:
+        if not self.dynamic:
+            return "a static task"
+        if self.partition_count is None:
+            return "a dynamic task without partitions"
+        return f"a dynamic task with {self.partition_count} partitions"
+
+    def groups(self, name: str) -> list[str]:
+        """Where its instances are."""
+        if self.partition_count is None:
+            return [group_of(name)]
+        return [group_of(name, number) for number in range(self.partition_count)]
+
+
+async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
+    """Refuses tasks whose instances the store holds as something else; notes new partitions.
+
+    Raises:
+        PyncetteException: Instances would be left behind.
+        StoreError: The store failed.
+    """
+    if not declared:
+        return
+    kinds = {task.name: _kind_of(task) for task in declared}
+    facts = await store.get([_fact_of(name) for name in kinds])
+    left = list(zip(kinds, facts, strict=True))
+    await _check_static_names(store, clock, [task for task in declared if not task.dynamic])
+    await _look_for_static_records(store, [task for task in declared if task.dynamic])
+    while left:
+        writes = []
+        for name, fact in left:
+            write = await _checked(store, name, kinds[name], fact)
+            if write is not None:
+                writes.append(write)
+        if not writes:
+            break
+        left = []
+        results = await store.write(writes, clock.microseconds())
+        for write, result in zip(writes, results, strict=True):
+            if isinstance(result, (Failed, Unknown)):
+                raise result.error
+            if isinstance(result, Refused):  # another worker has started
+                left.append((write.key.partition(":")[2], result.current))
+
+
+async def _checked(store: Store, name: str, declared: _Kind, fact: Record | None) -> Write | None:
+    """The fact to write, if it is another one than the store knows."""
+    before = _Kind(True) if fact is None else _stored_kind(fact)
+    if before == declared or (fact is None and not declared.dynamic):
+        return None
+    for group in before.groups(name):
+        if (await _first_key(store, group)) is not None:
+            raise _left_behind(name, declared, before)
+    if fact is not None:
+        logger.warning("Task '%s' becomes %s; it was %s", printable(name), declared, before)
+    version = ABSENT if fact is None else fact.version
+    if declared.partition_count is None:
+        return Write(*_fact_of(name), DELETE, version)
+    args = dump_args({"partition_count": declared.partition_count})
+    return Write(*_fact_of(name), Put(None, State.FINISHED, None, 0, "", args, ""), version)
+
+
+def _left_behind(name: str, declared: _Kind, before: _Kind) -> PyncetteException:
+    return PyncetteException(
+        f"Task '{printable(name)}' is declared as {declared}, but the store holds instances of it "
+        f"as {before}. They would never run again. Declare it as before, or give it another name "
+        "and schedule them there."
+    )
+
+
+async def _check_static_names(store: Store, clock: Clock, tasks: Sequence[Task]) -> None:
+    """Refuses a static task that was a template without partitions, and has instances.
+
+    A claim of nothing tells of all groups in one call whether something in them will come due.
+    """
+    if not tasks:
+        return
+    now = clock.microseconds()
+    groups = [Group(group_of(task.name), 1, 0, now) for task in tasks]
+    _, next_due = await store.claim(groups, 0, now, "opening")
+    for task, due in zip(tasks, next_due, strict=True):
+        if due is not None:
+            raise _left_behind(task.name, _Kind(False), _Kind(True))
+
+
+async def _first_key(store: Store, group: str) -> str | None:
+    cursor: str | None = None
+    while True:
+        page = await store.scan(group, EVERYTHING, cursor, 1)
+        if page.records:
+            return page.records[0].key
+        if page.cursor is None:
+            return None
+        cursor = page.cursor
+
+
+async def _look_for_static_records(store: Store, templates: Sequence[Task]) -> None:
+    """Says where a static task has become a template: its record stays, and never runs."""
+    records = await store.get([(STATIC_GROUP, task.name) for task in templates])
+    for task, record in zip(templates, records, strict=True):
+        if record is not None and record.state != State.FINISHED:
+            logger.warning(
+                "Task '%s' was a static task and is a dynamic one now: the record of the static "
+                "task stays in the store and does not run any more",
+                printable(task),
+            )
+
+
+def _kind_of(task: Task) -> _Kind:
+    if isinstance(task, PartitionedTask):
+        return _Kind(True, task.partition_count)
+    return _Kind(task.dynamic)
+
+
+def _stored_kind(fact: Record) -> _Kind:
+    count = load_args(fact.args).get("partition_count")
+    if type(count) is not int or count < 1:
+        raise PyncetteException(
+            f"The record {printable(fact.key)!r} of the group '{CONTROL_GROUP}' in the store does "
+            f"not say how many partitions the task has: {printable(fact.args)[:100]}"
+        )
+    return _Kind(True, count)
+
+
+def _fact_of(name: str) -> Identity:
+    return CONTROL_GROUP, f"partitions:{name}"

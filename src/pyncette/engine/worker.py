@@ -1,0 +1,175 @@
+"""One worker: what its members share, and what they report.
+
+The loop decides when to ask the store, the dispatcher turns records into executions, executions
+hand their outcomes to the write queue. Each of them knows the worker and nothing else of the
+others: what flows down goes through their methods, what comes up goes through the few methods
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from pyncette.clock import Clock
+from pyncette.engine.alarm import Alarm
+from pyncette.engine.background import Background
+from pyncette.engine.backlog import Backlogs
+from pyncette.engine.dispatch import Dispatcher
+from pyncette.engine.execution import Execution, RunContext
+from pyncette.engine.loop import Loop
+from pyncette.engine.polling import Sources
+from pyncette.engine.writes import WriteQueue
+from pyncette.model import MiddlewareFunc
+from pyncette.store import Write
+from pyncette.store.deadline import DeadlineStore
+from pyncette.task import Task
+
+
+class Executor(Protocol):
+    """What runs executions."""
+
+    async def spawn_task(self, awaitable: Any, /) -> None:
+        """Returns once the work has started."""
+
+
+class Settings(NamedTuple):
+    """What a worker is told once.
+
+    Attributes:
+        worker_name: Its name.
+        poll_interval: Microseconds between two polls of everything.
+        batch_size: Maximum records in one claim.
+        concurrency_limit: Maximum executions at once.
+    """
+
+    worker_name: str
+    poll_interval: int
+    batch_size: int
+    concurrency_limit: int
+
+
+class Hooks(NamedTuple):
+    """What an app wants to be told.
+
+    Attributes:
+        tick: Entered for each pass of the loop that calls the store; sees it fail.
+        backlog: Called with a task, the number of its occurrences that are overdue, and the age
+            of the oldest in seconds.
+    """
+
+    tick: Callable[[], AbstractContextManager[object]]
+    backlog: Callable[[Task, int, float], None]
+
+
+class Worker:
+    """One worker.
+
+    Attributes:
+        store: Where the records are.
+        executor: What runs executions.
+        clock: Decides what is due.
+        settings: See there.
+        tasks: The declared tasks, at any moment.
+        middlewares: Wrapped around each body, the first outermost.
+        context_class: The app's class of contexts.
+        hooks: What the app wants to be told.
+        background: Starts internal tasks.
+        sources: What to ask the store about, and when.
+        alarm: What the loop waits on.
+        writes: Carries outcomes and heartbeats to the store.
+        backlogs: Notices tasks that are behind their schedule.
+        dispatcher: Turns records into executions.
+        loop: Waits, claims, dispatches.
+    """
+
+    def __init__(
+        self,
+        store: DeadlineStore,
+        executor: Executor,
+        clock: Clock,
+        settings: Settings,
+        tasks: Callable[[], Sequence[Task]],
+        middlewares: Sequence[MiddlewareFunc],
+        context_class: type[RunContext],
+        hooks: Hooks,
+        background: Background,
+    ) -> None:
+        """Makes a worker that does nothing yet."""
+        self.store = store
+        self.executor = executor
+        self.clock = clock
+        self.settings = settings
+        self.tasks = tasks
+        self.middlewares = middlewares
+        self.context_class = context_class
+        self.hooks = hooks
+        self.background = background
+        self.stopping = False
+        self.sources = Sources()
+        self.alarm = Alarm(clock, background)
+        self.writes = WriteQueue(store.write, clock.microseconds, background)
+        self.writes.on_written = self._written
+        self.backlogs = Backlogs(clock, hooks.backlog)
+        self.dispatcher = Dispatcher(self)
+        self.loop = Loop(self)
+        self._changed = asyncio.Event()
+
+    # What its members report.
+
+    def wake(self, group: str, key: str, due_at: int) -> None:
+        """A record comes due at this instant, perhaps sooner than was known."""
+        source = self.sources.find(group, key)
+        if source is not None and self.sources.ask_by(source, due_at):
+            self.alarm.ring()
+
+    def wake_groups(self, groups: Iterable[str] | None) -> None:
+        """Something may have changed in these groups, or in any."""
+        now = self.clock.microseconds()
+        for source in self.sources.all():
+            if groups is None or source.group in groups:
+                self.sources.ask_by(source, now)
+        self.alarm.ring()
+
+    def wrote(self, write: Write) -> None:
+        """A write of this worker was applied: its record may come due soon."""
+        due_at = write.change.due_at
+        if due_at is not None:
+            self.wake(write.group, write.key, due_at)
+
+    def execution_ended(self, execution: Execution) -> None:
+        """An execution needs its slot no more."""
+        if self.dispatcher.forget(execution):
+            self.wake_groups(None)
+        if self.stopping:
+            self._changed.set()
+        self.alarm.ring()
+
+    def _written(self) -> None:
+        if self.loop.starved:
+            self.alarm.ring()
+
+    # Ending.
+
+    def shutdown(self) -> None:
+        """Claims nothing more, and lets the loop return. Safe in signal handlers and threads."""
+        self.stopping = True
+        self.background.call(self.alarm.ring)
+
+    def returned(self) -> None:
+        """The loop has returned."""
+        self._changed.set()
+
+    async def at_rest(self, queued: bool) -> None:
+        """Waits until the loop has returned and nothing runs. After ``shutdown``.
+
+        Args:
+            queued: Whether to wait also for what the executor has taken on and not begun.
+        """
+        while self.loop.running or any(
+            execution.begun or queued for execution in self.dispatcher.executions
+        ):
+            self._changed.clear()
+            await self._changed.wait()
