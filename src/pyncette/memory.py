@@ -1,7 +1,7 @@
-"""The store in memory: the plainest correct one, against which the others are compared.
+"""The store in memory: the simplest correct one, against which the others are compared.
 
-Nothing persists, and nothing is shared with other processes. Every call is done at once, so no
-call ever sees another half-way.
+Nothing persists, and nothing is shared with other processes. Every call completes without
+waiting, so no call ever sees another half done.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _GONE: Final = Applied(ABSENT)
 class _Shelf:
     """The records of one group, and a heap of the instants at which some of them come due.
 
-    For each instant there are the keys of the records that come due at it. Where the last of them
-    has gone, the instant stays in the heap until it is met, or until such outnumber the others.
+    Each instant has the keys of the records that come due at it. When the last of them is gone, the
+    instant stays in the heap until it reaches the top, or until there are more such instants than
+    others.
     """
 
     # The keys are those of a dictionary: it has an order, and with nothing but strings in it the
@@ -88,7 +89,7 @@ class _Shelf:
                 del self._due[record.due_at]
 
     def soonest(self) -> Record | None:
-        """A record that comes due first, if any comes due at all."""
+        """One of the records that come due first; None if none comes due."""
         while self._instants:
             listed = self._due.get(self._instants[0])
             if listed is not None:
@@ -99,9 +100,9 @@ class _Shelf:
     def take(self, limit: int, before: int, due_at: int, now: int, token: str) -> list[Record]:
         """Claims what comes due up to ``before``, soonest first.
 
-        In one go, since record by record cost twice as much.
+        All at once: record by record cost twice as much.
         """
-        records, instants = self.records, self._instants
+        instants = self._instants
         keys: list[str] = []
         while instants and instants[0] <= before and len(keys) < limit:
             listed = self._due.get(instants[0])
@@ -111,10 +112,42 @@ class _Shelf:
                     break
                 del self._due[instants[0]]
             heappop(instants)
+        return self._taken(keys, due_at, now, token)
+
+    def take_some(
+        self, limit: int, before: int, due_at: int, now: int, token: str, unfinished_max: int
+    ) -> list[Record]:
+        """As ``take``, but only records with at most ``unfinished_max`` unfinished attempts.
+
+        Instants that keep some of their records are put back on the heap.
+        """
+        records, instants = self.records, self._instants
+        keys: list[str] = []
+        kept: list[int] = []
+        while instants and instants[0] <= before and len(keys) < limit:
+            instant = heappop(instants)
+            listed = self._due.get(instant)
+            if listed is None:
+                continue
+            eligible = (key for key in listed if _admits(unfinished_max, records[key]))
+            chosen = list(islice(eligible, limit - len(keys)))
+            for key in chosen:
+                del listed[key]
+            keys += chosen
+            if listed:
+                kept.append(instant)
+            else:
+                del self._due[instant]
+        for instant in kept:
+            heappush(instants, instant)
+        return self._taken(keys, due_at, now, token)
+
+    def _taken(self, keys: Sequence[str], due_at: int, now: int, token: str) -> list[Record]:
+        """The records of these keys as a claim leaves them; they are not listed any more."""
         if not keys:
             return []
-        taken = [_running(records[key], due_at, now, token) for key in keys]
-        records.update(zip(keys, taken, strict=True))
+        taken = [_running(self.records[key], due_at, now, token) for key in keys]
+        self.records.update(zip(keys, taken, strict=True))
         self._listed(due_at).update(dict.fromkeys(keys))
         return taken
 
@@ -150,30 +183,44 @@ class MemoryStore:
         unfinished_max: int | None = None,
     ) -> Claimed:
         claimed: list[Record] = []
-        room = [source.share if isinstance(source, Group) else 1 for source in sources]
+        rooms = [source.share if isinstance(source, Group) else 1 for source in sources]
         if repeated:
             for number, source in enumerate(sources):
-                held = self._taken_before(source, now, token)
-                held = held[: min(room[number], limit - len(claimed))]
-                room[number] -= len(held)
+                held = self._taken_before(source, now, token, unfinished_max)
+                held = held[: min(rooms[number], limit - len(claimed))]
+                rooms[number] -= len(held)
                 claimed += held
-        for source, left in zip(sources, room, strict=True):
+        for source, left in zip(sources, rooms, strict=True):
             shelf = self._shelves.get(source.group)
             left_in_all = limit - len(claimed)
             if shelf is None or left_in_all <= 0:
                 continue
             due_at = now + source.lease
             if isinstance(source, Group):
-                claimed += shelf.take(min(left, left_in_all), source.before, due_at, now, token)
+                room = min(left, left_in_all)
+                if unfinished_max is None:
+                    claimed += shelf.take(room, source.before, due_at, now, token)
+                else:
+                    claimed += shelf.take_some(
+                        room, source.before, due_at, now, token, unfinished_max
+                    )
                 continue
             record = shelf.records.get(source.key)
-            if left and record is not None and record.due_at is not None and record.due_at <= now:
+            if (
+                left
+                and record is not None
+                and record.due_at is not None
+                and record.due_at <= now
+                and (unfinished_max is None or _admits(unfinished_max, record))
+            ):
                 record = _running(record, due_at, now, token)
                 shelf.put(record)
                 claimed.append(record)
         return Claimed(claimed, [self._next_due(source) for source in sources])
 
-    def _taken_before(self, source: Source, now: int, token: str) -> list[Record]:
+    def _taken_before(
+        self, source: Source, now: int, token: str, unfinished_max: int | None
+    ) -> list[Record]:
         """What a claim with this token took from a source at this instant, and still holds."""
         shelf = self._shelves.get(source.group)
         if shelf is None:
@@ -184,6 +231,8 @@ class MemoryStore:
             if record.token == token
             and record.due_at == now + source.lease
             and (isinstance(source, Group) or record.key == source.key)
+            # The claim itself counted one more.
+            and (unfinished_max is None or _admits(unfinished_max + 1, record))
         ]
 
     def _next_due(self, source: Source) -> int | None:
@@ -280,6 +329,10 @@ def _soonest(shelf: _Shelf, source: Source) -> Record | None:
     return shelf.records.get(source.key) if isinstance(source, Key) else shelf.soonest()
 
 
+def _admits(unfinished_max: int, record: Record) -> bool:
+    return record.unfinished_attempts <= unfinished_max
+
+
 def _running(record: Record, due_at: int, now: int, token: str) -> Record:
     """The record as a claim leaves it."""
     group, key, _, version, _, _, unfinished_attempts, schedule, args, progress = record
@@ -326,9 +379,9 @@ def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:
 
 
 class MemoryRepository:
-    """A factory of one store in memory: all contexts opened with this very object share it.
+    """A factory of one store in memory, shared by all contexts that are opened with this object.
 
-    What is in it stays for as long as the object does.
+    Its records live as long as the object.
     """
 
     def __init__(self) -> None:

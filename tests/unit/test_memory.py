@@ -69,6 +69,30 @@ def test_memory_stays_flat_while_records_run_and_come_and_go() -> None:
     assert asyncio.run(main()) < 50_000
 
 
+def test_memory_stays_flat_while_records_are_left_out_of_claims() -> None:
+    """What is left out goes back on the heap, once."""
+
+    async def main() -> int:
+        store = MemoryStore()
+        await store.write([Write("g", f"{n}", put(NOW - n), ABSENT) for n in range(20)], NOW)
+        suspect = put()._replace(unfinished_attempts=3)
+        await store.write([Write("g", f"s{n}", suspect, ABSENT) for n in range(20)], NOW)
+        source = [Group("g", 60, 50, NOW)]
+        await store.claim(source, 50, NOW, "t", unfinished_max=2)
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(2_000):
+                claimed = await store.claim(source, 50, NOW, "t", unfinished_max=2)
+                assert claimed == ([], [NOW])
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        return after - before
+
+    assert asyncio.run(main()) < 10_000
+
+
 def test_a_callback_may_close_its_watch() -> None:
     async def main() -> None:
         store = MemoryStore()

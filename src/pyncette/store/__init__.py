@@ -220,7 +220,9 @@ class Store(Protocol):
         still end at ``now + lease``. Never set while the app's time is not the machine's (tests).
 
         ``unfinished_max``: only records with ``unfinished_attempts <= unfinished_max`` are taken;
-        others stay as they are, also where the claim was repeated and they are held already.
+        others stay as they are, also where the claim was repeated and they are held already. Of
+        those that the token already holds, the count before they were taken decides (one less
+        than it is now), so that the same claim, repeated, returns what it took.
         ``next_due`` counts them, so it may lie in the past because of them alone.
         """
         ...

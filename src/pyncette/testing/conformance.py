@@ -18,6 +18,7 @@ import pytest
 # Before these modules are imported: their assertions then tell the values that they compared.
 pytest.register_assert_rewrite("pyncette.testing.suite")
 
+from pyncette.testing.suite.choosing import Choosing  # noqa: E402
 from pyncette.testing.suite.claiming import Claiming  # noqa: E402
 from pyncette.testing.suite.harness import Place  # noqa: E402
 from pyncette.testing.suite.machine import Agreeing  # noqa: E402
@@ -28,7 +29,7 @@ from pyncette.testing.suite.writing import Writing  # noqa: E402
 __all__ = ["Place", "StoreConformance"]
 
 
-class StoreConformance(Claiming, Writing, Reading, Sharing, Agreeing):
+class StoreConformance(Claiming, Choosing, Writing, Reading, Sharing, Agreeing):
     """Inherit from it, with a fixture ``place`` that returns an empty ``Place``.
 
     Class attributes:
@@ -36,6 +37,8 @@ class StoreConformance(Claiming, Writing, Reading, Sharing, Agreeing):
     * ``contexts = True``: two openings of one place see the same records.
     * ``processes = False``: so do two processes. The factory must then be importable.
     * ``wakes = False``: ``watch`` tells of what other openings of the place write.
+    * ``bounds_claims = True``: a store with a clock compares with it in the statement that claims
+      (``bounded``). Set False where the database cannot; the store then ignores ``bounded``.
     * ``index_lags = False``: a claim may miss what was written a moment ago; override
       ``async def index_catches_up(self, store)``, too.
     """

@@ -69,6 +69,10 @@ class Suite:
         contexts: Two openings of one place see the same records.
         processes: So do two processes.
         wakes: ``watch`` tells of what other openings of the place write.
+        bounds_claims: A store that has a clock (``now`` returns an instant) compares with it in
+            the statement that claims, where ``bounded`` is set. False: it has a clock, and no
+            way to compare with it there; ``bounded`` is then ignored. Without a clock it has no
+            meaning.
         index_lags: A claim may miss what was written a moment ago. Override
             ``index_catches_up``, too.
     """
@@ -76,6 +80,7 @@ class Suite:
     contexts: ClassVar[bool] = True
     processes: ClassVar[bool] = False
     wakes: ClassVar[bool] = False
+    bounds_claims: ClassVar[bool] = True
     index_lags: ClassVar[bool] = False
 
     async def index_catches_up(self, store: Store) -> None:

@@ -83,6 +83,11 @@ class Asked(NamedTuple):
     limit: int
     now: int
     token: str
+    unfinished_max: int | None
+
+    def admits(self, unfinished_attempts: int) -> bool:
+        """Whether a record with this count may be taken."""
+        return self.unfinished_max is None or unfinished_attempts <= self.unfinished_max
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -128,6 +133,7 @@ class StoreMachine(RuleBasedStateMachine):
         keys=st.lists(identities, max_size=3, unique=True),
         limit=st.integers(0, 6),
         lease=st.sampled_from((1, 2, 50)),
+        unfinished_max=st.sampled_from((None, None, 0, 1, 2)),
     )
     def claim(
         self,
@@ -135,6 +141,7 @@ class StoreMachine(RuleBasedStateMachine):
         keys: list[tuple[str, str]],
         limit: int,
         lease: int,
+        unfinished_max: int | None,
     ) -> None:
         groups = {group for group, _, _ in asked}
         sources: list[Source] = [
@@ -145,7 +152,8 @@ class StoreMachine(RuleBasedStateMachine):
             Key(self.prefix + group, key, lease) for group, key in keys if group not in groups
         ]
         self.claims += 1
-        self.asked = Asked(sources, limit, self.now, f"t-{self.prefix}{self.claims}")
+        token = f"t-{self.prefix}{self.claims}"
+        self.asked = Asked(sources, limit, self.now, token, unfinished_max)
         self.run(self._claim(self.asked, repeated=False))
 
     @precondition(lambda self: self.asked is not None)
@@ -219,8 +227,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _claim(self, asked: Asked, repeated: bool) -> None:
         self.changed = True
-        sources, limit, now, token = asked
-        claimed = await self.suite.claim(self.store, sources, limit, now, token, repeated)
+        sources, limit, now, token, unfinished_max = asked
+        claimed = await self.suite.claim(
+            self.store, sources, limit, now, token, repeated, unfinished_max=unfinished_max
+        )
         chosen = {_identity(record): record for record in claimed.records}
         assert len(chosen) == len(claimed.records), "a record was claimed twice"
         held = await self._held(asked) if repeated else []
@@ -247,7 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def _held(self, asked: Asked) -> list[Record]:
         """What a repeated claim has to return first; the machine lets no limit cut it."""
-        sources, _, now, token = asked
+        sources, _, now, token, _ = asked
         return [
             record
             for source in sources
@@ -255,6 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
             if _belongs(record, source)
             and record.token == token
             and record.due_at == now + source.lease
+            and asked.admits(record.unfinished_attempts - 1)
         ]
 
     async def _due(self, source: Source) -> Sequence[Record]:
@@ -263,7 +274,10 @@ class StoreMachine(RuleBasedStateMachine):
         return [
             record
             for record in await pages_of(self.model, source.group)
-            if _belongs(record, source) and record.due_at is not None and record.due_at <= before
+            if _belongs(record, source)
+            and record.due_at is not None
+            and record.due_at <= before
+            and self.asked.admits(record.unfinished_attempts)
         ]
 
 
