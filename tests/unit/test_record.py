@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyncette import schedule
-from pyncette.schedule import At, Every, NewerFormat
+from pyncette.schedule import At, Every, NewerFormat, UnreadableHere
 from pyncette.store import record
 from pyncette.store.record import (
     EARLIEST_INSTANT,
@@ -180,7 +180,14 @@ def test_what_a_later_release_wrote_is_not_broken() -> None:
     with pytest.raises(NewerFormat):
         read(a_record(schedule="2 lunar phase"))
     with pytest.raises(NewerFormat):
+        read(a_record(schedule="1 lunar phase"))
+    with pytest.raises(NewerFormat):
         read(a_record(progress="2 5"))
+
+
+def test_a_zone_that_only_this_machine_lacks_is_not_broken() -> None:
+    with pytest.raises(UnreadableHere, match="'Mars/Olympus'"):
+        read(a_record(schedule="1 cron Mars/Olympus 0 9 * * *"))
 
 
 def test_templates_and_partitions_share_no_group() -> None:

@@ -20,6 +20,7 @@ from pyncette.schedule import (
     Every,
     NewerFormat,
     Schedule,
+    UnreadableHere,
     dumps,
     instant_of,
     loads,
@@ -351,6 +352,20 @@ def test_the_text_of_a_newer_release_is_recognised(text: str) -> None:
         loads(text)
 
 
+def test_a_kind_of_a_newer_release_is_recognised() -> None:
+    with pytest.raises(NewerFormat, match="kind that is unknown here"):
+        loads("1 lunar full")
+
+
+@pytest.mark.parametrize("zone", ["Mars/Olympus_Mons", "Europe/Berlin/Mitte", "EST5", "America"])
+def test_a_zone_that_this_machine_lacks_may_be_known_elsewhere(zone: str) -> None:
+    with pytest.raises(UnreadableHere, match=f"Invalid timezone specifier '{zone}'") as refused:
+        loads(f"1 cron {zone} 0 9 * * *")
+    assert not isinstance(refused.value, NewerFormat)
+    with pytest.raises(UnreadableHere, match=f"^Invalid timezone specifier '{zone}'$"):
+        Cron("0 9 * * *", zone)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -360,11 +375,17 @@ def test_the_text_of_a_newer_release_is_recognised(text: str) -> None:
         "-2 every 5",
         "one every 5",
         "٢ every 5",
-        "1 sometimes 5",
+        "1 sometimes",
+        "1 SOMETIMES 5",
+        "1 some-times 5",
         "1 cron",
         "1 cron UTC",
         "1 cron UTC 0 9 * *",
-        "1 cron Nowhere/City 0 9 * * *",
+        "1 cron Nowhere/City 0 9 * *",
+        "1 cron Nowhere/City,M3 0 9 * * *",
+        "1 cron europe/berlin 0 9 * * *",
+        "1 cron localtime 0 9 * * *",
+        "1 cron UTC+99 0 9 * * *",
         "1 every",
         "1 every 0",
         "1 every -5",
@@ -387,13 +408,13 @@ def test_the_text_of_a_newer_release_is_recognised(text: str) -> None:
 def test_a_text_that_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="Not a stored schedule: ") as refused:
         loads(text)
-    assert not isinstance(refused.value, NewerFormat)
+    assert not isinstance(refused.value, UnreadableHere)
     assert len(str(refused.value)) < 500
 
 
 def test_the_reason_is_given_with_a_text_that_cannot_be_read() -> None:
     with pytest.raises(ValueError, match=r"Not a stored schedule: .* \(Invalid timezone specifier"):
-        loads("1 cron Nowhere/City 0 9 * * *")
+        loads("1 cron ../Nowhere 0 9 * * *")
 
 
 def test_a_schedule_of_somebody_else_has_no_text() -> None:

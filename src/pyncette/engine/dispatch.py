@@ -18,7 +18,7 @@ from pyncette.engine.execution import Batch, Execution, RunContext, TaskParts, c
 from pyncette.engine.rules import Policy
 from pyncette.engine.writes import Lane
 from pyncette.model import ExecutionMode, MiddlewareFunc
-from pyncette.schedule import NewerFormat
+from pyncette.schedule import UnreadableHere
 from pyncette.store import Applied, Refused, Write
 from pyncette.store.record import (
     STATIC_GROUP,
@@ -182,10 +182,10 @@ class Dispatcher:
         task = batch.parts.task
         try:
             reading = read(record)
-        except NewerFormat as error:
+        except UnreadableHere as error:
             self._strangers += 1
             delay = min(self._poll_interval << min(self._strangers, 16), STRANGER_DELAY_MAX)
-            logger.warning("%s of %s is for a newer worker: %s", record.key, task, error)
+            logger.warning("%s of %s is left to another worker: %s", record.key, task, error)
             self._give_back(record, now, delay)
             return None
         except UnreadableRecord as error:

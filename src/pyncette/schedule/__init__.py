@@ -11,6 +11,7 @@ beyond, a double loses microseconds, and some stores keep instants as doubles.
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -18,6 +19,7 @@ from functools import lru_cache
 
 from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
 from pyncette.schedule.instant import from_microseconds, to_microseconds
+from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 from pyncette.schedule.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Every",
     "NewerFormat",
     "Schedule",
+    "UnreadableHere",
     "dumps",
     "instant_of",
     "loads",
@@ -43,13 +46,12 @@ _INSTANT_FIRST = to_microseconds(datetime(1, 1, 1, tzinfo=UTC))
 FORMAT = 1
 """The version of the text form that `dumps` writes."""
 
+_KINDS = ("cron", "every", "at")
+_KIND = re.compile(r"[a-z]{1,20}")
+
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND = 1_000_000
 _DAY = 86_400
-
-
-class NewerFormat(ValueError):  # noqa: N818 (a state of the text, which callers tell from errors)
-    """A stored text was written by a newer release: it is not broken, only not for us."""
 
 
 @lru_cache(maxsize=1)  # said once
@@ -165,12 +167,16 @@ class Cron(Schedule):
             timezone: An IANA name or a fixed offset, see `parse_timezone`.
 
         Raises:
-            ValueError: Expression or zone is invalid, or the expression never occurs.
+            ValueError: Expression or zone is invalid, or the expression never occurs. It is an
+                `UnreadableHere` where only this machine does not know the zone.
         """
         expression = normalize_expression(expression)
+        # The expression first: where it is wrong, it is wrong on every machine; a zone may only
+        # be unknown on this one.
+        compiled = compile_cron(expression)
         name = normalize_timezone(timezone)
         zone = parse_timezone(timezone)
-        _set(self, "_compiled", compile_cron(expression))
+        _set(self, "_compiled", compiled)
         _set(self, "_offsets", offsets_of(zone))
         _set(self, "expression", expression)
         _set(self, "timezone", zone)
@@ -403,8 +409,9 @@ def loads(text: str) -> Schedule:
     """The schedule that a text of `dumps` stands for.
 
     Raises:
-        NewerFormat: The text says that a newer release wrote it.
-        ValueError: It cannot be read.
+        NewerFormat: A newer release wrote it: its format or its kind is unknown here.
+        UnreadableHere: The tz data of this machine lack its time zone.
+        ValueError: No worker can read it.
     """
     # One-off instants hardly ever repeat, and would drive out what does. Each claimed record is
     # read through here, so the usual form (any instant from 2001 on) goes straight.
@@ -427,6 +434,8 @@ def _read(text: str) -> Schedule:
             raise NewerFormat(f"A schedule was stored by a newer release: {_shown(text)}")
         raise _unreadable(text)
     kind, _, value = rest.partition(" ")
+    if value and kind not in _KINDS and _KIND.fullmatch(kind):
+        raise NewerFormat(f"A schedule of a kind that is unknown here was stored: {_shown(text)}")
     try:
         match kind:
             case "cron":
@@ -436,6 +445,8 @@ def _read(text: str) -> Schedule:
                 return Every(timedelta(microseconds=_integer(value)))
             case "at":
                 return At.of(_integer(value))
+    except UnreadableHere as error:
+        raise UnreadableHere(f"{error} in {_shown(text)}: this machine does not know it") from None
     except (ValueError, OverflowError) as error:
         raise _unreadable(text, str(error)) from None
     raise _unreadable(text)

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import NamedTuple
 
+from pyncette.schedule.unreadable import UnreadableHere
+
 _FIXED_OFFSET = re.compile(
     r"(?:(?P<prefix>UTC|GMT)(?P<sign>[+-]?)|(?P<bare>[+-]))(?P<hours>[0-9]{1,2})"
     r"(?::?(?P<minutes>[0-5][0-9]))?",
@@ -18,6 +20,9 @@ _FIXED_OFFSET = re.compile(
 )
 # `UTC+530` could be 5:30 or 53 hours and nothing: nobody should have to guess.
 _AMBIGUOUS_OFFSET = re.compile(r"[^0-9]*[0-9]{3}")
+
+# What the key of a zone may look like, here or on a machine with other tz data.
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_+-]{0,40}(?:/[A-Za-z][A-Za-z0-9_+-]{0,40}){0,3}")
 
 # Files beside the zones whose content differs between machines, or counts leap seconds.
 _NOT_A_ZONE = frozenset({"localtime", "posixrules"})
@@ -56,9 +61,35 @@ def _parse(specifier: str) -> tzinfo:
     if not specifier or specifier in _NOT_A_ZONE or specifier.startswith("right/"):
         raise _invalid(specifier)
     try:
-        return ZoneInfo(specifier)
+        zone = ZoneInfo(specifier)
     except (LookupError, ValueError, OSError):
-        raise _invalid(specifier) from None
+        zone = None
+    # A file system that ignores case opens the file of another key.
+    if zone is not None and _is_key(specifier):
+        return zone
+    if _KEY.fullmatch(specifier) is None or _other_case(specifier) is not None:
+        raise _invalid(specifier)
+    raise UnreadableHere(str(_invalid(specifier)))
+
+
+def _is_key(specifier: str) -> bool:
+    key = specifier.removeprefix("posix/")
+    if key not in _keys():
+        _keys.cache_clear()  # the tz data may have been updated since they were listed
+    return key in _keys()
+
+
+def _other_case(specifier: str) -> str | None:
+    """The key that differs from a specifier only in case. No two keys do."""
+    folded = specifier.casefold()
+    return next((key for key in _keys() if key.casefold() == folded), None)
+
+
+@lru_cache(maxsize=1)
+def _keys() -> frozenset[str]:
+    from zoneinfo import available_timezones
+
+    return frozenset(available_timezones())
 
 
 def normalize_timezone(specifier: str) -> str:
@@ -82,10 +113,13 @@ def parse_timezone(spec: str) -> tzinfo:
             a day.
 
     Raises:
+        UnreadableHere: It is a name, but the tz data of this machine have no zone of that name.
         ValueError: It names no zone. POSIX rules (`EST5EDT,M3.2.0,M11.1.0`) are none.
     """
     try:
         return _parse(normalize_timezone(spec))
+    except UnreadableHere:
+        raise UnreadableHere(str(_invalid(spec))) from None
     except ValueError:
         raise _invalid(spec) from None
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pyncette.schedule import NewerFormat, Schedule
+from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import loads as load_schedule
 
 STATIC_GROUP: Final = ":static"
@@ -184,12 +184,13 @@ def read(record: Record) -> Reading:
     """Reads the plan and the progress of a record (its arguments are read when first needed).
 
     Raises:
-        NewerFormat: A later release wrote it.
-        UnreadableRecord: It cannot be read by any.
+        UnreadableHere: This worker cannot read it, another one may: a later release wrote it
+            (``NewerFormat``), or the tz data of this machine lack its zone.
+        UnreadableRecord: No worker can read it.
     """
     try:
         schedule = load_schedule(record.schedule)
-    except NewerFormat:
+    except UnreadableHere:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"plan: {error}") from error
