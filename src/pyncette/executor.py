@@ -16,8 +16,14 @@ from typing import Any, Final, Self
 
 DEFAULT_CONCURRENCY_LIMIT: Final = 100
 
-_EAGER_STARTS: Final = sys.version_info >= (3, 12)
-_start_eagerly: Final[Callable[..., asyncio.Task[Any]]] = partial(asyncio.Task, eager_start=True)  # type: ignore[call-arg]
+_SWEEP_MIN: Final = 256
+
+# Naming a task costs as much as half of its creation where the name has to be made.
+_start: Final[Callable[..., asyncio.Task[Any]]] = (
+    partial(asyncio.Task, eager_start=True)  # type: ignore[call-arg]
+    if sys.version_info >= (3, 12)
+    else partial(asyncio.Task, name="pyncette execution")
+)
 
 
 class DefaultExecutor:
@@ -29,26 +35,36 @@ class DefaultExecutor:
 
     def __init__(self, **configuration: Any) -> None:
         """Creates an executor; how many run at once is ``concurrency_limit``'s to say."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        # Ended tasks leave when there are many: a callback for each would cost more than they do.
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._sweep_at = _SWEEP_MIN
 
     async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
+            self._sweep()
 
     async def spawn_task(self, awaitable: Awaitable[Any]) -> None:
         """Starts the work and returns."""
-        loop = asyncio.get_running_loop()
-        work = awaitable if isinstance(awaitable, CoroutineType) else _awaited(awaitable)
-        if _EAGER_STARTS and loop.get_task_factory() is None:
-            task = _start_eagerly(work, loop=loop)
+        loop = self._loop
+        work = awaitable if type(awaitable) is CoroutineType else _awaited(awaitable)
+        if loop.get_task_factory() is None:
+            task = _start(work, loop=loop)
+            if task.done():
+                return
         else:
             task = loop.create_task(work)
-        if not task.done():
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        self._tasks.append(task)
+        if len(self._tasks) >= self._sweep_at:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._sweep_at = max(2 * len(self._tasks), _SWEEP_MIN)
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:

@@ -21,7 +21,7 @@ from pyncette.engine.writes import Next
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, MiddlewareFunc
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
-from pyncette.store.record import Change, Reading, Record, read
+from pyncette.store.record import DELETE, Change, Reading, Record, read
 from pyncette.task import Task
 
 if TYPE_CHECKING:
@@ -260,8 +260,9 @@ class Execution:
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         """Takes the store's answer to the outcome."""
-        if isinstance(answer, Applied):
-            self._parts.worker.wrote(write)
+        if type(answer) is Applied:
+            if write.change is not DELETE:
+                self._parts.worker.wrote(write)
             return Next.DONE
         if isinstance(answer, Refused):
             found = self.compare(answer.current)

@@ -21,6 +21,7 @@ from pyncette.clock import realtime
 from pyncette.engine.background import Background, is_cancelled
 from pyncette.errors import StoreUnavailableError, describe
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Unknown, Write
+from pyncette.store.record import Put
 
 logger = logging.getLogger(__name__)
 
@@ -308,11 +309,11 @@ def _abandon(entry: Entry, error: Exception) -> None:
 
 
 def _is_large(write: Write) -> bool:
-    size = 0
-    for value in write.change:
-        if type(value) is str:
-            size += len(value)
-    return size > LARGE_CHARACTERS
+    change = write.change
+    return (
+        type(change) is Put
+        and len(change.args) + len(change.schedule) + len(change.progress) > LARGE_CHARACTERS
+    )
 
 
 def _some_names(entries: Sequence[Entry], now: int) -> str:
