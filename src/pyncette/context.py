@@ -372,6 +372,10 @@ class PyncetteContext:
         waited_s = 0.0
         while not await self._rests_within(pause_s, queued):
             waited_s += pause_s
+            if by_hand or waited_s >= CLOSING_PATIENCE_S:
+                worker.dispatcher.cancel_waiting()
+                if await self._rests_within(0.0, queued):
+                    break
             names = sorted({execution.label for execution in worker.dispatcher.executions})
             message = f"Closing waits for running executions: {', '.join(names[:10])}"
             if by_hand:

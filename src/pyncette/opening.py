@@ -106,7 +106,7 @@ class _Closing:
         on_cancel: Callable[[], None] = lambda: None,
     ) -> None:
         """Waits for the end of a step, which a cancellation does not interrupt."""
-        task = self.background.start(step(), "pyncette closing")
+        task = self.background.start(step(), "pyncette closing", awaited=True)
         if await finished(task, on_cancel):
             self._cancelled = True
         task.result()

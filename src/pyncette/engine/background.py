@@ -27,11 +27,19 @@ class Background:
         self._context = contextvars.copy_context()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Starts a coroutine as a task of the worker."""
+    def start(
+        self, coroutine: Coroutine[Any, Any, Any], name: str, awaited: bool = False
+    ) -> asyncio.Task[Any]:
+        """Starts a coroutine as a task of the worker.
+
+        Args:
+            coroutine: What it does.
+            name: The name of the task.
+            awaited: Whether somebody takes its result; else an error is logged.
+        """
         task = asyncio.Task(coroutine, loop=self._loop, name=name, context=self._context.copy())
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard if awaited else self._ended)
         return task
 
     def call(self, function: Callable[[], None]) -> None:

@@ -140,6 +140,12 @@ class Dispatcher:
         for execution in list(self.executions):
             execution.cancel(give_back)
 
+    def cancel_waiting(self) -> None:
+        """Cancels what waits for the store before its body may start."""
+        for execution in list(self.executions):
+            if execution.begun and not execution.in_body:
+                execution.cancel()
+
     def forget(self, execution: Execution) -> bool:
         """An execution has ended; whether suspects that waited for it may be claimed now."""
         self.executions.discard(execution)

@@ -105,6 +105,7 @@ class Execution:
     _cancelled = False
     _give_back = False
     begun = False
+    in_body = False
     ended = False
     runner: asyncio.Task[Any] | None = None
 
@@ -159,6 +160,7 @@ class Execution:
                 return
             if parts.at_most_once and not await self._advanced():
                 return
+            self.in_body = True
             try:
                 context = worker.context_class()
                 context._execution = self
@@ -260,7 +262,7 @@ class Execution:
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         """Takes the store's answer to the outcome."""
-        if type(answer) is Applied:
+        if isinstance(answer, Applied):
             if write.change is not DELETE:
                 self._parts.worker.wrote(write)
             return Next.DONE

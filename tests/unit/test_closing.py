@@ -1,0 +1,344 @@
+"""Closing ends in any case: bodies first, then fixtures and the store, and nothing stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.support import START, Bench, after, logged, micros, run, seconds
+
+from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
+from pyncette.engine import rules
+from pyncette.errors import StoreUnavailableError
+from pyncette.memory import MemoryRepository, MemoryStore
+from pyncette.store import Result
+from pyncette.testing import VirtualClock
+
+
+class Diary:
+    """An app whose body, fixture and store note when they end."""
+
+    def __init__(self, stubborn: bool = False) -> None:
+        self.events: list[str] = []
+        self.begun = asyncio.Event()
+        self.clock = VirtualClock(START)
+        self.repository = MemoryRepository()
+        self.app = Pyncette(self._store, clock=self.clock)
+        self.app.use_fixture("fixture", self._fixture)
+
+        @self.app.dynamic_task()
+        async def job(context: Context) -> None:
+            self.begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    if stubborn:
+                        await asyncio.sleep(0.01)
+                finally:
+                    self.events.append("body")
+
+        self.job = job
+
+    @asynccontextmanager
+    async def _store(self, **configuration: Any) -> AsyncIterator[Any]:
+        async with self.repository(**configuration) as store:
+            yield store
+            self.events.append("store")
+
+    async def _fixture(self, context: PyncetteContext) -> AsyncIterator[int]:
+        yield 1
+        self.events.append("fixture")
+
+    async def record(self) -> Any:
+        async with self.repository() as store:
+            [record] = await store.get([(self.job.group, "x")])
+            return record
+
+
+def test_a_loop_that_is_cancelled_and_left_in_the_same_step_cancels_its_bodies() -> None:
+    async def main() -> None:
+        diary = Diary()
+        async with diary.app.create() as context:
+            await context.schedule_task(diary.job, "x", execute_at=START)
+            loop = asyncio.create_task(context.run())
+            await diary.begun.wait()
+            loop.cancel()
+        assert loop.cancelled()
+        assert diary.events == ["body", "fixture", "store"]
+        record = await diary.record()
+        assert (record.state, record.due_at) == ("running", micros(60))
+
+    run(main())
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_a_cancellation_while_closing_cancels_bodies_and_closes_what_they_use_afterwards(
+    times: int,
+) -> None:
+    async def main() -> None:
+        diary = Diary(stubborn=True)
+
+        async def serve() -> None:
+            async with diary.app.create() as context:
+                await context.schedule_task(diary.job, "x", execute_at=START)
+                loop = asyncio.create_task(context.run())
+                await diary.begun.wait()
+                context.shutdown()
+                await loop
+                closing.set()
+
+        closing = asyncio.Event()
+        serving = asyncio.create_task(serve())
+        await closing.wait()
+        for _ in range(times):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            serving.cancel()
+        await asyncio.wait([serving])
+        assert serving.cancelled()
+        assert diary.events == ["body", "fixture", "store"]
+        record = await diary.record()
+        assert (record.state, record.due_at) == ("scheduled", micros(0))
+        assert record.unfinished_attempts == 0
+
+    run(main())
+
+
+def test_a_timeout_around_an_app_ends_its_closing() -> None:
+    async def serve(diary: Diary) -> None:
+        async with asyncio.timeout(None) as timeout, diary.app.create() as context:
+            await context.schedule_task(diary.job, "x", execute_at=START)
+            loop = asyncio.create_task(context.run())
+            await diary.begun.wait()
+            context.shutdown()
+            await loop
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def main() -> None:
+        diary = Diary()
+        with pytest.raises(TimeoutError):
+            await serve(diary)
+        assert diary.events == ["body", "fixture", "store"]
+
+    run(main())
+
+
+def test_closing_says_who_sleeps_on_a_clock_that_nobody_moves(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        ended: list[str] = []
+
+        @bench.app.task(interval=1)
+        async def sleepy(context: Context) -> None:
+            try:
+                await bench.clock.sleep(90)
+            finally:
+                ended.append("sleepy")
+
+        async def leave_it_asleep() -> None:
+            async with bench.app.create() as context:
+                loop = asyncio.create_task(context.run())
+                await bench.advance(1)
+                context.shutdown()
+                await loop
+
+        with pytest.raises(RuntimeError, match=r"sleepy.*moved by hand"):
+            await leave_it_asleep()
+        assert ended == ["sleepy"]
+
+    monkeypatch.setattr("pyncette.context.CLOSING_WORD_AFTER_BY_HAND_S", 0.01)
+    monkeypatch.setattr("pyncette.context.CLOSING_PATIENCE_BY_HAND_S", 0.03)
+    run(main())
+    assert logged(caplog, "Closing waits for running executions: sleepy")
+
+
+def test_closing_with_the_store_down_ends_in_time_and_says_what_was_not_written(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        released = asyncio.Event()
+
+        @bench.app.task(interval=1, lease_duration=seconds(3_600))
+        async def tick(context: Context) -> None:
+            await released.wait()
+
+        down = bench.faults.down("write")
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            context.shutdown()
+            await loop
+            down.__enter__()
+            released.set()
+
+    monkeypatch.setattr("pyncette.context.CLOSING_PATIENCE_S", 0.05)
+    run(main())
+    assert logged(caplog, "1 writes were not made when the app closed", "'tick'")
+    assert logged(caplog, "The outcome of tick could not be recorded")
+
+
+def test_closing_ends_though_the_store_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(MemoryStore):
+        hangs = False
+
+        async def write(self, batch: Any, now: int, wake: Any = ()) -> list[Result]:
+            if self.hangs:
+                await asyncio.Event().wait()
+            return await super().write(batch, now, wake)
+
+    async def main() -> None:
+        store = Hanging()
+
+        @asynccontextmanager
+        async def factory(**configuration: Any) -> AsyncIterator[Hanging]:
+            yield store
+
+        app = Pyncette(factory)
+        job = app.dynamic_task(name="job")(Bench().note)
+        async with app.create() as context:
+            store.hangs = True
+            call = asyncio.create_task(context.schedule_task(job, "x", interval=1))
+            await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await call
+
+    monkeypatch.setattr("pyncette.context.CLOSING_PATIENCE_S", 0.02)
+    run(main())
+
+
+DEFECTS = {
+    "a change that cannot be decided": "advanced",
+    "a store that gives too few answers": None,
+    "an answer that cannot be taken in": "verdict",
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
+def test_a_defect_in_one_entry_ends_that_entry_and_closing_returns(
+    defect: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("a row that nobody thought of")
+
+    class Curt(MemoryStore):
+        curt = False
+
+        async def write(self, batch: Any, now: int, wake: Any = ()) -> list[Result]:
+            if defect == "verdict":
+                batch = [write._replace(expect=99) for write in batch if self.curt] or batch
+            results = await super().write(batch, now, wake)
+            return results[:-1] if self.curt and defect is None else results
+
+    async def main() -> None:
+        store = Curt()
+
+        @asynccontextmanager
+        async def factory(**configuration: Any) -> AsyncIterator[Curt]:
+            yield store
+
+        clock = VirtualClock(START)
+        app = Pyncette(factory, clock=clock)
+        bench = Bench()
+        app.task(
+            name="tick", interval=1, execution_mode=ExecutionMode.AT_MOST_ONCE, lease_duration=1
+        )(bench.note)
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await clock.settle()
+            store.curt = True
+            if defect is not None:
+                monkeypatch.setattr(rules, defect, broken)
+            await clock.advance(seconds(1))
+            context.shutdown()
+            await loop
+        assert bench.runs == []
+
+    monkeypatch.setattr("pyncette.context.CLOSING_WORD_AFTER_BY_HAND_S", 0.02)
+    run(main())
+    if defect is not None:
+        assert logged(caplog, "tick was not started")
+
+
+@pytest.mark.parametrize("from_thread", [False, True])
+def test_shutdown_is_heard_at_once_from_a_thread_too(from_thread: bool) -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(3_600))
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.clock.settle()
+            if from_thread:
+                thread = threading.Thread(target=context.shutdown)
+                thread.start()
+                thread.join()
+            else:
+                context.shutdown()
+            await loop
+        context.shutdown()  # also when all is over
+
+    run(main())
+
+
+def test_a_loop_whose_clock_is_set_back_while_the_store_fails_asks_again_soon() -> None:
+    class Stepping(VirtualClock):
+        back = 0
+
+        def microseconds(self) -> int:
+            return super().microseconds() - self.back
+
+    async def main() -> None:
+        bench = Bench()
+        clock = bench.clock = Stepping(START)
+        bench.app = bench.another_app()
+        bench.app.task(name="tick", interval=1)(bench.note)
+        async with bench.running() as context:
+            await bench.advance(1)
+            with bench.faults.down("claim"):
+                await bench.advance(1)
+                clock.back = 600_000_000
+                await bench.advance(1)
+            claims = len(bench.faults.made("claim"))
+            await bench.advance(5)
+            assert len(bench.faults.made("claim")) > claims
+            assert context.last_tick > after(-600)
+
+    run(main())
+
+
+def test_what_was_not_started_when_closing_is_cancelled_is_given_back() -> None:
+    async def main() -> None:
+        bench = Bench()
+        record = None
+
+        @asynccontextmanager
+        async def slow_executor(**configuration: Any) -> AsyncIterator[Any]:
+            class Executor:
+                concurrency_limit = 10
+
+                async def spawn_task(self, awaitable: Any) -> None:
+                    waiting.append(awaitable)
+
+            yield Executor()
+            for awaitable in waiting:
+                await awaitable
+
+        waiting: list[Any] = []
+        app = bench.another_app(executor_cls=slow_executor)
+        task = app.task(name="tick", interval=1)(bench.note)
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            loop.cancel()
+        record = await bench.record(task)
+        assert record is not None
+        assert (record.state, record.due_at) == ("scheduled", micros(1))
+        assert bench.runs == []
+
+    run(main())
