@@ -40,6 +40,10 @@ MEASURE_INTERVAL_S: Final = 10.0
 PATIENT_FACTOR: Final = 4
 """How many deadlines a claim of a single record may take that was not answered within one."""
 
+CAREFUL_CLAIMS: Final = 20
+"""How many claims ask for a single record after one that was not answered in time: the record that
+is too large is found among them, since sources are asked in random order."""
+
 
 _LONG_AGO: Final = -(1 << 62)
 
@@ -86,7 +90,8 @@ class Loop:
         self._poll_at = _LONG_AGO
         self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
         self._claim_max = worker.settings.batch_size
-        self._patient = False
+        # How many claims are still made with care: of one record each, and with patience.
+        self._careful = 0
         self._unanswered: _Question | None = None
         self._failures = 0
         self._watch: Watch | None = None
@@ -202,7 +207,7 @@ class Loop:
 
     async def _claim(self, question: _Question) -> None:
         worker = self._worker
-        patient = self._patient and await self._store_answers()
+        patient = self._careful > 0 and await self._store_answers()
         self._unanswered = question._replace(repeated=True)
         claimed = await worker.store.claim(
             question.sources,
@@ -277,8 +282,10 @@ class Loop:
 
     def _succeeded(self) -> None:
         self.last_tick = self._worker.clock.microseconds()
-        self._patient = False
-        self._claim_max = min(2 * self._claim_max, self._worker.settings.batch_size)
+        if self._careful:
+            self._careful -= 1
+        else:
+            self._claim_max = min(2 * self._claim_max, self._worker.settings.batch_size)
         if self._failures:
             logger.info("The store answers again")
             self._failures = 0
@@ -306,7 +313,8 @@ class Loop:
 
     def _ask_for_less(self, question: _Question | None) -> None:
         """A claim was not answered in time: perhaps its answer is too large."""
-        self._patient = self._claim_max == 1
+        if self._claim_max == 1:
+            self._careful = CAREFUL_CLAIMS
         self._claim_max = max(self._claim_max // 2, 1)
         if question is not None:
             self._unanswered = question._replace(limit=min(question.limit, self._claim_max))

@@ -1,0 +1,89 @@
+"""A task that is behind its schedule: said once, and ever less often."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support import Bench, micros, run, seconds
+
+from pyncette import Context
+from pyncette.engine.backlog import overdue_count
+from pyncette.schedule import Cron, Every
+
+MINUTE = 60_000_000
+
+
+def test_a_task_that_was_off_for_a_day_is_said_to_be_behind_and_to_have_caught_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[tuple[str, int, float]] = []
+
+    async def main() -> None:
+        bench = Bench()
+        bench.app._backlog_observers.append(
+            lambda task, count, age_s: told.append((task.name, count, age_s))
+        )
+
+        @bench.app.task(interval=seconds(3_600))
+        async def hourly(context: Context) -> None:
+            await bench.note(context)
+            await bench.clock.sleep(40)
+
+        async with bench.running():
+            await bench.advance(3_660)
+        hourly.enabled = False
+        async with bench.running():
+            await bench.advance(86_340)
+            hourly.enabled = True
+            await bench.advance(3_000)
+            assert len(bench.runs) == 25
+
+    with caplog.at_level(logging.INFO):
+        run(main())
+    warnings = [line for line in caplog.messages if "behind its schedule" in line]
+    assert 2 <= len(warnings) <= 5  # a minute apart, then two, four …
+    assert "about 24 occurrences" in warnings[0]
+    assert "fast_forward" in warnings[0]
+    assert [line for line in caplog.messages if "has caught up" in line] == [
+        "hourly has caught up with its schedule"
+    ]
+    assert told[0][:2] == ("hourly", 24)
+    assert told[-1] == ("hourly", 0, 0.0)
+    assert [count for _, count, _ in told] == sorted((count for _, count, _ in told), reverse=True)
+
+
+@pytest.mark.parametrize("fast_forward", [False, True])
+def test_a_one_off_and_what_collapses_are_no_backlog(
+    fast_forward: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", fast_forward=fast_forward)(bench.note)
+        await bench.plant(job, "x", planned=-86_400)
+        if fast_forward:
+            await bench.plant(job, "y", planned=-86_400, schedule=Every(timedelta(minutes=1)))
+        async with bench.running():
+            await bench.advance(1)
+
+    run(main())
+    assert not [line for line in caplog.messages if "behind" in line]
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**11))
+def test_overdue_occurrences_of_an_interval_are_counted_by_arithmetic(
+    interval: int, age: int
+) -> None:
+    schedule = Every(timedelta(microseconds=interval))
+    assert overdue_count(schedule, 7, 7 + age) == age // interval + 1
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0, 1), (59, 60), (9_999, 10_000)])
+def test_overdue_occurrences_of_cron_are_counted_and_beyond_a_thousand_estimated(
+    minutes: int, expected: int
+) -> None:
+    count = overdue_count(Cron("* * * * *"), micros(0), micros(0) + minutes * MINUTE)
+    assert abs(count - expected) <= expected // 500
