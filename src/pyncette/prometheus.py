@@ -32,6 +32,7 @@ from pyncette.store import (
     check_store,
 )
 from pyncette.store.record import Record
+from pyncette.task import Task
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
@@ -88,6 +89,7 @@ def use_prometheus(
         app._tick_observers.append(functools.partial(metrics.ticks.measure, clock))
     if measure_tasks:
         app.use_middleware(_TaskMeter(metrics))
+        app._backlog_observers.append(metrics.backlog.note)
 
 
 class _Series:
@@ -172,8 +174,33 @@ class _Operations:
         return series
 
 
+class _Backlog:
+    """How far tasks are behind their schedules, as the loop notices it when it claims."""
+
+    def __init__(self) -> None:
+        from prometheus_client import Gauge
+
+        self._count = Gauge(
+            "pyncette_tasks_backlog",
+            "Overdue occurrences of the record of the task that is furthest behind",
+            ["task_name"],
+            multiprocess_mode="max",
+        )
+        self._age = Gauge(
+            "pyncette_tasks_backlog_age_seconds",
+            "By how much the oldest of these is overdue",
+            ["task_name"],
+            multiprocess_mode="max",
+        )
+
+    def note(self, task: Task, count: int, age_s: float) -> None:
+        self._count.labels(task.name).set(count)
+        self._age.labels(task.name).set(age_s)
+
+
 class _Metrics(NamedTuple):
     tasks: _Operations
+    backlog: _Backlog
     staleness: Histogram
     ticks: _Series
     repository: _Operations
@@ -190,6 +217,7 @@ def _metrics() -> _Metrics:
         ) from error
     return _Metrics(
         _Operations("tasks", "Executions", ["task_name"]),
+        _Backlog(),
         Histogram(
             "pyncette_tasks_staleness_seconds",
             "How long after their planned time executions started",

@@ -758,6 +758,85 @@ def test_an_odd_row_is_run_or_kept_and_never_stops_the_others(
     run(main())
 
 
+def test_an_instance_in_a_zone_that_this_worker_does_not_know_is_left_to_others_and_not_parked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        unknown = "1 cron Mars/Olympus_Mons 0 9 * * *"
+        await bench.plant(job, "x", schedule=unknown)
+        async with bench.running() as context:
+            await bench.advance(600)
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert state.state == "retrying"
+            record = await bench.record(job, "x")
+            assert record is not None
+            assert record.schedule == unknown
+            assert record.unfinished_attempts == 0
+            # Scheduling it anew with a zone that is known here does it.
+            await context.schedule_task(job, "x", force=True, execute_at=bench.clock.now())
+            await bench.clock.settle()
+        assert len(bench.runs) == 1
+
+    run(main())
+    left = [line for line in caplog.messages if "left to others" in line]
+    assert 5 <= len(left) <= 20
+    assert "Mars/Olympus_Mons" in left[0]
+
+
+def test_what_was_parked_as_unreadable_shows_it_and_is_freed_by_scheduling_it_anew() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", schedule="garbage")
+        async with bench.running() as context:
+            await bench.clock.settle()
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert (state.state, state.scheduled_at) == ("parked", None)
+            assert "schedule" in str(state.reason)
+            await context.schedule_task(job, "x", execute_at=after(5))
+            await bench.advance(5)
+        assert bench.times == [5]
+
+    run(main())
+
+
+def test_a_parked_static_task_is_freed_by_a_start() -> None:
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=10)(bench.note)
+        await bench.plant(task, progress="garbage")
+        async with bench.running() as context:
+            await bench.clock.settle()
+            state = await context.get_task(task)
+            assert state is not None
+            assert state.state == "parked"
+        async with bench.running():
+            await bench.advance(10)
+        assert bench.times == [10]
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_a_static_task_that_a_clock_years_ahead_has_planned_is_planned_anew_at_a_start(
+    mode: ExecutionMode, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=10, execution_mode=mode)(bench.note)
+        await bench.plant(task, planned=1e8)
+        async with bench.running():
+            await bench.advance(10)
+        assert bench.times == [10]
+
+    run(main())
+    assert logged(caplog, "tick was planned for later than its schedule")
+
+
 def test_a_row_whose_times_no_datetime_can_hold_is_listed_all_the_same() -> None:
     async def main() -> None:
         bench = Bench()

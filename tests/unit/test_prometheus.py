@@ -414,3 +414,33 @@ except ImportError as error:
     print(error)
 """
     assert "pip install 'pyncette[prometheus]'" in python(program)
+
+
+def test_a_backlog_is_told_until_it_has_been_caught_up_with(scrape: Callable[[], Scrape]) -> None:
+    clock = VirtualClock()
+    app = Pyncette(MemoryRepository(), clock=clock)
+    use_prometheus(app)
+    during: list[tuple[float, float]] = []
+
+    @app.task(name="behind", interval=timedelta(minutes=10))
+    async def behind(context: Context) -> None:
+        during.append(
+            (
+                scrape().value("tasks_backlog", task_name="behind"),
+                scrape().value("tasks_backlog_age_seconds", task_name="behind"),
+            )
+        )
+
+    async def main() -> None:
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await clock.settle()
+            behind.enabled = False
+            await clock.advance(timedelta(minutes=35))
+            behind.enabled = True
+            await clock.advance(timedelta(minutes=1))
+            context.shutdown()
+            await loop
+
+    asyncio.run(main())
+    assert during == [(3, 1501), (2, 901), (0, 0)]
