@@ -38,7 +38,7 @@ class Machine(Clock):
 
 
 def ask(clock: DateClock, machine: Machine, takes: float = 0.004, ahead: int = 0) -> None:
-    """A call to the server, whose clock may have been moved."""
+    """A call to the server, whose clock may have been moved; it looks at it half way."""
     sent = clock.monotonic()
     machine.passes(takes / 2)
     told = NOW + machine.elapsed + ahead
@@ -56,22 +56,51 @@ def test_nothing_is_known_before_the_first_answer() -> None:
     assert DateClock(Machine(0)).now() is None
 
 
-def test_a_machine_whose_clock_is_right_knows_the_time_at_once() -> None:
-    machine = Machine(3_000)
-    clock = DateClock(machine)
-    ask(clock, machine)
-    assert error(clock, machine) == 3_000
+OFFS = [-300 * SECOND, -400_000, 0, 400_000, 300 * SECOND]
+"""By how much the clock of the machine may be wrong. It decides nothing."""
 
 
-@pytest.mark.parametrize("off", [-300 * SECOND, -400_000, 400_000, 300 * SECOND])
+@pytest.mark.parametrize("off", OFFS)
 def test_the_first_answer_bounds_the_error_to_a_second(off: int) -> None:
+    for phase in range(0, 1_000, 37):
+        machine = Machine(off)
+        machine.passes(phase / 1_000)
+        clock = DateClock(machine)
+        ask(clock, machine)
+        assert -SECOND - 4_001 <= error(clock, machine) <= 0
+
+
+@pytest.mark.parametrize("off", OFFS)
+@pytest.mark.parametrize("seed", range(5))
+def test_no_instant_is_told_before_it_has_come(off: int, seed: int) -> None:
+    """Half a second early, with the middle of the first answer and a clock five minutes off."""
+    random = Random(seed)
     machine = Machine(off)
+    machine.passes(random.random())
     clock = DateClock(machine)
-    ask(clock, machine)
-    assert abs(error(clock, machine)) <= min(abs(off), SECOND)
+    for _ in range(200):
+        ask(clock, machine, takes=random.choice([0.002, 0.02, 0.5, 3.0]) * random.random())
+        assert error(clock, machine) <= 0
+        machine.passes(random.choice([0.0, 0.01, 1.0, 100.0]) * random.random())
+        assert error(clock, machine) <= 0
 
 
-@pytest.mark.parametrize("off", [-300 * SECOND, -400_000, 400_000, 300 * SECOND])
+def test_no_instant_is_told_early_where_the_clocks_drift_apart() -> None:
+    """Ours is too fast by half a thousandth, the most that is reckoned with."""
+    machine = Machine(0)
+    clock = DateClock(machine)
+    lag = 0
+    for _ in range(8):
+        ask(clock, machine)
+        machine.passes(clock.next_telling())
+    for _ in range(100):
+        machine.passes(10.0)
+        lag += 10 * 500
+        assert error(clock, machine, ahead=-lag) <= 0
+        ask(clock, machine, ahead=-lag)
+
+
+@pytest.mark.parametrize("off", OFFS)
 def test_a_few_well_placed_answers_tell_milliseconds(off: int) -> None:
     for phase in range(0, 1_000, 37):
         machine = Machine(off)
@@ -83,7 +112,7 @@ def test_a_few_well_placed_answers_tell_milliseconds(off: int) -> None:
             assert 0 <= wait <= 1
             machine.passes(wait)
         assert clock.width <= WIDTH_GOOD
-        assert abs(error(clock, machine)) <= WIDTH_GOOD
+        assert -WIDTH_GOOD <= error(clock, machine) <= 0
 
 
 def test_answers_to_ordinary_calls_tell_it_too() -> None:
@@ -92,7 +121,7 @@ def test_answers_to_ordinary_calls_tell_it_too() -> None:
     for _ in range(300):
         ask(clock, machine)
         machine.passes(random.random())
-    assert abs(error(clock, machine)) <= WIDTH_GOOD
+    assert -2 * WIDTH_GOOD <= error(clock, machine) <= 0
 
 
 def test_a_slow_answer_changes_nothing() -> None:
@@ -123,15 +152,16 @@ def test_machines_of_one_service_a_few_milliseconds_apart_do_not_contradict() ->
     assert abs(error(clock, machine)) <= WIDTH_GOOD
 
 
-def test_one_odd_answer_is_set_aside() -> None:
+def test_one_odd_answer_is_ignored() -> None:
     machine = Machine(0)
     clock = DateClock(machine)
     ask(clock, machine)
+    before = error(clock, machine)
     ask(clock, machine, ahead=300 * SECOND)
-    assert error(clock, machine) == 0
+    assert before - 10 <= error(clock, machine) <= 0
     ask(clock, machine)
     ask(clock, machine, ahead=300 * SECOND)
-    assert error(clock, machine) == 0
+    assert -SECOND - 4_010 <= error(clock, machine) <= 0
 
 
 @pytest.mark.parametrize("ahead", [-300 * SECOND, 300 * SECOND])
@@ -141,4 +171,4 @@ def test_a_second_answer_like_an_odd_one_says_that_the_clock_was_moved(ahead: in
     ask(clock, machine)
     ask(clock, machine, ahead=ahead)
     ask(clock, machine, ahead=ahead)
-    assert abs(error(clock, machine, ahead)) <= SECOND
+    assert -SECOND - 4_001 <= error(clock, machine, ahead) <= 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
@@ -25,9 +25,10 @@ from tests.stores.dynamodb_proxy import (
 
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
+from pyncette.dynamodb.table import RefusedValueError
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.store import EVERYTHING, Applied, Refused, Store, Write
-from pyncette.store.record import ANY, DELETE, Patch, State
+from pyncette.store import EVERYTHING, Applied, Failed, Refused, Store, Unknown, Write
+from pyncette.store.record import ANY, DELETE, Patch, Record, State
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, record_of
@@ -223,14 +224,197 @@ def test_a_statement_whose_outcome_is_unknown_is_not_repeated(place: Place, prox
         proxy.behaviour = turns = Turns(
             STATEMENTS, some_statements_fail("InternalServerError"), *range(100)
         )
-        with pytest.raises(StoreUnavailableError, match="InternalServerError"):
-            await store.write([new("reports", "a"), new("reports", "b")], NOW)
+        unknown, applied = await store.write([new("reports", "a"), new("reports", "b")], NOW)
+        assert isinstance(unknown, Unknown)
+        assert "InternalServerError" in str(unknown.error)
+        assert applied == Applied(NOW)
         assert turns.turn == 1
-        proxy.behaviour = Turns(STATEMENTS, some_statements_fail("AccessDenied"), 1)
-        with pytest.raises(StoreMisconfiguredError, match="AccessDenied"):
+
+    on(place, test)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("InternalServerError", StoreUnavailableError),
+        ("AccessDenied", StoreMisconfiguredError),
+        ("ResourceNotFound", StoreMisconfiguredError),
+    ],
+)
+def test_a_write_of_which_nothing_is_known_raises(
+    place: Place, proxy: Proxy, code: str, error: type[Exception]
+) -> None:
+    async def test(store: Store) -> None:
+        proxy.behaviour = Turns(STATEMENTS, some_statements_fail(code), 1)
+        with pytest.raises(error, match=code):
             await store.write([new("reports", "c")], NOW)
 
     on(place, test)
+
+
+def test_a_value_that_is_refused_fails_alone(place: Place, proxy: Proxy) -> None:
+    """A statement of its own tells it on AWS; here the item grows too large for DynamoDB Local."""
+
+    async def test(store: Store) -> None:
+        keys = [f"{number:02}" for number in range(60)]
+        await store.write([new("reports", key) for key in keys], NOW)
+        records, _ = await store.claim([a_group()], 100, NOW, "mine")
+        patch = Patch(None, State.FINISHED, 0, "x" * 10)
+        batch = [Write(*record[:2], patch, record.version, "mine") for record in records]
+        large = patch._replace(progress="x" * 420_000)
+        refused = {3, 40}
+        batch = [
+            write._replace(change=large) if number in refused else write
+            for number, write in enumerate(batch)
+        ]
+        results = await store.write(batch, NOW)
+        for number, result in enumerate(results):
+            if number in refused:
+                assert isinstance(result, Failed)
+                assert isinstance(result.error, RefusedValueError)
+                assert result.error.identity == batch[number][:2]
+            else:
+                assert isinstance(result, Applied)
+        states = Counter(record.state for record in await _all(store, keys))
+        assert states == {"finished": 58, "running": 2}
+
+    on(place, test)
+
+
+def refusing(bad: str, code: str, whole: bool) -> Callable[[Call], Awaitable[Answer | None]]:
+    """Refuses each statement that names this key; with ``whole``, any request that holds one."""
+
+    async def treatment(call: Call) -> Answer | None:
+        if call.operation != STATEMENTS:
+            return await call.forward()
+        statements = call.body["Statements"]
+        sound = [statement for statement in statements if bad not in str(statement)]
+        if len(sound) == len(statements):
+            return await call.forward()
+        if whole:
+            return error(code)
+        passed: list[Any] = []
+        if sound:
+            answer = await call.forward({**call.body, "Statements": sound})
+            passed = answer.body["Responses"]
+        executed = iter(passed)
+        failed = {"Error": {"Code": code, "Message": "no"}}
+        responses = [failed if bad in str(each) else next(executed) for each in statements]
+        return Answer(200, {"Responses": responses}, "")
+
+    return treatment
+
+
+@pytest.mark.parametrize(
+    ("code", "whole", "answer"),
+    [
+        ("ValidationError", False, Failed),
+        ("ItemCollectionSizeLimitExceeded", False, Failed),
+        ("ValidationException", True, Failed),
+        ("SerializationException", True, Failed),
+        ("InternalServerError", False, Unknown),
+        ("AccessDenied", False, Failed),
+        ("ThrottlingError", False, Failed),
+        ("TransactionConflict", False, Failed),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_what_one_write_meets_is_answered_for_that_one(
+    place: Place, proxy: Proxy, code: str, whole: bool, answer: type
+) -> None:
+    async def test(store: Store) -> None:
+        keys = [f"{number:02}" for number in range(40)]
+        keys[17] = "bad"
+        proxy.behaviour = refusing("'bad'", code, whole)
+        results = await store.write([new("reports", key) for key in keys], NOW)
+        assert isinstance(results.pop(17), answer)
+        assert results == [Applied(NOW)] * 39
+
+    on(place, test)
+
+
+@pytest.mark.parametrize("treatment", [lose_answer, lose_request])
+def test_a_request_that_fails_leaves_the_others_their_answers(
+    place: Place, proxy: Proxy, treatment: Callable[[Call], Awaitable[Answer | None]]
+) -> None:
+    async def test(store: Store) -> None:
+        keys = [f"{number:03}" for number in range(100)]
+        proxy.behaviour = Turns(STATEMENTS, treatment, 2)
+        results = await store.write([new("reports", key) for key in keys], NOW)
+        unknown = [key for key, result in zip(keys, results, strict=True) if result != Applied(NOW)]
+        assert len(unknown) == 25
+        assert {type(result) for result in results} == {Applied, Unknown}
+        there = await store.get([("reports", key) for key in unknown])
+        assert (None in there) is (treatment is lose_request)
+
+    on(place, test)
+
+
+def test_a_refusal_that_cannot_be_read_is_unknown(place: Place, proxy: Proxy) -> None:
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "a"), new("reports", "b")], NOW)
+        proxy.behaviour = Turns("BatchGetItem", lose_request, 1)
+        patch = Patch(None, State.PAUSED, 0)
+        applied, unknown = await store.write(
+            [Write("reports", "a", patch, NOW), Write("reports", "b", patch, NOW - 1)], NOW
+        )
+        assert applied == Applied(NOW + 1)
+        assert isinstance(unknown, Unknown)
+
+    on(place, test)
+
+
+@pytest.mark.parametrize(
+    ("code", "whole"),
+    [
+        ("ValidationError", False),
+        ("ValidationException", True),
+        ("ThrottlingError", False),
+        ("AccessDenied", False),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_record_that_cannot_be_claimed_stops_no_other(
+    place: Place, proxy: Proxy, code: str, whole: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "bad", due_at=NOW - 1)], NOW)
+        await store.write([new("reports", key) for key in "abc"], NOW)
+        proxy.behaviour = refusing("'bad'", code, whole)
+        for turn in range(3):
+            now = NOW + turn * LEASE
+            records, next_due = await store.claim([a_group(before=now)], 9, now, f"{turn}")
+            assert sorted(record.key for record in records) == ["a", "b", "c"]
+            assert next_due == [NOW - 1]
+
+    on(place, test)
+    said = [record for record in caplog.records if "cannot be claimed" in record.message]
+    assert len(said) == ("Validation" in code)
+
+
+def test_a_record_whose_claim_is_never_answered_stops_no_other(place: Place, proxy: Proxy) -> None:
+    """Nobody knows whether it was taken: the claim is repeated, and leaves it then."""
+
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "bad", due_at=NOW - 1)], NOW)
+        await store.write([new("reports", key) for key in "abc"], NOW)
+        proxy.behaviour = refusing("'bad'", "InternalServerError", whole=False)
+        with pytest.raises(StoreUnavailableError, match="InternalServerError"):
+            await store.claim([a_group()], 9, NOW, "mine")
+        records, _ = await store.claim([a_group()], 9, NOW, "mine", repeated=True)
+        assert sorted(record.key for record in records) == ["a", "b", "c"]
+        await store.write([new("reports", "d")], NOW)
+        with pytest.raises(StoreUnavailableError, match="InternalServerError"):
+            await store.claim([a_group()], 9, NOW, "other")
+        records, _ = await store.claim([a_group()], 9, NOW, "other", repeated=True)
+        assert [record.key for record in records] == ["d"]
+
+    on(place, test)
+
+
+async def _all(store: Store, keys: Sequence[str]) -> list[Record]:
+    records = await store.get([("reports", key) for key in keys])
+    return [record for record in records if record is not None]
 
 
 @pytest.mark.parametrize("lost", [1, 2, 3, 4])

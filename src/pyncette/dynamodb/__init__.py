@@ -1,9 +1,9 @@
 """The store in an Amazon DynamoDB table.
 
-This module reads the options, opens client and table, and shares the connections out: claims and
-outcomes of runs have some each, so that they never wait behind what users ask for. The layout and
-the requests are in ``pyncette.dynamodb.table``, the client's errors and its retries in
-``pyncette.dynamodb.requests``. What a claim is made of is in ``pyncette.store.cas``.
+This module reads the options, opens client and table, and divides the connections: claims and
+outcomes of runs have some each, so that they never wait behind calls of users. The layout and the
+requests are in ``pyncette.dynamodb.table``, the client's errors and the retries in
+``pyncette.dynamodb.requests``, the logic of a claim in ``pyncette.store.cas``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -47,19 +48,19 @@ from pyncette.store.record import CONTROL_GROUP, Record
 logger = logging.getLogger(__name__)
 
 READY_PAUSE_S: Final = 0.2
-"""Between two looks at a table that is being made."""
+"""Pause before a table that is being created is looked at again."""
 
 POOL_SIZE_MIN: Final = 3
-"""A connection each for claims, for the outcomes of runs, and for what users ask for."""
+"""One connection each for claims, for the outcomes of runs, and for calls of users."""
 
 PREFIX_BYTES_MAX: Final = 256
 
 NARROWING_MAX: Final = 12
-"""So many well-placed looks at the server's clock are more than enough."""
+"""Maximum readings of the server's clock in a row; half as many are usually enough."""
 
 _TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}", re.ASCII)
 _CLOCK: Final = (CONTROL_GROUP, ":clock")
-"""What is asked for to see the clock: nothing that is ever there."""
+"""A record that never exists; reading it returns the server's clock."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,16 @@ class DynamoDBOptions:
     """The options of the store.
 
     Attributes:
-        table_name: The table; made where it is missing.
-        region_name: The region; None: as the environment says.
-        endpoint: The URL of the service, where it is not that of the region.
-        partition_prefix: Keeps apart what several applications have in one table.
-        skip_table_create: Never make the table.
-        pool_size: Most connections of a client of our own.
-        client: A client of the application's, in place of our own.
+        table_name: The table; created if it is missing.
+        region_name: The region; None: taken from the environment.
+        endpoint: The URL of the service, if it is not that of the region.
+        partition_prefix: Separates the records of several applications in one table.
+        skip_table_create: Never create the table.
+        pool_size: Maximum connections of Pyncette's own client.
+        client: A client of the application, used in place of Pyncette's own.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: An option is not valid.
     """
 
     table_name: str | None
@@ -146,20 +147,20 @@ async def dynamodb_repository(
     """Opens a store in a DynamoDB table, with the AWS credentials of the environment.
 
     Args:
-        dynamodb_table_name: Required. The table, made where it is missing, to be paid on demand.
-        dynamodb_region_name: The region, if the environment does not say it.
+        dynamodb_table_name: Required. The table; created with on-demand billing if it is missing.
+        dynamodb_region_name: The region, if the environment does not name it.
         dynamodb_endpoint: The URL of the service, if it is not that of the region.
-        dynamodb_partition_prefix: Stands before every group. Applications with prefixes of their
-            own share a table without seeing each other.
-        dynamodb_skip_table_create: It is made by somebody else, see ``table_definition``.
-        dynamodb_pool_size: Most connections to open; at least 3.
-        dynamodb_client: A client for ``dynamodb`` made by aiobotocore, to use and to leave open.
-            The three options on region, endpoint and pool are its own affair then.
+        dynamodb_partition_prefix: Prepended to every group. Applications with different prefixes
+            share a table without seeing each other's records.
+        dynamodb_skip_table_create: You create the table yourself, see ``table_definition``.
+        dynamodb_pool_size: Maximum connections; at least 3.
+        dynamodb_client: A client for ``dynamodb`` made by aiobotocore, which is used and left
+            open. The options for region, endpoint and pool size are then ignored.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreMisconfiguredError: There are no credentials or no region, they do not suffice, or
-            the table is missing or not one of ours.
+        ValueError: An option is not valid.
+        StoreMisconfiguredError: There are no credentials or no region, the privileges are not
+            sufficient, or the table is missing or has another layout.
         StoreUnavailableError: The service cannot be reached.
     """
     options = DynamoDBOptions(
@@ -189,7 +190,7 @@ async def dynamodb_repository(
 
 
 def table_definition(table_name: str) -> dict[str, Any]:
-    """The table and its index, as ``CreateTable`` wants them: for those who make it themselves."""
+    """The parameters of ``CreateTable``, for those who create the table themselves."""
     return definition(DynamoDBOptions(table_name).table_name or "")
 
 
@@ -200,6 +201,7 @@ class DynamoDBStore:
         self._options = options
         self._clock = DateClock(SystemClock())
         self._narrowing: asyncio.Task[None] | None = None
+        self._context = copy_context()
         self._table_name = options.table_name or ""
         self._place = place_of(client, self._table_name)
         size = client.meta.config.max_pool_connections
@@ -210,12 +212,12 @@ class DynamoDBStore:
         self._users = self._part(self._requests)
 
     def _part(self, requests: Requests) -> CasStore:
-        """The store on connections of its own."""
+        """A store with connections of its own."""
         prefix = self._options.partition_prefix
         return CasStore(DynamoTable(requests, self._table_name, prefix))
 
     async def open(self) -> None:
-        """Reaches the service, and makes the table where it is missing."""
+        """Connects to the service, and creates the table if it is missing."""
         described = await self._described()
         if described is None:
             if self._options.skip_table_create:
@@ -247,7 +249,7 @@ class DynamoDBStore:
         return described
 
     async def close(self) -> None:
-        """Ends what goes on in the background. The client is whose it was."""
+        """Ends the background task. The client is not closed: the caller opened it."""
         if self._narrowing is not None:
             self._narrowing.cancel()
             await asyncio.wait([self._narrowing])
@@ -263,7 +265,11 @@ class DynamoDBStore:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        return await self._claims.claim(sources, limit, now, token, repeated)
+        # PartiQL has no clock to compare with, so ``bounded`` is ignored. ``now`` never lies later
+        # than the server's clock.
+        return await self._claims.claim(
+            sources, limit, now, token, repeated, unfinished_max=unfinished_max
+        )
 
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
@@ -284,13 +290,17 @@ class DynamoDBStore:
         return await self._users.scan(group, where, cursor, limit)
 
     async def now(self) -> int | None:
+        """The earliest instant that the server's clock may show: see ``DateClock``."""
         await self._claims.get([_CLOCK])
         if self._clock.width > WIDTH_GOOD and (self._narrowing is None or self._narrowing.done()):
-            self._narrowing = asyncio.create_task(self._narrow(), name="pyncette store's clock")
+            # Not in the context of the caller: it outlives the call.
+            self._narrowing = asyncio.create_task(
+                self._narrow(), name="pyncette store's clock", context=self._context
+            )
         return self._clock.now()
 
     async def _narrow(self) -> None:
-        """Looks at the server's clock whenever that tells most, until it is well known."""
+        """Reads the server's clock when that tells most, until it is known well enough."""
         try:
             for _ in range(NARROWING_MAX):
                 if self._clock.width <= WIDTH_GOOD:
@@ -305,7 +315,7 @@ class DynamoDBStore:
 
 
 def _is_ready(described: dict[str, Any]) -> bool:
-    """Whether table and index can be used: while they are changed they can."""
+    """Whether table and index can be used: they can while they are being changed."""
     statuses = [described["TableStatus"]]
     statuses += [index["IndexStatus"] for index in described.get("GlobalSecondaryIndexes", ())]
     return all(status in ("ACTIVE", "UPDATING") for status in statuses)

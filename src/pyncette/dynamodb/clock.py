@@ -1,10 +1,11 @@
 """The clock of a server that tells its time in whole seconds only, with every answer.
 
-Knows how to narrow many rough readings down to a good one. Who asks the server is not its concern.
+Knows how to narrow many rough readings down to a good one. Asking the server is the caller's part.
 """
 
 from __future__ import annotations
 
+from math import ceil, floor
 from typing import Final
 
 from pyncette.clock import Clock
@@ -13,28 +14,29 @@ RESOLUTION: Final = 1_000_000
 """What a ``Date`` header is rounded down to, in microseconds."""
 
 WIDTH_MIN: Final = 10_000
-"""Nothing narrower is believed: one service has many machines, a few milliseconds apart."""
+"""No interval is made narrower: the clocks of a service's machines differ by milliseconds."""
 
 WIDTH_GOOD: Final = 25_000
 """Narrow enough, in microseconds."""
 
 DRIFT_PPM: Final = 500
-"""By how much two clocks may drift apart, in parts per million."""
+"""How fast two clocks may drift apart, in parts per million."""
 
 
 class DateClock:
     """What is known of the clock of a server.
 
-    An answer says in which second it was given, somewhere between sending and receiving. So the
-    server's time less our monotonic time lies in an interval of one second and the time the call
-    took. The intervals of all answers are intersected: the server's seconds begin at other moments
-    of our calls each time, and a few well-placed ones are enough for milliseconds.
+    An answer says in which second it was given, at some moment between sending and receiving. So
+    the server's time minus our monotonic time lies in an interval of one second plus the time the
+    call took. The intervals of all answers are intersected: the server's seconds begin at other
+    moments of our calls each time, and a few well-timed readings narrow it to milliseconds.
 
-    A clock of the machine that lies inside the interval is believed: on most machines it is right
-    to milliseconds at once. Where it contradicts the server, the middle is.
+    ``now`` is the earliest instant that the answers allow, never a later one. So a run starts late
+    by the width of the interval at most, and never early. The machine's own wall clock decides
+    nothing.
 
     Args:
-        source: The machine's clock.
+        source: The machine's clock, of which only the monotonic time is read.
     """
 
     def __init__(self, source: Clock) -> None:
@@ -45,14 +47,14 @@ class DateClock:
 
     @property
     def width(self) -> int:
-        """Microseconds within which the server's time is not known."""
+        """The width of the interval in which the server's time lies, in microseconds."""
         if self._known is None:
             return RESOLUTION
         lowest, highest = self._at(self._monotonic())
         return highest - lowest
 
     def monotonic(self) -> float:
-        """What ``observe`` wants to know, in seconds."""
+        """The monotonic time in seconds, for ``observe``."""
         return self._source.monotonic()
 
     def observe(self, sent: float, received: float, date: int) -> None:
@@ -62,16 +64,17 @@ class DateClock:
             sent, received: ``monotonic`` just before and just after the call.
             date: The second in which the server answered, in microseconds since the epoch.
         """
-        at = round(received * 1_000_000)
+        # Rounded outwards, so that the interval holds the truth to the microsecond.
+        at = ceil(received * 1_000_000)
         lowest = date - at
-        highest = date + RESOLUTION - round(sent * 1_000_000)
+        highest = date + RESOLUTION - floor(sent * 1_000_000)
         if self._known is not None:
             known_lowest, known_highest = self._at(at)
             direction = (lowest > known_highest) - (highest < known_lowest)
             if direction == 0:
                 lowest, highest = max(lowest, known_lowest), min(highest, known_highest)
             elif direction != self._contradicted:
-                # One odd answer; another one like it says that the server's clock was moved.
+                # One odd answer is ignored; a second one like it: the server's clock was moved.
                 self._contradicted = direction
                 return
         self._contradicted = 0
@@ -81,17 +84,21 @@ class DateClock:
         self._known = lowest, highest, at
 
     def now(self) -> int | None:
-        """The server's time, in microseconds since the epoch; None before the first answer."""
+        """The earliest time that the server's clock may show now, in microseconds since the epoch.
+
+        None before the first answer.
+        """
         if self._known is None:
             return None
         at = self._monotonic()
-        lowest, highest = self._at(at)
-        offset = self._source.microseconds() - at
-        return at + (offset if lowest <= offset <= highest else (lowest + highest) // 2)
+        lowest, _ = self._at(at)
+        return at + lowest
 
     def next_telling(self) -> float:
-        """In how many seconds an answer would tell most: when a second of the server begins, if
-        the middle of what is known is right."""
+        """Seconds until an answer would tell most.
+
+        That is when a second of the server begins, if the middle of what is known is right.
+        """
         if self._known is None:
             return 0.0
         at = self._monotonic()
@@ -99,7 +106,7 @@ class DateClock:
         return -(at + middle) % RESOLUTION / 1_000_000
 
     def _monotonic(self) -> int:
-        return round(self._source.monotonic() * 1_000_000)
+        return floor(self._source.monotonic() * 1_000_000)
 
     def _at(self, monotonic: int) -> tuple[int, int]:
         """The interval, widened by what the clocks may have drifted apart since."""

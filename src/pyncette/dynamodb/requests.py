@@ -1,18 +1,18 @@
-"""Requests to DynamoDB: bounded in number, repeated where they were throttled, and timed.
+"""Requests to DynamoDB: bounded in number, retried where they were throttled, and timed.
 
-Knows aiobotocore, what its errors mean, and how to open a client that repeats nothing by itself;
-knows no table. What was refused for the time being, and so was certainly not done, is asked for
-again after a while. Nothing else is ever repeated.
+Knows aiobotocore, what its errors mean, and how to open a client that retries nothing by itself;
+knows no table. A request that was throttled was certainly not executed, and is retried after a
+pause. Nothing else is ever retried.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 try:
@@ -38,7 +38,7 @@ READ_TIMEOUT_S: Final = 15
 """Beyond every deadline of a call: only for calls that have none."""
 
 ATTEMPTS_MAX: Final = 12
-"""So often a request that is throttled is made, before the call fails."""
+"""Maximum attempts of a request that is throttled, before the call fails."""
 
 PAUSE_INITIAL_S: Final = 0.025
 PAUSE_MAX_S: Final = 1.0
@@ -55,6 +55,20 @@ THROTTLED: Final = frozenset(
     }
 )
 """Errors, of a request or of one statement, that say: nothing was done, try again later."""
+
+REFUSED: Final = frozenset(
+    {
+        "413",
+        "ItemCollectionSizeLimitExceeded",
+        "ItemCollectionSizeLimitExceededException",
+        "RequestEntityTooLarge",
+        "SerializationException",
+        "ValidationError",
+        "ValidationException",
+    }
+)
+"""Errors, of a request or of one statement, that say: nothing was done, since a value in it cannot
+be kept."""
 
 _MISCONFIGURED: Final = frozenset(
     {
@@ -92,8 +106,6 @@ _TRANSPORT: Final = (
     OSError,
     TimeoutError,
 )
-
-_Answer = TypeVar("_Answer")
 
 
 @asynccontextmanager
@@ -177,30 +189,18 @@ def error_of(code: str, message: str, place: str) -> StoreError:
     return StoreUnavailableError(text)
 
 
-async def together(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
-    """The answers to calls made at once.
-
-    Where one fails the others are still waited for: what is repeated then does not meet them.
-    """
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-
 class Patience:
-    """Pauses before one call is repeated: longer each time, at random, and not for ever."""
+    """Backoff of one call: random pauses that grow, and a maximum of attempts."""
 
     def __init__(self, place: str) -> None:
         self._place = place
         self._pauses = 0
 
     async def wait(self, reason: str) -> None:
-        """Waits for the next turn.
+        """Waits before the next attempt.
 
         Raises:
-            StoreUnavailableError: There were enough.
+            StoreUnavailableError: This was the last attempt.
         """
         self._pauses += 1
         if self._pauses >= ATTEMPTS_MAX:
@@ -212,13 +212,13 @@ class Patience:
 
 
 class Requests:
-    """Makes requests on a client that others use as well, at most so many at a time.
+    """Makes requests on a client that others use as well, with a maximum at a time.
 
     Args:
         client: Of aiobotocore.
         place: Where it leads, for messages.
-        size: At most so many requests at a time; the others wait for their turn.
-        clock: Learns from each answer what time it is over there.
+        size: Maximum requests at a time; others wait.
+        clock: Reads the server's time from each answer.
     """
 
     def __init__(self, client: Any, place: str, size: int, clock: DateClock) -> None:
@@ -230,7 +230,7 @@ class Requests:
     async def make(
         self, operation: str, *, tolerated: Collection[str] = (), **parameters: Any
     ) -> dict[str, Any]:
-        """Makes a request; again where it was throttled.
+        """Makes a request, and retries it while it is throttled.
 
         Args:
             operation: The client's method, such as ``batch_get_item``.
@@ -271,5 +271,5 @@ class Requests:
         try:
             instant = to_microseconds(parsedate_to_datetime(date))
         except (ValueError, TypeError):
-            return  # nothing that it says, or nothing that anybody can read
+            return  # no date, or none that can be read
         self._clock.observe(sent, self._clock.monotonic(), instant)

@@ -3,40 +3,50 @@
 Knows no options and no errors of the driver. Conditional changes are statements in PartiQL, 25 in
 a request, each of which succeeds or fails by itself; everything else is a plain request.
 
-The key of an item is (group, key). An item that will come due is in the index, too, by (group,
+The key of an item is (group, key). An item that will come due is also in the index, by (group,
 due_at); the others have no ``due_at`` and cost nothing there. The index lags behind the items, so
-that it only suggests what to claim: the condition on version and instant decides.
+it only suggests what to claim: the condition on version and instant decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import ROUND_FLOOR, Decimal
 from functools import lru_cache
 from typing import Any, Final
 
-from pyncette.dynamodb.requests import THROTTLED, Patience, Requests, error_of, together
-from pyncette.store import Filter, Identity, Page, Write
-from pyncette.store.cas import Entry, Made, Swap
-from pyncette.store.record import ABSENT, Delete, Record
+from pyncette.dynamodb.requests import REFUSED, THROTTLED, Patience, Requests, error_of
+from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.store import Failed, Filter, Identity, Page, Unknown, Write
+from pyncette.store.cas import Entry, Made, Swap, Swapped
+from pyncette.store.record import ABSENT, EARLIEST_INSTANT, LATEST_INSTANT, Delete, Record
+from pyncette.store.together import together
 
 INDEX: Final = "due"
 
 BROKEN: Final = -2
-"""Stands for a version that is none: a change that expects it is made whatever the version is."""
+"""Stands for a version that is no valid one: a change that expects it is made whatever the version
+is."""
+
+VERSION_MAX: Final = 2**62
+"""Versions from here on are no valid ones. Those that Pyncette writes are far below."""
+
+UNFINISHED_MAX: Final = 2**30
+"""Higher counts of unfinished attempts are read as this."""
 
 STATEMENTS_MAX: Final = 25
-"""Most statements that DynamoDB takes in one request."""
+"""Maximum statements in one request."""
 
 REQUEST_BYTES_MAX: Final = 4_000_000
-"""Most of parameters in one request: far below what DynamoDB takes, so that none is slow."""
+"""Maximum bytes of parameters in one request: far below what DynamoDB takes, so that none is
+slow."""
 
 KEYS_MAX: Final = 100
-"""Most items that DynamoDB gets in one request."""
+"""Maximum items that one request reads."""
 
 TEXTS_BYTES_MAX: Final = 180_000
 PROGRESS_BYTES_MAX: Final = 200_000
-"""Most that plan and arguments, and that progress may hold in UTF-8. An item has at most 400 KiB:
+"""Maximum bytes in UTF-8 of schedule and arguments, and of progress. An item has at most 400 KiB:
 this leaves room for a replacement that waits in ``progress`` for the end of a run, and for what
 the run itself adds."""
 
@@ -121,8 +131,8 @@ def describe_foreign_table(described: Mapping[str, Any], place: str) -> str:
         f"{place} is not one of ours: its key is {_keys(described)}, its indexes are "
         f"{[index['IndexName'] for index in described.get('GlobalSecondaryIndexes', ())]}; "
         f"expected are group (HASH), key (RANGE) and an index '{INDEX}' by group and due_at that "
-        "holds version and starts. Name another table with dynamodb_table_name. Nothing was "
-        "changed."
+        "holds version and unfinished_attempts. Name another table with dynamodb_table_name. "
+        "Nothing was changed."
     )
 
 
@@ -145,15 +155,30 @@ class RecordTooLargeError(ValueError):
         self.identity = identity
 
 
+class RefusedValueError(ValueError):
+    """DynamoDB does not keep a record as it was to be written.
+
+    Attributes:
+        identity: Its group and key.
+    """
+
+    def __init__(self, identity: Identity, reason: str) -> None:
+        super().__init__(
+            f"DynamoDB refused to write {identity[1]!r} in '{identity[0]}': {reason}. Keep what is "
+            "large elsewhere, and its name in the arguments."
+        )
+        self.identity = identity
+
+
 def size_error(write: Write) -> RecordTooLargeError | None:
-    """Why DynamoDB would refuse this, now or when more is added later; None: it would not."""
+    """Why DynamoDB would refuse this, now or when more is added later; None where it would not."""
     change = write.change
     if isinstance(change, Delete):
         return None
     texts = getattr(change, "schedule", "") + getattr(change, "args", "")
     for what, text, size_max in (
-        ("Plan and arguments", texts, TEXTS_BYTES_MAX),
-        ("What is to be kept", change.progress or "", PROGRESS_BYTES_MAX),
+        ("Schedule and arguments", texts, TEXTS_BYTES_MAX),
+        ("Progress", change.progress or "", PROGRESS_BYTES_MAX),
     ):
         # At most four bytes a character: nearly always there is nothing to encode.
         if 4 * len(text) > size_max and len(text.encode()) > size_max:
@@ -205,39 +230,82 @@ class DynamoTable:
                 await patience.wait("keys were left unprocessed")
             asked = left
 
-    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
-        answers = await together(self._swap(part) for part in _parts(batch))
-        return [made for answer in answers for made in answer]
+    async def swap(self, batch: Sequence[Swap]) -> list[Swapped]:
+        return await self._in_parts(_parts(batch))
 
-    async def _swap(self, batch: Sequence[Swap]) -> list[Made | None]:
-        made: list[Made | None] = [None] * len(batch)
+    async def _in_parts(self, parts: Iterable[Sequence[Swap]]) -> list[Swapped]:
+        return [answer for answers in await together(map(self._swap, parts)) for answer in answers]
+
+    async def _swap(self, batch: Sequence[Swap]) -> list[Swapped]:
+        """Makes the swaps of one request.
+
+        Raises no error of the store: that is the answer to each swap that it concerns.
+        """
+        answers: list[Swapped] = [None] * len(batch)
         # A new record without token has none to compare with.
         left = [
-            (number, swap)
+            number
             for number, swap in enumerate(batch)
             if swap.expect != ABSENT or (swap.token is None and swap.due_at is None)
         ]
         patience = Patience(self._requests.place)
         while left:
-            answer = await self._requests.make(
-                "batch_execute_statement",
-                Statements=[self._statement(swap) for _, swap in left],
-            )
-            again: list[tuple[int, Swap]] = []
+            try:
+                responses = await self._execute([batch[number] for number in left])
+            except StoreError as error:
+                _answer_all(answers, left, Unknown(error))
+                break
+            if responses is None:
+                # A value was refused, and with it the whole request: halves tell which.
+                half = len(left) // 2
+                parts = [[batch[n] for n in left[:half]], [batch[n] for n in left[half:]]]
+                for number, swapped in zip(left, await self._in_parts(parts), strict=True):
+                    answers[number] = swapped
+                break
+            again: list[int] = []
             reason = ""
-            for (number, swap), response in zip(left, answer["Responses"], strict=True):
-                error = response.get("Error")
-                if error is None:
-                    made[number] = _made(swap, response.get("Item"))
-                elif error["Code"] in THROTTLED:
-                    again.append((number, swap))
-                    reason = error["Code"]
-                elif error["Code"] not in _NOT_MADE:
-                    raise error_of(error["Code"], error.get("Message", ""), self._requests.place)
+            for number, response in zip(left, responses, strict=True):
+                told = response.get("Error")
+                if told is None:
+                    answers[number] = _made(batch[number], response.get("Item"))
+                elif told["Code"] in THROTTLED:
+                    again.append(number)
+                    reason = told["Code"]
+                elif told["Code"] not in _NOT_MADE:
+                    answers[number] = self._failed(batch[number], told)
             if again:
-                await patience.wait(reason)
+                try:
+                    await patience.wait(reason)
+                except StoreUnavailableError as error:
+                    _answer_all(answers, again, Failed(error))
+                    break
             left = again
-        return made
+        return answers
+
+    async def _execute(self, swaps: Sequence[Swap]) -> list[dict[str, Any]] | None:
+        """The answers to statements; None where several were refused as a whole."""
+        answer = await self._requests.make(
+            "batch_execute_statement",
+            tolerated=REFUSED,
+            Statements=[self._statement(swap) for swap in swaps],
+        )
+        responses: list[dict[str, Any]] | None = answer.get("Responses")
+        if responses is None:
+            return [answer] if len(swaps) == 1 else None
+        if len(responses) != len(swaps):
+            raise StoreUnavailableError(
+                f"{self._requests.place}: {len(swaps)} statements got {len(responses)} answers"
+            )
+        return responses
+
+    def _failed(self, swap: Swap, told: Mapping[str, str]) -> Failed | Unknown:
+        """The answer to a swap whose statement failed."""
+        code, message = told["Code"], told.get("Message", "")
+        if code in REFUSED:
+            return Failed(RefusedValueError((swap.group, swap.key), f"{code}: {message}"))
+        error = error_of(code, message, self._requests.place)
+        # The service could not execute it, or did not get to the end.
+        return Failed(error) if isinstance(error, StoreMisconfiguredError) else Unknown(error)
 
     def _statement(self, swap: Swap) -> dict[str, Any]:
         group, key, expect, columns, token, due_at = swap
@@ -249,12 +317,18 @@ class DynamoTable:
                 "Statement": _insertion(self._name, tuple(given)),
                 "Parameters": [*identity, *map(_value, given.items())],
             }
-        conditions: dict[str, Any] = {} if expect == BROKEN else {"version": expect}
+        conditions: list[str] = []
+        tail = identity
+        if expect != BROKEN:
+            conditions.append('"version" = ?')
+            tail.append({"N": str(expect)})
         if token is not None:
-            conditions["token"] = token
+            conditions.append('"token" = ?')
+            tail.append({"S": token})
         if due_at is not None:
-            conditions["due_at"] = due_at
-        tail = [*identity, *map(_value, conditions.items())]
+            # Between what is read as this instant: see _instant_of.
+            conditions += ['"due_at" >= ?', '"due_at" < ?']
+            tail += [{"N": _lowest_read_as(due_at)}, {"N": str(due_at + 1)}]
         if columns is None:
             return {
                 "Statement": _deletion(self._name, tuple(conditions)),
@@ -297,7 +371,7 @@ class DynamoTable:
                 Limit=limit - len(entries),
                 **start,
             )
-            entries += [_entry_of(item) for item in answer["Items"]]
+            entries += [entry for item in answer["Items"] if (entry := _entry_of(item)) is not None]
             if "LastEvaluatedKey" not in answer:
                 break
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
@@ -373,13 +447,16 @@ def _update(
 
 @lru_cache(maxsize=256)
 def _deletion(table: str, conditions: tuple[str, ...]) -> str:
-    """Removes an item that is as expected. To remove what is not there succeeds on AWS, whatever
-    the condition, and fails on DynamoDB Local: the item that comes back tells."""
+    """Removes an item that is as expected.
+
+    Removing what is not there succeeds on AWS, whatever the condition, and fails on DynamoDB
+    Local: the returned item tells whether something was removed.
+    """
     return f'DELETE FROM "{table}" WHERE {_where(conditions)} RETURNING ALL OLD *'
 
 
 def _where(conditions: tuple[str, ...]) -> str:
-    return " AND ".join(f'"{name}" = ?' for name in ("group", "key", *conditions))
+    return " AND ".join(('"group" = ?', '"key" = ?', *conditions))
 
 
 def _value(column: tuple[str, Any]) -> dict[str, str]:
@@ -405,6 +482,11 @@ def _parts(batch: Sequence[Swap]) -> Iterator[list[Swap]]:
         yield part
 
 
+def _answer_all(answers: list[Swapped], numbers: Iterable[int], answer: Failed | Unknown) -> None:
+    for number in numbers:
+        answers[number] = answer
+
+
 def _made(swap: Swap, item: Item | None) -> Made | None:
     """What became of a swap whose statement succeeded."""
     if swap.columns is None:
@@ -414,42 +496,63 @@ def _made(swap: Swap, item: Item | None) -> Made | None:
     return Made(_record_of(item, swap.group))
 
 
-# What somebody else wrote into an item must not stand in the way of the others: it is read as
-# something that cannot be run, so that it is claimed, found unreadable, and parked.
+# An item that was edited by hand must not stop the others: each of its attributes is read as
+# something. What cannot be run is then claimed, found unreadable, and parked.
 
 
 def _record_of(item: Item, group: str) -> Record:
     return Record(
         group,
-        item["key"]["S"],
-        _instant(item["due_at"]["N"]) if "due_at" in item else None,
-        _version(item),
+        _text(item, "key"),
+        _instant_of(item),
+        _version_of(item),
         item.get("token", {}).get("S"),
         _text(item, "state"),
-        _starts(item),
+        _unfinished_of(item),
         _text(item, "schedule"),
         _text(item, "args"),
         _text(item, "progress"),
     )
 
 
-def _entry_of(item: Item) -> Entry:
-    return Entry(_instant(item["due_at"]["N"]), item["key"]["S"], _version(item), _starts(item))
+def _entry_of(item: Item) -> Entry | None:
+    due_at = _instant_of(item)
+    if due_at is None:
+        return None
+    return Entry(due_at, _text(item, "key"), _version_of(item), _unfinished_of(item))
 
 
 def _text(item: Item, name: str) -> str:
     return str(item.get(name, {}).get("S", ""))
 
 
-def _instant(number: str) -> int:
-    return int(number) if number.isdigit() else int(Decimal(number))
+_BEFORE_ALL: Final = EARLIEST_INSTANT - 1
+_AFTER_ALL: Final = LATEST_INSTANT + 1
+_LOWEST_NUMBER: Final = "-9.9999999999999999999999999999999999999E+125"
 
 
-def _version(item: Item) -> int:
+def _instant_of(item: Item) -> int | None:
+    """When it is due; a fraction is cut off, and what is no instant is kept within one of them."""
+    number = item.get("due_at", {}).get("N", "")
+    if number.isdigit() and len(number) < len(str(LATEST_INSTANT)):
+        return int(number)
+    if not number:
+        return None
+    exact = min(max(Decimal(number), Decimal(_BEFORE_ALL)), Decimal(_AFTER_ALL))
+    return int(exact.to_integral_value(ROUND_FLOOR))
+
+
+def _lowest_read_as(due_at: int) -> str:
+    """The lowest number that is read as this instant."""
+    return _LOWEST_NUMBER if due_at <= _BEFORE_ALL else str(due_at)
+
+
+def _version_of(item: Item) -> int:
     number = item.get("version", {}).get("N", "")
-    return int(number) if number.isdigit() and number != "0" else BROKEN
+    version = int(number) if number.isdigit() else 0
+    return version if 0 < version < VERSION_MAX else BROKEN
 
 
-def _starts(item: Item) -> int:
+def _unfinished_of(item: Item) -> int:
     number = item.get("unfinished_attempts", {}).get("N", "")
-    return int(number) if number.isdigit() else 0
+    return min(int(number), UNFINISHED_MAX) if number.isdigit() else 0

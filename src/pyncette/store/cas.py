@@ -1,22 +1,23 @@
-"""A store out of compare-and-set: for places that can do no more than change a row conditionally.
+"""A store built on compare-and-set, for databases that can only change one row conditionally.
 
-``CasStore`` derives the six calls of ``pyncette.store.Store`` from the four primitives
-of ``CasBackend``. Knows how to claim from an index that may lag, and how to repeat what
-somebody else was quicker at. Trips, batch sizes and throttling are the backend's.
+``CasStore`` derives the six calls of ``pyncette.store.Store`` from the four primitives of
+``CasBackend``. It knows how to claim from an index that may lag, and how to retry after another
+worker changed a record first. Requests, batch sizes and throttling are the backend's concern.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette import chance
-from pyncette.errors import StoreUnavailableError
+from pyncette.errors import StoreError, StoreUnavailableError
 from pyncette.store import (
     Applied,
     Claimed,
+    Failed,
     Filter,
     Group,
     Identity,
@@ -25,34 +26,51 @@ from pyncette.store import (
     Refused,
     Result,
     Source,
+    Unknown,
     WakeCallback,
     Watch,
     Write,
     next_version,
 )
 from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State
+from pyncette.store.together import together
+
+logger = logging.getLogger(__name__)
 
 CLAIM_ROUNDS: Final = 4
-"""So often a claim tries for what others did not take before it. What is left stays due."""
+"""Maximum rounds of a claim: in each it tries for records that others did not take first. What is
+left stays due."""
 
 OVERFETCH: Final = 4
-"""Among so many times the records that it still wants, a claim that met others picks at random."""
+"""A claim that competed with others reads this many times the records it still wants, and picks
+among them at random."""
 
 HELD_MAX: Final = 10_000
-"""A repeated claim looks for its own records among so many leases that end at one instant."""
+"""Maximum leases ending at one instant among which a repeated claim looks for its own."""
+
+LOOK_MAX: Final = 10_000
+"""Maximum entries of a group that a claim with ``unfinished_max`` reads to get past those that it
+must leave."""
+
+LOOK_GROWTH: Final = 4
+"""Factor by which such a claim reads more each time."""
 
 WRITE_ROUNDS_MAX: Final = 1_000
-"""In each round somebody's change is made: so many rivals at once are an error elsewhere."""
+"""Maximum rounds of a write. In each round the change of another writer was made first; more of
+them than this is an error elsewhere."""
+
+REPORTED_MAX: Final = 100
+"""Maximum records that cannot be claimed and are named in the log."""
 
 
 class Entry(NamedTuple):
-    """What an index of the due records shows of one, perhaps no longer as it is.
+    """What an index of the due records shows of a record. The record may have changed since.
 
     Attributes:
         due_at: Its instant. Records without one are not in the index.
         key: The key within the group that was asked for.
         version: Its version.
-        starts: Its count of starts.
+        unfinished_attempts: Its count of unfinished attempts.
     """
 
     due_at: int
@@ -87,18 +105,27 @@ class Made(NamedTuple):
     record: Record | None
 
 
+Swapped = Made | None | Failed | Unknown
+"""The answer to one swap. None: the record is not the one that was seen."""
+
+
 class CasBackend(Protocol):
     """The primitives. All are safe to call concurrently; none repeats anything by itself.
 
-    What is said of errors and of cancellation at ``Store`` holds here, too.
+    Errors and cancellation are as described at ``pyncette.store.Store``.
     """
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         """As ``pyncette.store.Store.get``: what was written is seen at once."""
         ...
 
-    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
-        """Makes each swap whose conditions hold; None for each other one.
+    async def swap(self, batch: Sequence[Swap]) -> Sequence[Swapped]:
+        """Makes each swap whose conditions hold, and answers each one, in the order given.
+
+        ``Made``; None where a condition does not hold; ``Failed`` where the swap was certainly not
+        made, because of a ``ValueError`` (the database cannot keep this value) or a
+        ``StoreError`` (it was throttled, for example); ``Unknown`` where it may have been made.
+        Raises a ``StoreError`` only where that is true of all of them.
 
         Each is atomic, the batch need not be. No record stands twice in a batch.
         """
@@ -134,6 +161,7 @@ class CasStore:
         """
         self._backend = backend
         self._random = chance.current() if random is None else random
+        self._reported: set[Identity] = set()
 
     async def claim(
         self,
@@ -146,26 +174,41 @@ class CasStore:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        claim = _Claim(self._backend, self._random, sources, limit, now, token)
+        # ``bounded`` is ignored: the primitives have no clock to compare with.
+        claim = _Claim(
+            self._backend, self._random, sources, limit, now, token, repeated, unfinished_max
+        )
         if repeated and limit > 0:
             await claim.find_held()
         await claim.look()
         await claim.take()
+        self._report(claim.refused)
         return Claimed(claim.records, await claim.next_due())
+
+    def _report(self, refused: Mapping[Identity, Exception]) -> None:
+        """Logs once which records the database refuses to change; each claim meets them again."""
+        for identity, error in refused.items():
+            if identity not in self._reported and len(self._reported) < REPORTED_MAX:
+                self._reported.add(identity)
+                logger.warning("%r in %r cannot be claimed: %s", identity[1], identity[0], error)
 
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        results: list[Result | None] = [None] * len(batch)
-        # A write that names its version is tried unseen. The others need to know what is there,
-        # and so does a refusal.
-        unseen = {n: _unseen(write, now) for n, write in enumerate(batch) if write.expect != ANY}
+        results: dict[int, Result] = {}
+        # A write that names its version is tried without reading. The others have to know what is
+        # there, and so does a refusal.
+        unseen = {n: _unseen(write, now) for n, write in enumerate(batch) if write.expect >= ABSENT}
         undecided = [n for n in range(len(batch)) if n not in unseen]
         undecided += await self._swap(results, unseen)
         for _ in range(WRITE_ROUNDS_MAX):
             if not undecided:
-                return [result for result in results if result is not None]
-            there = await self._backend.get([batch[number][:2] for number in undecided])
+                break
+            try:
+                there = await self._backend.get([batch[number][:2] for number in undecided])
+            except StoreError as error:
+                results.update((number, Unknown(error)) for number in undecided)
+                break
             swaps: dict[int, Swap] = {}
             for number, current in zip(undecided, there, strict=True):
                 decided = _decide(batch[number], current, now)
@@ -174,22 +217,29 @@ class CasStore:
                 else:
                     results[number] = decided
             undecided = await self._swap(results, swaps)
-        raise StoreUnavailableError(
-            f"others changed {batch[undecided[0]][:2]} {WRITE_ROUNDS_MAX} times in a row "
-            f"between reading and writing it"
-        )
+        for number in undecided:
+            results.setdefault(number, Failed(_outrun(batch[number])))
+        answers = [results[number] for number in range(len(batch))]
+        _raise_if_all_failed(answers)
+        return answers
 
-    async def _swap(self, results: list[Result | None], swaps: Mapping[int, Swap]) -> list[int]:
-        """Makes swaps, notes those that were made, and returns the numbers of the others."""
+    async def _swap(self, results: dict[int, Result], swaps: Mapping[int, Swap]) -> list[int]:
+        """Makes swaps, notes those that have an answer, and returns the numbers of the others."""
         if not swaps:
             return []
-        answers = await self._backend.swap(list(swaps.values()))
+        try:
+            answers = await self._backend.swap(list(swaps.values()))
+        except StoreError as error:
+            answers = [Unknown(error)] * len(swaps)
         missed: list[int] = []
-        for number, made in zip(swaps, answers, strict=True):
-            if made is None:
+        for number, answer in zip(swaps, answers, strict=True):
+            if answer is None:
                 missed.append(number)
+            elif isinstance(answer, Made):
+                version = ABSENT if answer.record is None else answer.record.version
+                results[number] = Applied(version)
             else:
-                results[number] = Applied(ABSENT if made.record is None else made.record.version)
+                results[number] = answer
         return missed
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
@@ -206,7 +256,12 @@ class CasStore:
 
 
 class _Claim:
-    """One claim on its way: what it saw, what it took, what it tried for in vain."""
+    """One claim: what it saw, what it took, and what it tried to take without success.
+
+    Attributes:
+        records: What was taken.
+        refused: Records that the database refuses to change, with the reason.
+    """
 
     def __init__(
         self,
@@ -216,14 +271,19 @@ class _Claim:
         limit: int,
         now: int,
         token: str,
+        repeated: bool,
+        unfinished_max: int | None,
     ) -> None:
         self.records: list[Record] = []
+        self.refused: dict[Identity, Exception] = {}
         self._backend = backend
         self._random = random
         self._sources = sources
         self._limit = limit
         self._now = now
         self._token = token
+        self._repeated = repeated
+        self._unfinished_max = unfinished_max
         count = len(sources)
         # By the number of the source.
         self._room = [source.share if isinstance(source, Group) else 1 for source in sources]
@@ -255,15 +315,24 @@ class _Claim:
     def _keys(self) -> list[tuple[int, Key]]:
         return [(n, source) for n, source in enumerate(self._sources) if isinstance(source, Key)]
 
+    def _admits(self, unfinished_attempts: int) -> bool:
+        return self._unfinished_max is None or unfinished_attempts <= self._unfinished_max
+
+    def _is_held(self, number: int, record: Record | None) -> bool:
+        """Whether the token holds this record, taken from this source at this instant."""
+        return (
+            record is not None
+            and record.token == self._token
+            and record.due_at == self._now + self._sources[number].lease
+        )
+
     async def find_held(self) -> None:
         """Finds what the token holds from an earlier call: its leases end when these would."""
         groups = self._groups()
         ends = [self._now + source.lease for _, source in groups]
-        found = await asyncio.gather(
-            *(
-                self._backend.due(source.group, end, end, HELD_MAX)
-                for (_, source), end in zip(groups, ends, strict=True)
-            )
+        found = await together(
+            self._backend.due(source.group, end, end, HELD_MAX)
+            for (_, source), end in zip(groups, ends, strict=True)
         )
         asked: list[tuple[int, Identity]] = [
             (number, (source.group, entry.key))
@@ -276,8 +345,9 @@ class _Claim:
         ):
             if (
                 record is not None
-                and record.token == self._token
-                and record.due_at == self._now + self._sources[number].lease
+                and self._is_held(number, record)
+                # The claim itself counted one more.
+                and self._admits(record.unfinished_attempts - 1)
                 and self._room[number] > 0
                 and self._left > 0
             ):
@@ -285,54 +355,106 @@ class _Claim:
 
     async def look(self) -> None:
         """Sees what is due: one more than wanted of each group, to tell whether some is left."""
-        keys, groups = self._keys(), self._groups()
-        there, entries = await asyncio.gather(
-            self._get((source.group, source.key) for _, source in keys),
-            asyncio.gather(
-                *(
-                    self._due(number, min(self._room[number], self._left) + 1)
-                    for number, _ in groups
-                )
-            ),
+        wanted = [(number, min(self._room[number], self._left)) for number, _ in self._groups()]
+        await together(
+            [
+                self._look_at_keys(),
+                *(self._look_at_group(number, count + 1, count) for number, count in wanted),
+            ]
         )
+
+    async def _look_at_keys(self) -> None:
+        keys = self._keys()
+        there = await self._get((source.group, source.key) for _, source in keys)
         for (number, _), record in zip(keys, there, strict=True):
             if record is not None and record.due_at is not None:
                 entry = Entry(record.due_at, record.key, record.version, record.unfinished_attempts)
-                self._seen[number] = [entry]
-        for (number, _), seen in zip(groups, entries, strict=True):
-            self._seen[number] = seen
+                self._sees(number, [entry])
 
-    async def _due(self, number: int, limit: int) -> list[Entry]:
-        return await self._backend.due(
-            self._sources[number].group, None, self._before(number), limit
-        )
+    async def _look_at_group(self, number: int, limit: int, needed: int) -> None:
+        """Sees the soonest entries, and more of them while too few may be taken."""
+        group, before = self._sources[number].group, self._before(number)
+        while True:
+            entries = await self._backend.due(group, None, before, limit)
+            self._sees(number, entries)
+            if len(self._seen[number]) >= needed or len(entries) < limit or limit >= LOOK_MAX:
+                return
+            limit = min(limit * LOOK_GROWTH, LOOK_MAX)
+
+    def _sees(self, number: int, entries: Iterable[Entry]) -> None:
+        """Takes in what is there; what must be left only counts for ``next_due``."""
+        seen: list[Entry] = []
+        for entry in entries:
+            if self._admits(entry.unfinished_attempts):
+                seen.append(entry)
+            else:
+                self._lower(number, entry.due_at)
+        self._seen[number] = seen
 
     async def _get(self, identities: Iterable[Identity]) -> list[Record | None]:
         asked = list(identities)
         return await self._backend.get(asked) if asked else []
 
     async def take(self) -> None:
-        """Takes what was seen; where others were quicker, picks at random among more."""
+        """Takes what was seen; where others were faster, picks at random among more.
+
+        Raises:
+            StoreError: Nothing was taken because of it, or it is unknown what was taken. In the
+                second case the claim is to be repeated, which first finds what it holds.
+        """
+        failure: Exception | None = None
         for _ in range(CLAIM_ROUNDS):
             chosen = self._choose()
             if not chosen:
-                return
+                break
             answers = await self._backend.swap(
                 [self._taking(number, entry) for number, entry in chosen]
             )
             missed: set[int] = set()
-            for (number, entry), made in zip(chosen, answers, strict=True):
+            unknown: list[tuple[int, Entry]] = []
+            for (number, entry), answer in zip(chosen, answers, strict=True):
                 self._tried.add((number, entry.key))
-                if made is None:
+                if answer is None:
                     missed.add(number)
-                elif made.record is not None:
-                    self._seen[number].remove(entry)
-                    self._holds(number, made.record)
+                elif isinstance(answer, Made):
+                    if answer.record is not None:
+                        self._seen[number].remove(entry)
+                        self._holds(number, answer.record)
+                elif isinstance(answer, Unknown):
+                    failure = failure or answer.error
+                    unknown.append((number, entry))
+                elif isinstance(answer.error, StoreError):
+                    failure = failure or answer.error
+                else:
+                    missed.add(number)
+                    self.refused[self._sources[number].group, entry.key] = answer.error
+            if unknown:
+                await self._find_taken(unknown, failure)
             if not missed:
-                return
+                break
             await self._look_wider(
                 [number for number in missed if isinstance(self._sources[number], Group)]
             )
+        if failure is not None and not self.records:
+            raise failure
+
+    async def _find_taken(
+        self, unknown: Sequence[tuple[int, Entry]], failure: Exception | None
+    ) -> None:
+        """Decides what became of swaps without an answer.
+
+        A first claim raises: when it is repeated, even a swap that was still on its way has ended.
+        A repeated one reads the records, so that one that is never answered stops no other.
+        """
+        if not self._repeated and failure is not None:
+            raise failure
+        there = await self._get(
+            (self._sources[number].group, entry.key) for number, entry in unknown
+        )
+        for (number, entry), record in zip(unknown, there, strict=True):
+            if record is not None and self._is_held(number, record):
+                self._seen[number].remove(entry)
+                self._holds(number, record)
 
     def _choose(self) -> list[tuple[int, Entry]]:
         chosen: list[tuple[int, Entry]] = []
@@ -366,15 +488,13 @@ class _Claim:
 
     async def _look_wider(self, numbers: Sequence[int]) -> None:
         tried = [sum(tried == number for tried, _ in self._tried) for number in numbers]
-        found = await asyncio.gather(
-            *(
-                self._due(number, OVERFETCH * min(self._room[number], self._left) + count + 1)
-                for number, count in zip(numbers, tried, strict=True)
-            )
+        wanted = [min(self._room[number], self._left) for number in numbers]
+        await together(
+            self._look_at_group(number, OVERFETCH * count + before + 1, count + before)
+            for number, count, before in zip(numbers, wanted, tried, strict=True)
         )
-        for number, entries in zip(numbers, found, strict=True):
-            self._random.shuffle(entries)
-            self._seen[number] = entries
+        for number in numbers:
+            self._random.shuffle(self._seen[number])
 
     async def next_due(self) -> list[int | None]:
         """The soonest instant left in each source."""
@@ -382,17 +502,38 @@ class _Claim:
             for entry in seen:
                 self._lower(number, entry.due_at)
         # Where nothing due was left, what comes next was not looked at yet.
-        beyond = [(number, source) for number, source in self._groups() if not self._seen[number]]
-        entries = await asyncio.gather(
-            *(
-                self._backend.due(source.group, self._before(number) + 1, None, 1)
-                for number, source in beyond
-            )
+        beyond = [number for number, _ in self._groups() if not self._due_is_left(number)]
+        entries = await together(
+            self._backend.due(self._sources[number].group, self._before(number) + 1, None, 1)
+            for number in beyond
         )
-        for (number, _), found in zip(beyond, entries, strict=True):
+        for number, found in zip(beyond, entries, strict=True):
             for entry in found:
                 self._lower(number, entry.due_at)
         return self._soonest
+
+    def _due_is_left(self, number: int) -> bool:
+        soonest = self._soonest[number]
+        return soonest is not None and soonest <= self._before(number)
+
+
+def _outrun(write: Write) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"others changed {write[:2]} {WRITE_ROUNDS_MAX} times in a row between reading and "
+        "writing it"
+    )
+
+
+def _raise_if_all_failed(answers: Sequence[Result]) -> None:
+    """Raises where the store failed as a whole, so that callers back off.
+
+    Raises:
+        StoreError: Of the first write, where no write was applied, refused, or has a value that
+            cannot be kept.
+    """
+    errors = [answer.error for answer in answers if isinstance(answer, (Failed, Unknown))]
+    if errors and len(errors) == len(answers) and all(isinstance(e, StoreError) for e in errors):
+        raise errors[0]
 
 
 def _unseen(write: Write, now: int) -> Swap:
@@ -424,4 +565,4 @@ def _columns(write: Write, version: int) -> dict[str, Any] | None:
     return columns
 
 
-__all__ = ["CasBackend", "CasStore", "Entry", "Made", "Swap"]
+__all__ = ["CasBackend", "CasStore", "Entry", "Made", "Swap", "Swapped"]
