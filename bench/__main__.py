@@ -2,6 +2,7 @@
 
     python bench                                     # everything, on the stores that are there
     python bench drain --stores memory postgres --rounds 5
+    python bench drain --against ../before           # and another checkout, in alternating rounds
     tools/servers run -- python bench drain latency  # with real servers
 
 Figures of different days or machines cannot be compared, for machines differ and drift: compare
@@ -40,17 +41,25 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
-    parser.add_argument("--rounds", type=int, default=3, help="of drain, import and cron")
+    parser.add_argument("--rounds", type=int, default=3, help="of drain and cron")
     parser.add_argument("--runs", type=int, help="drained in one round; each store has a default")
     parser.add_argument("--planned", type=int, default=500, help="runs whose latency is taken")
     parser.add_argument("--seconds", type=float, default=10, help="of idling")
+    parser.add_argument("--warm-up", type=float, default=2, help="seconds before latency and idle")
+    parser.add_argument("--imports", type=int, default=15, help="how often all is imported")
     parser.add_argument("--executions", type=int, default=1_000_000, help="while memory is seen")
     parser.add_argument("--instants", type=int, default=5_000, help="from which cron goes on")
+    parser.add_argument("--against", metavar="PATH", help="another checkout, for drain")
     parser.add_argument("--uvloop", action="store_true", help="run on the event loop of uvloop")
     arguments = parser.parse_args()
     for part in arguments.parts:
         if part not in PARTS:
             parser.error(f"no such part: {part}")
+    if arguments.against is not None:
+        try:
+            drain.source_of(arguments.against)
+        except ValueError as error:
+            parser.error(str(error))
     return arguments
 
 
@@ -76,16 +85,18 @@ def main() -> None:
     )
     names = arguments.stores
     if "drain" in parts:
-        drain.measure(names, arguments.rounds, arguments.runs, run)
+        drain.measure(
+            names, arguments.rounds, arguments.runs, run, arguments.uvloop, arguments.against
+        )
     if "latency" in parts:
-        latency.measure(names, arguments.planned, run)
+        latency.measure(names, arguments.planned, run, arguments.warm_up)
     if "idle" in parts:
-        resting.measure_idle(names, arguments.seconds, run)
+        resting.measure_idle(names, arguments.seconds, run, arguments.warm_up)
     if "memory" in parts:
         local = [name for name in names if name in ("memory", "sqlite-memory", "sqlite-full")]
         resting.measure_growth(local, arguments.executions, run)
     if "import" in parts:
-        starting.measure_import(5 * arguments.rounds)
+        starting.measure_import(arguments.imports)
     if "cron" in parts:
         starting.measure_cron(arguments.rounds, arguments.instants)
 

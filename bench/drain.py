@@ -1,139 +1,171 @@
-"""How many no-op runs a second one worker drains, beside the floor of the bare driver.
+"""How many runs per second one worker drains, beside the floor of the bare driver.
 
-Floor and engine take turns within one run, since machines differ and drift: what counts is their
+Floor and engine take turns within one run, because machines differ and drift: what counts is their
 ratio. Everything goes through the public API, and a run counts once it is settled: the clock stops
 when the context has closed.
+
+Another checkout of the package can be measured in the same rounds. Each round of either then has a
+process of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import statistics
-import time
-from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from statistics import median
+from typing import Any
 
+from draining import CONCURRENT_CALLS, Figures, Work, drain
 from table import Table, spread
 
-from pyncette import Context, Pyncette
-from pyncette.clock import Clock, SystemClock
-from stores import STORES, BenchStore
+import pyncette
+from stores import STORES
 
-_LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-_CONCURRENT_CALLS = 10_000
+HERE = Path(pyncette.__file__).resolve().parents[1]
+"""The directory from which this process imports the package."""
 
+KINDS = {
+    "waits once": {"waits": True},
+    "no-op": {"waits": False},
+    "recurring": {"waits": True, "recurring": True},
+}
+"""What the bodies do, the headline first. Recurring ones wait once, too."""
 
-class SteppedClock(Clock):
-    """The machine's clock, some time ago or now; never corrected by the store's."""
+_HEADLINE = next(iter(KINDS))
 
-    def __init__(self) -> None:
-        self.behind = 0
-        self._machine = SystemClock()
-
-    def now(self) -> datetime:
-        return self._machine.now() - timedelta(microseconds=self.behind)
-
-    def microseconds(self) -> int:
-        return self._machine.microseconds() - self.behind
-
-    def monotonic(self) -> float:
-        return self._machine.monotonic()
-
-    async def sleep(self, seconds: float) -> None:
-        await self._machine.sleep(seconds)
+Drain = Callable[[Work], Figures]
 
 
-class Figures(NamedTuple):
-    """What one round gave.
+def source_of(checkout: str) -> Path:
+    """The directory to import the package of another checkout from.
 
-    Attributes:
-        schedule: Calls of ``schedule_task`` per second.
-        schedule_cpu: Microseconds of CPU a call in this process.
-        drain: Runs per second.
-        cpu: Microseconds of CPU a run in this process.
+    Raises:
+        ValueError: There is no such package.
     """
-
-    schedule: float
-    schedule_cpu: float
-    drain: float
-    cpu: float
-
-
-async def drain(store: BenchStore, runs: int, recurring: bool, **options: Any) -> Figures:
-    """Schedules no-op tasks that are due, runs them all, and waits until all is settled."""
-    clock = SteppedClock()
-    app = Pyncette(store.repository(), clock=clock, **options)
-    left = runs
-
-    @app.dynamic_task()
-    async def nothing(context: Context) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            context.app_context.shutdown()
-
-    clock.behind = 3_600_000_000
-    when: dict[str, Any] = {"execute_at": _LONG_AGO}
-    if recurring:
-        when = {"interval": timedelta(minutes=55)}
-    async with app.create() as context:
-        cpu, began = time.process_time(), time.perf_counter()
-        for first in range(0, runs, _CONCURRENT_CALLS):
-            numbers = range(first, min(first + _CONCURRENT_CALLS, runs))
-            await asyncio.gather(
-                *(context.schedule_task(nothing, f"task-{n}", **when) for n in numbers)
-            )
-        scheduled, scheduled_cpu = time.perf_counter() - began, time.process_time() - cpu
-        clock.behind = 0
-        gc.collect()
-        gc.freeze()
-        cpu, began = time.process_time(), time.perf_counter()
-        await context.run()
-    drained, drained_cpu = time.perf_counter() - began, time.process_time() - cpu
-    gc.unfreeze()
-    assert left == 0
-    return Figures(
-        runs / scheduled, scheduled_cpu / runs * 1e6, runs / drained, drained_cpu / runs * 1e6
-    )
+    source = Path(checkout).resolve() / "src"
+    if not (source / "pyncette" / "__init__.py").exists():
+        raise ValueError(f"'{checkout}' is not a checkout: it has no src/pyncette")
+    return source
 
 
-def measure(names: Collection[str], rounds: int, runs: int | None, runner: Any) -> None:
-    """Prints how fast runs are drained, and then how fast they had been scheduled."""
+def drain_in_process(source: Path, uvloop: bool) -> Drain:
+    """Drains in a process that imports the package from a directory."""
+
+    def drained(work: Work) -> Figures:
+        script = Path(__file__).with_name("draining.py")
+        done = subprocess.run(
+            [sys.executable, str(script), json.dumps({**work._asdict(), "uvloop": uvloop})],
+            env={**os.environ, "PYTHONPATH": str(source)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"The measurement of '{source}' failed:\n{done.stderr}")
+        return Figures(*json.loads(done.stdout))
+
+    return drained
+
+
+def measure(
+    names: Collection[str],
+    rounds: int,
+    runs: int | None,
+    runner: Any,
+    uvloop: bool = False,
+    against: str | None = None,
+) -> None:
+    """Prints how fast runs are drained, and how fast they had been scheduled.
+
+    Args:
+        names: Of the stores.
+        rounds: Of floor and engine in turn.
+        runs: In each round; None: what the store takes about a second for.
+        runner: Runs a coroutine.
+        uvloop: Whether to run on the event loop of uvloop.
+        against: Another checkout, to be measured in the same rounds.
+    """
+    here: Drain = lambda work: runner(drain(work))  # noqa: E731
+    there: Drain | None = None
+    if against is not None:
+        here, there = drain_in_process(HERE, uvloop), drain_in_process(source_of(against), uvloop)
     table = Table(
-        "Drain: no-op runs a second, one worker, everything settled",
-        *("store", "floor", "one-off", "of the floor", "recurring", "of one-off"),
-        *("µs CPU one-off", "µs CPU recurring"),
+        "Drain: runs a second, one worker, everything settled",
+        *("store", "floor", "waits once", "of the floor", "no-op", "of the floor"),
+        *("recurring", "of one-off", "µs CPU waits once", "µs CPU no-op", "µs CPU recurring"),
     )
-    schedules: dict[str, list[Figures]] = {}
+    ours: dict[str, dict[str, list[Figures]]] = {}
+    theirs: dict[str, dict[str, list[Figures]]] = {}
     for name in names:
         store = STORES[name]
         count = runs or store.runs
         floors: list[float] = []
-        once: list[Figures] = []
-        again: list[Figures] = []
-        for _ in range(rounds):
+        ours[name], theirs[name] = {kind: [] for kind in KINDS}, {kind: [] for kind in KINDS}
+        for turn in range(rounds):
             floors.append(runner(store.floor(count)))
-            for figures in (once, again):
-                with store.emptied() as options:
-                    recurring = figures is again
-                    figures.append(runner(drain(store, count, recurring, **options)))
-        ratios = [figures.drain / base for figures, base in zip(once, floors, strict=True)]
-        shares = [a.drain / b.drain for a, b in zip(again, once, strict=True)]
+            for kind, what in KINDS.items():
+                sides = [(here, ours[name][kind])]
+                if there is not None:
+                    sides.append((there, theirs[name][kind]))
+                # Neither always comes after the other.
+                for side, figures in sides if turn % 2 == 0 else reversed(sides):
+                    with store.emptied() as options:
+                        figures.append(side(Work(store.factory, count, options, **what)))
+        once, nothing, again = (ours[name][kind] for kind in KINDS)
         table.row(
             name,
             spread(floors),
-            spread([figures.drain for figures in once]),
-            f"{statistics.median(ratios):.2f}",
-            spread([figures.drain for figures in again]),
-            f"{statistics.median(shares):.2f}",
-            f"{statistics.median(figures.cpu for figures in once):.1f}",
-            f"{statistics.median(figures.cpu for figures in again):.1f}",
+            spread(_rates(once)),
+            spread(_ratios(_rates(once), floors), 2),
+            spread(_rates(nothing)),
+            spread(_ratios(_rates(nothing), floors), 2),
+            spread(_rates(again)),
+            spread(_ratios(_rates(again), _rates(once)), 2),
+            *(f"{median(figures.cpu for figures in kind):.1f}" for kind in (once, nothing, again)),
         )
-        schedules[name] = once
-    calls = f"{_CONCURRENT_CALLS:,} calls at a time"
+    calls = f"{CONCURRENT_CALLS:,} calls at a time"
     table = Table(f"Scheduling: `schedule_task` a second, {calls}", "store", "calls/s", "µs CPU")
-    for name, once in schedules.items():
-        cpu = statistics.median(figures.schedule_cpu for figures in once)
-        table.row(name, spread([figures.schedule for figures in once]), f"{cpu:.1f}")
+    for name, kinds in ours.items():
+        cpu = median(figures.schedule_cpu for figures in kinds[_HEADLINE])
+        rates = [figures.schedule for figures in kinds[_HEADLINE]]
+        table.row(name, spread(rates), f"{cpu:.1f}")
+    if against is not None:
+        _compare(ours, theirs, against)
+
+
+def _compare(
+    ours: dict[str, dict[str, list[Figures]]],
+    theirs: dict[str, dict[str, list[Figures]]],
+    against: str,
+) -> None:
+    """Prints both checkouts side by side; a ratio is of the same round."""
+    table = Table(
+        f"Drain: this checkout and '{against}', alternating rounds",
+        *("store", "body", "here", "there", "here / there", "µs CPU here", "µs CPU there"),
+        "scheduling here / there",
+    )
+    for name, kinds in ours.items():
+        for kind, here in kinds.items():
+            there = theirs[name][kind]
+            scheduled = _ratios([f.schedule for f in here], [f.schedule for f in there])
+            table.row(
+                name,
+                kind,
+                spread(_rates(here)),
+                spread(_rates(there)),
+                spread(_ratios(_rates(here), _rates(there)), 2),
+                *(f"{median(f.cpu for f in side):.1f}" for side in (here, there)),
+                spread(scheduled, 2),
+            )
+
+
+def _rates(figures: Collection[Figures]) -> list[float]:
+    return [each.drain for each in figures]
+
+
+def _ratios(values: Collection[float], bases: Collection[float]) -> list[float]:
+    return [value / base for value, base in zip(values, bases, strict=True)]

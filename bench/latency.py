@@ -46,11 +46,13 @@ async def _run_until(context: PyncetteContext, late_ms: list[float], runs: int) 
     await running
 
 
-async def planned_before(store: BenchStore, options: Options, runs: int) -> list[float]:
+async def planned_before(
+    store: BenchStore, options: Options, runs: int, warm_up: float
+) -> list[float]:
     """Milliseconds by which runs were late that had been planned before the loop began."""
     app, note, late_ms = _app(store, options)
     async with app.create() as context:
-        begin = context.clock.now() + timedelta(seconds=2)
+        begin = context.clock.now() + timedelta(seconds=warm_up)
         await asyncio.gather(
             *(
                 context.schedule_task(
@@ -90,8 +92,8 @@ async def schedule(name: str, options: Options, runs: int) -> None:
             await asyncio.sleep(random.random() * 2 / RUNS_A_SECOND)
 
 
-def measure(names: Collection[str], runs: int, runner: Any) -> None:
-    """Prints percentiles."""
+def measure(names: Collection[str], runs: int, runner: Any, warm_up: float) -> None:
+    """Prints percentiles. The first run is planned so many seconds ahead."""
     table = Table(
         f"Start latency in ms, {runs} runs, {RUNS_A_SECOND} a second, default poll interval",
         *("store", "planned before: p50", "p99", "most"),
@@ -107,7 +109,7 @@ def measure(names: Collection[str], runs: int, runner: Any) -> None:
     for name in names:
         store = STORES[name]
         with store.emptied() as options:
-            cells = shown(runner(planned_before(store, options, runs)))
+            cells = shown(runner(planned_before(store, options, runs, warm_up)))
         if store.shared:
             with store.emptied() as options:
                 cells += shown(runner(planned_elsewhere(name, options, runs)))

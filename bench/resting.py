@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from drain import SteppedClock
+from draining import SteppedClock
 from table import Table
 
 from pyncette import Context, Pyncette
@@ -40,7 +40,9 @@ class CountingStore:
         return counted
 
 
-async def idle(store: BenchStore, options: Options, seconds: float) -> tuple[float, float]:
+async def idle(
+    store: BenchStore, options: Options, seconds: float, warm_up: float
+) -> tuple[float, float]:
     """Calls of the store a second, and the share of a core, while nothing comes due."""
     stores: list[CountingStore] = []
 
@@ -59,7 +61,7 @@ async def idle(store: BenchStore, options: Options, seconds: float) -> tuple[flo
 
     async with app.create() as context:
         loop = asyncio.create_task(context.run())
-        await asyncio.sleep(2)
+        await asyncio.sleep(warm_up)
         stores[0].calls.clear()
         cpu, began = time.process_time(), time.perf_counter()
         await asyncio.sleep(seconds)
@@ -103,15 +105,15 @@ async def growth(store: BenchStore, options: Options, runs: int) -> list[float]:
     return seen
 
 
-def measure_idle(names: Collection[str], seconds: float, runner: Any) -> None:
-    """Prints calls and share."""
+def measure_idle(names: Collection[str], seconds: float, runner: Any, warm_up: float) -> None:
+    """Prints calls and share, after so many seconds in which the worker starts."""
     table = Table(
         f"Idle: {STATIC_TASKS:,} static tasks, nothing due, {seconds:g} s",
         *("store", "calls of the store a second", "share of a core"),
     )
     for name in names:
         with STORES[name].emptied() as options:
-            calls, share = runner(idle(STORES[name], options, seconds))
+            calls, share = runner(idle(STORES[name], options, seconds, warm_up))
         table.row(name, f"{calls:.1f}", f"{share:.2%}")
 
 

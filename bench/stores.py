@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, NamedTuple
 
-from pyncette.memory import MemoryRepository
+from draining import repository_of
 
 Options = dict[str, Any]
 """What a store is opened with; can be handed to another process as JSON."""
@@ -57,13 +57,7 @@ class BenchStore(NamedTuple):
 
     def repository(self) -> Callable[..., AbstractAsyncContextManager[Any]]:
         """A factory of the store."""
-        if not self.factory:
-            return MemoryRepository()
-        module, _, name = self.factory.partition(":")
-        factory: Callable[..., AbstractAsyncContextManager[Any]] = getattr(
-            import_module(module), name
-        )
-        return factory
+        return repository_of(self.factory)
 
 
 async def _floor_of_asyncio(runs: int) -> float:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-SMALL = ["--rounds", "1", "--runs", "200", "--planned", "5", "--seconds", "0.2"]
-SMALL += ["--executions", "2000", "--instants", "20"]
+SMALL = ["--rounds", "1", "--runs", "100", "--planned", "1", "--seconds", "0.05"]
+SMALL += ["--executions", "1000", "--instants", "5"]
+SMALL += ["--warm-up", "0.05", "--imports", "1"]
 
 
 def bench(*arguments: str) -> str:
@@ -34,7 +35,7 @@ def bench(*arguments: str) -> str:
 @pytest.mark.parametrize(
     ("part", "stores", "heading"),
     [
-        ("drain", ["memory", "sqlite-memory", "sqlite-normal", "sqlite-full"], "### Drain"),
+        ("drain", ["memory", "sqlite-memory", "sqlite-normal", "sqlite-full"], "waits once"),
         ("latency", ["memory", "sqlite-full"], "### Start latency"),
         ("idle", ["memory", "sqlite-full"], "### Idle"),
         ("memory", ["memory", "sqlite-memory"], "### Memory"),
@@ -52,6 +53,18 @@ def test_a_part_prints_a_row_for_each_store(part: str, stores: list[str], headin
 )
 def test_a_part_that_needs_no_store_prints_its_rows(part: str, row: str) -> None:
     assert f"\n| {row} | " in bench(part)
+
+
+def test_another_checkout_is_measured_in_the_same_rounds() -> None:
+    printed = bench("drain", "--stores", "memory", "--against", str(BENCH.parent))
+    _, _, comparison = printed.partition("alternating rounds")
+    for body in ("waits once", "no-op", "recurring"):
+        assert f"\n| memory | {body} | " in comparison
+
+
+def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="not a checkout"):
+        bench("drain", "--against", str(tmp_path))
 
 
 def test_an_unknown_part_is_refused_by_name() -> None:

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.errors import StoreError, StoreMisconfiguredError
 from pyncette.sqlite import SqliteStore, schema_sql, sqlite_repository
-from pyncette.store import Applied, Filter, Group, Key, Refused, Write
-from pyncette.store.record import ABSENT, Delete, Patch, Put, State
+from pyncette.store import Applied, Failed, Filter, Group, Key, Refused, Source, Write
+from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.store.sql.rows import COLUMNS, prefix_end
 
 T = TypeVar("T")
@@ -352,20 +352,120 @@ def test_a_store_that_is_closed_says_so() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("bad", [new("bad", args=1 << 70), new("bad", args=["no text"])])
-def test_a_value_that_cannot_be_kept_fails_its_own_call_alone(bad: Write) -> None:
+REFUSED_VALUES = [
+    pytest.param(new("bad", args=1 << 70), id="an integer of 70 bits"),
+    pytest.param(new("bad", args=["no text"]), id="no text"),
+    pytest.param(new("bad", args="1 \ud800"), id="a lone surrogate"),
+    pytest.param(new("bad", args="1 " + "x" * 20_000), id="longer than SQLite allows"),
+    pytest.param(new("bad", due_at=1 << 63), id="an instant of 64 bits"),
+    pytest.param(new("bad", unfinished_attempts=1 << 40), id="what a check refuses"),
+    pytest.param(new("bad", schedule=None), id="none"),
+    pytest.param(new("bad\ud800"), id="a key with a lone surrogate"),
+    pytest.param(Write("\ud800", "bad", new("bad").change, ABSENT), id="a group with one"),
+    pytest.param(new("bad")._replace(expect=ANY, token="\ud800"), id="a token with one"),
+    pytest.param(
+        Write("reports", "there", Patch(NOW, State.SCHEDULED, 0, "\ud800"), NOW), id="a patch"
+    ),
+    pytest.param(
+        Write("reports", "there", Patch(NOW, State.SCHEDULED, 0, "\ud800"), ANY), id="forced"
+    ),
+    pytest.param(Write("reports", "there\ud800", Delete(), ANY), id="a deletion"),
+    pytest.param(Write("reports", "there\ud800", Delete(), NOW), id="a conditional deletion"),
+]
+
+
+async def limit_texts(store: SqliteStore, characters: int) -> None:
+    """As a SQLite that was built with this limit."""
+
+    def limit(connection: sqlite3.Connection) -> bool:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, characters)
+        return True
+
+    await store._thread.call(limit, None, False)
+
+
+@pytest.mark.parametrize("bad", REFUSED_VALUES)
+def test_a_value_that_sqlite_refuses_fails_alone_and_the_others_of_its_batch_are_applied(
+    bad: Write,
+) -> None:
     async def use(store: SqliteStore) -> None:
+        await store.write([new("there"), new("other")], NOW)
+        await limit_texts(store, 15_000)
+        results = await store.write(
+            [
+                new("a"),
+                bad,
+                Write("reports", "other", Patch(NOW, State.PAUSED, 0), NOW),
+                new("b"),
+            ],
+            NOW,
+        )
+        if isinstance(bad.change, Delete):  # what cannot be a key is the key of nothing
+            assert isinstance(results[1], (Failed, Refused, Applied))
+        else:
+            assert isinstance(results[1], (Failed, Refused))
+        if isinstance(results[1], Failed):
+            assert isinstance(results[1].error, ValueError)
+            assert bad.group in str(results[1].error) or "\\ud800" in str(results[1].error)
+        assert results[0] == results[3] == Applied(NOW)
+        assert results[2] == Applied(NOW + 1)
+        page = await store.scan("reports", Filter(), None, 10)
+        assert [(record.key, record.state) for record in page.records] == [
+            ("a", State.SCHEDULED),
+            ("b", State.SCHEDULED),
+            ("other", State.PAUSED),
+            ("there", State.SCHEDULED),
+        ]
+
+    on_store(use)
+
+
+@pytest.mark.parametrize("bad", REFUSED_VALUES)
+def test_a_value_that_sqlite_refuses_leaves_other_calls_alone(bad: Write) -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write([new("there")], NOW)
+        await limit_texts(store, 15_000)
         answers = await asyncio.gather(
             store.write([new("a")], NOW),
             store.write([bad], NOW),
+            store.claim([Key("reports", "there", LEASE)], 1, NOW, "worker-1"),
             store.write([new("b")], NOW),
-            return_exceptions=True,
         )
-        assert answers[0] == answers[2] == [Applied(NOW)]
-        assert isinstance(answers[1], Exception)
-        assert not isinstance(answers[1], StoreUnavailableError)
-        assert None not in await store.get([("reports", "a"), ("reports", "b")])
-        assert await store.get([("reports", "bad")]) == [None]
+        assert answers[0] == answers[3] == [Applied(NOW)]
+        assert [record.key for record in answers[2].records] == ["there"]
+
+    on_store(use)
+
+
+def test_records_too_long_to_be_claimed_together_are_claimed_one_after_the_other() -> None:
+    async def use(store: SqliteStore) -> None:
+        keys = [f"{number}" for number in range(9)]
+        await store.write([new(key, args="1 " + "x" * 2_000) for key in keys], NOW)
+        await limit_texts(store, 10_000)
+        found: list[str] = []
+        for turn in range(9):
+            claimed = await store.claim([REPORTS], 100, NOW, f"worker-{turn}")
+            found += [record.key for record in claimed.records]
+        assert sorted(found) == keys
+
+    on_store(use)
+
+
+def test_a_record_too_long_to_be_claimed_is_parked_with_the_reason_and_others_are_claimed() -> None:
+    async def use(store: SqliteStore) -> None:
+        long = new("long", args="1 " + "\0" * 4_000, due_at=NOW - 1)
+        await store.write([new("a"), long, new("b")], NOW)
+        await limit_texts(store, 10_000)
+        found: list[str] = []
+        for turn in range(3):
+            claimed = await store.claim([REPORTS], 100, NOW, f"worker-{turn}")
+            found += [record.key for record in claimed.records]
+        assert sorted(found) == ["a", "b"]
+        [parked] = await store.get([("reports", "long")])
+        assert parked is not None
+        assert (parked.state, parked.due_at, parked.token) == (State.PARKED, None, None)
+        assert "too long" in parked.progress
+        assert parked.version > NOW
 
     on_store(use)
 
@@ -448,6 +548,195 @@ def test_a_row_edited_by_hand_is_claimed_beside_the_others(tmp_path: Path, edit:
         f"UPDATE pyncette_tasks SET {edit} WHERE \"key\" = 'bad'",
     )
     on_store(claim, tmp_path / "tasks.db")
+
+
+BARE = (
+    f"CREATE TABLE pyncette_tasks ({', '.join(f'[{column}]' for column in COLUMNS)}, "
+    "PRIMARY KEY ([group], [key]))",
+    "CREATE INDEX pyncette_tasks_due ON pyncette_tasks ([group], due_at) WHERE due_at IS NOT NULL",
+)
+"""A table of which somebody has dropped types and checks: any column takes any value."""
+
+ABSURD = (
+    "NULL",
+    "''",
+    "'garbage'",
+    "CAST(x'ff00fe' AS TEXT)",
+    "x''",
+    "x'ff'",
+    "0",
+    "-1",
+    "-9223372036854775808",
+    "9223372036854775807",
+    "0.5",
+    "1e300",
+    "9e999",
+    "-9e999",
+    "'12'",
+)
+
+
+def is_sound(record: Record) -> bool:
+    """Whether each column has a value of its type, and can be stored."""
+    texts = (record.group, record.key, record.state, record.schedule, record.args, record.progress)
+    return (
+        all(type(text) is str and "\ud7ff" not in text and text.encode() for text in texts if text)
+        and None not in texts
+        and (record.token is None or type(record.token) is str)
+        and (record.due_at is None or type(record.due_at) is int)
+        and type(record.version) is int
+        and record.version > 0
+        and type(record.unfinished_attempts) is int
+        and record.unfinished_attempts >= 0
+    )
+
+
+@pytest.mark.parametrize("value", ABSURD)
+@pytest.mark.parametrize("column", COLUMNS)
+def test_an_absurd_value_in_any_column_stops_that_record_alone(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def fill(store: SqliteStore) -> None:
+        await store.write([new("a"), new("bad"), new("c"), new("key"), new("later")], NOW - 1)
+
+    async def use(store: SqliteStore) -> None:
+        # Before anything is claimed.
+        before = await store.get([("reports", key) for key in ("a", "bad", "c")])
+        assert before[0] is not None
+        assert before[2] is not None
+        sources: list[Source] = [REPORTS]
+        sources += [Key("reports", "bad", LEASE), Key("reports", "key", LEASE)]
+        _, next_due = await store.claim(sources[:1], 0, NOW, "worker-1")
+        assert all(type(due_at) is int for due_at in next_due)
+        # By group and by key, each alone and both in one.
+        for claim_of in (sources[1:2], sources[2:], sources[:1]):
+            records, next_due = await store.claim(claim_of, 100, NOW, "worker-1")
+            assert all(due_at is None or type(due_at) is int for due_at in next_due)
+            assert all(map(is_sound, records))
+            claimed.update((record.key, record) for record in records)
+        assert claimed.keys() >= {"a", "c", "key", "later"}
+        again, _ = await store.claim(sources[:1], 100, NOW, "worker-1", repeated=True)
+        assert {"a", "c", "later"} <= {record.key for record in again}
+        # Their holders write them, in one batch.
+        batch = [
+            Write("reports", key, Patch(None, State.PARKED, 0), record.version, record.token)
+            for key, record in claimed.items()
+        ]
+        results = await store.write(batch, NOW)
+        assert all(isinstance(result, Applied) for result in results)
+        # It is shown, once, and nothing is in the way of the others.
+        shown: list[str] = []
+        cursor: str | None = None
+        for _ in range(20):
+            page = await store.scan("reports", Filter(), cursor, 1)
+            assert all(map(is_sound, page.records))
+            shown += [record.key for record in page.records]
+            cursor = page.cursor
+            if cursor is None:
+                break
+        assert cursor is None
+        assert len(shown) == len(set(shown))
+        assert {"a", "c", "key", "later"} <= set(shown)
+        # Whoever schedules it again gets a sound record.
+        [current] = await store.get([("reports", "bad")])
+        put = new("bad").change
+        expect = ABSENT if current is None else current.version
+        [result] = await store.write([Write("reports", "bad", put, expect)], NOW)
+        assert isinstance(result, Applied)
+        records, _ = await store.claim([REPORTS], 100, NOW, "worker-2")
+        assert [(record.key, record.args) for record in records] == [("bad", "1 {}")]
+        assert records[0].version > result.version
+        assert await store.write([Write("reports", "bad", Delete(), ANY)], NOW) == [Applied(0)]
+        assert await store.get([("reports", "bad")]) == [None]
+
+    claimed: dict[str, Record] = {}
+    by_hand(database, *BARE)
+    on_store(fill, database)
+    by_hand(database, f"UPDATE pyncette_tasks SET [{column}] = {value} WHERE [key] = 'bad'")
+    on_store(use, database)
+
+
+@pytest.mark.parametrize("unfinished_max", [0, 2, None])
+def test_a_count_of_attempts_that_is_absurd_counts_as_none(
+    tmp_path: Path, unfinished_max: int | None
+) -> None:
+    database = tmp_path / "tasks.db"
+    by_hand(database, *BARE)
+    on_store(lambda store: store.write([new(f"{n}") for n in range(3)], NOW), database)
+    by_hand(
+        database,
+        "UPDATE pyncette_tasks SET unfinished_attempts = 'many' WHERE [key] = '0'",
+        "UPDATE pyncette_tasks SET unfinished_attempts = -7 WHERE [key] = '1'",
+        "UPDATE pyncette_tasks SET unfinished_attempts = NULL WHERE [key] = '2'",
+    )
+    claimed = on_store(
+        lambda store: store.claim([REPORTS], 9, NOW, "me", unfinished_max=unfinished_max), database
+    )
+    assert [record.unfinished_attempts for record in claimed.records] == [1, 1, 1]
+
+
+def suspects() -> list[Write]:
+    """Records with zero to four attempts without an outcome, the most first to come due."""
+    return [
+        new(f"{count}", unfinished_attempts=count, due_at=NOW - count, token="dead")
+        for count in range(5)
+    ]
+
+
+def test_a_claim_takes_no_record_with_more_unfinished_attempts_than_it_allows() -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write(suspects(), NOW)
+        records, next_due = await store.claim([REPORTS], 2, NOW, "me", unfinished_max=2)
+        assert sorted(record.key for record in records) == ["1", "2"]
+        assert next_due == [NOW - 4], "those that stay are counted"
+        records, _ = await store.claim([REPORTS], 100, NOW, "me", unfinished_max=2)
+        assert [record.key for record in records] == ["0"]
+        left = await store.get([("reports", "3"), ("reports", "4")])
+        assert [record and (record.state, record.token, record.version) for record in left] == [
+            (State.SCHEDULED, "dead", NOW)
+        ] * 2
+        records, _ = await store.claim([REPORTS], 100, NOW, "me")
+        assert sorted(record.key for record in records) == ["3", "4"]
+
+    on_store(use)
+
+
+def test_a_claim_by_key_takes_no_record_with_more_unfinished_attempts_either() -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write(suspects(), NOW)
+        sources = [Key("reports", f"{count}", LEASE) for count in (4, 2, 3)]
+        records, next_due = await store.claim(sources, 100, NOW, "me", unfinished_max=2)
+        assert [record.key for record in records] == ["2"]
+        assert next_due == [NOW - 4, NOW + LEASE, NOW - 3]
+
+    on_store(use)
+
+
+def test_a_repeated_claim_returns_what_the_first_one_took_and_no_suspect() -> None:
+    async def use(store: SqliteStore) -> None:
+        await store.write(suspects(), NOW)
+        await store.claim([REPORTS], 100, NOW, "me")
+        repeated, _ = await store.claim([REPORTS], 100, NOW, "me", True, unfinished_max=2)
+        assert sorted(record.key for record in repeated) == ["0", "1", "2"]
+        keys = [Key("reports", f"{count}", LEASE) for count in range(5)]
+        repeated = (await store.claim(keys, 100, NOW, "me", True, unfinished_max=2)).records
+        assert sorted(record.key for record in repeated) == ["0", "1", "2"]
+
+    on_store(use)
+
+
+def test_bounding_a_claim_by_the_clock_of_the_store_means_nothing_without_one() -> None:
+    async def use(store: SqliteStore) -> None:
+        assert await store.now() is None
+        in_the_year_2100 = 4_102_444_800_000_000
+        await store.write([new("a", due_at=in_the_year_2100)], NOW)
+        source = REPORTS._replace(before=in_the_year_2100)
+        claimed = await store.claim([source], 1, in_the_year_2100, "me", bounded=True)
+        assert [record.key for record in claimed.records] == ["a"]
+
+    on_store(use)
 
 
 def test_a_row_whose_key_is_no_text_is_parked_and_the_others_are_claimed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -53,7 +53,7 @@ def noting(notes: list[T], note: T) -> Callable[[sqlite3.Connection], bool]:
     return make
 
 
-def in_memory() -> sqlite3.Connection:
+def in_memory(making: bool) -> sqlite3.Connection:
     return sqlite3.connect(":memory:", isolation_level=None)
 
 
@@ -277,7 +277,7 @@ def test_urgent_calls_go_before_others_that_came_earlier() -> None:
     async def main() -> None:
         order: list[int] = []
         held = threading.Event()
-        thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
+        thread = sqlite_thread.ConnectionThread("a database", in_memory, None, "FULL", print)
         await thread.open()
         first = await kept_busy(thread, held)
         calls = [
@@ -297,7 +297,7 @@ def test_a_call_that_is_cancelled_while_it_waits_is_not_made() -> None:
     async def main() -> None:
         made: list[str] = []
         held = threading.Event()
-        thread = sqlite_thread.ConnectionThread("a database", in_memory, False, "FULL", print)
+        thread = sqlite_thread.ConnectionThread("a database", in_memory, None, "FULL", print)
         await thread.open()
         first = await kept_busy(thread, held)
         cancelled = asyncio.ensure_future(thread.call(noting(made, "no"), None, True))
@@ -386,3 +386,322 @@ def test_what_was_acknowledged_survives_a_process_that_is_killed(tmp_path: Path)
         connection = sqlite3.connect(database)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         connection.close()
+
+
+def files_open_in(directory: Path) -> list[str]:
+    """The files below a directory that this process has open."""
+    opened = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(descriptor.readlink())
+        except FileNotFoundError:  # the one that lists them
+            continue
+        if target.startswith(str(directory)):
+            opened.append(target)
+    return opened
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_closing_that_is_cancelled_ends_the_thread_and_closes_the_file(
+    tmp_path: Path, times: int
+) -> None:
+    async def main() -> None:
+        held = threading.Event()
+        closing = asyncio.Event()
+
+        async def use() -> None:
+            async with sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store:
+                await store.write([Write("reports", "a", DUE, ABSENT)], NOW)
+                await kept_busy(store._thread, held)
+                asyncio.get_running_loop().call_soon(closing.set)
+
+        using = asyncio.ensure_future(use())
+        async with realtime.timeout(PATIENCE_S):
+            await closing.wait()
+        for _ in range(times):
+            using.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait([using])
+        assert using.cancelled()
+        held.set()
+
+    asyncio.run(main())
+    for thread in threading.enumerate():
+        if thread.name.startswith("pyncette"):
+            thread.join(PATIENCE_S)
+    assert threads() == []
+    assert files_open_in(tmp_path) == []
+
+
+def keys_in(database: Path) -> list[str]:
+    """The keys in a file, which must be sound."""
+    connection = sqlite3.connect(database)
+    try:
+        rows = connection.execute('SELECT "key" FROM pyncette_tasks ORDER BY "key"').fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return [row[0] for row in rows]
+    finally:
+        connection.close()
+
+
+async def add(store: SqliteStore, key: str) -> None:
+    assert await store.write([Write("reports", key, DUE, ABSENT)], NOW) == [Applied(NOW)]
+
+
+def make_database(database: Path, *keys: str) -> None:
+    """A good database, closed."""
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            for key in keys:
+                await add(store, key)
+
+    asyncio.run(main())
+
+
+def deleted(database: Path) -> None:
+    database.unlink()
+
+
+def deleted_with_its_log(database: Path) -> None:
+    for path in database.parent.glob("tasks.db*"):
+        path.unlink()
+
+
+def moved_away(database: Path) -> None:
+    database.rename(database.with_name("former.db"))
+
+
+@pytest.mark.parametrize("lose", [deleted, deleted_with_its_log, moved_away])
+def test_a_file_that_is_gone_is_an_outage_that_says_what_to_do(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            lose(database)
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: store.write([Write("reports", "b", DUE, ABSENT)], NOW),
+                lambda: store.claim([REPORTS], 100, NOW, "me"),
+                lambda: store.claim([REPORTS], 0, NOW, "me"),
+                lambda: store.get([("reports", "a")]),
+                lambda: store.scan("reports", Filter(), None, 10),
+            ]
+            for _ in range(2):
+                for call in calls:
+                    with pytest.raises(StoreUnavailableError, match="Put it back, or restart") as e:
+                        await call()
+                    assert str(database) in str(e.value)
+                    assert "there is no such file" in str(e.value)
+            assert not database.exists()
+
+    asyncio.run(main())
+    assert threads() == []
+
+
+def test_a_file_that_is_moved_away_takes_along_what_was_acknowledged_and_may_come_back(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            moved_away(database)
+            with pytest.raises(StoreUnavailableError):
+                await add(store, "lost")
+            assert keys_in(tmp_path / "former.db") == ["a"]
+            (tmp_path / "former.db").rename(database)
+            await add(store, "b")
+
+    asyncio.run(main())
+    assert keys_in(database) == ["a", "b"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_that_is_replaced_by_a_good_one_is_used_from_then_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: bool
+) -> None:
+    """The log of the former database stays at its path, and must not get into the new one."""
+    database = tmp_path / "tasks.db"
+    make_database(tmp_path / "backup.db", "restored")
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            for number in range(30):
+                await add(store, f"{number:02}")
+            if beside:
+                deleted_with_its_log(database)
+            (tmp_path / "backup.db").rename(database)
+            page = await store.scan("reports", Filter(), None, 100)
+            assert [record.key for record in page.records] == ["restored"]
+            await add(store, "new")
+            claimed = await store.claim([REPORTS], 100, NOW, "me")
+            assert sorted(record.key for record in claimed.records) == ["new", "restored"]
+
+    with caplog.at_level("WARNING"):
+        asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records if str(database) in record.message]
+    assert keys_in(database) == ["new", "restored"]
+
+
+@pytest.mark.parametrize("content", ["", "to whom it may concern " * 100, "another table"])
+def test_a_file_that_is_replaced_by_a_useless_one_is_an_outage_and_not_changed(
+    tmp_path: Path, content: str
+) -> None:
+    database = tmp_path / "tasks.db"
+    if content == "another table":
+        connection = sqlite3.connect(tmp_path / "useless")
+        connection.execute("CREATE TABLE other (one)")
+        connection.close()
+    else:
+        (tmp_path / "useless").write_text(content)
+    before = (tmp_path / "useless").read_bytes()
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            (tmp_path / "useless").rename(database)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="cannot be used"):
+                    await add(store, "b")
+            assert database.read_bytes() == before
+
+    asyncio.run(main())
+
+
+def test_a_file_is_not_replaced_while_another_process_still_uses_the_log_of_the_former(
+    tmp_path: Path,
+) -> None:
+    database = tmp_path / "tasks.db"
+    make_database(tmp_path / "backup.db", "restored")
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            other = sqlite3.connect(database, isolation_level=None)
+            other.execute("BEGIN")
+            other.execute("SELECT * FROM pyncette_tasks").fetchall()
+            await add(store, "b")
+            (tmp_path / "backup.db").rename(database)
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="Stop the workers"):
+                    await add(store, "c")
+            other.execute("ROLLBACK")
+            await add(store, "c")
+            other.close()
+
+    asyncio.run(main())
+    assert keys_in(database) == ["c", "restored"]
+
+
+@pytest.mark.parametrize(
+    "lost", [["tasks.db-wal"], ["tasks.db-shm"], ["tasks.db-wal", "tasks.db-shm"]]
+)
+def test_a_log_that_is_deleted_alone_loses_nothing(tmp_path: Path, lost: list[str]) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            for name in lost:
+                (tmp_path / name).unlink()
+            await add(store, "b")
+            async with sqlite_repository(sqlite_database=database) as other:
+                page = await other.scan("reports", Filter(), None, 10)
+                assert [record.key for record in page.records] == ["a", "b"]
+
+    asyncio.run(main())
+    assert keys_in(database) == ["a", "b"]
+
+
+def test_what_is_written_while_the_file_is_deleted_is_not_acknowledged(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+
+            def delete(connection: sqlite3.Connection) -> bool:
+                database.unlink()
+                return True
+
+            with pytest.raises(StoreUnavailableError, match="while it was written to"):
+                await store._thread.call(None, delete, False)
+
+    asyncio.run(main())
+
+
+def test_watchers_are_told_when_the_file_was_replaced(tmp_path: Path) -> None:
+    database = tmp_path / "tasks.db"
+    make_database(tmp_path / "backup.db", "restored")
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            heard: asyncio.Queue[object] = asyncio.Queue()
+            await store.watch(["reports"], heard.put_nowait)
+            (tmp_path / "backup.db").rename(database)
+            await store.claim([REPORTS], 0, NOW, "me")
+            async with realtime.timeout(PATIENCE_S):
+                assert await heard.get() is None
+
+    asyncio.run(main())
+
+
+def test_a_relative_path_means_the_same_file_after_a_change_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database="tasks.db") as store:
+            await add(store, "a")
+            monkeypatch.chdir(tmp_path / "elsewhere")
+            await add(store, "b")
+
+    asyncio.run(main())
+    assert keys_in(tmp_path / "tasks.db") == ["a", "b"]
+
+
+def test_a_path_that_is_a_link_is_watched_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    database = tmp_path / "tasks.db"
+    database.symlink_to(tmp_path / "data" / "tasks.db")
+    make_database(tmp_path / "data" / "backup.db", "restored")
+
+    async def main() -> None:
+        async with sqlite_repository(sqlite_database=database) as store:
+            await add(store, "a")
+            await add(store, "b")
+            database.unlink()
+            database.symlink_to(tmp_path / "data" / "backup.db")
+            await add(store, "c")
+
+    asyncio.run(main())
+    assert keys_in(database) == ["c", "restored"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_eager_tasks_get_their_answers(tmp_path: Path) -> None:
+    async def main() -> None:
+        eager = getattr(asyncio, "eager_task_factory")  # noqa: B009 - absent from 3.11
+        asyncio.get_running_loop().set_task_factory(eager)
+        async with (
+            sqlite_repository(sqlite_database=tmp_path / "tasks.db") as store,
+            realtime.timeout(PATIENCE_S),
+        ):
+            await asyncio.gather(
+                *(asyncio.create_task(add(store, f"{number}")) for number in range(1_200))
+            )
+            claims = await asyncio.gather(
+                *(
+                    asyncio.create_task(store.claim([REPORTS], 100, NOW, f"{number}"))
+                    for number in range(12)
+                )
+            )
+        assert sum(len(claimed.records) for claimed in claims) == 1_200
+
+    asyncio.run(main())
+    assert threads() == []

@@ -12,12 +12,14 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
+from pyncette.sqlite.errors import is_busy
 from pyncette.sqlite.table import SqliteTable
-from pyncette.sqlite.thread import ConnectionThread, is_busy
+from pyncette.sqlite.thread import ConnectionThread
 from pyncette.store import (
     Claimed,
     Filter,
@@ -116,10 +118,10 @@ class SqliteStore:
 
     def __init__(self, options: SqliteOptions) -> None:
         self._options = options
+        # Absolute: the process may change its directory, and the file may have to be opened again.
+        self._path = None if options.database == MEMORY else os.path.abspath(options.database)
         self._place = (
-            "SQLite in memory"
-            if options.database == MEMORY
-            else f"SQLite file '{options.database}'"
+            "SQLite in memory" if self._path is None else f"SQLite file '{options.database}'"
         )
         self._table = SqliteTable(options.table_name)
         self._found = False
@@ -127,7 +129,7 @@ class SqliteStore:
         self._thread = ConnectionThread(
             self._place,
             self._connect,
-            options.database != MEMORY,
+            self._path,
             options.synchronous.upper(),
             self._changed,
         )
@@ -152,6 +154,12 @@ class SqliteStore:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
+        """See ``pyncette.store.Store.claim``.
+
+        ``bounded`` is ignored: the clock of this store is the machine's, which is the one that
+        ``now`` was read from.
+        """
+
         def read(connection: sqlite3.Connection) -> Claimed | None:
             next_due = self._table.next_due(connection, sources)
             if limit > 0 and (repeated or _any_due(sources, next_due, now)):
@@ -159,11 +167,13 @@ class SqliteStore:
             return Claimed([], next_due)
 
         def write(connection: sqlite3.Connection) -> Claimed:
-            return self._table.claim(connection, sources, limit, now, token, repeated)
+            return self._table.claim(
+                connection, sources, limit, now, token, repeated, unfinished_max
+            )
 
         # Where a claim found something, the next one probably does, and need not look first. A
-        # claim need not wait for the disk: a crash of the machine ends every lease on it anyway,
-        # and whatever the claimed runs lead to is written with the claim before it.
+        # claim need not wait for the disk: a crash of the machine also ends the workers that hold
+        # its leases, and outcomes of the claimed runs are never written without the claim.
         answer: Claimed = await self._thread.call(
             None if self._found and limit > 0 else read, write, urgent=True, durable=False
         )
@@ -216,21 +226,33 @@ class SqliteStore:
 
     # What follows runs in the thread.
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, making: bool) -> sqlite3.Connection:
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             raise StoreMisconfiguredError(
                 f"SQLite {sqlite3.sqlite_version} is too old: at least "
                 f"{'.'.join(map(str, OLDEST_SQLITE))} is needed"
             )
         options = self._options
-        reason = _why_unusable(options.database)
+        reason = None if self._path is None else _why_unusable(self._path, making)
         if reason is not None:
             raise StoreMisconfiguredError(f"{self._place} cannot be opened: {reason}")
         connection = None
         try:
-            connection = sqlite3.connect(options.database, timeout=0, isolation_level=None)
+            mode_of_opening = "rwc" if making else "rw"
+            connection = sqlite3.connect(
+                MEMORY
+                if self._path is None
+                else f"{Path(self._path).as_uri()}?mode={mode_of_opening}",
+                timeout=0,
+                isolation_level=None,
+                uri=True,
+            )
+            if not making and not self._table.is_complete(connection, self._place):
+                raise StoreMisconfiguredError(
+                    f"{self._place} has no table '{options.table_name}', or not its index"
+                )
             mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-            if options.database != MEMORY and mode != "wal":
+            if self._path is not None and mode != "wal":
                 raise StoreMisconfiguredError(
                     f"{self._place} cannot have a write-ahead log: its journal mode stays '{mode}'"
                 )
@@ -241,7 +263,8 @@ class SqliteStore:
                 )
             connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES_MAX}")
             connection.execute("SELECT count(*) FROM json_each('[]')")
-            self._table.make(connection, self._place)
+            if making:
+                self._table.make(connection, self._place)
             return connection
         except BaseException as error:
             if connection is not None:
@@ -275,18 +298,18 @@ def _any_due(sources: Iterable[Source], next_due: Iterable[int | None], now: int
     )
 
 
-def _why_unusable(database: str) -> str | None:
-    """What about the file keeps it from being used, in words; None where nothing does.
+def _why_unusable(database: str, making: bool) -> str | None:
+    """Why the file cannot be used, in words; None where it can, or where it may be made.
 
     Without this, SQLite would open a file that it may not write to, and fail later.
     """
-    if database == MEMORY:
-        return None
-    directory = os.path.dirname(database) or os.curdir
+    directory = os.path.dirname(database)
     if os.path.isdir(database):
         return "it is a directory"
     if not os.path.isdir(directory):
         return f"the directory '{directory}' does not exist"
+    if not making and not os.path.exists(database):
+        return "there is no such file"
     if os.path.exists(database) and not _may(database, os.R_OK | os.W_OK):
         return "no permission to read and write it"
     if not _may(directory, os.W_OK | os.X_OK):

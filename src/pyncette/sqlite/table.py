@@ -21,9 +21,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
+from pyncette.sqlite.errors import is_too_big, refuses_value
 from pyncette.store import (
     Applied,
     Claimed,
+    Failed,
     Filter,
     Group,
     Identity,
@@ -50,17 +52,20 @@ from pyncette.store.record import (
 from pyncette.store.sql.rows import COLUMNS, describe_foreign_table, prefix_end
 
 EXAMINED_MAX: Final = 5_000
-"""So many rows a page of a filtered scan looks at, so that no call keeps the others waiting."""
+"""Maximum rows that one page of a filtered scan examines, so that other calls need not wait."""
 
 _STEPS: Final = (100, 25, 5, 1)
-"""So many rows are written by one statement, the most first; each size is prepared once."""
+"""Maximum rows per statement, largest first; a statement is prepared once for each size."""
 
 _VERSION_MAX: Final = 1 << 61
 _UNFINISHED_MAX: Final = 1 << 30
-"""Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
+_INSTANT_MAX: Final = (1 << 63) - 1
 
-# Somebody may edit a row by hand. What the checks let through can be claimed and parked; what
-# they refuse (an instant as text, a version that cannot grow) would stand in everybody's way.
+# A row may be edited by hand into anything. The checks refuse what SQLite would compare or count
+# wrongly; but checks can be switched off, and dropped. So whatever a row holds is read as a value
+# of the right type: a version or a count that is absurd counts as 1 or 0, an instant that is no
+# number is never due, a text that is missing is empty. The engine then finds such a record
+# unreadable, and parks it.
 _TABLE: Final = """\
 CREATE TABLE IF NOT EXISTS {table} (
     "group"  TEXT    NOT NULL CHECK (typeof("group") = 'text'),
@@ -93,32 +98,49 @@ class SqliteTable:
         self.name = name
         self.schema = (_TABLE.format(table=name), _INDEX.format(table=name))
 
-        # CAST costs nothing on what is of that type, and makes of anything else what can be
-        # handed on, so that whoever reads the record finds it unreadable and parks it.
-        integers = ("due_at", "version", "unfinished_attempts")
+        version = (
+            f"CASE WHEN typeof(version) = 'integer' AND version BETWEEN 1 AND {_VERSION_MAX} "
+            "THEN version ELSE 1 END"
+        )
+        unfinished = (
+            "CASE WHEN typeof(unfinished_attempts) = 'integer' "
+            f"AND unfinished_attempts BETWEEN 0 AND {_UNFINISHED_MAX} "
+            "THEN unfinished_attempts ELSE 0 END"
+        )
+        integers = {
+            "due_at": "CASE WHEN typeof(due_at) IN ('integer', 'real') "
+            "THEN CAST(due_at AS INTEGER) END",
+            "version": version,
+            "unfinished_attempts": unfinished,
+        }
+        # CAST costs nothing on what is a text already.
+        texts = {
+            column: f"coalesce(CAST({column} AS TEXT), '')"
+            for column in ("state", "schedule", "args", "progress")
+        }
         columns = ", ".join(
-            f'CAST(t."{column}" AS {"INTEGER" if column in integers else "TEXT"})'
+            integers.get(column) or texts.get(column) or f'CAST(t."{column}" AS TEXT)'
             for column in COLUMNS
         )
-        version = f"max(min(CAST(version AS INTEGER), {_VERSION_MAX}) + 1, ?)"
-        unfinished_attempts = f"min(CAST(unfinished_attempts AS INTEGER), {_UNFINISHED_MAX}) + 1"
-        due = 'WHERE "group" = ? AND due_at <= ? ORDER BY due_at, rowid LIMIT ?'
+        claimed_version = f"max({version} + 1, ?)"
+        eligible = f'WHERE "group" = ? AND due_at <= ? AND {unfinished} <= ?'
+        due = f"{eligible} ORDER BY due_at, rowid LIMIT ?"
         keyed = f'FROM json_each(?) AS j CROSS JOIN {name} AS t ON t."group" = ?'
         running = (
-            f"state = '{State.RUNNING}', unfinished_attempts = {unfinished_attempts}, "
-            f"version = {version}"
+            f"state = '{State.RUNNING}', unfinished_attempts = {unfinished} + 1, "
+            f"version = {claimed_version}"
         )
 
-        # Of one group, by the index on what is due.
+        # Of one group, by the index on what is due. No text and no blob is <= a number.
         self._next_due = (
-            f'SELECT due_at FROM {name} WHERE "group" = ? AND due_at IS NOT NULL '
-            "ORDER BY due_at LIMIT 1"
+            f'SELECT CAST(due_at AS INTEGER) FROM {name} WHERE "group" = ? '
+            f"AND due_at <= {_INSTANT_MAX} ORDER BY due_at LIMIT 1"
         )
         self._due = (
-            "SELECT json_group_array(json_array(k, v, s, p, a, g)) FROM ("
-            f'SELECT CAST("key" AS TEXT) AS k, {version} AS v, {unfinished_attempts} AS s, '
-            "CAST(schedule AS TEXT) AS p, CAST(args AS TEXT) AS a, CAST(progress AS TEXT) AS g "
-            f"FROM {name} {due})"
+            "SELECT json_group_array(json_array(r, k, v, s, p, a, g)) FROM ("
+            'SELECT rowid AS r, CASE WHEN typeof("key") = \'text\' THEN "key" END AS k, '
+            f"{claimed_version} AS v, {unfinished} + 1 AS s, {texts['schedule']} AS p, "
+            f"{texts['args']} AS a, {texts['progress']} AS g FROM {name} {due})"
         )
         self._take_due = (
             f"UPDATE {name} SET due_at = ?, token = ?, {running} "
@@ -126,27 +148,37 @@ class SqliteTable:
         )
         self._held = (
             f"SELECT {columns} FROM {name} AS t "
-            'WHERE t."group" = ? AND t.due_at = ? AND t.token = ? LIMIT ?'
+            f'WHERE t."group" = ? AND t.due_at = ? AND t.token = ? AND {unfinished} <= ? LIMIT ?'
+        )
+        self._park_due = (
+            f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
+            f"version = {claimed_version}, progress = ? "
+            f"WHERE rowid IN (SELECT rowid FROM {name} {due})"
         )
         # Of one group and many keys, by the primary key.
         self._next_due_of_keys = (
-            f'SELECT json_group_object(t."key", t.due_at) {keyed} AND t."key" = j.value '
-            "WHERE t.due_at IS NOT NULL"
+            f'SELECT json_group_object(t."key", CAST(t.due_at AS INTEGER)) '
+            f'{keyed} AND t."key" = j.value WHERE t.due_at <= {_INSTANT_MAX}'
         )
         self._of_keys = f'SELECT {columns} {keyed} AND t."key" = j.value'
         # One record, by the primary key.
-        self._one = f'SELECT {columns} FROM {name} AS t WHERE t."group" = ? AND t."key" = ?'
+        one = 'WHERE "group" = ? AND "key" = ?'
+        self._one = f"SELECT {columns} FROM {name} AS t {one}"
         self._take_key = (
-            f'UPDATE {name} SET due_at = ?, token = ?, {running} WHERE "group" = ? AND "key" = ?'
+            f"UPDATE {name} SET due_at = ?, token = ?, {running} {one} AND {unfinished} <= ?"
         )
         self._put = (
             f"UPDATE {name} SET version = ?, due_at = ?, state = ?, token = ?, "
-            "unfinished_attempts = ?, schedule = ?, args = ?, progress = ? "
-            'WHERE "group" = ? AND "key" = ? AND version = ?'
+            f"unfinished_attempts = ?, schedule = ?, args = ?, progress = ? {one}"
         )
+        self._patch = (
+            f"UPDATE {name} SET version = ?, due_at = ?, state = ?, unfinished_attempts = ?, "
+            f"progress = coalesce(?, progress) {one}"
+        )
+        self._delete = f"DELETE FROM {name} {one}"
         # Many at once.
         unchanged = '"group" = ? AND version = ? AND (? IS NULL OR token = ?)'
-        self._delete = (
+        self._deletes = (
             f'DELETE FROM {name} WHERE {unchanged} AND "key" IN (SELECT value FROM json_each(?))'
         )
         self._patches = {
@@ -167,8 +199,11 @@ class SqliteTable:
             )
             for size in _STEPS
         }
-        # A range of keys, by the primary key.
-        keys = '"group" = ? AND "key" >= ? AND "key" < ?'
+        # A range of keys, by the primary key. The bounds are bytes: a cursor may be a key that is
+        # not UTF-8. No text is greater than a blob.
+        keys = (
+            '"group" = ? AND "key" >= CAST(? AS TEXT) AND "key" < coalesce(CAST(? AS TEXT), x\'\')'
+        )
         self._last_examined = (
             f'SELECT "key" FROM {name} WHERE {keys} ORDER BY "key" LIMIT 1 OFFSET ?'
         )
@@ -177,11 +212,10 @@ class SqliteTable:
             "AND (? IS NULL OR state IN (SELECT value FROM json_each(?))) "
             'ORDER BY "key" LIMIT ?'
         )
-        # After a claim that met a key that is no text.
+        # Of rows that a claim took.
         self._park = (
             f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
-            'progress = ? WHERE "group" = ? AND due_at = ? AND token = ? '
-            'AND "key" NOT IN (SELECT value FROM json_each(?))'
+            "progress = ? WHERE rowid IN (SELECT value FROM json_each(?))"
         )
 
     def make(self, connection: sqlite3.Connection, place: str) -> None:
@@ -190,15 +224,20 @@ class SqliteTable:
         Raises:
             StoreMisconfiguredError: There is a table of that name that is not one of ours.
         """
-        if self._is_complete(connection, place):
+        if self.is_complete(connection, place):
             return
         connection.execute("BEGIN IMMEDIATE")
-        if not self._is_complete(connection, place):
+        if not self.is_complete(connection, place):
             for statement in self.schema:
                 connection.execute(statement)
         connection.execute("COMMIT")
 
-    def _is_complete(self, connection: sqlite3.Connection, place: str) -> bool:
+    def is_complete(self, connection: sqlite3.Connection, place: str) -> bool:
+        """Whether the table and its index are there.
+
+        Raises:
+            StoreMisconfiguredError: There is a table of that name that is not one of ours.
+        """
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({self.name})")]
         if columns and columns != list(COLUMNS):
             raise StoreMisconfiguredError(
@@ -243,14 +282,19 @@ class SqliteTable:
         now: int,
         token: str,
         repeated: bool,
+        unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``."""
+        if unfinished_max is None:
+            unfinished_max = _UNFINISHED_MAX
         of_keys = self._due_of_keys(connection, sources)
         claimed: list[Record] = []
         shares: dict[Source, int] = {}
         if repeated:
             for source in sources:
-                held = self._held_before(connection, source, limit - len(claimed), now, token)
+                held = self._held_before(
+                    connection, source, limit - len(claimed), now, token, unfinished_max
+                )
                 shares[source] = len(held)
                 claimed += held
         for source in sources:
@@ -260,13 +304,18 @@ class SqliteTable:
             if isinstance(source, Key):
                 dues = of_keys[source.group]
                 due_at = dues.get(source.key)
-                if due_at is not None and due_at <= now:
-                    claimed.append(self._claim_key(connection, source, now, token))
+                if due_at is None or due_at > now:
+                    continue
+                record = self._claim_key(connection, source, now, token, unfinished_max)
+                if record is not None:
+                    claimed.append(record)
                     dues[source.key] = now + source.lease
             else:
                 left = min(left, source.share - shares.get(source, 0))
                 if left > 0:
-                    claimed += self._claim_group(connection, source, left, now, token)
+                    claimed += self._claim_group(
+                        connection, source, left, now, token, unfinished_max
+                    )
         groups = [source for source in sources if isinstance(source, Group)]
         if not of_keys.keys().isdisjoint(source.group for source in groups):
             return Claimed(claimed, self.next_due(connection, sources))
@@ -282,87 +331,114 @@ class SqliteTable:
         )
 
     def _held_before(
-        self, connection: sqlite3.Connection, source: Source, limit: int, now: int, token: str
+        self,
+        connection: sqlite3.Connection,
+        source: Source,
+        limit: int,
+        now: int,
+        token: str,
+        unfinished_max: int,
     ) -> list[Record]:
         lease_end = now + source.lease
+        # The claim that is repeated has counted one more.
+        counted_max = unfinished_max + 1
         if isinstance(source, Key):
             record = self.one(connection, source.group, source.key)
-            held = record is not None and record.token == token and record.due_at == lease_end
+            held = (
+                record is not None
+                and record.token == token
+                and record.due_at == lease_end
+                and record.unfinished_attempts <= counted_max
+            )
             return [record] if record is not None and held and limit > 0 else []
-        limit = min(limit, source.share)
-        rows = connection.execute(self._held, (source.group, lease_end, token, max(limit, 0)))
-        return [record_of(row) for row in rows]
+        limit = max(min(limit, source.share), 0)
+        rows = connection.execute(
+            self._held, (source.group, lease_end, token, counted_max, limit)
+        ).fetchall()
+        return [_record(connection, row) for row in rows]
 
     def _claim_group(
-        self, connection: sqlite3.Connection, source: Group, limit: int, now: int, token: str
+        self,
+        connection: sqlite3.Connection,
+        source: Group,
+        limit: int,
+        now: int,
+        token: str,
+        unfinished_max: int,
     ) -> list[Record]:
         group, lease, _, before = source
-        due = connection.execute(self._due, (now, group, before, limit)).fetchone()[0]
-        rows = json.loads(due)
+        eligible = (group, before, unfinished_max)
+        rows: list[tuple[Any, ...]] = []
+        while limit > 0:
+            try:
+                due = connection.execute(self._due, (now, *eligible, limit)).fetchone()[0]
+                rows = json.loads(due)
+                break
+            except Exception as error:
+                if not is_too_big(error):
+                    raise
+            if limit == 1:
+                # Alone it is more than can be handed on, now and always.
+                parked = _unreadable("its texts are too long to be read")
+                connection.execute(self._park_due, (now, parked, *eligible, 1))
+                break
+            limit //= 2
         if not rows:
             return []
         lease_end = now + lease
-        connection.execute(self._take_due, (lease_end, token, now, group, before, limit))
+        connection.execute(self._take_due, (lease_end, token, now, *eligible, limit))
         running = State.RUNNING.value
-        records = [
-            record_of(
-                (
-                    group,
-                    key,
-                    lease_end,
-                    version,
-                    token,
-                    running,
-                    unfinished_attempts,
-                    schedule,
-                    args,
-                    progress,
-                )
+        records: list[Record] = []
+        unreachable: list[int] = []
+        for rowid, key, version, unfinished_attempts, schedule, args, progress in rows:
+            if key is None or (connection.text_factory is not str and not _is_utf_8(key)):
+                unreachable.append(rowid)
+                continue
+            record = (
+                group,
+                key,
+                lease_end,
+                version,
+                token,
+                running,
+                unfinished_attempts,
+                schedule,
+                args,
+                progress,
             )
-            for key, version, unfinished_attempts, schedule, args, progress in rows
-        ]
-        if connection.text_factory is not str:
-            return self._addressable(connection, group, lease_end, token, records)
+            records.append(_record(connection, record))
+        if unreachable:
+            # No write reaches them.
+            parked = _unreadable("the key is not UTF-8")
+            connection.execute(self._park, (parked, json.dumps(unreachable)))
         return records
 
-    def _addressable(
+    def _claim_key(
         self,
         connection: sqlite3.Connection,
-        group: str,
-        lease_end: int,
+        source: Key,
+        now: int,
         token: str,
-        records: list[Record],
-    ) -> list[Record]:
-        """Parks what was claimed under a key that is no text: nobody could settle it."""
-        found = {record.key: self.one(connection, group, record.key) for record in records}
-        good = [record for record in found.values() if record and record.token == token]
-        if len(good) != len(records):
-            progress = dump_progress(Progress(None, "unreadable", error="the key is not UTF-8"))
-            keys = json.dumps([record.key for record in good])
-            connection.execute(self._park, (progress, group, lease_end, token, keys))
-        return good
-
-    def _claim_key(
-        self, connection: sqlite3.Connection, source: Key, now: int, token: str
-    ) -> Record:
+        unfinished_max: int,
+    ) -> Record | None:
         group, key, lease = source
-        connection.execute(self._take_key, (now + lease, token, now, group, key))
-        record = self.one(connection, group, key)
-        assert record is not None
-        return record
+        taken = connection.execute(
+            self._take_key, (now + lease, token, now, group, key, unfinished_max)
+        )
+        return self.one(connection, group, key) if taken.rowcount else None
 
     def one(self, connection: sqlite3.Connection, group: str, key: str) -> Record | None:
         """One record, or None."""
         row = connection.execute(self._one, (group, key)).fetchone()
-        return None if row is None else record_of(row)
+        return None if row is None else _record(connection, row)
 
     def write(
         self, connection: sqlite3.Connection, batch: Sequence[Write], now: int
     ) -> list[Result]:
         """See ``pyncette.store.Store.write``.
 
-        What is alike goes in one statement. Where the number of rows that it changed says that
-        one of them was refused, it is undone, and all of them are looked at one by one.
+        Writes that are alike go in one statement. If it changes fewer rows than it should, or
+        SQLite refuses a value in it, it is undone and each of its writes is made on its own.
         """
         results: list[Result] = [Applied(ABSENT)] * len(batch)
         kinds: dict[tuple[Any, ...], list[int]] = {}
@@ -392,7 +468,12 @@ class SqliteTable:
                 for at in places:
                     results[at] = applied
         for at in singly:
-            results[at] = self._write_one(connection, batch[at], now)
+            try:
+                results[at] = self._write_one(connection, batch[at], now)
+            except Exception as error:
+                if not refuses_value(error):
+                    raise
+                results[at] = _failed(batch[at], error)
         return results
 
     def _write_alike(
@@ -408,7 +489,7 @@ class SqliteTable:
         if len(kind) == 3:
             group, expect, token = kind
             keys = json.dumps([write.key for write in writes])
-            steps = [(self._delete, (group, expect, token, token, keys))]
+            steps = [(self._deletes, (group, expect, token, token, keys))]
         elif kind:
             group, expect, token, state, unfinished_attempts = kind
             version = next_version(expect, now)
@@ -428,9 +509,9 @@ class SqliteTable:
             rows = [_row(write, version) for write in writes]
             steps = _in_steps(self._inserts, (), rows, ())
         if len(writes) == 1:
-            return version if connection.execute(*steps[0]).rowcount == 1 else None
+            return version if _written(connection, steps) == 1 else None
         connection.execute("SAVEPOINT alike")
-        written = sum(connection.execute(*step).rowcount for step in steps)
+        written = _written(connection, steps)
         if written != len(writes):
             connection.execute("ROLLBACK TO alike")
         connection.execute("RELEASE alike")
@@ -450,22 +531,12 @@ class SqliteTable:
                 return Applied(ABSENT)
             connection.execute(self._inserts[1], _row(write, version))
         elif isinstance(change, Delete):
-            connection.execute(
-                self._delete, (group, current.version, None, None, json.dumps([key]))
-            )
+            connection.execute(self._delete, (group, key))
             return Applied(ABSENT)
         elif isinstance(change, Patch):
-            due_at, state, unfinished_attempts, progress = change
-            expected = (group, current.version, None, None)
-            connection.execute(
-                self._patches[1],
-                (version, state, unfinished_attempts, key, due_at, progress, *expected),
-            )
+            connection.execute(self._patch, (version, *change, group, key))
         else:
-            connection.execute(
-                self._put,
-                (version, *change, group, key, current.version),
-            )
+            connection.execute(self._put, (version, *change, group, key))
         return Applied(version)
 
     def get(
@@ -478,7 +549,7 @@ class SqliteTable:
         found: dict[Identity, Record] = {}
         for group, names in keys.items():
             for row in connection.execute(self._of_keys, (json.dumps(names), group)):
-                found[row[0], row[1]] = record_of(row)
+                found[row[0], row[1]] = _record(connection, row)
         return [found.get(identity) for identity in identities]
 
     def scan(
@@ -491,24 +562,78 @@ class SqliteTable:
     ) -> Page:
         """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
         states, prefix, due_before = where
-        # Keys hold no NUL, so that nothing lies between a key and the same with one appended; and
-        # no text is greater than a blob.
-        first = prefix if cursor is None else f"{cursor}\0"
-        end: str | bytes = (prefix_end(prefix) if prefix else None) or b""
-        last_examined = None
+        # Keys hold no NUL, so that nothing lies between a key and the same with one appended.
+        first = _bytes(prefix if cursor is None else f"{cursor}\0")
+        prefix_ends = prefix_end(prefix) if prefix else None
+        end = None if prefix_ends is None else _bytes(prefix_ends)
+        last_examined: str | None = None
         if states is not None or due_before is not None:
             row = connection.execute(
                 self._last_examined, (group, first, end, max(EXAMINED_MAX, limit) - 1)
             ).fetchone()
             if row is not None:
                 last_examined = row[0]
-                end = f"{last_examined}\0"
+                end = _bytes(f"{last_examined}\0")
         wanted = None if states is None else json.dumps(sorted(states))
         rows = connection.execute(
             self._page, (group, first, end, due_before, due_before, wanted, wanted, limit + 1)
         ).fetchall()
-        records = [record_of(row) for row in rows[:limit]]
-        return Page(records, records[-1].key if len(rows) > limit else last_examined)
+        records = [_record(connection, row) for row in rows[:limit]]
+        return Page(records, rows[limit - 1][1] if len(rows) > limit else last_examined)
+
+
+def decode_leniently(text: bytes) -> str:
+    """A text of the database, where some are not UTF-8: as ``connection.text_factory``.
+
+    Other bytes become lone surrogates, which are never part of a text in UTF-8, so that one can
+    tell such a text, and go back to its bytes.
+    """
+    return text.decode(errors="surrogateescape")
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode(errors="surrogateescape")
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
+    """A row as a record; what is not UTF-8 in it is replaced."""
+    if connection.text_factory is not str:
+        row = tuple(
+            _bytes(value).decode(errors="replace") if isinstance(value, str) else value
+            for value in row
+        )
+    return record_of(row)
+
+
+def _unreadable(reason: str) -> str:
+    """The progress of a record that the store parks."""
+    return dump_progress(Progress(None, "unreadable", error=reason))
+
+
+def _failed(write: Write, error: BaseException) -> Failed:
+    refused = ValueError(f"SQLite refuses a value of {write.key!r} of '{write.group}': {error}")
+    refused.__cause__ = error
+    return Failed(refused)
+
+
+def _written(
+    connection: sqlite3.Connection, steps: Sequence[tuple[str, Sequence[Any]]]
+) -> int | None:
+    """How many rows the statements changed; None where SQLite refuses a value in one of them."""
+    try:
+        return sum(connection.execute(*step).rowcount for step in steps)
+    except Exception as error:
+        if not refuses_value(error):
+            raise
+        return None
 
 
 def _row(write: Write, version: int) -> tuple[Any, ...]:

@@ -1,16 +1,17 @@
 """The one thread that owns a SQLite connection, and the queue of calls in front of it.
 
-All calls that are queued when the thread comes round run in one transaction, so that the cost of
-a commit is shared. It knows transactions, other users of the file, and what the errors of SQLite
-mean; it knows nothing of tables and records, which are in ``pyncette.sqlite``.
+All calls that are queued when the thread is free run in one transaction, so that they share the
+cost of a commit. It knows transactions, other users of the file, and what to do when the file is
+deleted or replaced; it knows nothing of tables and records, which are in ``pyncette.sqlite``.
 
-Where a text in the database is no UTF-8, the calls that meet it are made again with
-``text_factory`` set to something other than ``str``: bytes that are none are replaced.
+Where a text in the database is not UTF-8, the calls that meet it are made again with a
+``text_factory`` other than ``str``, see ``pyncette.sqlite.table.decode_leniently``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections import deque
@@ -19,48 +20,42 @@ from random import uniform
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pyncette.clock import realtime
-from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.errors import StoreError, StoreUnavailableError
+from pyncette.sqlite.errors import explained, is_busy, is_undecodable
+from pyncette.sqlite.files import OpenedFiles
+from pyncette.sqlite.table import decode_leniently
+
+logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S: Final = 0.03
-"""How often a watched file is asked whether somebody else wrote to it; a look takes some 3 µs."""
+"""How often a watched file is checked for writes of others; a check takes some 3 µs."""
 
 GAP_S: Final = 0.0005
-"""Between two write transactions while others write to the file, too. Without it one that commits
-back to back keeps all others out until they give up."""
+"""Pause between two write transactions while others write to the file, too. Without it, a process
+that commits back to back keeps all others out until they give up."""
 
 SHARED_FOR_S: Final = 2.0
-"""For so long after a write by somebody else the file counts as shared."""
+"""How long the file counts as shared after a write by another connection."""
 
 BUSY_DEADLINE_S: Final = 5.0
-"""For so long a transaction waits for a lock on the file that somebody else holds."""
+"""How long a transaction waits for a lock on the file."""
 
 OPENING_DEADLINE_S: Final = 10.0
 """The same, while the file is being opened."""
 
 OTHER_CALLS_MAX: Final = 500
-"""So many calls that are not urgent share one transaction; the others wait for the next one."""
-
-_UNAVAILABLE: Final = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_SCHEMA,
-    )
-)
+"""Maximum calls that are not urgent in one transaction; the others wait for the next one."""
 
 Work = Callable[[sqlite3.Connection], Any]
+
+Connect = Callable[[bool], sqlite3.Connection]
+"""Opens the database. Whether it may make what is missing: the file, the table."""
 
 _T = TypeVar("_T")
 
 
 class Call(NamedTuple):
-    """What somebody asks of the connection. It may be tried several times.
+    """What a caller asks of the connection. It may be tried several times.
 
     Attributes:
         read: Answers without writing, or returns None where it cannot.
@@ -88,24 +83,28 @@ class ConnectionThread:
 
     Args:
         place: The database, in words, for messages.
-        connect: Opens it; called in the thread, again while somebody else has it locked.
-        shared: Whether others can have the same database open.
+        connect: Opens it; called in the thread, and again while it is locked by others, or when
+            the file at the path has become another.
+        path: Of the file; None for a database in memory, which no other connection can open.
         synchronous: ``FULL``: a transaction with a durable call in it waits for the disk.
             ``NORMAL``: none does.
-        on_change: Called in the event loop when somebody else wrote, while ``watch`` is on.
+        on_change: Called in the event loop when another connection wrote, while ``watch`` is on.
     """
 
     def __init__(
         self,
         place: str,
-        connect: Callable[[], sqlite3.Connection],
-        shared: bool,
+        connect: Connect,
+        path: str | None,
         synchronous: str,
         on_change: Callable[[], None],
     ) -> None:
         self._place = place
         self._connect = connect
-        self._shared = shared
+        self._path = path
+        self._shared = path is not None
+        self._connection: sqlite3.Connection | None = None
+        self._files: OpenedFiles | None = None
         self._synchronous = synchronous
         self._synchronous_now = ""
         self._on_change = on_change
@@ -186,32 +185,101 @@ class ConnectionThread:
 
     def _run(self) -> None:
         try:
-            connection = self._patiently(self._connect, OPENING_DEADLINE_S)
+            self._patiently(lambda: self._open(True), OPENING_DEADLINE_S)
         except Exception as error:
-            self._tell(_fail, self._opened, self.explain(error))
+            self._tell(_fail, self._opened, explained(error, self._place))
             self._tell(_finish, self._closed)
             return
         try:
-            if self._shared:
-                self._data_version = _data_version(connection)
             self._tell(_finish, self._opened)
-            while calls := self._next_calls(connection):
-                answers = self._answers(connection, calls)
+            while calls := self._next_calls():
+                try:
+                    answers = self._answers(calls)
+                except Exception as error:
+                    # Nobody else would tell the callers.
+                    told = explained(error, self._place)
+                    answers = [Answer(call.future, None, told) for call in calls]
                 if answers:
                     self._tell(_give, answers)
         finally:
-            connection.close()
+            self._disconnect()
             self._tell(_finish, self._closed)
+
+    def _open(self, making: bool) -> sqlite3.Connection:
+        self._connection = connection = self._connect(making)
+        self._synchronous_now = ""
+        if self._path is not None:
+            self._data_version = _data_version(connection)
+            self._files = OpenedFiles(self._path)
+        return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _connected(self) -> sqlite3.Connection:
+        """The connection, to the file that is at the path now.
+
+        Raises:
+            StoreUnavailableError: The file was deleted or replaced, and what is at the path now
+                cannot be used.
+        """
+        if self._connection is not None and (self._files is None or not self._files.moved()):
+            return self._connection
+        self._let_go()
+        try:
+            connection = self._open(False)
+        except Exception as error:
+            raise StoreUnavailableError(
+                f"{self._place} was deleted, moved or replaced while this process had it open, "
+                f"and what is at its path now cannot be used: {error}. Nothing is written until "
+                "a good database is there. Put it back, or restart the workers, which then begin "
+                "with an empty one"
+            ) from error
+        logger.warning(
+            "%s was deleted or replaced while this process had it open. It goes on with the "
+            "database that is at the path now; what was written to the former one is not in it",
+            self._place,
+        )
+        if self._watched:
+            self._tell(self._on_change)
+        return connection
+
+    def _let_go(self) -> None:
+        """Closes the former database, so that nothing of it gets into the one at the path.
+
+        Raises:
+            StoreUnavailableError: Others still use the former database.
+        """
+        connection, files = self._connection, self._files
+        if connection is None or files is None:
+            return
+        if files.database_moved and files.log_is_ours:
+            # SQLite takes the log that lies beside a database for its own: whoever opens the path
+            # would replay the former database's log into the new one. So the log is emptied first,
+            # into the former database, wherever that was moved.
+            try:
+                [busy, *_] = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.Error as error:
+                busy = error
+            if busy:
+                raise StoreUnavailableError(
+                    f"{self._place} was deleted, moved or replaced while processes had it open, "
+                    "and its write-ahead log is still in use by another process. Nothing is "
+                    "written until that one has ended. Stop the workers before you replace a file"
+                )
+        self._disconnect()
 
     def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
-            # The loop was closed with the context still open: nobody waits any more.
+            # The loop was closed with the context still open: no caller waits any more.
             self._closing = True
 
-    def _next_calls(self, connection: sqlite3.Connection) -> list[Call]:
-        """All that is to be done in the next transaction; nothing when the thread is to end."""
+    def _next_calls(self) -> list[Call]:
+        """All calls of the next transaction; none when the thread is to end."""
         while True:
             with self._condition:
                 if not self._urgent and not self._others and not self._closing:
@@ -221,7 +289,7 @@ class ConnectionThread:
             if closing and not waiting:
                 return []
             if self._shared:
-                self._look(connection)
+                self._look()
             if not waiting:
                 continue
             if self._shared:
@@ -238,20 +306,27 @@ class ConnectionThread:
                     calls.append(self._others.popleft())
             return calls
 
-    def _look(self, connection: sqlite3.Connection) -> None:
-        """Notices what others wrote."""
+    def _look(self) -> None:
+        """Notices what other connections wrote."""
+        if self._connection is None:
+            return
         try:
-            data_version = _data_version(connection)
+            data_version = _data_version(self._connection)
         except sqlite3.Error:
-            return  # whoever calls next is told
+            return  # the next call gets the error
         if data_version != self._data_version:
             self._data_version = data_version
             self._shared_until = realtime.monotonic() + SHARED_FOR_S
             if self._watched:
                 self._tell(self._on_change)
 
-    def _answers(self, connection: sqlite3.Connection, calls: list[Call]) -> list[Answer]:
+    def _answers(self, calls: list[Call]) -> list[Answer]:
         calls = [call for call in calls if not call.future.cancelled()]
+        try:
+            connection = self._connected()
+        except StoreUnavailableError as error:
+            return [Answer(call.future, None, error) for call in calls]
+        answers: list[Answer] = []
         if all(call.read is not None for call in calls):
             # Most polls find nothing due: they take no lock.
             answers = self._transaction(connection, "BEGIN", calls)
@@ -265,11 +340,16 @@ class ConnectionThread:
                 for answer in answers
                 if answer.result is not None or answer.error is not None
             ]
-        else:
-            answers = []
         if calls:
-            answers += self._transaction(connection, "BEGIN IMMEDIATE", calls)
+            written = self._transaction(connection, "BEGIN IMMEDIATE", calls)
             self._committed_at = realtime.monotonic()
+            if self._files is not None and self._files.moved():
+                # It went into a file that may have been gone already.
+                lost = StoreUnavailableError(
+                    f"{self._place} was deleted or replaced while it was written to"
+                )
+                written = [Answer(call.future, None, lost) for call in calls]
+            answers += written
         return answers
 
     def _transaction(
@@ -296,14 +376,15 @@ class ConnectionThread:
         try:
             return self._patiently(attempt, BUSY_DEADLINE_S)
         except Exception as error:
-            if _is_undecodable(error) and connection.text_factory is str:
-                connection.text_factory = _decode_leniently
+            if is_undecodable(error) and connection.text_factory is str:
+                connection.text_factory = decode_leniently
                 try:
                     return self._transaction(connection, begin, calls)
                 finally:
                     connection.text_factory = str
-            if len(calls) == 1 or isinstance(self.explain(error), StoreUnavailableError):
-                return [Answer(call.future, None, self.explain(error)) for call in calls]
+            told = explained(error, self._place)
+            if len(calls) == 1 or isinstance(told, StoreUnavailableError):
+                return [Answer(call.future, None, told) for call in calls]
         return [self._transaction(connection, begin, [call])[0] for call in calls]
 
     def _set_synchronous(self, connection: sqlite3.Connection, durable: bool) -> None:
@@ -314,7 +395,7 @@ class ConnectionThread:
             self._synchronous_now = synchronous
 
     def _patiently(self, attempt: Callable[[], _T], deadline_s: float) -> _T:
-        """Tries again while somebody else has the database locked."""
+        """Tries again while another connection has the database locked."""
         deadline = realtime.monotonic() + deadline_s
         while True:
             try:
@@ -325,47 +406,9 @@ class ConnectionThread:
             # SQLite's own busy handler sleeps ever longer and misses the gaps of a busy writer.
             self._pause.wait(uniform(0.0002, 0.001))
 
-    def explain(self, error: Exception) -> Exception:
-        """What an error means to the caller."""
-        code = _code(error) if isinstance(error, sqlite3.Error) else 0
-        if code == 0:
-            return error
-        if code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_TOOBIG):
-            return ValueError(f"{self._place} refuses a value: {error}")
-        if is_busy(error):
-            return StoreUnavailableError(
-                f"{self._place} was locked by somebody else for too long ({error})"
-            )
-        kind = StoreUnavailableError if code in _UNAVAILABLE else StoreMisconfiguredError
-        explained = kind(f"{self._place}: {error}")
-        explained.__cause__ = error
-        return explained
-
-
-def is_busy(error: Exception) -> bool:
-    """Whether somebody else holds a lock on the database."""
-    return isinstance(error, sqlite3.Error) and _code(error) in (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-    )
-
 
 def _data_version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA data_version").fetchone()[0])
-
-
-def _code(error: sqlite3.Error) -> int:
-    """The primary code of an error; 0 where it is the driver's own."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
-
-
-def _is_undecodable(error: Exception) -> bool:
-    """Whether a text in the database is no UTF-8; the driver has no type or code for it."""
-    return isinstance(error, sqlite3.OperationalError) and "decode to UTF-8" in str(error)
-
-
-def _decode_leniently(text: bytes) -> str:
-    return text.decode(errors="replace")
 
 
 def _give(answers: Sequence[Answer]) -> None:
