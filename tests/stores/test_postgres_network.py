@@ -69,6 +69,62 @@ def test_closing_does_not_wait_for_a_server_that_has_vanished(
     asyncio.run(main())
 
 
+def test_a_session_that_the_server_ends_while_idle_fails_no_call(place: Place) -> None:
+    """However the end of the session and the next call fall together."""
+
+    async def main() -> None:
+        address = place.configuration["postgres_url"] + "?idle_session_timeout=30"
+        options = {**place.configuration, "postgres_url": address}
+        async with postgres_repository(**options) as store, realtime.timeout(PATIENCE_S):
+            for number in range(60):
+                # Around the timeout: before it, at it, and after it.
+                await realtime.sleep(0.028 + number % 20 * 0.0003)
+                written, records = await asyncio.gather(
+                    store.write([new("reports", f"{number}")], NOW),
+                    store.get([("reports", "absent")]),
+                )
+                assert written == [Applied(NOW)]
+                assert records == [None]
+
+    asyncio.run(main())
+
+
+def test_a_call_on_a_session_that_has_just_ended_is_made_on_another_one(place: Place) -> None:
+    """What ended the session has arrived, and the end of the stream has not."""
+
+    async def main() -> None:
+        async with (
+            Wire(url("postgres")).open() as wire,
+            postgres_repository(**{**place.configuration, "postgres_url": wire.url}) as store,
+        ):
+            await store.get([("reports", "a")])
+            wire.keep_open = True
+            [connection] = store._users._idle
+            pid = connection.get_server_pid()
+            await asyncio.to_thread(run_sql, url("postgres"), f"SELECT pg_terminate_backend({pid})")
+            async with realtime.timeout(PATIENCE_S):
+                await wire.ended.wait()
+                assert not connection.is_closed()
+                assert await store.write([new("reports", "a")], NOW) == [Applied(NOW)]
+
+    asyncio.run(main())
+
+
+def test_a_call_that_may_have_arrived_is_not_repeated(place: Place) -> None:
+    async def main() -> None:
+        async with (
+            Wire(url("postgres")).open() as wire,
+            postgres_repository(**{**place.configuration, "postgres_url": wire.url}) as store,
+        ):
+            before = wire.connections
+            wire.cut_before = b"INSERT INTO"
+            with pytest.raises(StoreUnavailableError):
+                await store.write([new("reports", "a")], NOW)
+            assert wire.connections == before
+
+    asyncio.run(main())
+
+
 def test_a_listener_replaces_a_half_open_connection(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
