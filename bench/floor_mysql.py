@@ -39,7 +39,7 @@ WHERE `group` = 'reports' AND `key` IN ({keys}) AND version = %s AND token = %s"
 
 
 async def _connect(url: str) -> asyncmy.Connection:
-    host, port, user, password, database, tls = MysqlOptions(url).address()
+    host, port, user, password, database, tls = MysqlOptions(mysql_url=url).address()
     return await asyncmy.connect(
         host=host,
         port=port,

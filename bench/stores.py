@@ -117,7 +117,7 @@ async def _clear_mysql(options: Options) -> None:
     from pyncette.mysql import MysqlOptions
     from pyncette.mysql.connection import connect, query
 
-    connection = await connect(MysqlOptions(options["mysql_url"]).address())
+    connection = await connect(MysqlOptions(mysql_url=options["mysql_url"]).address())
     await query(connection, f"DROP TABLE IF EXISTS {options['mysql_table_name']}")
     await connection.ensure_closed()
 

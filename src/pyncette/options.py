@@ -1,14 +1,78 @@
 """How a store, or an executor, reads its own options.
 
-A factory names its options as keywords and hands them to a frozen dataclass, whose
-``__post_init__`` refuses with these helpers what makes no sense. So an option is checked once, in
-one place, and every message names the option and the value.
+The options of a store are the fields of a frozen dataclass, under the names that users write:
+name, type and default of an option are stated there and nowhere else. ``store_factory`` makes the
+factory of the store from it, with these options as its keywords, for an editor and a type checker
+too. The ``__post_init__`` of the dataclass refuses a bad value with the helpers below, so that
+every message names the option and the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+import inspect
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import fields
+from functools import update_wrapper
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+
+class Openable(Protocol):
+    """A store that is made first and opened afterwards."""
+
+    async def open(self) -> None:
+        """Reaches the store."""
+
+    async def close(self) -> None:
+        """Closes what was opened, also where opening failed or closing is cancelled."""
+
+
+_Options = TypeVar("_Options")
+_Store = TypeVar("_Store", bound=Openable)
+_Given = ParamSpec("_Given")
+
+
+def options_from(options: Callable[..., _Options], configuration: Mapping[str, Any]) -> _Options:
+    """Reads those options of a configuration that the dataclass defines; it ignores the others.
+
+    Raises:
+        ValueError: A value makes no sense.
+    """
+    names = {field.name for field in fields(options)}  # type: ignore[arg-type]
+    return options(**{name: value for name, value in configuration.items() if name in names})
+
+
+def store_factory(
+    options: Callable[_Given, _Options],
+) -> Callable[
+    [Callable[[_Options], _Store]], Callable[_Given, AbstractAsyncContextManager[_Store]]
+]:
+    """Decorates the function that makes a store from its options: it becomes the store's factory.
+
+    The factory takes the fields of the dataclass as keywords, and ignores other keywords when it
+    runs: an app hands all of its configuration to its store. It opens the store and closes it.
+
+    Args:
+        options: A dataclass, ``frozen`` and ``kw_only``.
+    """
+
+    def decorate(
+        make: Callable[[_Options], _Store],
+    ) -> Callable[_Given, AbstractAsyncContextManager[_Store]]:
+        @asynccontextmanager
+        async def opened(**configuration: Any) -> AsyncIterator[_Store]:
+            store = make(options_from(options, configuration))
+            try:
+                await store.open()
+                yield store
+            finally:
+                await store.close()
+
+        update_wrapper(opened, make)
+        opened.__signature__ = inspect.signature(options)  # type: ignore[attr-defined]
+        return opened  # type: ignore[return-value]
+
+    return decorate
 
 
 def one_of(option: str, value: Any, allowed: Collection[str]) -> str:

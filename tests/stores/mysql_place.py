@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyncette.mysql import MysqlOptions, mysql_repository
-from pyncette.mysql.connection import Results, connect, query
+from pyncette.mysql.connection import Connection, Results, connect, query
 from pyncette.testing.conformance import Place
 
 
@@ -18,11 +18,16 @@ def new_table() -> str:
     return f"test_{secrets.token_hex(6)}"
 
 
+async def connected(url: str) -> Connection:
+    """A connection of its own."""
+    return await connect(MysqlOptions(mysql_url=url).address())
+
+
 def run_sql(url: str, *statements: str) -> Results:
     """Runs statements on a connection of their own; what each answered."""
 
     async def main() -> Results:
-        connection = await connect(MysqlOptions(url).address())
+        connection = await connected(url)
         try:
             return await query(connection, *statements)
         finally:

@@ -59,7 +59,9 @@ def beside(place: Place, test: Callable[[Store, Other], Awaitable[None]]) -> Non
 
     async def main() -> None:
         table = place.configuration["mysql_table_name"]
-        connection = await connect(MysqlOptions(place.configuration["mysql_url"]).address())
+        connection = await connect(
+            MysqlOptions(mysql_url=place.configuration["mysql_url"]).address()
+        )
         try:
             async with place.open() as store:
                 await query(connection, "START TRANSACTION")

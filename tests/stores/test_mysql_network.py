@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from tests.servers import url
-from tests.stores.mysql_place import place_at
+from tests.stores.mysql_place import connected, place_at
 from tests.stores.wire import Wire
 
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.mysql import MysqlOptions, MysqlStore, mysql_repository
+from pyncette.mysql import MysqlOptions, mysql_repository
 from pyncette.mysql import connection as mysql_connection
 from pyncette.mysql.connection import connect, query
+from pyncette.store.sql import pool
+from pyncette.store.sql.store import SqlStore
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new
 
@@ -55,7 +57,7 @@ def test_a_call_on_a_half_open_connection_ends_with_its_deadline_and_the_next_wo
 def test_closing_does_not_wait_for_a_server_that_has_vanished(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mysql_connection, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(pool, "CLOSE_TIMEOUT_S", 0.1)
 
     async def main() -> None:
         async with (
@@ -71,9 +73,9 @@ def test_closing_does_not_wait_for_a_server_that_has_vanished(
 
 def test_a_call_whose_connection_the_server_ends_fails_and_the_next_works(place: Place) -> None:
     async def main() -> None:
-        other = await connect(MysqlOptions(place.configuration["mysql_url"]).address())
+        other = await connected(place.configuration["mysql_url"])
         async with place.open() as store:
-            assert isinstance(store, MysqlStore)
+            assert isinstance(store, SqlStore)
             await store.write([new("reports", "a")], NOW)
             ids: asyncio.Queue[int] = asyncio.Queue()
 
@@ -96,12 +98,14 @@ def test_a_call_whose_connection_the_server_ends_fails_and_the_next_works(place:
 def test_connections_that_the_server_ended_while_idle_are_replaced(place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:
-            assert isinstance(store, MysqlStore)
+            assert isinstance(store, SqlStore)
             await store.write([new("reports", "a")], NOW)
             await store.claim([a_group()], 0, NOW, "mine")
             idle = [*store._claims._idle, *store._users._idle]
             assert len(idle) == 2
-            other = await connect(MysqlOptions(place.configuration["mysql_url"]).address())
+            other = await connect(
+                MysqlOptions(mysql_url=place.configuration["mysql_url"]).address()
+            )
             for connection in idle:
                 await query(other, f"KILL {connection.thread_id()}")
             await other.ensure_closed()
@@ -128,7 +132,7 @@ def test_the_loop_carries_on_when_its_server_has_ended_every_connection(place: P
         context.app_context.shutdown()
 
     async def main() -> None:
-        other = await connect(MysqlOptions(place.configuration["mysql_url"]).address())
+        other = await connected(place.configuration["mysql_url"])
         async with app.create() as context:
             loop = asyncio.ensure_future(context.run())
             await context.schedule_task(note, "later", interval=timedelta(days=1), text="later")

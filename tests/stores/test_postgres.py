@@ -71,7 +71,7 @@ def test_an_option_that_makes_no_sense_is_named(options: dict[str, Any], message
 
 def test_options_do_not_print_the_password() -> None:
     address = "postgresql://user:hidden@host/db"
-    assert "hidden" not in repr(PostgresOptions(address, listen_url=address))
+    assert "hidden" not in repr(PostgresOptions(postgres_url=address, postgres_listen_url=address))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_connections_that_the_server_ended_are_replaced(place: Place) -> None:
         async with postgres_repository(**configuration) as store:
             await store.write([new("reports", "a")], NOW)
             await store.claim([a_group()], 0, NOW, "mine")
-            idle = [*store._claims._idle, *store._users._idle]  # type: ignore[attr-defined]
+            idle = [*store._claims._idle, *store._users._idle]
             lost: asyncio.Queue[Any] = asyncio.Queue()
             for connection in idle:
                 connection.add_termination_listener(lost.put_nowait)

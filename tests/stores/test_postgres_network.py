@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Iterator
 from datetime import timedelta
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from tests.servers import url
 from tests.stores.postgres_place import place_at, run_sql
+from tests.stores.wire import Wire
 
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
@@ -20,6 +20,7 @@ from pyncette.errors import StoreUnavailableError
 from pyncette.postgres import connection as postgres_connection
 from pyncette.postgres import postgres_repository
 from pyncette.store import Applied
+from pyncette.store.sql import listener, pool
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new
 
@@ -30,66 +31,6 @@ PATIENCE_S = 30.0
 def place() -> Iterator[Place]:
     with place_at(url("postgres")) as place:
         yield place
-
-
-class Wire:
-    """A forwarder in front of a server; what it carries can be frozen, as if it had vanished."""
-
-    def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        self._host, self._port = parts.hostname, parts.port
-        self._parts = parts
-        self._moving = asyncio.Event()
-        self._moving.set()
-        self._pumps: set[asyncio.Task[None]] = set()
-        self.connections = 0
-
-    @property
-    def url(self) -> str:
-        credentials = self._parts.netloc.rpartition("@")[0]
-        port = self._server.sockets[0].getsockname()[1]
-        return urlunsplit(self._parts._replace(netloc=f"{credentials}@127.0.0.1:{port}"))
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[Wire]:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        try:
-            yield self
-        finally:
-            self._server.close()
-            for pump in self._pumps:
-                pump.cancel()
-            await asyncio.gather(*self._pumps, return_exceptions=True)
-
-    def freeze(self) -> None:
-        """From now on nothing arrives on the connections that there are. New ones work."""
-        self._moving.clear()
-        self._moving = asyncio.Event()
-        self._moving.set()
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        moving = self._moving
-        there, back = await asyncio.open_connection(self._host, self._port)
-        pumps = [
-            asyncio.create_task(self._pump(reader, back, moving)),
-            asyncio.create_task(self._pump(there, writer, moving)),
-        ]
-        self._pumps.update(pumps)
-
-    @staticmethod
-    async def _pump(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, moving: asyncio.Event
-    ) -> None:
-        try:
-            while data := await reader.read(65_536):
-                await moving.wait()
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
 
 
 def test_a_call_on_a_half_open_connection_ends_with_its_deadline_and_the_next_works(
@@ -116,7 +57,7 @@ def test_a_call_on_a_half_open_connection_ends_with_its_deadline_and_the_next_wo
 def test_closing_does_not_wait_for_a_server_that_has_vanished(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_connection, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(pool, "CLOSE_TIMEOUT_S", 0.1)
 
     async def main() -> None:
         async with Wire(url("postgres")).open() as wire, realtime.timeout(PATIENCE_S):
@@ -124,6 +65,62 @@ def test_closing_does_not_wait_for_a_server_that_has_vanished(
             async with postgres_repository(**options) as store:
                 await store.claim([a_group()], 0, NOW, "mine")
                 wire.freeze()
+
+    asyncio.run(main())
+
+
+def test_a_session_that_the_server_ends_while_idle_fails_no_call(place: Place) -> None:
+    """However the end of the session and the next call fall together."""
+
+    async def main() -> None:
+        address = place.configuration["postgres_url"] + "?idle_session_timeout=30"
+        options = {**place.configuration, "postgres_url": address}
+        async with postgres_repository(**options) as store, realtime.timeout(PATIENCE_S):
+            for number in range(60):
+                # Around the timeout: before it, at it, and after it.
+                await realtime.sleep(0.028 + number % 20 * 0.0003)
+                written, records = await asyncio.gather(
+                    store.write([new("reports", f"{number}")], NOW),
+                    store.get([("reports", "absent")]),
+                )
+                assert written == [Applied(NOW)]
+                assert records == [None]
+
+    asyncio.run(main())
+
+
+def test_a_call_on_a_session_that_has_just_ended_is_made_on_another_one(place: Place) -> None:
+    """What ended the session has arrived, and the end of the stream has not."""
+
+    async def main() -> None:
+        async with (
+            Wire(url("postgres")).open() as wire,
+            postgres_repository(**{**place.configuration, "postgres_url": wire.url}) as store,
+        ):
+            await store.get([("reports", "a")])
+            wire.keep_open = True
+            [connection] = store._users._idle
+            pid = connection.get_server_pid()
+            await asyncio.to_thread(run_sql, url("postgres"), f"SELECT pg_terminate_backend({pid})")
+            async with realtime.timeout(PATIENCE_S):
+                await wire.ended.wait()
+                assert not connection.is_closed()
+                assert await store.write([new("reports", "a")], NOW) == [Applied(NOW)]
+
+    asyncio.run(main())
+
+
+def test_a_call_that_may_have_arrived_is_not_repeated(place: Place) -> None:
+    async def main() -> None:
+        async with (
+            Wire(url("postgres")).open() as wire,
+            postgres_repository(**{**place.configuration, "postgres_url": wire.url}) as store,
+        ):
+            before = wire.connections
+            wire.cut_before = b"INSERT INTO"
+            with pytest.raises(StoreUnavailableError):
+                await store.write([new("reports", "a")], NOW)
+            assert wire.connections == before
 
     asyncio.run(main())
 
@@ -176,8 +173,8 @@ def test_a_listener_whose_connection_the_server_ends_listens_again(place: Place)
 def test_a_listener_that_reaches_nobody_says_so_once_and_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(postgres_connection, "RECONNECT_DELAY_MAX_S", 0.01)
-    monkeypatch.setattr(postgres_connection, "RECONNECT_DELAY_INITIAL_S", 0.005)
+    monkeypatch.setattr(listener, "RECONNECT_DELAY_MAX_S", 0.01)
+    monkeypatch.setattr(listener, "RECONNECT_DELAY_INITIAL_S", 0.005)
     tries = 0
 
     async def main() -> None:

@@ -23,7 +23,8 @@ from pyncette.postgres.sql import Statements, schema_sql
 from pyncette.postgres.table import PostgresTable
 from pyncette.store import Group, Write
 from pyncette.store.record import DELETE
-from pyncette.store.sql.low_water import LowWater
+from pyncette.store.sql.conditional import ConditionalWrite
+from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, new
 
@@ -35,7 +36,7 @@ FILL = """INSERT INTO {table}
 
 BEGINNING = -(1 << 62)
 SOURCES = (["group 1"], [None], [BEGINNING], [NOW], [100], [LEASE])
-CLAIM = (*SOURCES, 100, NOW, "mine", LEASE)
+CLAIM = (*SOURCES, 100, NOW, "mine", LEASE, False, None)
 
 ARRAYS = (["group 1"] * 3, ["key 1", "key 5", "key 9"], [NOW - 1] * 3, [None] * 3)
 PATCH = (NOW, [NOW] * 3, ["running"] * 3, [1] * 3, [None] * 3)
@@ -103,7 +104,10 @@ def planned(statement: str, parameters: tuple[Any, ...], session: str) -> str:
     [
         ("claim", CLAIM, 1_800),
         ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:]), 60),
-        ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100), 500),
+        ("claim", (*CLAIM[:-2], True, 2), 1_800),
+        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:-2], True, 2), 60),
+        ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100, None), 500),
+        ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100, 3), 500),
         ("delete", ARRAYS, 60),
         ("patch", (*ARRAYS, *PATCH), 100),
         ("put", (*ARRAYS, *PUT), 100),
@@ -170,14 +174,16 @@ def test_a_claim_stays_small_while_somebody_keeps_an_old_snapshot_open() -> None
             await connection.execute(FILL.format(table=table.name, now=NOW, count=4 * runs))
             await old.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM pg_class")
             for number in range(runs // 1_000 - 1):
-                claimed = await table.claim(connection, sources, 1_000, NOW, f"{number}", False)
+                claimed = await table.claim(
+                    connection, sources, 1_000, NOW, f"{number}", False, False, None
+                )
                 done = [
                     Write(*record[:2], DELETE, record.version, record.token)
                     for record in claimed.records
                 ]
-                await table.write(connection, done, NOW)
+                await table.write(connection, ConditionalWrite(done), NOW)
             claim = Statements(table.name).claim
-            [since] = table.marks.before_claim(["group 1"], NOW)
+            [since] = table.low_water_marks.before_claim(["group 1"], NOW)
             parameters = (["group 1"], [None], [since], *CLAIM[3:])
             marked = pages_of(await explain(connection, claim, parameters))
             parameters = (["group 1"], [None], [BEGINNING], *CLAIM[3:])
@@ -235,7 +241,7 @@ def test_what_others_write_before_the_mark_is_claimed_once_they_have_notified() 
 
 @pytest.mark.parametrize("asked_before", [True, False])
 def test_a_claim_during_which_others_notified_leaves_no_mark(asked_before: bool) -> None:
-    marks = LowWater()
+    marks = LowWaterMarks()
 
     def claim(while_it_is_out: Callable[[], None]) -> int:
         [since] = marks.before_claim(["reports"], NOW)
@@ -252,7 +258,7 @@ def test_a_claim_during_which_others_notified_leaves_no_mark(asked_before: bool)
 
 
 def test_what_is_written_during_a_claim_lowers_the_mark_that_it_leaves() -> None:
-    marks = LowWater()
+    marks = LowWaterMarks()
     since = marks.before_claim(["reports"], NOW)
     marks.note([new("reports", "a", due_at=5), new("others", "b", due_at=3)])
     marks.after_claim(["reports"], [None], since, [NOW + 7], NOW)

@@ -20,6 +20,11 @@ class Wire:
         self._frozen: set[asyncio.Task[None]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self.connections = 0
+        self.cut_before: bytes | None = None
+        """A connection ends before it carries anything that contains this."""
+        self.keep_open = False
+        """Whether this side stays open when the other one has ended."""
+        self.ended = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -55,10 +60,15 @@ class Wire:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
+                if self.cut_before is not None and self.cut_before in data:
+                    return
                 if asyncio.current_task() in self._frozen:
                     await asyncio.Event().wait()
                 writer.write(data)
                 await writer.drain()
+            self.ended.set()
+            if self.keep_open:
+                await asyncio.Event().wait()
         except ConnectionError:
             pass
         finally:

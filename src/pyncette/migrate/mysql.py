@@ -24,7 +24,9 @@ _COLUMNS: Final = """\
 SELECT column_name FROM information_schema.columns
 WHERE table_schema = DATABASE() AND table_name = '{table}' ORDER BY ordinal_position"""
 
-_OPTIONS: Final = ("url", "host", "port", "user", "password", "database", "ssl")
+_OPTIONS: Final = tuple(
+    f"mysql_{name}" for name in ("url", "host", "port", "user", "password", "database", "ssl")
+)
 
 
 @asynccontextmanager
@@ -38,16 +40,18 @@ async def open_source(
         StoreError: It cannot be reached.
     """
     given = {
-        option: configuration[f"mysql_{option}"]
+        option: configuration[option]
         for option in _OPTIONS
-        if configuration.get(f"mysql_{option}") is not None
+        if configuration.get(option) is not None
     }
-    options = MysqlOptions(**given, table_name=mysql_table_name)
+    options = MysqlOptions(**given, mysql_table_name=mysql_table_name)
     tables = tables_of(mysql_table_name, "mysql_table_name", TABLE_NAME_CHARACTERS_MAX)
     address = options.address()
     connection = await connect(address)
     try:
         server_of(connection.get_server_info(), address.place)
+        # A table is renamed in the end, which may wait for readers.
+        await query(connection, "SET SESSION lock_wait_timeout = 10")
         yield MysqlSource(given, address.place, tables, connection)
     finally:
         connection.close()
@@ -61,7 +65,7 @@ class MysqlSource:
     ) -> None:
         self.place = place
         self.kept = f"table '{tables.old}' in {place}"
-        self._options = {f"mysql_{option}": value for option, value in options.items()}
+        self._options = options
         self._tables = tables
         self._connection = connection
 

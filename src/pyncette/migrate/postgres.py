@@ -64,7 +64,7 @@ async def open_source(
         ValueError: An option makes no sense.
         StoreError: It cannot be reached.
     """
-    PostgresOptions(postgres_url, postgres_table_name)
+    PostgresOptions(postgres_url=postgres_url, postgres_table_name=postgres_table_name)
     tables = tables_of(postgres_table_name, "postgres_table_name", TABLE_NAME_CHARACTERS_MAX)
     place = place_of(postgres_url)
     connection = await connect(postgres_url, place, named=False)

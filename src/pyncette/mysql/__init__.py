@@ -1,16 +1,14 @@
 """The store in a MySQL or MariaDB database.
 
-This module reads the options, opens the connections and hands each call to one of them: claims
-and outcomes of runs have a connection each, so that they never wait behind what users ask for.
-The statements are in ``pyncette.mysql.table``, the connections in
-``pyncette.mysql.connection``.
+This module reads the options and opens the store: it looks what server is there, and makes the
+table. The statements are in ``pyncette.mysql.table``, the connections in
+``pyncette.mysql.connection``; which connection makes which call is in
+``pyncette.store.sql.store``.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -19,92 +17,81 @@ from pyncette.errors import StoreMisconfiguredError
 from pyncette.mysql.connection import (
     Address,
     Connection,
-    Connections,
     LentConnections,
     OwnConnections,
-    query,
+    driver_of,
     server_of,
 )
 from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
-from pyncette.options import whole_number
-from pyncette.store import (
-    Claimed,
-    Filter,
-    Identity,
-    Page,
-    Result,
-    Source,
-    WakeCallback,
-    Watch,
-    Write,
-)
-from pyncette.store.record import Record
+from pyncette.options import store_factory, whole_number
+from pyncette.store.sql.pool import Pool
 from pyncette.store.sql.rows import COLUMNS, check_table_name, describe_foreign_table
+from pyncette.store.sql.store import POOL_SIZE_MIN, SqlStore
 
 DEFAULT_PORT: Final = 3306
 TABLE_NAME_CHARACTERS_MAX: Final = 64
 
-RESERVED: Final = 2
-"""Connections that users' calls do not get: one for claims, one for the outcomes of runs."""
-
 _SCHEMES: Final = ("mysql", "mariadb")
-_NOW: Final = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MysqlOptions:
     """The options of the store.
 
     Attributes:
-        url: ``mysql://user:password@host:port/database``, in place of the five that follow, or
-            for those of them that are None.
-        host: Name or address of the server, or the path of its socket.
-        port: 3306 where it is None.
-        user: As whom to log in.
-        password: None: without one.
-        database: In which the table is.
-        table_name: The table; made where it is missing.
-        skip_table_create: Never make it.
-        pool_size: Most connections that are opened.
-        ssl: With what the connections are encrypted; None: they are not.
-        pool: An ``asyncmy.Pool`` of the application's, in place of connections of our own.
+        mysql_url: ``mysql://user:password@host:port/database``; ``?ssl=true`` encrypts and checks
+            the server's certificate, ``?ssl_ca=FILE`` does so with an authority of your own. An
+            option of its own counts more than the URL.
+        mysql_host: Name or address of the server; a path that begins with a slash is its socket.
+        mysql_port: 3306 where it is None.
+        mysql_user: The user to log in as.
+        mysql_password: None: without one.
+        mysql_database: The database with the table.
+        mysql_table_name: The table, created where it is missing.
+        mysql_skip_table_create: Never create the table, see ``schema_sql``.
+        mysql_pool_size: Maximum number of connections; at least 3.
+        mysql_ssl: Encrypts the connections. Without it, and without a URL that asks for it, they
+            are not encrypted.
+        mysql_pool: An ``asyncmy.Pool`` to use, and to leave open, in place of all of the above
+            that say where the server is. Two of its connections stay with the store.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: An option makes no sense.
     """
 
-    url: str | None = field(default=None, repr=False)
-    host: str | None = None
-    port: int | None = None
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    database: str | None = None
-    table_name: str = "pyncette_tasks"
-    skip_table_create: bool = False
-    pool_size: int = 10
-    ssl: ssl.SSLContext | None = None
-    pool: Any = None
+    mysql_url: str | None = field(default=None, repr=False)
+    mysql_host: str | None = None
+    mysql_port: int | None = None
+    mysql_user: str | None = None
+    mysql_password: str | None = field(default=None, repr=False)
+    mysql_database: str | None = None
+    mysql_table_name: str = "pyncette_tasks"
+    mysql_skip_table_create: bool = False
+    mysql_pool_size: int = 10
+    mysql_ssl: ssl.SSLContext | None = None
+    mysql_pool: Any = None
 
     def __post_init__(self) -> None:
-        check_table_name("mysql_table_name", self.table_name)
-        if len(self.table_name) > TABLE_NAME_CHARACTERS_MAX:
+        check_table_name("mysql_table_name", self.mysql_table_name)
+        if len(self.mysql_table_name) > TABLE_NAME_CHARACTERS_MAX:
             raise ValueError(
-                f"Table name {self.table_name!r} (mysql_table_name) must have at most "
+                f"Table name {self.mysql_table_name!r} (mysql_table_name) must have at most "
                 f"{TABLE_NAME_CHARACTERS_MAX} characters"
             )
-        whole_number("mysql_pool_size", self.pool_size, RESERVED + 1, 1_000)
-        if self.port is not None:
-            whole_number("mysql_port", self.port, 1, 65_535)
-        if self.ssl is not None and not isinstance(self.ssl, ssl.SSLContext):
-            raise ValueError(f"mysql_ssl must be an ssl.SSLContext, not {self.ssl!r}")
-        if self.pool is None:
+        whole_number("mysql_pool_size", self.mysql_pool_size, POOL_SIZE_MIN, 1_000)
+        if self.mysql_port is not None:
+            whole_number("mysql_port", self.mysql_port, 1, 65_535)
+        if self.mysql_ssl is not None and not isinstance(self.mysql_ssl, ssl.SSLContext):
+            raise ValueError(f"mysql_ssl must be an ssl.SSLContext, not {self.mysql_ssl!r}")
+        pool = self.mysql_pool
+        if pool is None:
             self.address()
             return
-        size = getattr(self.pool, "maxsize", None)
-        if not callable(getattr(self.pool, "acquire", None)) or not isinstance(size, int):
-            raise ValueError(f"mysql_pool must be an asyncmy.Pool, not {type(self.pool).__name__}")
-        whole_number("the maxsize of mysql_pool", size, RESERVED + 1, 1_000_000)
+        size = getattr(pool, "maxsize", None)
+        if not callable(getattr(pool, "acquire", None)) or not isinstance(size, int):
+            raise ValueError(f"mysql_pool must be an asyncmy.Pool, not {type(pool).__name__}")
+        whole_number("the maxsize of mysql_pool", size, POOL_SIZE_MIN, 1_000_000)
 
     def address(self) -> Address:
         """Where to connect to.
@@ -112,16 +99,18 @@ class MysqlOptions:
         Raises:
             ValueError: It is not known.
         """
-        url = SplitResult("", "", "", "", "") if self.url is None else _parsed(self.url)
-        port = url.port if self.port is None else self.port
-        password = url.password if self.password is None else self.password
+        url = SplitResult("", "", "", "", "") if self.mysql_url is None else _parsed(self.mysql_url)
+        port = url.port if self.mysql_port is None else self.mysql_port
+        password = self.mysql_password
+        if password is None and url.password is not None:
+            password = unquote(url.password)
         return Address(
-            _given("mysql_host", self.host, url.hostname),
+            _given("mysql_host", self.mysql_host, url.hostname),
             DEFAULT_PORT if port is None else port,
-            _given("mysql_user", self.user, url.username),
-            None if password is None else unquote(password) if self.password is None else password,
-            _given("mysql_database", self.database, url.path[1:]),
-            self.ssl or _tls_of(url),
+            _given("mysql_user", self.mysql_user, url.username),
+            password,
+            _given("mysql_database", self.mysql_database, url.path[1:]),
+            self.mysql_ssl or _tls_of(url),
         )
 
 
@@ -165,70 +154,25 @@ def _tls_of(url: SplitResult) -> ssl.SSLContext | None:
         raise ValueError(f"ssl_ca of mysql_url: {authority!r} cannot be read: {error}") from error
 
 
-@asynccontextmanager
-async def mysql_repository(
-    *,
-    mysql_url: str | None = None,
-    mysql_host: str | None = None,
-    mysql_port: int | None = None,
-    mysql_user: str | None = None,
-    mysql_password: str | None = None,
-    mysql_database: str | None = None,
-    mysql_table_name: str = "pyncette_tasks",
-    mysql_skip_table_create: bool = False,
-    mysql_pool_size: int = 10,
-    mysql_ssl: ssl.SSLContext | None = None,
-    mysql_pool: Any = None,
-    **_ignored: Any,
-) -> AsyncIterator[MysqlStore]:
-    """Opens a store in a MySQL or MariaDB database.
-
-    Args:
-        mysql_url: ``mysql://user:password@host:port/database``; ``?ssl=true`` encrypts and checks
-            the server's certificate, ``?ssl_ca=FILE`` does so with an authority of your own. What
-            is given as an option of its own, too, counts.
-        mysql_host: The server; a path that begins with a slash is that of its socket.
-        mysql_port: 3306, unless told.
-        mysql_user: As whom to log in.
-        mysql_password: With what.
-        mysql_database: The database with the table.
-        mysql_table_name: The table, made where it is missing.
-        mysql_skip_table_create: It is made by somebody else, see ``schema_sql``.
-        mysql_pool_size: Most connections to open; at least 3.
-        mysql_ssl: Encrypts the connections. Without it, and without a URL that asks for it, they
-            are not encrypted.
-        mysql_pool: An ``asyncmy.Pool`` to use, and to leave open, in place of all of the above
-            that say where the server is. Two of its connections stay with the store.
+@store_factory(MysqlOptions)
+def mysql_repository(options: MysqlOptions) -> SqlStore:
+    """Opens a store in a MySQL or MariaDB database; see ``MysqlOptions`` for the keywords.
 
     Raises:
         ValueError: An option makes no sense.
-        StoreMisconfiguredError: The server does not let us in, is older than MySQL 8.0 or MariaDB
-            10.6, or its table is missing or not one of ours.
+        StoreMisconfiguredError: The server refuses the login, is older than MySQL 8.0 or MariaDB
+            10.6, or its table is missing or not one of Pyncette's.
         StoreUnavailableError: The server cannot be reached.
     """
-    options = MysqlOptions(
-        mysql_url,
-        mysql_host,
-        mysql_port,
-        mysql_user,
-        mysql_password,
-        mysql_database,
-        mysql_table_name,
-        mysql_skip_table_create,
-        mysql_pool_size,
-        mysql_ssl,
-        mysql_pool,
-    )
-    store = MysqlStore(options)
-    try:
-        await store.open()
-        yield store
-    finally:
-        await store.close()
+    table = MysqlTable(options.mysql_table_name)
+    server = _Server(options, table)
+    lender = options.mysql_pool
+    size = options.mysql_pool_size if lender is None else lender.maxsize
+    return SqlStore(table, server.pool, size, server.open)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
-    """The statement that makes the table and its index.
+    """The statement that creates the table and its index.
 
     Raises:
         ValueError: The name is not a lower-case ASCII identifier.
@@ -236,37 +180,35 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
     return _schema_sql(check_table_name("table_name", table_name))
 
 
-class MysqlStore:
-    """See ``pyncette.store.Store``. Made by ``mysql_repository``."""
+class _Server:
+    """What server is there, and how to connect to it."""
 
-    def __init__(self, options: MysqlOptions) -> None:
+    def __init__(self, options: MysqlOptions, table: MysqlTable) -> None:
         self._options = options
-        self._table = MysqlTable(options.table_name)
-        pool = options.pool
-        self._place = "MySQL" if pool is not None else options.address().place
-        size = options.pool_size if pool is None else pool.maxsize
-        self._claims = self._connections(1, 1)
-        self._outcomes = self._connections(1, 1)
-        self._users = self._connections(size - RESERVED, 0)
+        self._table = table
+        lent = options.mysql_pool is not None
+        self._place = "MySQL" if lent else options.address().place
 
-    def _connections(self, size: int, kept: int) -> Connections:
-        pool = self._options.pool
-        if pool is None:
-            return OwnConnections(self._options.address(), size)
-        return LentConnections(self._place, size, kept, pool)
+    def pool(self, size: int, kept: int) -> Pool:
+        """A pool of at most so many connections."""
+        driver = driver_of(self._place)
+        lender = self._options.mysql_pool
+        if lender is not None:
+            return Pool(self._place, size, kept, LentConnections(self._place, lender), driver)
+        return Pool(self._place, size, size, OwnConnections(self._options.address()), driver)
 
-    async def open(self) -> None:
-        """Reaches the server, and makes the table where it is missing."""
-        await self._users.run(self._prepare)
+    async def open(self, users: Pool) -> None:
+        """See ``pyncette.store.sql.store.SqlStore``. These servers notify nobody."""
+        await users.run(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
         if server_of(connection.get_server_info(), self._place).mariadb:
             self._table.use_mariadb()
         columns, engine = await self._table.layout(connection)
-        if not columns and not self._options.skip_table_create:
+        if not columns and not self._options.mysql_skip_table_create:
             await self._table.make(connection)
             columns, engine = await self._table.layout(connection)
-        name = self._options.table_name
+        name = self._table.name
         if not columns:
             raise StoreMisconfiguredError(
                 f"There is no table '{name}' in {self._place}, and mysql_skip_table_create is "
@@ -282,50 +224,3 @@ class MysqlStore:
                 "lock single rows; it must be InnoDB"
             )
         await self._table.check_indexes(connection)
-
-    async def close(self) -> None:
-        """Closes every connection of our own."""
-        for connections in (self._claims, self._outcomes, self._users):
-            await connections.close()
-
-    async def claim(
-        self,
-        sources: Sequence[Source],
-        limit: int,
-        now: int,
-        token: str,
-        repeated: bool = False,
-        *,
-        bounded: bool = False,
-        unfinished_max: int | None = None,
-    ) -> Claimed:
-        return await self._claims.run(
-            lambda connection: self._table.claim(connection, sources, limit, now, token, repeated)
-        )
-
-    async def write(
-        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
-    ) -> list[Result]:
-        if not batch:
-            return []
-        of_runs = any(write.token is not None for write in batch)
-        connections = self._outcomes if of_runs else self._users
-        return await connections.run(lambda connection: self._table.write(connection, batch, now))
-
-    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        return await self._users.run(lambda connection: self._table.get(connection, identities))
-
-    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        return await self._users.run(
-            lambda connection: self._table.scan(connection, group, where, cursor, limit)
-        )
-
-    async def now(self) -> int | None:
-        async def call(connection: Connection) -> int:
-            [[[instant]]] = await query(connection, _NOW)
-            return int(instant)
-
-        return await self._claims.run(call)
-
-    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
-        return None

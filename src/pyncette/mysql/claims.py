@@ -12,6 +12,7 @@ from typing import Any
 from pyncette.mysql.connection import Connection, Results
 from pyncette.mysql.sql import (
     CLAIM,
+    CLOCK,
     DUE_OF_GROUP,
     DUE_OF_KEYS,
     HELD_OF_GROUPS,
@@ -21,6 +22,7 @@ from pyncette.mysql.sql import (
     NEXT_DUE_OF_KEYS,
     SUBQUERIES_MAX,
     TEXT,
+    UNFINISHED,
     batch_of,
 )
 from pyncette.store import Group, Key, Source
@@ -37,7 +39,7 @@ class Asked:
         names: What is in every statement.
         sources: At least one.
         since: For each of them, where to begin to read.
-        now, token: See ``pyncette.store.Store.claim``.
+        now, token, bounded, unfinished_max: See ``pyncette.store.Store.claim``.
     """
 
     def __init__(
@@ -48,11 +50,24 @@ class Asked:
         since: Sequence[int],
         now: int,
         token: str,
+        bounded: bool,
+        unfinished_max: int | None,
     ) -> None:
         self._connection = connection
         self._now = now
         self._since = since
-        self._names = {**names, "token": connection.escape(token), "now": now}
+        self._due = "LEAST({before}, " + CLOCK + ")" if bounded else "{before}"
+        self._names = {
+            **names,
+            "token": connection.escape(token),
+            "now": now,
+            "due": self._due.format(before=now),
+            "allowed": UNFINISHED.format(max=unfinished_max) if unfinished_max is not None else "",
+            # The claim itself has counted once more.
+            "held_allowed": UNFINISHED.format(max=unfinished_max + 1)
+            if unfinished_max is not None
+            else "",
+        }
         self._size = len(sources)
         self._keys_first = isinstance(sources[0], Key)
         self._groups: list[tuple[int, Group]] = []
@@ -73,7 +88,7 @@ class Asked:
                 **self._names,
                 group=escape(source.group),
                 since=self._since[at],
-                before=source.before,
+                before=self._due.format(before=source.before),
                 lease=source.lease,
                 limit=min(room[at], limit),
             )
@@ -90,7 +105,7 @@ class Asked:
         due = parts[0]
         if len(parts) > 1:
             due = f"(SELECT * FROM ({' UNION ALL '.join(parts)}) AS p LIMIT {limit})"
-        return [CLAIM.format(**self._names, due=due)]
+        return [CLAIM.format(**self._names, picked=due)]
 
     def held(self) -> list[str]:
         """The statements that read what the token holds."""

@@ -1,8 +1,7 @@
-"""Connections to MySQL and MariaDB: opened when needed, bounded in number, dropped when in doubt.
+"""Connections to MySQL and MariaDB: how to open, set up and close them.
 
 Knows asyncmy, what the errors of driver and servers mean, and what a session has to be set to;
-knows no table. A call that was cancelled or that lost its server drops its connection, so that the
-next one starts on a sound one. Nothing is repeated here.
+knows no table. How connections are shared between calls is in ``pyncette.store.sql.pool``.
 """
 
 from __future__ import annotations
@@ -10,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
 try:
     import asyncmy
@@ -26,13 +26,14 @@ except ImportError as error:  # pragma: no cover
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.store.sql import pool
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 2.0
 
 DUPLICATE: Final = 1062
 DEADLOCK: Final = 1213
 LOCK_WAIT_TIMEOUT: Final = 1205
+IDLE_TOO_LONG: Final = 4031
 
 OLDEST_MYSQL: Final = (8, 0)
 OLDEST_MARIADB: Final = (10, 6)
@@ -42,8 +43,6 @@ Connection = Any
 
 Results = list[Any]
 """Of each statement: its rows, or how many rows it changed."""
-
-_Answer = TypeVar("_Answer")
 
 # Access denied, unknown database, no such table, column or index, syntax, privileges, values that
 # a statement-based binary log cannot take.
@@ -62,13 +61,21 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "sql_safe_updates": "0",
     # The least there is, in seconds: what waits for a row is an insertion that meets another.
     "innodb_lock_wait_timeout": "1",
-    # For who is altering the table.
-    "lock_wait_timeout": "10",
+    # The same for a table that is locked or altered. These servers do not notice that a client has
+    # given up, so that a session must not wait for longer than it is waited for.
+    "lock_wait_timeout": "1",
 }
 SESSION: Final = (
     _ISOLATION,
     "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in _VARIABLES.items()),
+    "SELECT @@max_allowed_packet",
 )
+
+_PACKET_MARGIN: Final = 1_024
+
+# Trips that were given up, and what a session takes in one packet.
+_trips: WeakKeyDictionary[Connection, asyncio.Task[Results]] = WeakKeyDictionary()
+_packets: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
 
 
 class Address(NamedTuple):
@@ -140,8 +147,9 @@ def translated(error: Exception, place: str) -> Exception:
         text = f"{place}: {error.args[1]} ({code})"
     else:
         text = f"{place}: {error or type(error).__name__}"
-    if code in _BAD_VALUE:
-        return ValueError(f"{place} refuses a value: {error.args[1]} ({code})")
+    refused = refusal(error)
+    if refused is not None:
+        return refused
     if code in _READ_ONLY:
         return StoreUnavailableError(f"{text} (is it a replica?)")
     if code in _MISCONFIGURED or isinstance(error, (ValueError, ssl.SSLError)):
@@ -149,6 +157,18 @@ def translated(error: Exception, place: str) -> Exception:
     if isinstance(error.__cause__, ssl.SSLError):
         return StoreMisconfiguredError(text)
     return StoreUnavailableError(text)
+
+
+def refusal(error: Exception) -> ValueError | None:
+    """What an error says about a value that cannot be kept; None where it is about something else.
+
+    Text that is not UTF-8, and what is too large, is refused before it is sent.
+    """
+    if code_of(error) in _BAD_VALUE:
+        return ValueError(f"The server refuses a value: {error.args[1]} ({code_of(error)})")
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError):
+        return ValueError(f"MySQL cannot keep a value: {error}")
+    return None
 
 
 def code_of(error: BaseException) -> int:
@@ -160,10 +180,23 @@ def code_of(error: BaseException) -> int:
 async def query(connection: Connection, *statements: str) -> Results:
     """Has statements run, one after another, in one trip.
 
+    When it is cancelled, the trip is not: asyncmy would close the socket, which the server does
+    not notice while a statement waits for a lock. ``settled`` waits for the end of the trip.
+
     Raises:
         asyncmy.errors.MySQLError: One of them failed; those before it were run, those after it
             were not.
     """
+    trip = asyncio.get_running_loop().create_task(_trip(connection, statements))
+    try:
+        return await asyncio.shield(trip)
+    except asyncio.CancelledError:
+        if not trip.done():
+            _trips[connection] = trip
+        raise
+
+
+async def _trip(connection: Connection, statements: tuple[str, ...]) -> Results:
     cursor = connection.cursor(Cursor)
     await cursor.execute(";\n".join(statements))
     results: Results = []
@@ -171,6 +204,40 @@ async def query(connection: Connection, *statements: str) -> Results:
         results.append(cursor.rowcount if cursor.description is None else await cursor.fetchall())
         if not await cursor.nextset():
             return results
+
+
+async def settled(connection: Connection) -> None:
+    """Waits until the server has answered a trip that was given up."""
+    trip = _trips.pop(connection, None)
+    if trip is not None:
+        try:
+            await asyncio.wait([trip])
+        finally:
+            trip.cancel()
+        if not trip.cancelled():
+            trip.exception()
+
+
+def dropped(connection: Connection) -> None:
+    """Closes the socket of a connection, and ends a trip that was given up."""
+    trip = _trips.pop(connection, None)
+    if trip is not None:
+        trip.cancel()
+    connection.close()
+
+
+def size_of(statement: str) -> int:
+    """Bytes of a statement, as it is sent.
+
+    Raises:
+        ValueError: It is not UTF-8.
+    """
+    return len(statement) if statement.isascii() else len(statement.encode())
+
+
+def packet_bytes_max(connection: Connection) -> int:
+    """The largest statement that the server takes on this connection."""
+    return _packets[connection] - _PACKET_MARGIN
 
 
 async def connect(address: Address) -> Connection:
@@ -198,133 +265,71 @@ async def connect(address: Address) -> Connection:
                 connect_timeout=CONNECT_TIMEOUT_S,
                 program_name="pyncette",
             )
-            await query(connection, *SESSION)
+            [*_, [[_packets[connection]]]] = await query(connection, *SESSION)
     except BaseException as error:
         if connection is not None:
-            connection.close()
+            dropped(connection)
         if isinstance(error, Exception):
             raise translated(error, address.place) from error
         raise
     return connection
 
 
-class Connections(ABC):
-    """Runs calls, at most so many at a time, each on a connection of its own.
-
-    Args:
-        place: Where they lead, for messages.
-        size: At most so many calls at a time; the others wait for their turn.
-        idle_max: So many connections are kept while nobody uses them.
-    """
-
-    def __init__(self, place: str, size: int, idle_max: int) -> None:
-        self._place = place
-        self._room = asyncio.Semaphore(size)
-        self._idle_max = idle_max
-        self._idle: list[Connection] = []
-
-    async def run(self, call: Callable[[Connection], Awaitable[_Answer]]) -> _Answer:
-        """Makes a call, which may make several trips.
-
-        Raises:
-            StoreError: It failed; whether its last statement took effect is unknown.
-            ValueError: The server refuses a value.
-        """
-        async with self._room:
-            try:
-                connection = await self._take()
-                sound = False
-                try:
-                    answer = await call(connection)
-                    sound = True
-                    return answer
-                except (errors.MySQLError, StoreError) as error:
-                    # The server has said no and waits for the next statement, unless it is gone.
-                    sound = isinstance(error, StoreError) or 1000 <= code_of(error) < 2000
-                    raise
-                finally:
-                    if not sound:
-                        connection.close()
-                    await self._give_back(connection)
-            except (
-                OSError,
-                TimeoutError,
-                RuntimeError,
-                UnicodeDecodeError,
-                errors.MySQLError,
-            ) as error:
-                raise translated(error, self._place) from error
-
-    async def _take(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if is_open(connection):
-                return connection
-            await self._close(connection)
-        return await self._open()
-
-    async def _give_back(self, connection: Connection) -> None:
-        if is_open(connection) and len(self._idle) < self._idle_max:
-            self._idle.append(connection)
-        else:
-            await self._close(connection)
-
-    async def close(self) -> None:
-        """Closes those that are kept, or returns them to where they came from."""
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*map(self._close, idle))
-
-    @abstractmethod
-    async def _open(self) -> Connection:
-        """One more connection, its session set up."""
-
-    @abstractmethod
-    async def _close(self, connection: Connection) -> None:
-        """Takes leave of a connection, usable or dropped."""
+def _unsent(error: BaseException) -> bool:
+    """Whether the server had ended the session because it was idle, before it read anything."""
+    return code_of(error) == IDLE_TOO_LONG
 
 
-class OwnConnections(Connections):
-    """Connections that the store opens, keeps and closes.
+def driver_of(place: str) -> pool.Driver:
+    """What a pool has to know about asyncmy."""
+    return pool.Driver(
+        errors=(OSError, TimeoutError, RuntimeError, UnicodeDecodeError, errors.MySQLError),
+        translated=partial(translated, place=place),
+        is_open=is_open,
+        # Beyond are the errors of the driver.
+        answered=lambda error: 1000 <= code_of(error) < 2000,
+        unsent=_unsent,
+    )
+
+
+class OwnConnections:
+    """Connections that the store opens and closes; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
         address: Where to.
-        size: At most so many.
     """
 
-    def __init__(self, address: Address, size: int) -> None:
-        super().__init__(address.place, size, size)
+    def __init__(self, address: Address) -> None:
         self._address = address
 
-    async def _open(self) -> Connection:
+    async def open(self) -> Connection:
         return await connect(self._address)
 
-    async def _close(self, connection: Connection) -> None:
-        try:
-            async with realtime.timeout(CLOSE_TIMEOUT_S):
-                await connection.ensure_closed()
-        except (OSError, TimeoutError, errors.MySQLError):
-            connection.close()
+    async def close(self, connection: Connection) -> None:
+        await settled(connection)
+        await connection.ensure_closed()
+
+    def drop(self, connection: Connection) -> None:
+        dropped(connection)
 
 
-class LentConnections(Connections):
-    """Connections from a pool that the application brought, which stays the application's.
+class LentConnections:
+    """Connections of a pool of the application's; see ``pyncette.store.sql.pool.Supply``.
 
     While the store has one, its session is set as the store needs it; it is returned as it came.
 
     Args:
         place: Where they lead, for messages.
-        size: At most so many calls at a time.
-        kept: So many connections stay with the store for as long as it is open.
-        pool: An ``asyncmy.Pool``.
+        lender: An ``asyncmy.Pool``.
     """
 
-    def __init__(self, place: str, size: int, kept: int, pool: Any) -> None:
-        super().__init__(place, size, kept)
-        self._pool = pool
+    def __init__(self, place: str, lender: Any) -> None:
+        self._place = place
+        self._lender = lender
         self._sessions: dict[Connection, list[str]] = {}
 
-    async def _open(self) -> Connection:
-        connection = await self._pool.acquire()
+    async def open(self) -> Connection:
+        connection = await self._lender.acquire()
         try:
             if connection.character_set_name() != "utf8mb4":
                 raise StoreMisconfiguredError(
@@ -335,30 +340,31 @@ class LentConnections(Connections):
             old = server.mariadb and server.version < (11, 1)
             names = [*_VARIABLES, "tx_isolation" if old else "transaction_isolation"]
             asked = "SELECT " + ", ".join(f"@@SESSION.{name}" for name in names)
-            [[values], *_] = await query(connection, asked, *SESSION)
+            [[values], *_, [[packet]]] = await query(connection, asked, *SESSION)
+            _packets[connection] = packet
             self._sessions[connection] = [
                 f"SESSION {name} = {connection.escape(value)}"
                 for name, value in zip(names, values, strict=True)
             ]
         except BaseException:
-            connection.close()
-            self._pool.release(connection)
+            dropped(connection)
+            self._lender.release(connection)
             raise
         return connection
 
-    async def _close(self, connection: Connection) -> None:
-        session = self._sessions.pop(connection, None)
-        try:
-            if session is not None and is_open(connection):
-                async with realtime.timeout(CLOSE_TIMEOUT_S):
-                    await query(connection, "SET " + ", ".join(session))
-        except (OSError, TimeoutError, errors.MySQLError):
-            connection.close()
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._pool.release(connection)
+    async def close(self, connection: Connection) -> None:
+        await settled(connection)
+        if is_open(connection):
+            await query(connection, "SET " + ", ".join(self._sessions[connection]))
+        self._return(connection)
+
+    def drop(self, connection: Connection) -> None:
+        dropped(connection)
+        self._return(connection)
+
+    def _return(self, connection: Connection) -> None:
+        if self._sessions.pop(connection, None) is not None:
+            self._lender.release(connection)
 
 
 def is_open(connection: Connection) -> bool:

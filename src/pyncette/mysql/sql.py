@@ -1,7 +1,7 @@
 """What the store in MySQL and MariaDB says to its server: the table, statements, batches.
 
 **Each transaction is one statement**, so that no lock outlives it, whatever becomes of this
-process. No statement waits for a row that somebody holds: claims and changes find their rows with
+process. No statement waits for a row that another holds: claims and changes find their rows with
 ``SKIP LOCKED`` in a derived table, and the outer statement touches what this one has locked. Only
 an insertion may wait, for a second, for another insertion of the same key.
 
@@ -24,18 +24,13 @@ from typing import Any, Final
 
 from pyncette.mysql.connection import Connection
 from pyncette.store.record import Delete, Patch, Put, State
-from pyncette.store.sql.rows import COLUMNS
+from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
 
 SUBQUERIES_MAX: Final = 500
-"""So many groups are asked for by one statement, which can have some thousands of columns."""
+"""Maximum groups of one statement, which can have some thousands of columns."""
 
 _SHORT_MAX: Final = 1_000
 """Texts up to this length stay in memory while a statement works on them."""
-
-_VERSION_MAX: Final = 1 << 61
-_UNFINISHED_MAX: Final = 1 << 30
-"""Beyond these no claim counts on, so that no edit brings one to where the table refuses it."""
-
 
 # Keys are bytes: no collation takes two of them for one, and both halves of an identity, at most
 # 1,000 bytes together, fit into an index, of which InnoDB allows 3,072.
@@ -53,23 +48,36 @@ CREATE TABLE IF NOT EXISTS {table} (
     progress MEDIUMTEXT NOT NULL,
     PRIMARY KEY (`group`, `key`),
     KEY due (`group`, due_at),
-    CHECK (version < 4611686018427387904),
-    CHECK (unfinished_attempts < 2147483647),
+    CHECK (version > 0 AND version < 4611686018427387904),
+    CHECK (unfinished_attempts >= 0 AND unfinished_attempts < 2147483647),
     CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET = utf8mb4 COLLATE = utf8mb4_bin"""
 
+# A row may have been edited by hand to anything that its columns can hold. It must not make a
+# statement fail, or other rows would wait for it. A version of 0 or less would be taken for ABSENT
+# or ANY; a version or a count that no write gives is healed before it overflows.
+VERSION: Final = "GREATEST(r.version, 1)"
+_NUMBERS: Final = {
+    "due_at": "r.due_at",
+    "version": VERSION,
+    "unfinished_attempts": "r.unfinished_attempts",
+}
 ALL_COLUMNS: Final = ", ".join(
-    f"CONVERT(r.`{column}` USING utf8mb4)" if column in ("group", "key") else f"r.`{column}`"
+    f"CONVERT(r.`{column}` USING utf8mb4)"
+    if column in ("group", "key")
+    else _NUMBERS.get(column, f"r.`{column}`")
     for column in COLUMNS
 )
 
-# The same where a text may be none: MariaDB takes surrogates for characters.
+# The same where a text may be no UTF-8: MariaDB takes surrogates for characters.
 BYTES: Final = ", ".join(
-    f"r.{column}"
-    if column in ("due_at", "version", "unfinished_attempts")
-    else f"CAST(r.`{column}` AS BINARY)"
-    for column in COLUMNS
+    _NUMBERS.get(column, f"CAST(r.`{column}` AS BINARY)") for column in COLUMNS
 )
+
+# The clock of the server, in microseconds. It stands still within a statement.
+CLOCK: Final = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+UNFINISHED: Final = " AND r.unfinished_attempts <= {max}"
 
 # Columns of a table of that name in the database, and its engine.
 LAYOUT: Final = """\
@@ -86,33 +94,33 @@ BY_KEY: Final = """\
 # What is due of one group, by the index on (group, due_at).
 DUE_OF_GROUP: Final = """\
 (SELECT r.`group`, r.`key`, {lease} AS lease FROM {table} AS r FORCE INDEX (due)
-WHERE r.`group` = {group} AND r.due_at >= {since} AND r.due_at <= {before}
+WHERE r.`group` = {group} AND r.due_at >= {since} AND r.due_at <= {before}{allowed}
 ORDER BY r.due_at LIMIT {limit} FOR UPDATE SKIP LOCKED)"""
 
 # What is due of the keys, by the primary key.
 DUE_OF_KEYS: Final = """\
 (SELECT r.`group`, r.`key`, j.lease FROM {batch}
-STRAIGHT_JOIN {by_key} AND r.due_at <= {now}
+STRAIGHT_JOIN {by_key} AND r.due_at <= {due}{allowed}
 LIMIT {limit} FOR UPDATE {of_rows} SKIP LOCKED)"""
 
 # Takes what is due.
 CLAIM: Final = """\
-UPDATE {due} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
+UPDATE {picked} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
     ON t.`group` = q.`group` AND t.`key` = q.`key`
 SET t.state = '{running}', t.token = {token}, t.due_at = {now} + q.lease,
-    t.unfinished_attempts = LEAST(t.unfinished_attempts, {starts_max}) + 1,
-    t.version = GREATEST(LEAST(t.version, {version_max}) + 1, {now})"""
+    t.unfinished_attempts = LEAST(GREATEST(t.unfinished_attempts, 0), {unfinished_max}) + 1,
+    t.version = IF(t.version < {version_max}, GREATEST(t.version + 1, {now}), {now})"""
 
 # What a token holds, of groups by the index on (group, due_at), of keys by the primary key.
 HELD_OF_GROUPS: Final = """\
 SELECT j.number, {columns} FROM {batch}
 STRAIGHT_JOIN {table} AS r FORCE INDEX (due)
     ON r.`group` = CAST(j.`group` AS BINARY) AND r.due_at = j.lease_end
-WHERE CAST(r.token AS BINARY) = {token}"""
+WHERE CAST(r.token AS BINARY) = {token}{held_allowed}"""
 HELD_OF_KEYS: Final = """\
 SELECT j.number, {columns} FROM {batch}
 STRAIGHT_JOIN {by_key} AND r.due_at = j.lease_end
-WHERE CAST(r.token AS BINARY) = {token}"""
+WHERE CAST(r.token AS BINARY) = {token}{held_allowed}"""
 
 # The soonest of one group, by the index on (group, due_at). A range for each: with a join, MySQL
 # would walk all records without an instant first.
@@ -125,7 +133,7 @@ SELECT j.number, r.due_at FROM {batch} STRAIGHT_JOIN {by_key}"""
 # The rows of a batch that are as expected and that nobody holds, by the primary key.
 EXPECTED: Final = """\
 (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
-STRAIGHT_JOIN {by_key} AND r.version = j.expect
+STRAIGHT_JOIN {by_key} AND {version} = j.expect
     AND (j.expected_token IS NULL
         OR CAST(r.token AS BINARY) = CAST(j.expected_token AS BINARY))
 FOR UPDATE {of_rows} SKIP LOCKED) AS q
@@ -224,13 +232,14 @@ def names_of(table: str, mariadb: bool) -> dict[str, Any]:
     """What stands for the placeholders that are the same in every statement on a table."""
     return {
         "table": table,
-        "columns": ALL_COLUMNS,
+        "columns": BYTES if mariadb else ALL_COLUMNS,
         "by_key": BY_KEY.format(table=table),
         # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
         "of_rows": "" if mariadb else "OF r",
         "running": _RUNNING,
-        "version_max": _VERSION_MAX,
-        "starts_max": _UNFINISHED_MAX,
+        "version": VERSION,
+        "version_max": VERSION_MAX,
+        "unfinished_max": UNFINISHED_MAX,
     }
 
 

@@ -7,13 +7,12 @@ connections in ``pyncette.mysql.connection``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from asyncmy import errors
 
-from pyncette import chance
-from pyncette.clock import realtime
 from pyncette.mysql.claims import Asked, RecordOf
 from pyncette.mysql.connection import (
     DEADLOCK,
@@ -22,10 +21,13 @@ from pyncette.mysql.connection import (
     Connection,
     Results,
     code_of,
+    packet_bytes_max,
     query,
+    refusal,
+    size_of,
 )
 from pyncette.mysql.sql import (
-    BYTES,
+    CLOCK,
     CREATION,
     DELETION,
     DIRTILY,
@@ -43,77 +45,48 @@ from pyncette.mysql.sql import (
     batch_of,
     names_of,
 )
-from pyncette.store import (
-    Applied,
-    Claimed,
-    Filter,
-    Group,
-    Identity,
-    Key,
-    Page,
-    Result,
-    Source,
-    Write,
-    next_version,
-)
+from pyncette.store import Applied, Claimed, Filter, Group, Identity, Key, Page, Source, Write
 from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, record_of
-from pyncette.store.sql.low_water import LowWater
-from pyncette.store.sql.rows import HeldRecords, prefix_end
+from pyncette.store.sql.conditional import ROWS_MAX, ConditionalWrite, HeldRecords, Look
+from pyncette.store.sql.conflicts import retried
+from pyncette.store.sql.low_water import LowWaterMarks
+from pyncette.store.sql.rows import prefix_end, version_after
 
 EXAMINED_MAX: Final = 5_000
-"""So many rows a page of a filtered scan looks at, so that no call takes long."""
+"""Maximum rows that a page of a filtered scan looks at, so that no call takes long."""
 
-TRIES_MAX: Final = 10
-"""So often a statement is tried that others' transactions made fail."""
-
-ROWS_MAX: Final = 1_000
-"""So many rows go into one statement,"""
-
-CHARACTERS_MAX: Final = 1_000_000
-"""and so many characters of their texts, unless it is one row."""
-
-_DELAY_INITIAL_S: Final = 0.001
-_DELAY_MAX_S: Final = 0.05
+_BIGINT: Final = range(-(1 << 63), 1 << 63)
+_INT: Final = range(-(1 << 31), 1 << 31)
 
 
 class MysqlTable:
-    """The statements on one table.
+    """See ``pyncette.store.sql.store.Table``.
 
     Args:
         name: A lower-case ASCII identifier.
     """
 
+    notifies = False
+
     def __init__(self, name: str) -> None:
         self.name = name
         # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
         self._names = names_of(name, mariadb=False)
-        self._marks = LowWater()
+        self.low_water_marks = LowWaterMarks()
         self._record: RecordOf = record_of
         self._held = HeldRecords()
 
     def use_mariadb(self) -> None:
         """The server turned out to be MariaDB."""
         self._names = names_of(self.name, mariadb=True)
+        self._record = _decoded
 
     async def _run(self, connection: Connection, *statements: str) -> Results:
-        """Runs statements, again where others' transactions made the first fail.
+        """Runs statements, again where other transactions made the first fail.
 
         It then did nothing, and of the statements of a trip only the first changes anything.
         """
-        delay = _DELAY_INITIAL_S
-        for tries_left in reversed(range(TRIES_MAX)):
-            try:
-                return await query(connection, *statements)
-            except errors.MySQLError as error:
-                if code_of(error) != DEADLOCK or not tries_left:
-                    raise
-            except UnicodeDecodeError:
-                self._names["columns"] = BYTES
-                self._record = _decoded
-                raise
-            await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
-            delay = min(2 * delay, _DELAY_MAX_S)
-        raise AssertionError("never reached: the last try returns or raises")
+        return await retried(lambda: query(connection, *statements), _is_deadlock)
 
     async def layout(self, connection: Connection) -> tuple[list[str], str]:
         """The names of the columns, none where there is no such table; and its engine."""
@@ -121,8 +94,11 @@ class MysqlTable:
         return [row[0] for row in rows], rows[0][1] if rows else ""
 
     async def make(self, connection: Connection) -> None:
-        """Makes the table and its index, if nobody else was quicker."""
+        """Makes the table and its index, unless they are there by now."""
+        # Another worker may be making it, which takes longer than other locks on a table.
+        await query(connection, "SET SESSION lock_wait_timeout = 10")
         await query(connection, SCHEMA.format(table=self.name))
+        await query(connection, "SET SESSION lock_wait_timeout = 1")
 
     async def check_indexes(self, connection: Connection) -> None:
         """Fails where the indexes are not there that the statements name."""
@@ -136,6 +112,8 @@ class MysqlTable:
         now: int,
         token: str,
         repeated: bool,
+        bounded: bool,
+        unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``.
 
@@ -145,8 +123,8 @@ class MysqlTable:
             return Claimed([], [])
         groups = [source.group for source in sources]
         keys = [source.key if isinstance(source, Key) else None for source in sources]
-        since = self._marks.before_claim(groups, now)
-        asked = Asked(connection, self._names, sources, since, now, token)
+        since = self.low_water_marks.before_claim(groups, now)
+        asked = Asked(connection, self._names, sources, since, now, token, bounded, unfinished_max)
         held: list[Record] = []
         room = [source.share if isinstance(source, Group) else 1 for source in sources]
         if repeated and limit > 0:
@@ -159,12 +137,12 @@ class MysqlTable:
         take = asked.take(room, limit)
         if not take:
             next_due = asked.read_next_due(await self._run(connection, *asked.next_due()))
-            self._marks.after_claim(groups, keys, since, next_due, now)
+            self.low_water_marks.after_claim(groups, keys, since, next_due, now)
             return Claimed(held, next_due)
         taken, *results = await self._run(connection, *take, *asked.held(), *asked.next_due())
         records = asked.read_held(results, self._record)
         next_due = asked.read_next_due(results)
-        self._marks.after_claim(groups, keys, since, next_due, now)
+        self.low_water_marks.after_claim(groups, keys, since, next_due, now)
         # The call whose answer was lost may have been carried out in between: what it took is held,
         # too, and left to its lease where there is no room for it.
         known = {record[:2] for record in held}
@@ -175,66 +153,64 @@ class MysqlTable:
                 held.append(record)
         return Claimed(held, next_due)
 
-    async def write(self, connection: Connection, batch: Sequence[Write], now: int) -> list[Result]:
-        """See ``pyncette.store.Store.write``.
+    async def write(self, connection: Connection, batch: ConditionalWrite, now: int) -> None:
+        """See ``pyncette.store.sql.store.Table.write``.
 
-        What was not written is read, together with what can be locked. Where that does not show
-        why, somebody holds the record, and it is tried again for a while, see
-        ``HeldRecords``.
+        What was not written is read, together with what can be locked.
         """
-        results: list[Result | None] = [None] * len(batch)
-        # The version that must be there. Where any will do, the one that a look has found.
-        expected = [write.expect for write in batch]
-        ready = [at for at, version in enumerate(expected) if version != ANY]
-        pending = list(range(len(batch)))
-        started = realtime.monotonic()
-        delay = 0.0
+
+        async def attempt(places: Sequence[int]) -> None:
+            await self._try(connection, batch, places, now)
+
+        async def look(identities: Sequence[Identity]) -> list[Look]:
+            return await self._look(connection, identities)
+
         try:
-            while True:
-                await self._try(connection, batch, ready, expected, now, results)
-                pending = [at for at in pending if results[at] is None]
-                if not pending:
-                    return results  # type: ignore[return-value]
-                await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
-                delay = min(2 * delay or _DELAY_INITIAL_S, _DELAY_MAX_S)
-                waited = realtime.monotonic() - started
-                looks = await self._look(connection, [batch[at][:2] for at in pending])
-                ready = []
-                for at, (current, free) in zip(pending, looks, strict=True):
-                    results[at] = self._held.answer(batch[at], current, 0.0 if free else waited)
-                    if results[at] is None and free:
-                        ready.append(at)
-                        if batch[at].expect == ANY:
-                            expected[at] = ABSENT if current is None else current.version
-                pending = [at for at in pending if results[at] is None]
+            await batch.run(attempt, look, self._held)
         finally:
-            self._marks.note(batch)
+            self.low_water_marks.note(batch.batch)
+
+    async def notify(self, connection: Connection, groups: Collection[str]) -> None:
+        """These servers notify nobody."""
+
+    async def now(self, connection: Connection) -> int:
+        """See ``pyncette.store.Store.now``."""
+        [[[instant]]] = await query(connection, f"SELECT {CLOCK}")
+        return int(instant)
 
     async def _try(
+        self, connection: Connection, batch: ConditionalWrite, places: Sequence[int], now: int
+    ) -> None:
+        """Makes those of these writes that can be made now; the results of the batch tell.
+
+        A write that takes any version waits until a look has told which one is there.
+        """
+        writes, expected = batch.batch, batch.expected
+        kinds: dict[Kind, list[int]] = {}
+        for at in sorted(places, key=lambda at: writes[at][:2]):
+            change = writes[at].change
+            if expected[at] == ANY:
+                continue
+            if expected[at] != ABSENT:
+                kinds.setdefault(KINDS[type(change)], []).append(at)
+            elif isinstance(change, Put) and writes[at].token is None:
+                kinds.setdefault(CREATION, []).append(at)
+        for kind, chosen in kinds.items():
+            await batch.apply(chosen, partial(self._make, connection, batch, kind, now), refusal)
+
+    async def _make(
         self,
         connection: Connection,
-        batch: Sequence[Write],
-        chosen: Iterable[int],
-        expected: Sequence[int],
+        batch: ConditionalWrite,
+        kind: Kind,
         now: int,
-        results: list[Result | None],
+        part: Sequence[int],
     ) -> None:
-        """Makes what can be made now of these writes; their results tell."""
-        kinds: dict[Kind, list[int]] = {}
-        for at in sorted(chosen, key=lambda at: batch[at][:2]):
-            change = batch[at].change
-            if expected[at]:
-                kinds.setdefault(KINDS[type(change)], []).append(at)
-            elif isinstance(change, Put) and batch[at].token is None:
-                kinds.setdefault(CREATION, []).append(at)
-        for kind, places in kinds.items():
-            rows = [_row(batch[at], expected[at], now) for at in places]
-            done = 0
-            for part in _parts(rows):
-                if await self._change(connection, kind, part):
-                    for at, row in zip(places[done:], part, strict=False):
-                        results[at] = Applied(ABSENT if kind is DELETION else row[4])
-                done += len(part)
+        """Makes these changes of one kind, or none of them; the results of the batch tell."""
+        rows = [_row(batch.batch[at], batch.expected[at], now) for at in part]
+        if await self._change(connection, kind, rows):
+            for at, row in zip(part, rows, strict=True):
+                batch.results[at] = Applied(ABSENT if kind is DELETION else row[4])
 
     async def _change(
         self, connection: Connection, kind: Kind, rows: Sequence[Sequence[Any]]
@@ -246,21 +222,24 @@ class MysqlTable:
             "size": len(rows),
         }
         expected = "" if kind is CREATION else EXPECTED.format(**names)
-        try:
-            [changed] = await self._run(
-                connection, kind.statement.format(**names, expected=expected)
+        statement = kind.statement.format(**names, expected=expected)
+        size, size_max = size_of(statement), packet_bytes_max(connection)
+        if size >= size_max:
+            raise ValueError(
+                f"a statement of {size} bytes is larger than max_allowed_packet of the server, "
+                f"which is {size_max}"
             )
+        try:
+            [changed] = await self._run(connection, statement)
         except errors.MySQLError as error:
             if kind is not CREATION or code_of(error) not in (DUPLICATE, LOCK_WAIT_TIMEOUT):
                 raise
             return False
         return bool(changed == len(rows))
 
-    async def _look(
-        self, connection: Connection, identities: Sequence[Identity]
-    ) -> list[tuple[Record | None, bool]]:
-        """The records, and whether somebody holds them: changes them, or is creating them."""
-        looks: list[tuple[Record | None, bool]] = []
+    async def _look(self, connection: Connection, identities: Sequence[Identity]) -> list[Look]:
+        """The records, and whether another transaction changes or creates them."""
+        looks: list[Look] = []
         for part in _parts(identities):
             names = {**self._names, "batch": batch_of(connection, part, KEY_COLUMNS)}
             lockable, _, there, rows = await self._run(
@@ -273,7 +252,7 @@ class MysqlTable:
             records = {row[0]: self._record(row[1:]) for row in rows}
             held = {*records, *(row[0] for row in there)} - {row[0] for row in lockable}
             looks += [
-                (records.get(number), number not in held) for number in range(1, len(part) + 1)
+                Look(records.get(number), number not in held) for number in range(1, len(part) + 1)
             ]
         return looks
 
@@ -332,23 +311,29 @@ class MysqlTable:
 
 
 def _row(write: Write, expect: int, now: int) -> tuple[Any, ...]:
-    """A write as a row of its batch."""
+    """A write as a row of its batch.
+
+    Raises:
+        ValueError: A number does not fit into its column: in a batch it would silently become NULL.
+    """
     group, key, change, _, token = write
     head = (group, key, expect, token)
-    return head if isinstance(change, Delete) else (*head, next_version(expect, now), *change)
+    if isinstance(change, Delete):
+        return head
+    if change.due_at is not None and change.due_at not in _BIGINT:
+        raise ValueError(f"due_at is out of range: {change.due_at}")
+    if change.unfinished_attempts not in _INT:
+        raise ValueError(f"unfinished_attempts is out of range: {change.unfinished_attempts}")
+    return (*head, version_after(expect, now), *change)
 
 
-def _parts(rows: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    """The rows, in their order, in parts that one statement takes."""
-    first, size = 0, 0
-    for at, row in enumerate(rows):
-        length = sum(len(value) for value in row if isinstance(value, str))
-        if at > first and (at - first >= ROWS_MAX or size + length > CHARACTERS_MAX):
-            yield rows[first:at]
-            first, size = at, 0
-        size += length
-    if first < len(rows):
-        yield rows[first:]
+def _parts(identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:
+    """The identities, in their order, in parts that one statement takes."""
+    return (identities[first : first + ROWS_MAX] for first in range(0, len(identities), ROWS_MAX))
+
+
+def _is_deadlock(error: Exception) -> bool:
+    return code_of(error) == DEADLOCK
 
 
 def _decoded(row: tuple[Any, ...]) -> Record:

@@ -1,19 +1,18 @@
-"""Connections to PostgreSQL: opened when needed, bounded in number, dropped when in doubt.
+"""Connections to PostgreSQL: how to open, set up and close them, and how to listen on one.
 
-Knows asyncpg, what its errors mean, and how to listen; knows no table. A call that was cancelled or
-that lost its server drops its connection, so that the next one starts on a sound one. Nothing is
-repeated here.
+Knows asyncpg and what its errors mean; knows no table. How connections are shared between calls
+is in ``pyncette.store.sql.pool``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final
 
 try:
     import asyncpg
@@ -22,27 +21,19 @@ except ImportError as error:  # pragma: no cover
         "The store in PostgreSQL needs asyncpg: pip install 'pyncette[postgres]'"
     ) from error
 
-from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
-from pyncette.store import WakeCallback
-
-logger = logging.getLogger(__name__)
+from pyncette.store.sql import pool
+from pyncette.store.sql.listener import Tell
 
 CONNECT_TIMEOUT_S: Final = 10.0
-CLOSE_TIMEOUT_S: Final = 2.0
 PING_INTERVAL_S: Final = 5.0
 """How often a listening connection is asked whether it is still there, and how long it may take."""
-
-RECONNECT_DELAY_INITIAL_S: Final = 0.1
-RECONNECT_DELAY_MAX_S: Final = 5.0
 
 Connection = Any
 """An asyncpg connection, or the proxy of one that a pool lends."""
 
 Connect = Callable[[], Awaitable[Connection]]
-
-_Answer = TypeVar("_Answer")
 
 # What is known to hold no secret: host, port and database of a URL that is as it should be.
 _PLAIN_URL = re.compile(
@@ -54,6 +45,11 @@ _STATEMENT_ERRORS: Final = (
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
 )
+_BAD_VALUE: Final = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
 _MISCONFIGURED: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -62,7 +58,9 @@ _MISCONFIGURED: Final = (
 
 # Settings of connections of our own. Every statement of the store is served by an index; a plan
 # made while the table was tiny must not read all of it when it has grown, and none is worth being
-# made anew for each call. A server that is too old to know one of them goes without.
+# made anew for each call. A server that is too old to know one of them goes without. The timeouts
+# are the second net below the deadline of a call: what was given up and could not be cancelled
+# ends by itself, so that no session of ours goes on waiting for a table that somebody has locked.
 SESSION: Final = """\
 SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
     ('plan_cache_mode', 'force_generic_plan'),
@@ -72,7 +70,9 @@ SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
     ('enable_mergejoin', 'off'),
     ('enable_memoize', 'off'),
     ('jit', 'off'),
-    ('default_transaction_isolation', 'read committed')
+    ('default_transaction_isolation', 'read committed'),
+    ('lock_timeout', '5s'),
+    ('statement_timeout', '15s')
 ) AS ours(option, wanted) ON name = option"""
 
 
@@ -146,182 +146,135 @@ async def is_pooled(connection: Connection) -> bool:
     return bool(await statement.fetchval() != connection.get_server_pid())
 
 
-class Connections(ABC):
-    """Runs calls, at most so many at a time, each on a connection of its own.
+def refusal(error: Exception) -> ValueError | None:
+    """What an error says about a value that cannot be kept; None where it is about something else.
 
-    Args:
-        place: Where they lead, for messages.
-        size: At most so many calls at a time; the others wait for their turn.
+    The driver refuses some values itself, before it sends anything.
     """
-
-    def __init__(self, place: str, size: int) -> None:
-        self._place = place
-        self._room = asyncio.Semaphore(size)
-
-    async def run(self, call: Callable[[Connection], Awaitable[_Answer]]) -> _Answer:
-        """Makes a call, which may hold several statements.
-
-        Raises:
-            StoreError: It failed; whether its last statement took effect is unknown.
-        """
-        async with self._room:
-            try:
-                connection = await self._take()
-                sound = False
-                try:
-                    answer = await call(connection)
-                    sound = True
-                    return answer
-                except (asyncpg.PostgresError, StoreError):
-                    # The server has said no and waits for the next statement.
-                    sound = True
-                    raise
-                finally:
-                    if not sound:
-                        connection.terminate()
-                    await self._give_back(connection)
-            except (
-                OSError,
-                TimeoutError,
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-            ) as error:
-                raise translated(error, self._place) from error
-
-    async def keep(self, connection: Connection) -> None:
-        """Takes one that was opened elsewhere."""
-        await self._give_back(connection)
-
-    @abstractmethod
-    async def _take(self) -> Connection:
-        """A connection that nobody else uses."""
-
-    @abstractmethod
-    async def _give_back(self, connection: Connection) -> None:
-        """Takes it back, usable or terminated."""
-
-    async def close(self) -> None:
-        """Closes those that are ours."""
-        return
+    if isinstance(error, _BAD_VALUE) or (
+        isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    ):
+        return ValueError(f"PostgreSQL cannot keep a value: {error}")
+    return None
 
 
-class OwnConnections(Connections):
-    """Connections that the store opens, keeps and closes.
+def _answered(error: BaseException) -> bool:
+    """Whether the server has said no, and waits for the next statement."""
+    return isinstance(error, asyncpg.PostgresError) and not isinstance(
+        error, asyncpg.PostgresConnectionError
+    )
+
+
+def _unsent(error: BaseException) -> bool:
+    """Whether the server cannot have executed the statement.
+
+    asyncpg refuses to send where it has read that the server ends the session. And a session that
+    ends because it was idle has read no statement, even where we had sent one already.
+    """
+    if isinstance(error, asyncpg.InternalClientError):
+        text = str(error)
+        return text.startswith("cannot switch to state") or text == "not connected"
+    if isinstance(error, asyncpg.InterfaceError):
+        return "connection is closed" in str(error)
+    return any(
+        isinstance(seen, asyncpg.IdleSessionTimeoutError) for seen in (error, error.__cause__)
+    )
+
+
+def driver_of(place: str) -> pool.Driver:
+    """What a pool has to know about asyncpg."""
+    return pool.Driver(
+        errors=(
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ),
+        translated=partial(translated, place=place),
+        is_open=lambda connection: not connection.is_closed(),
+        answered=_answered,
+        unsent=_unsent,
+    )
+
+
+class OwnConnections:
+    """Connections that the store opens and closes; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
-        place: Where they lead, for messages.
-        size: At most so many.
         open_one: Opens one.
     """
 
-    def __init__(self, place: str, size: int, open_one: Connect) -> None:
-        super().__init__(place, size)
+    def __init__(self, open_one: Connect) -> None:
         self._open_one = open_one
-        self._idle: list[Connection] = []
 
-    async def _take(self) -> Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
+    async def open(self) -> Connection:
         return await self._open_one()
 
-    async def _give_back(self, connection: Connection) -> None:
-        if not connection.is_closed():
-            self._idle.append(connection)
+    async def close(self, connection: Connection) -> None:
+        # This cancels at the server what still runs.
+        await connection.close()
 
-    async def close(self) -> None:
-        idle, self._idle = self._idle, []
-        await asyncio.gather(*map(close, idle))
+    def drop(self, connection: Connection) -> None:
+        connection.terminate()
 
 
-class LentConnections(Connections):
-    """Connections from a pool that the application brought, which stays the application's.
+class LentConnections:
+    """Connections of a pool of the application's; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
-        place: Where they lead, for messages.
-        size: At most so many.
-        pool: An ``asyncpg.Pool``.
+        lender: An ``asyncpg.Pool``.
     """
 
-    def __init__(self, place: str, size: int, pool: Any) -> None:
-        super().__init__(place, size)
-        self._pool = pool
+    def __init__(self, lender: Any) -> None:
+        self._lender = lender
 
-    async def _take(self) -> Connection:
-        return await self._pool.acquire()
+    async def open(self) -> Connection:
+        return await self._lender.acquire()
 
-    async def _give_back(self, connection: Connection) -> None:
-        await self._pool.release(connection)
+    async def close(self, connection: Connection) -> None:
+        # The pool waits until what was cancelled has ended at the server, and resets the session.
+        await self._lender.release(connection)
+
+    def drop(self, connection: Connection) -> None:
+        # Its pool notices, and has room for another one.
+        with suppress(asyncpg.InterfaceError):  # returned in the meantime
+            connection.terminate()
 
 
 async def close(connection: Connection) -> None:
-    """Takes leave of the server, if it is there to hear it."""
+    """Closes a connection that is in no pool; errors are ignored."""
     try:
-        async with realtime.timeout(CLOSE_TIMEOUT_S):
+        async with realtime.timeout(pool.CLOSE_TIMEOUT_S):
             await connection.close()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
         connection.terminate()
 
 
-class Listener:
-    """Hears notifications on one channel, on a connection of its own, and tells the watches.
+async def listen(open_one: Connect, channel: str, tell: Tell) -> None:
+    """Listens on a channel for as long as the connection answers.
 
-    A connection that is lost, also one of which only our half is still open, is noticed within
-    two ping intervals and replaced. Whoever watches is then told that anything may have come due.
+    A connection of which only our half is still open is noticed within two ping intervals.
 
     Args:
-        place: Where it listens, for messages.
-        channel: The name of the channel.
-        open_one: Opens a connection that nobody pools.
+        open_one: Opens a connection that no pooler shares.
+        channel: Its name.
+        tell: See ``pyncette.store.sql.listener.Listener``.
     """
 
-    def __init__(self, place: str, channel: str, open_one: Connect) -> None:
-        self._place = place
-        self._channel = channel
-        self._open_one = open_one
-        self._watches: list[Watch] = []
-        self._task: asyncio.Task[None] | None = None
+    def heard(connection: Connection, pid: int, channel: str, payload: str) -> None:
+        try:
+            tell(frozenset(json.loads(payload)))
+        except (ValueError, TypeError):  # any session may send anything on a channel
+            tell(None)
 
-    def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch:
-        """Registers a callback; listening begins with the first one."""
-        watch = Watch(frozenset(groups), on_wake, self._watches)
-        if self._task is None:
-            self._task = asyncio.create_task(self._listen(), name="pyncette listener")
-        return watch
-
-    async def close(self) -> None:
-        """Stops listening."""
-        self._watches.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _listen(self) -> None:
-        delay = RECONNECT_DELAY_INITIAL_S
-        while True:
-            try:
-                connection = await self._open_one()
-                try:
-                    await self._hear(connection)
-                    delay = RECONNECT_DELAY_INITIAL_S
-                finally:
-                    connection.terminate()
-                logger.info("%s stopped notifying; listening again", self._place)
-            except Exception as error:
-                if delay == RECONNECT_DELAY_INITIAL_S:
-                    logger.warning("Not notified for now, only polling: %s", error)
-                delay = min(2 * delay, RECONNECT_DELAY_MAX_S)
-            await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
-
-    async def _hear(self, connection: Connection) -> None:
-        """Listens for as long as the connection answers."""
+    connection = await open_one()
+    try:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
         async with realtime.timeout(CONNECT_TIMEOUT_S):
-            await connection.add_listener(self._channel, self._heard)
-        self._tell(None)
+            await connection.add_listener(channel, heard)
+        tell(None)
         while not connection.is_closed():
             try:
                 async with realtime.timeout(PING_INTERVAL_S):
@@ -332,30 +285,5 @@ class Listener:
                         await connection.execute("SELECT 1")
                 except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                     return
-
-    def _heard(self, connection: Connection, pid: int, channel: str, payload: str) -> None:
-        try:
-            self._tell(frozenset(json.loads(payload)))
-        except (ValueError, TypeError):  # anybody may send anything on a channel
-            self._tell(None)
-
-    def _tell(self, groups: frozenset[str] | None) -> None:
-        for watch in list(self._watches):
-            concerned = None if groups is None else watch.groups & groups
-            if concerned is None or concerned:
-                watch.on_wake(concerned)
-
-
-class Watch:
-    """A registration with a ``Listener``."""
-
-    def __init__(self, groups: frozenset[str], on_wake: WakeCallback, watches: list[Watch]) -> None:
-        self.groups = groups
-        self.on_wake = on_wake
-        self._watches = watches
-        watches.append(self)
-
-    def close(self) -> None:
-        """See ``pyncette.store.Watch.close``."""
-        if self in self._watches:
-            self._watches.remove(self)
+    finally:
+        connection.terminate()

@@ -1,8 +1,8 @@
 """Every statement of the store in PostgreSQL, each with the index that serves it.
 
-None waits for a row that somebody holds: claims and changes skip it (``SKIP LOCKED``), creations
-give up after a moment. Batches travel as arrays, one for each column. This module knows the
-dialect and nothing else; what is sent and what comes back is handled in
+None waits for a row that another transaction holds: claims and changes skip it (``SKIP LOCKED``),
+creations give up after a moment. Batches travel as arrays, one for each column. This module knows
+the dialect and nothing else; what is sent and what comes back is handled in
 ``pyncette.postgres.table``.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from pyncette.store.record import State
-from pyncette.store.sql.rows import COLUMNS
+from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
 
 # Every update moves the indexed due_at, so that none is "heap only": the free space that
 # fillfactor leaves lets the new version of a row stay on its page. Vacuum comes early and often,
@@ -21,10 +21,10 @@ CREATE TABLE IF NOT EXISTS {table} (
     "group"  text COLLATE "C" NOT NULL,
     "key"    text COLLATE "C" NOT NULL,
     due_at   bigint,
-    version  bigint NOT NULL CHECK (version < 4611686018427387904),
+    version  bigint NOT NULL CHECK (version > 0 AND version < 4611686018427387904),
     token    text COLLATE "C",
     state    text COLLATE "C" NOT NULL,
-    unfinished_attempts integer NOT NULL CHECK (unfinished_attempts < 1073741824),
+    unfinished_attempts integer NOT NULL CHECK (unfinished_attempts BETWEEN 0 AND 1073741823),
     schedule text NOT NULL,
     args     text NOT NULL,
     progress text NOT NULL,
@@ -39,42 +39,58 @@ CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at
 """
 
 _RUNNING: Final = State.RUNNING.value
-_COLUMNS: Final = ", ".join(f'r."{column}"' for column in COLUMNS)
+
+# A row may have been edited by hand to anything that its columns can hold. It must not make a
+# statement fail, or other rows would wait for it. A version of 0 or less would be taken for ABSENT
+# or ANY; a version or a count that no write gives is healed before it overflows.
+_VERSION: Final = 'greatest(r."version", 1)'
+_NEXT_VERSION: Final = (
+    f"CASE WHEN t.version < {VERSION_MAX} THEN greatest(t.version + 1, {{now}}) ELSE {{now}} END"
+)
+_COLUMNS: Final = ", ".join(
+    _VERSION if column == "version" else f'r."{column}"' for column in COLUMNS
+)
 
 # Columns of a table of that name on the search path; by the catalogue's own indexes.
 _LAYOUT: Final = """\
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
 
-# Makes the table unless it is there; one of several that start together does, the others wait.
+# Makes the table unless it is there. Of several workers that start together, one makes it while
+# the others wait.
 _MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
 
 # Takes what is due: of groups by the index on (group, due_at), of keys by the primary key. Tells
-# the soonest of each source among what it did not take, in rows without a key at the end.
+# the soonest of each source among what it did not take, in rows without a key at the end. A
+# bounded claim takes nothing that is not due by the clock of this server.
 # The rows are updated by their place: a join with them was once planned as a scan of the table.
 _CLAIM: Final = """\
 WITH sources AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[],
-        $6::bigint[]) WITH ORDINALITY AS s("group", "key", since, before, share, lease, number)
+    SELECT u."group", u."key", u.since, u.share, u.lease, CASE WHEN $11::boolean
+        THEN least(u.before, {clock}) ELSE u.before END AS before
+    FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+        AS u("group", "key", since, before, share, lease)
 ), picked AS MATERIALIZED (
     SELECT p.place FROM sources AS s CROSS JOIN LATERAL (
         SELECT d.place FROM (
             SELECT r.ctid AS place FROM {table} AS r
             WHERE s."key" IS NULL AND r."group" = s."group"
                 AND r.due_at >= s.since AND r.due_at <= s.before
+                AND ($12::bigint IS NULL OR r.unfinished_attempts <= $12)
             ORDER BY r.due_at LIMIT s.share FOR UPDATE SKIP LOCKED
         ) AS d
         UNION ALL
         SELECT d.place FROM (
             SELECT r.ctid AS place FROM {table} AS r
             WHERE r."group" = s."group" AND r."key" = s."key" AND r.due_at <= s.before
+                AND ($12::bigint IS NULL OR r.unfinished_attempts <= $12)
             FOR UPDATE SKIP LOCKED
         ) AS d
     ) AS p LIMIT $7
 ), taken AS (
     UPDATE {table} AS t SET state = '{running}', token = $9,
-        unfinished_attempts = t.unfinished_attempts + 1,
-        version = greatest(t.version + 1, $8),
+        unfinished_attempts = least(greatest(t.unfinished_attempts, 0), {unfinished_max}) + 1,
+        version = {next_version},
         due_at = $8 + coalesce($10::bigint, (
             SELECT s.lease FROM sources AS s
             WHERE s."group" = t."group" AND (s."key" IS NULL OR s."key" = t."key")))
@@ -96,6 +112,9 @@ SELECT NULL, NULL, coalesce((
 )), NULL, NULL, NULL, NULL, NULL
 FROM sources AS s"""
 
+# The clock of the server, in microseconds.
+_CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
 # What a claim took whose answer was lost; by the index on (group, due_at), keys by the primary key.
 _HELD: Final = """\
 SELECT h.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
@@ -103,13 +122,15 @@ SELECT h.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
 CROSS JOIN LATERAL (
     (SELECT {columns} FROM {table} AS r
     WHERE s."key" IS NULL AND r."group" = s."group" AND r.due_at = s.lease_end AND r.token = $5
+        AND ($7::bigint IS NULL OR r.unfinished_attempts <= $7)
     LIMIT s.share)
     UNION ALL
     (SELECT {columns} FROM {table} AS r
-    WHERE r."group" = s."group" AND r."key" = s."key" AND r.due_at = s.lease_end AND r.token = $5)
+    WHERE r."group" = s."group" AND r."key" = s."key" AND r.due_at = s.lease_end AND r.token = $5
+        AND ($7::bigint IS NULL OR r.unfinished_attempts <= $7))
 ) AS h LIMIT $6"""
 
-# The places of the rows that are as expected and that nobody holds, by the primary key.
+# The places of the rows that are as expected and not locked, by the primary key.
 _EXPECTED: Final = """\
 SELECT w.*, l.place
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[]{arrays})
@@ -117,7 +138,7 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[]{arrays})
 CROSS JOIN LATERAL (
     SELECT r.ctid AS place FROM {table} AS r
     WHERE r."group" = w."group" AND r."key" = w."key"
-        AND (w.expect = -1 OR r.version = w.expect)
+        AND (w.expect = -1 OR {version} = w.expect)
         AND (w.expected_token IS NULL OR r.token = w.expected_token)
     FOR UPDATE SKIP LOCKED
 ) AS l"""
@@ -134,13 +155,14 @@ FROM gone"""
 
 _UPDATE: Final = """\
 WITH changed AS (
-    UPDATE {table} AS t SET version = greatest(t.version + 1, $5), {assignments}
+    UPDATE {table} AS t SET version = {next_version}, {assignments}
     FROM ({expected}) AS w WHERE t.ctid = w.place RETURNING w.number, t.version
 )
 SELECT array_agg(number), array_agg(version) FROM changed"""
 
-# Creates what is absent, in the order of keys. What is there is not touched: an insertion would
-# wait for whoever is changing it. One that is being created elsewhere is waited for a moment.
+# Creates what is absent, in the order of keys. A row that is there is not touched: an insertion
+# would wait for the transaction that changes it. A row that another transaction is creating is
+# waited for, for a moment.
 _INSERT: Final = """\
 WITH made AS (
     INSERT INTO {table} SELECT w."group", w."key", w.due_at, $3, w.token, w.state,
@@ -209,7 +231,14 @@ class Statements:
     def __init__(self, table: str) -> None:
         self.layout = _LAYOUT
         self.make = _MAKE.format(schema=schema_sql(table))
-        self.claim = _CLAIM.format(table=table, running=_RUNNING)
+        self.claim = _CLAIM.format(
+            table=table,
+            running=_RUNNING,
+            clock=_CLOCK,
+            next_version=_NEXT_VERSION.format(now="$8"),
+            unfinished_max=UNFINISHED_MAX,
+        )
+        self.clock = f"SELECT {_CLOCK}"
         self.held = _HELD.format(table=table, columns=_COLUMNS)
         self.delete = _DELETE.format(table=table, expected=_expected(table, {}, 5))
         self.patch = _update(table, _PATCHED)
@@ -226,11 +255,16 @@ def _expected(table: str, columns: dict[str, tuple[str, str]], first: int) -> st
         f", ${number}::{kind}[]" for number, (kind, _) in enumerate(columns.values(), first)
     )
     names = "".join(f", {name}" for name in columns)
-    return _EXPECTED.format(table=table, arrays=arrays, names=names)
+    return _EXPECTED.format(table=table, arrays=arrays, names=names, version=_VERSION)
 
 
 def _update(table: str, columns: dict[str, tuple[str, str]]) -> str:
     """The statement that changes these columns."""
     assignments = ", ".join(f"{name} = {value}" for name, (_, value) in columns.items())
     expected = _expected(table, columns, 6)
-    return _UPDATE.format(table=table, assignments=assignments, expected=expected)
+    return _UPDATE.format(
+        table=table,
+        next_version=_NEXT_VERSION.format(now="$5"),
+        assignments=assignments,
+        expected=expected,
+    )

@@ -7,14 +7,13 @@ own. The statements are in ``pyncette.postgres.sql``, connections in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import asyncpg
 
-from pyncette import chance
-from pyncette.clock import realtime
-from pyncette.postgres.connection import Connection
+from pyncette.postgres.connection import Connection, refusal
 from pyncette.postgres.sql import Statements
 from pyncette.store import (
     Applied,
@@ -24,39 +23,38 @@ from pyncette.store import (
     Identity,
     Key,
     Page,
-    Result,
     Source,
-    Write,
     next_version,
 )
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Record, State, record_of
-from pyncette.store.sql.low_water import LowWater
-from pyncette.store.sql.rows import HeldRecords, prefix_end
+from pyncette.store.sql.conditional import ConditionalWrite, HeldRecords, Look
+from pyncette.store.sql.conflicts import retried
+from pyncette.store.sql.low_water import LowWaterMarks
+from pyncette.store.sql.rows import prefix_end
 
 EXAMINED_MAX: Final = 5_000
-"""So many rows a page of a filtered scan looks at, so that no call takes long."""
-
-TRIES_MAX: Final = 10
-"""So often a statement is tried that others' transactions made fail."""
+"""Maximum rows that a page of a filtered scan looks at, so that no call takes long."""
 
 _RUNNING: Final = State.RUNNING.value
-_DELAY_INITIAL_S: Final = 0.001
-_DELAY_MAX_S: Final = 0.05
 _AFTER_ANY_KEY: Final = "\U0010ffff" * 251
 """Greater than every key: these have at most 1,000 bytes."""
 
+_PAYLOAD_BYTES_MAX: Final = 7_900
+
 
 class PostgresTable:
-    """The statements on one table.
+    """See ``pyncette.store.sql.store.Table``.
 
     Args:
         name: A lower-case ASCII identifier.
     """
 
+    notifies = True
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._statements = Statements(name)
-        self.marks = LowWater()
+        self.low_water_marks = LowWaterMarks()
         self._held = HeldRecords()
 
     async def columns(self, connection: Connection) -> list[str]:
@@ -64,7 +62,7 @@ class PostgresTable:
         return [row[0] for row in await connection.fetch(self._statements.layout, self.name)]
 
     async def make(self, connection: Connection) -> None:
-        """Makes the table and its index, if nobody else was quicker."""
+        """Makes the table and its index, unless they are there by now."""
         await connection.execute(self._statements.make)
 
     async def claim(
@@ -75,6 +73,8 @@ class PostgresTable:
         now: int,
         token: str,
         repeated: bool,
+        bounded: bool,
+        unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``."""
         if not sources:
@@ -87,14 +87,23 @@ class PostgresTable:
         if repeated and limit > 0:
             ends = [now + lease for lease in leases]
             rows = await _fetch(
-                connection, self._statements.held, groups, keys, ends, shares, token, limit
+                connection,
+                self._statements.held,
+                groups,
+                keys,
+                ends,
+                shares,
+                token,
+                limit,
+                # The claim itself has counted once more.
+                None if unfinished_max is None else unfinished_max + 1,
             )
             held = [record_of(row) for row in rows]
             for record in held:
                 at = _source_of(record, groups, keys)
                 shares[at] -= 1
         limit -= len(held)
-        since = self.marks.before_claim(groups, now)
+        since = self.low_water_marks.before_claim(groups, now)
         rows = await _fetch(
             connection,
             self._statements.claim,
@@ -108,6 +117,8 @@ class PostgresTable:
             now,
             token,
             leases[0] if len(set(leases)) == 1 else None,
+            bounded,
+            unfinished_max,
         )
         records = [
             record_of(
@@ -137,55 +148,43 @@ class PostgresTable:
                     end = now + leases[at]
                     left = next_due[at]
                     next_due[at] = end if left is None or left > end else left
-        self.marks.after_claim(groups, keys, since, next_due, now)
+        self.low_water_marks.after_claim(groups, keys, since, next_due, now)
         return Claimed(held + records if held else records, next_due)
 
-    async def write(self, connection: Connection, batch: Sequence[Write], now: int) -> list[Result]:
-        """See ``pyncette.store.Store.write``.
+    async def write(self, connection: Connection, batch: ConditionalWrite, now: int) -> None:
+        """See ``pyncette.store.sql.store.Table.write``."""
 
-        What was not written is read. Where that does not show why, somebody holds the record, or
-        held it, and it is tried again for a while, see ``HeldRecords``.
-        """
-        results: list[Result | None] = [None] * len(batch)
-        pending = list(range(len(batch)))
-        started = realtime.monotonic()
-        delay = _DELAY_INITIAL_S
+        async def attempt(places: Sequence[int]) -> None:
+            await self._try(connection, batch, places, now)
+
+        async def look(identities: Sequence[Identity]) -> list[Look]:
+            return [Look(record) for record in await self.get(connection, identities)]
+
         try:
-            while True:
-                await self._try(connection, batch, pending, now, results)
-                pending = [at for at in pending if results[at] is None]
-                if not pending:
-                    break
-                current = await self.get(
-                    connection, [(batch[at].group, batch[at].key) for at in pending]
-                )
-                waited = realtime.monotonic() - started
-                for at, record in zip(pending, current, strict=True):
-                    results[at] = self._held.answer(batch[at], record, waited)
-                pending = [at for at in pending if results[at] is None]
-                if not pending:
-                    break
-                await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
-                delay = min(2 * delay, _DELAY_MAX_S)
+            await batch.run(attempt, look, self._held)
         finally:
-            self.marks.note(batch)
-        return results  # type: ignore[return-value]
+            self.low_water_marks.note(batch.batch)
+
+    async def notify(self, connection: Connection, groups: Collection[str]) -> None:
+        """See ``pyncette.store.sql.store.Table.notify``."""
+        await connection.execute("SELECT pg_notify($1, $2)", self.name, _payload(groups))
+
+    async def now(self, connection: Connection) -> int:
+        """See ``pyncette.store.Store.now``."""
+        instant: int = await connection.fetchval(self._statements.clock)
+        return instant
 
     async def _try(
-        self,
-        connection: Connection,
-        batch: Sequence[Write],
-        pending: Sequence[int],
-        now: int,
-        results: list[Result | None],
+        self, connection: Connection, batch: ConditionalWrite, places: Sequence[int], now: int
     ) -> None:
-        """Makes what can be made now of the pending writes; their results tell."""
+        """Makes those of these writes that can be made now; the results of the batch tell."""
+        writes, results = batch.batch, batch.results
         deletes: list[int] = []
         patches: list[int] = []
         puts: list[int] = []
         creations: list[int] = []
-        for at in pending:
-            write = batch[at]
+        for at in places:
+            write = writes[at]
             if isinstance(write.change, Patch):
                 patches.append(at)
             elif isinstance(write.change, Delete):
@@ -194,71 +193,82 @@ class PostgresTable:
                 puts.append(at)
             elif write.token is None:
                 creations.append(at)
-        if deletes:
+
+        async def delete(part: Sequence[int]) -> None:
             count, groups, keys = await self._change(
-                connection, self._statements.delete, batch, deletes
+                connection, self._statements.delete, batch, part
             )
-            gone = (
-                None if count == len(deletes) else set(zip(groups or (), keys or (), strict=True))
-            )
-            for at in deletes:
-                if gone is None or batch[at][:2] in gone:
+            gone = None if count == len(part) else set(zip(groups or (), keys or (), strict=True))
+            for at in part:
+                if gone is None or writes[at][:2] in gone:
                     results[at] = Applied(ABSENT)
-        for statement, chosen in ((self._statements.patch, patches), (self._statements.put, puts)):
-            if chosen:
-                changes = zip(*(batch[at].change for at in chosen), strict=True)
-                numbers, versions = await self._change(
-                    connection, statement, batch, chosen, now, *map(list, changes)
-                )
-                for number, version in zip(numbers or (), versions or (), strict=True):
-                    results[chosen[number - 1]] = Applied(version)
+
+        async def update(statement: str, part: Sequence[int]) -> None:
+            changes = zip(*(writes[at].change for at in part), strict=True)
+            numbers, versions = await self._change(
+                connection, statement, batch, part, now, *map(list, changes)
+            )
+            for number, version in zip(numbers or (), versions or (), strict=True):
+                results[part[number - 1]] = Applied(version)
+
+        async def patch(part: Sequence[int]) -> None:
+            await update(self._statements.patch, part)
+
+        async def put(part: Sequence[int]) -> None:
+            await update(self._statements.put, part)
+
+        async def create(part: Sequence[int]) -> None:
+            await self._create(connection, batch, part, now)
+
+        if deletes:
+            await batch.apply(deletes, delete, refusal)
+        if patches:
+            await batch.apply(patches, patch, refusal)
+        if puts:
+            await batch.apply(puts, put, refusal)
         creations += [
             at
             for at in puts
-            if results[at] is None and batch[at].expect == ANY and batch[at].token is None
+            if results[at] is None and writes[at].expect == ANY and writes[at].token is None
         ]
         if creations:
-            await self._create(connection, batch, creations, now, results)
+            creations.sort(key=lambda at: writes[at][:2])
+            await batch.apply(creations, create, refusal)
 
     async def _change(
         self,
         connection: Connection,
         statement: str,
-        batch: Sequence[Write],
-        chosen: Sequence[int],
+        batch: ConditionalWrite,
+        part: Sequence[int],
         *values: Any,
     ) -> tuple[Any, ...]:
-        """Changes the rows that are as expected; what the statement tells of it."""
-        groups, keys, _, expected, tokens = zip(*(batch[at] for at in chosen), strict=True)
+        """Changes the rows that are as expected; returns what the statement tells about them."""
+        groups, keys, _, expected, tokens = zip(*(batch.batch[at] for at in part), strict=True)
         [row] = await _fetch(
             connection, statement, list(groups), list(keys), list(expected), list(tokens), *values
         )
         return tuple(row)
 
     async def _create(
-        self,
-        connection: Connection,
-        batch: Sequence[Write],
-        chosen: Sequence[int],
-        now: int,
-        results: list[Result | None],
+        self, connection: Connection, batch: ConditionalWrite, part: Sequence[int], now: int
     ) -> None:
-        ordered = {batch[at][:2]: at for at in sorted(chosen, key=lambda at: batch[at][:2])}
+        places = {batch.batch[at][:2]: at for at in part}
         version = next_version(ABSENT, now)
-        changes = zip(*(batch[at].change for at in ordered.values()), strict=True)
+        changes = zip(*(batch.batch[at].change for at in part), strict=True)
         try:
             [(groups, keys)] = await _fetch(
                 connection,
                 self._statements.insert,
-                [group for group, _ in ordered],
-                [key for _, key in ordered],
+                [group for group, _ in places],
+                [key for _, key in places],
                 version,
                 *map(list, changes),
             )
         except asyncpg.LockNotAvailableError:
             return
         for identity in zip(groups or (), keys or (), strict=True):
-            results[ordered[identity]] = Applied(version)
+            batch.results[places[identity]] = Applied(version)
 
     async def get(
         self, connection: Connection, identities: Sequence[Identity]
@@ -306,17 +316,17 @@ def _source_of(record: Record, groups: Sequence[str], keys: Sequence[str | None]
     )
 
 
+def _payload(groups: Collection[str]) -> str:
+    """The groups as text; where that is too long, what stands for any group."""
+    text = json.dumps(sorted(groups), ensure_ascii=False)
+    return text if len(text.encode()) <= _PAYLOAD_BYTES_MAX else ""
+
+
+def _is_conflict(error: Exception) -> bool:
+    return isinstance(error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError))
+
+
 async def _fetch(connection: Connection, statement: str, *parameters: Any) -> list[Any]:
-    """Runs a statement, again where others' transactions made it fail: it then did nothing."""
-    delay = _DELAY_INITIAL_S
-    for tries_left in reversed(range(TRIES_MAX)):
-        try:
-            rows: list[Any] = await connection.fetch(statement, *parameters)
-        except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
-            if not tries_left:
-                raise
-        else:
-            return rows
-        await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
-        delay = min(2 * delay, _DELAY_MAX_S)
-    raise AssertionError("never reached: the last try returns or raises")
+    """Runs a statement, again where other transactions made it fail: it then did nothing."""
+    rows: list[Any] = await retried(lambda: connection.fetch(statement, *parameters), _is_conflict)
+    return rows

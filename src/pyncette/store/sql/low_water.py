@@ -1,4 +1,4 @@
-"""Where a claim of an SQL server begins to read, so that it need not pass what is done again.
+"""Where a claim on an SQL server begins to read, so that it does not pass settled runs again.
 
 Knows instants and groups; no statement and no connection.
 """
@@ -9,27 +9,28 @@ from collections.abc import Sequence
 from typing import Final
 
 from pyncette.store import Write
+from pyncette.store.record import Delete
 
 BEGINNING: Final = -(1 << 63)
 """Before every instant."""
 
 
-class LowWater:
+class LowWaterMarks:
     """For each group, an instant before which nothing is due, as far as this process knows.
 
-    While somebody keeps an old snapshot open, the server cannot drop the index entries of runs
-    that are done. They lie where a claim begins to read, and each claim would pass all of them
-    again: measured on PostgreSQL, 9,000 pages for a claim of 100 after 300,000 runs; on MySQL and
-    MariaDB, 10 to 15 ms more after 20,000 runs. So a claim begins at the mark that the one before
-    it left. What others write before the mark shows when they notify, or when a claim reads from
-    the very beginning: the first one of every second.
+    While another session keeps an old snapshot open, the server cannot drop the index entries of
+    runs that are done. They lie where a claim begins to read, and each claim would pass all of
+    them again: measured on PostgreSQL, 9,000 pages for a claim of 100 after 300,000 runs; on MySQL
+    and MariaDB, 10 to 15 ms more after 20,000 runs. So a claim begins at the low-water mark that
+    the one before it left. What other processes write before the mark is seen when they notify,
+    or when a claim reads from the very beginning: the first claim of every second does.
     """
 
     _INTERVAL = 1_000_000
 
     def __init__(self) -> None:
-        # The mark, and when a claim has last read from the beginning.
-        self._marks: dict[str, tuple[int, int]] = {}
+        # Of each group the low-water mark, and when a claim last read from the beginning.
+        self._low_water_marks: dict[str, tuple[int, int]] = {}
         # Of what was written since the claim under way was sent, the soonest of each group.
         self._written: dict[str, int] = {}
         self._forgotten = False
@@ -40,7 +41,7 @@ class LowWater:
         self._forgotten = False
         since = []
         for group in groups:
-            mark, full_at = self._marks.get(group, (BEGINNING, now))
+            mark, full_at = self._low_water_marks.get(group, (BEGINNING, now))
             fresh = 0 <= now - full_at < self._INTERVAL
             since.append(mark if fresh else BEGINNING)
         return since
@@ -54,29 +55,30 @@ class LowWater:
         now: int,
     ) -> None:
         """Moves the marks to what the claim has left, or to its instant."""
-        if self._forgotten:  # what it was about may have come after the claim had read
+        if self._forgotten:  # what was notified may have been written after the claim had read
             return
         for group, key, begun, left in zip(groups, keys, since, next_due, strict=True):
             if key is None:
                 mark = now if left is None else min(left, now)
                 mark = min(mark, self._written.get(group, mark))
-                full_at = now if begun == BEGINNING else self._marks[group][1]
-                self._marks[group] = (mark, full_at)
+                full_at = now if begun == BEGINNING else self._low_water_marks[group][1]
+                self._low_water_marks[group] = (mark, full_at)
 
     def note(self, batch: Sequence[Write]) -> None:
         """Takes in what was written, or may have been."""
         for write in batch:
-            due_at = getattr(write.change, "due_at", None)
+            change = write.change
+            due_at = None if isinstance(change, Delete) else change.due_at
             if due_at is None:
                 continue
             group = write.group
             if due_at < self._written.get(group, due_at + 1):
                 self._written[group] = due_at
-            mark = self._marks.get(group)
+            mark = self._low_water_marks.get(group)
             if mark is not None and due_at < mark[0]:
-                self._marks[group] = (due_at, mark[1])
+                self._low_water_marks[group] = (due_at, mark[1])
 
     def forget(self) -> None:
         """Claims read from the very beginning again."""
-        self._marks.clear()
+        self._low_water_marks.clear()
         self._forgotten = True

@@ -9,20 +9,14 @@ import re
 from collections.abc import Collection
 from typing import Any, Final
 
-from pyncette.errors import StoreUnavailableError
-from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
-from pyncette.store.record import ABSENT, ANY, Put, Record
+from pyncette.store import Write, next_version
+from pyncette.store.record import ABSENT, ANY, Record
 
-HELD_PATIENCE_S: Final = 0.25
-"""How long a write waits for a record that somebody holds before it says so."""
+VERSION_MAX: Final = 1 << 53
+"""No write gives a version as large as this: it is later than every instant."""
 
-HELD_AGAIN_PATIENCE_S: Final = 0.02
-"""The same for a record that was held for that long before: others wait in the same flight."""
-
-HELD_UNANSWERED_S: Final = 1.0
-"""The same for a write that cannot be refused with the record: then the record is busy."""
-
-HELD_KNOWN_MAX: Final = 1_000
+UNFINISHED_MAX: Final = 1 << 29
+"""No claim counts unfinished attempts any further."""
 
 COLUMNS: Final = Record._fields
 """The columns of a table, in the order of a row."""
@@ -85,45 +79,9 @@ def expectation_holds(write: Write, current: Record | None) -> bool:
     return write.token is None or (current is not None and current.token == write.token)
 
 
-class HeldRecords:
-    """What to say of a write that was not made, on a server where others hold records.
+def version_after(version: int, now: int) -> int:
+    """The version that a write gives to a record; one that was edited beyond all sense is healed.
 
-    Somebody's open transaction must not keep all others of a batch waiting. So a conditional write
-    of a record that is held for long is refused with the record as it stands: the writer comes
-    back with its next batch. An unconditional write, or a creation, is told that the record is
-    busy.
+    The statements of the stores compute the same.
     """
-
-    def __init__(self) -> None:
-        # Those that somebody held for long when they were last to be written.
-        self._known: set[Identity] = set()
-
-    def answer(self, write: Write, current: Record | None, waited_s: float) -> Result | None:
-        """The answer, or None: try again.
-
-        Args:
-            write: It was tried and not made.
-            current: What was there afterwards.
-            waited_s: For so long it has been tried.
-        """
-        identity = write[:2]
-        if not expectation_holds(write, current):
-            self._known.discard(identity)
-            return Refused(current)
-        if current is None and not isinstance(write.change, Put):
-            return Applied(ABSENT)
-        if current is None or write.expect == ANY:
-            if waited_s <= HELD_UNANSWERED_S:
-                return None
-            group, key = identity
-            return Failed(
-                StoreUnavailableError(
-                    f"The record {key!r} of '{group}' is locked by an open transaction"
-                )
-            )
-        if waited_s <= (HELD_AGAIN_PATIENCE_S if identity in self._known else HELD_PATIENCE_S):
-            return None
-        if len(self._known) >= HELD_KNOWN_MAX:
-            self._known.clear()
-        self._known.add(identity)
-        return Refused(current)
+    return next_version(version, now) if version < VERSION_MAX else now

@@ -1,0 +1,177 @@
+"""A store in an SQL database: which connection makes which call.
+
+Claims and outcomes of runs have a connection each, so that they never wait behind what users ask
+for. What a call does on its connection is up to a table, see ``Table``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Final, Protocol
+
+from pyncette.errors import StoreError
+from pyncette.store import (
+    Claimed,
+    Filter,
+    Identity,
+    Page,
+    Result,
+    Source,
+    WakeCallback,
+    Watch,
+    Write,
+)
+from pyncette.store.record import Record
+from pyncette.store.sql.conditional import ConditionalWrite
+from pyncette.store.sql.listener import Listener
+from pyncette.store.sql.low_water import LowWaterMarks
+from pyncette.store.sql.pool import Connection, Pool
+
+RESERVED: Final = 2
+"""Connections that users' calls do not get: one for claims, one for the outcomes of runs."""
+
+POOL_SIZE_MIN: Final = RESERVED + 1
+
+
+class Table(Protocol):
+    """What is done on a connection. See ``pyncette.store.Store`` for the calls."""
+
+    low_water_marks: LowWaterMarks
+    notifies: bool
+    """Whether ``notify`` does anything."""
+
+    async def claim(
+        self,
+        connection: Connection,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool,
+        bounded: bool,
+        unfinished_max: int | None,
+    ) -> Claimed: ...
+
+    async def write(self, connection: Connection, batch: ConditionalWrite, now: int) -> None:
+        """Goes on until there is an answer for each write, see ``ConditionalWrite.run``."""
+
+    async def notify(self, connection: Connection, groups: Collection[str]) -> None:
+        """Tells other processes to look at these groups, where the server can."""
+
+    async def get(
+        self, connection: Connection, identities: Sequence[Identity]
+    ) -> list[Record | None]: ...
+
+    async def scan(
+        self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
+    ) -> Page: ...
+
+    async def now(self, connection: Connection) -> int: ...
+
+
+class SqlStore:
+    """See ``pyncette.store.Store``.
+
+    Args:
+        table: What the calls do.
+        pool: Makes a pool of that size, of which as many connections as given second stay with
+            the store for as long as it is open.
+        size: Maximum number of connections of all pools together, at least ``POOL_SIZE_MIN``.
+        opening: Reaches the server by the pool of users' calls, and makes the table where it is
+            missing. Returns how to listen, where that is possible.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        pool: Callable[[int, int], Pool],
+        size: int,
+        opening: Callable[[Pool], Awaitable[Listener | None]],
+    ) -> None:
+        self._table = table
+        self._claims = pool(1, 1)
+        self._outcomes = pool(1, 1)
+        self._users = pool(max(size - RESERVED, 1), 0)
+        self._opening = opening
+        self._listener: Listener | None = None
+
+    async def open(self) -> None:
+        """Reaches the server, and makes the table where it is missing."""
+        self._listener = await self._opening(self._users)
+
+    async def close(self) -> None:
+        """Closes every connection, also when it is cancelled."""
+        pools = (self._claims, self._outcomes, self._users)
+        listener = self._listener
+        try:
+            await asyncio.gather(
+                *(pool.close() for pool in pools), *(() if listener is None else [listener.close()])
+            )
+        finally:
+            # A cancelled gather may not even have begun.
+            for pool in pools:
+                pool.drop()
+            if listener is not None:
+                listener.drop()
+
+    async def claim(
+        self,
+        sources: Sequence[Source],
+        limit: int,
+        now: int,
+        token: str,
+        repeated: bool = False,
+        *,
+        bounded: bool = False,
+        unfinished_max: int | None = None,
+    ) -> Claimed:
+        return await self._claims.run(
+            lambda connection: self._table.claim(
+                connection, sources, limit, now, token, repeated, bounded, unfinished_max
+            )
+        )
+
+    async def write(
+        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
+    ) -> list[Result]:
+        of_runs = any(write.token is not None for write in batch)
+        pool = self._outcomes if of_runs else self._users
+        told = wake if self._table.notifies else ()
+        writing = ConditionalWrite(batch)
+
+        async def call(connection: Connection) -> None:
+            if batch:
+                await self._table.write(connection, writing, now)
+            if told:
+                await self._table.notify(connection, told)
+
+        if not batch and not told:
+            return []
+        try:
+            await pool.run(call, lambda: writing.untouched)
+        except StoreError as error:
+            # A notification may be lost. What is known about the writes is not.
+            return writing.answers(error)
+        return writing.answers()
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        return await self._users.run(lambda connection: self._table.get(connection, identities))
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        return await self._users.run(
+            lambda connection: self._table.scan(connection, group, where, cursor, limit)
+        )
+
+    async def now(self) -> int | None:
+        return await self._claims.run(self._table.now)
+
+    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
+        if self._listener is None:
+            return None
+
+        def wake(concerned: Collection[str] | None) -> None:
+            self._table.low_water_marks.forget()
+            on_wake(concerned)
+
+        return self._listener.watch(groups, wake)
