@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Collection, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final
 
 from pyncette.clock import from_microseconds
 from pyncette.model import ExecutionMode, FailureMode, PartitionSelector, TaskFunc
-from pyncette.schedule import At, Cron, Every, Schedule, instant_of, loads, parse_timezone
+from pyncette.schedule import At, Cron, Every, Schedule, instant_of, loads, name_of, parse_timezone
 from pyncette.store.record import (
     STATIC_GROUP,
     Record,
@@ -63,7 +63,7 @@ class Task:
         schedule: str | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
-        timezone: str | None = None,
+        timezone: str | tzinfo | None = None,
         fast_forward: bool = False,
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
@@ -82,7 +82,8 @@ class Task:
             interval: Distance between two runs; the first is one interval after the record was
                 made.
             execute_at: The instant of the only run (instances only).
-            timezone: IANA name or fixed offset in which ``schedule`` holds; UTC if not given.
+            timezone: IANA name, fixed offset or time zone object in which ``schedule`` holds; UTC
+                if not given.
             fast_forward: Whether missed runs collapse into one.
             failure_mode: What a failure leads to, for at-least-once tasks.
             execution_mode: At least once or at most once.
@@ -133,12 +134,12 @@ class Task:
         schedule: str | None,
         interval: timedelta | float | None,
         execute_at: datetime | None,
-        timezone: str | None,
+        timezone: str | tzinfo | None,
     ) -> None:
         self.schedule = schedule
         self.interval = None if interval is None else duration("interval", interval, zero=True)
         self.execute_at = execute_at
-        self.timezone = timezone
+        self.timezone = None if timezone is None else name_of(timezone)
         self._plan = self._make_plan()
 
     def _make_plan(self) -> Schedule | None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 import struct
-from datetime import UTC, datetime, timedelta, timezone
+import zoneinfo
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import lru_cache
 from importlib.resources import files
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from pyncette.schedule import Cron
+from pyncette.schedule import Cron, UnreadableHere, dumps, loads, zone
 from pyncette.schedule.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
 
 WINTER = datetime(2026, 1, 1, tzinfo=UTC)
@@ -95,10 +100,130 @@ def test_what_names_no_zone_is_refused(specifier: str) -> None:
         Cron("0 9 * * *", specifier)
 
 
-@pytest.mark.parametrize("specifier", [None, 3, UTC, timedelta(hours=1)])
-def test_a_zone_that_is_no_text_is_refused(specifier: object) -> None:
-    with pytest.raises(ValueError, match="Invalid timezone specifier '"):
+@pytest.mark.parametrize("specifier", [None, 3, timedelta(hours=1)])
+def test_what_is_neither_a_text_nor_a_zone_is_refused(specifier: object) -> None:
+    with pytest.raises(ValueError, match=r"Invalid timezone specifier '.*': it is of type "):
         parse_timezone(specifier)  # type: ignore[arg-type]
+
+
+class ZoneOfPytz(tzinfo):
+    """What pytz gives: its name is in another attribute."""
+
+    zone = "Asia/Tokyo"
+
+    def utcoffset(self, instant: datetime | None) -> timedelta | None:
+        return None if instant is None else timedelta(hours=9)
+
+    dst = utcoffset
+
+    def tzname(self, instant: datetime | None) -> str:
+        return "JST"
+
+
+class ZoneWithoutName(tzinfo):
+    """What dateutil gives: its name cannot be had, and its offset depends on the date."""
+
+    def utcoffset(self, instant: datetime | None) -> timedelta | None:
+        return None if instant is None else timedelta(hours=1)
+
+    dst = utcoffset
+
+    def tzname(self, instant: datetime | None) -> str:
+        return "CET"
+
+    def __repr__(self) -> str:
+        return "tzfile('Europe/Berlin')"
+
+
+@pytest.mark.parametrize(
+    ("zone", "stored"),
+    [
+        (ZoneInfo("Europe/Berlin"), "Europe/Berlin"),
+        (ZoneInfo("Etc/GMT+3"), "Etc/GMT+3"),
+        (ZoneInfo("UTC"), "UTC"),
+        (ZoneOfPytz(), "Asia/Tokyo"),
+        (UTC, "UTC"),
+        (timezone(timedelta(hours=2)), "UTC+02:00"),
+        (timezone(timedelta(hours=2), "CEST"), "UTC+02:00"),
+        (timezone(-timedelta(hours=3, minutes=30)), "UTC-03:30"),
+    ],
+)
+def test_a_zone_object_is_stored_by_its_name_or_offset(zone: tzinfo, stored: str) -> None:
+    assert normalize_timezone(zone) == stored
+    cron = Cron("0 9 * * *", zone)
+    assert cron == Cron("0 9 * * *", stored) == loads(dumps(cron))
+    assert (
+        WINTER.astimezone(cron.timezone).utcoffset()
+        == WINTER.astimezone(parse_timezone(stored)).utcoffset()
+    )
+
+
+@pytest.mark.parametrize(
+    ("zone", "words"),
+    [
+        (ZoneWithoutName(), r"tzfile\('Europe/Berlin'\).*does not tell its name"),
+        (timezone(timedelta(seconds=30)), "'UTC\\+00:00:30': an offset must be a whole number"),
+    ],
+)
+def test_a_zone_object_that_has_no_name_is_refused(zone: tzinfo, words: str) -> None:
+    with pytest.raises(ValueError, match=f"Invalid timezone specifier .*{words}"):
+        Cron("0 9 * * *", zone)
+
+
+@pytest.mark.parametrize(("given", "stored"), [("utc", "UTC"), ("Utc", "UTC"), ("gmt", "GMT")])
+def test_utc_and_gmt_may_be_in_any_case(given: str, stored: str) -> None:
+    assert WINTER.astimezone(parse_timezone(given)).utcoffset() == timedelta()
+    assert normalize_timezone(given) == stored
+    assert Cron("0 9 * * *", given) == Cron("0 9 * * *", stored)
+
+
+@pytest.mark.parametrize("given", ["europe/berlin", "EUROPE/BERLIN", "Europe/berlin"])
+def test_any_other_name_is_taken_in_its_exact_case(given: str) -> None:
+    words = f"Invalid timezone specifier '{given}': did you mean 'Europe/Berlin'"
+    with pytest.raises(ValueError, match=words) as refused:
+        parse_timezone(given)
+    assert not isinstance(refused.value, UnreadableHere)
+
+
+def test_a_file_system_that_ignores_case_makes_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As such a file system answers: there is a file under the wrong name, too.
+    (tmp_path / "asia").mkdir()
+    (tmp_path / "asia" / "tokyo").write_bytes(zone_file("Asia/Tokyo"))
+    monkeypatch.setattr(zone, "_keys", lru_cache(lambda: frozenset({"Asia/Tokyo"})))
+    with tz_path(tmp_path), pytest.raises(ValueError, match="did you mean 'Asia/Tokyo'"):
+        parse_timezone("asia/tokyo")
+
+
+def test_a_zone_that_the_machine_gets_while_a_worker_runs_is_found(tmp_path: Path) -> None:
+    with tz_path(tmp_path):
+        with pytest.raises(UnreadableHere):
+            parse_timezone("Mars/Olympus")
+        (tmp_path / "Mars").mkdir()
+        (tmp_path / "Mars" / "Olympus").write_bytes(zone_file("Asia/Tokyo"))
+        assert WINTER.astimezone(parse_timezone("Mars/Olympus")).utcoffset() == timedelta(hours=9)
+    zone._parse.cache_clear()
+    zone._keys.cache_clear()
+
+
+def test_a_zone_whose_data_are_broken_here_may_be_read_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "Asia").mkdir()
+    (tmp_path / "Asia" / "Thimphu").write_bytes(b"TZif2 and nothing else")
+    with tz_path(tmp_path), pytest.raises(UnreadableHere):
+        parse_timezone("Asia/Thimphu")
+
+
+@contextmanager
+def tz_path(path: Path) -> Iterator[None]:
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath([str(path)])
+    ZoneInfo.clear_cache()
+    try:
+        yield
+    finally:
+        zoneinfo.reset_tzpath(before)
+        ZoneInfo.clear_cache()
 
 
 def test_utc_is_the_plain_zone_of_the_standard_library() -> None:

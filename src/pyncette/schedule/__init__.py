@@ -20,7 +20,13 @@ from functools import lru_cache
 from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
 from pyncette.schedule.instant import from_microseconds, to_microseconds
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
-from pyncette.schedule.zone import Offsets, normalize_timezone, offsets_of, parse_timezone
+from pyncette.schedule.zone import (
+    Offsets,
+    name_of,
+    normalize_timezone,
+    offsets_of,
+    parse_timezone,
+)
 
 __all__ = [
     "INSTANT_LIMIT",
@@ -33,6 +39,7 @@ __all__ = [
     "dumps",
     "instant_of",
     "loads",
+    "name_of",
     "parse_timezone",
 ]
 
@@ -158,13 +165,13 @@ class Cron(Schedule):
     _compiled: CompiledCron
     _offsets: Offsets
 
-    def __init__(self, expression: str, timezone: str = "UTC") -> None:
+    def __init__(self, expression: str, timezone: str | tzinfo = "UTC") -> None:
         """Compile an expression.
 
         Args:
             expression: `minute hour day-of-month month day-of-week`, then if wanted the second,
                 then if wanted the year; or an alias such as `@hourly`.
-            timezone: An IANA name or a fixed offset, see `parse_timezone`.
+            timezone: An IANA name, a fixed offset or a time zone object, see `parse_timezone`.
 
         Raises:
             ValueError: Expression or zone is invalid, or the expression never occurs. It is an

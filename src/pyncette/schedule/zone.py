@@ -7,6 +7,7 @@ found by probing and kept. What a change of offset does to a schedule is decided
 from __future__ import annotations
 
 import re
+import struct
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
 from typing import NamedTuple
@@ -39,8 +40,9 @@ _WINDOW_BITS = 24
 _WINDOWS_MAX = 512
 
 
-def _invalid(specifier: object) -> ValueError:
-    return ValueError(f"Invalid timezone specifier {str(specifier)!r}")
+def _invalid(specifier: object, reason: str = "") -> ValueError:
+    shown = f"Invalid timezone specifier {str(specifier)!r}"
+    return ValueError(f"{shown}: {reason}" if reason else shown)
 
 
 @lru_cache(maxsize=1024)
@@ -62,12 +64,14 @@ def _parse(specifier: str) -> tzinfo:
         raise _invalid(specifier)
     try:
         zone = ZoneInfo(specifier)
-    except (LookupError, ValueError, OSError):
+    except (LookupError, ValueError, OSError, struct.error):  # the last for a file cut short
         zone = None
     # A file system that ignores case opens the file of another key.
     if zone is not None and _is_key(specifier):
         return zone
-    if _KEY.fullmatch(specifier) is None or _other_case(specifier) is not None:
+    if (key := _other_case(specifier)) not in (None, specifier):
+        raise _invalid(specifier, f"did you mean {key!r}?")
+    if _KEY.fullmatch(specifier) is None:
         raise _invalid(specifier)
     raise UnreadableHere(str(_invalid(specifier)))
 
@@ -92,36 +96,74 @@ def _keys() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def normalize_timezone(specifier: str) -> str:
+def name_of(specifier: str | tzinfo) -> str:
+    """A specifier as text: as given, or the name that a time zone object has.
+
+    Raises:
+        ValueError: It is an object from which no name can be had.
+    """
+    if isinstance(specifier, str):
+        return specifier
+    if not isinstance(specifier, tzinfo):
+        raise _invalid(
+            specifier, f"it is of type {type(specifier).__name__}, give a name or a tzinfo"
+        )
+    # `key` is that of zoneinfo and of pendulum, `zone` that of pytz.
+    for attribute in ("key", "zone"):
+        name = getattr(specifier, attribute, None)
+        if isinstance(name, str):
+            return name
+    # Only an offset that does not depend on the date can be told without one.
+    offset = specifier.utcoffset(None)
+    if offset is None:
+        raise _invalid(
+            specifier,
+            "this object does not tell its name, give the name or a zoneinfo.ZoneInfo",
+        )
+    if offset % timedelta(minutes=1):
+        raise _invalid(specifier, "an offset must be a whole number of minutes")
+    if not offset:
+        return "UTC"
+    minutes = abs(offset) // timedelta(minutes=1)
+    return f"UTC{'-' if offset < timedelta() else '+'}{minutes // 60:02}:{minutes % 60:02}"
+
+
+def normalize_timezone(specifier: str | tzinfo) -> str:
     """The form of a specifier that is stored: as given, without spaces.
 
     Blanks around it are dropped, blanks inside a name become underscores
-    (`America/New York` is `America/New_York`).
+    (`America/New York` is `America/New_York`). `utc` and `gmt` become `UTC` and `GMT`. A time
+    zone object is stored by its name, or as an offset.
+
+    Raises:
+        ValueError: It is an object from which no name can be had.
     """
-    if not isinstance(specifier, str):
-        raise _invalid(specifier)
-    return "_".join(specifier.split())
+    name = "_".join(name_of(specifier).split())
+    return upper if (upper := name.upper()) in ("UTC", "GMT") else name
 
 
-def parse_timezone(spec: str) -> tzinfo:
+def parse_timezone(spec: str | tzinfo) -> tzinfo:
     """The time zone that a specifier names.
 
     Args:
-        spec: An IANA name (`Europe/Berlin`; `Etc/GMT+3` keeps its meaning, three hours west) or
-            a fixed offset in which `+` is east: `UTC+6`, `GMT+3`, `UTC6`, `UTC+5:30`,
-            `UTC+0530`, `+05:30`. `UTC` and `GMT` may be in any case; an offset is shorter than
-            a day.
+        spec: An IANA name in its exact case (`Europe/Berlin`; `Etc/GMT+3` keeps its meaning,
+            three hours west) or a fixed offset in which `+` is east: `UTC+6`, `GMT+3`, `UTC6`,
+            `UTC+5:30`, `UTC+0530`, `+05:30`. `UTC` and `GMT` may be in any case; an offset is
+            shorter than a day. Or an object: a zone with a name (`zoneinfo.ZoneInfo`), or one
+            with a fixed offset (`datetime.UTC`, `datetime.timezone`).
 
     Raises:
         UnreadableHere: It is a name, but the tz data of this machine have no zone of that name.
         ValueError: It names no zone. POSIX rules (`EST5EDT,M3.2.0,M11.1.0`) are none.
     """
+    name = normalize_timezone(spec)
     try:
-        return _parse(normalize_timezone(spec))
+        return _parse(name)
     except UnreadableHere:
         raise UnreadableHere(str(_invalid(spec))) from None
-    except ValueError:
-        raise _invalid(spec) from None
+    except ValueError as error:
+        # A name is shown as it was given, blanks included.
+        raise (_invalid(spec) if str(error) == str(_invalid(name)) else error) from None
 
 
 class Period(NamedTuple):
