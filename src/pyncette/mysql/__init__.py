@@ -185,7 +185,7 @@ class _Server:
         self._place = "MySQL" if lent else options.address().place
 
     def pool(self, size: int, kept: int) -> Pool:
-        """A pool of at most so many connections."""
+        """A pool with this maximum number of connections."""
         driver = driver_of(self._place)
         lender = self._options.mysql_pool
         if lender is not None:
@@ -193,7 +193,7 @@ class _Server:
         return Pool(self._place, size, size, OwnConnections(self._options.address()), driver)
 
     async def open(self, users: Pool) -> None:
-        """See ``pyncette.store.sql.store.SqlStore``. These servers notify nobody."""
+        """See ``pyncette.store.sql.store.SqlStore``. These servers send no notifications."""
         await users.run(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:

@@ -124,7 +124,7 @@ class _Server:
         self._pooled = False
 
     def pool(self, size: int, kept: int) -> Pool:
-        """A pool of at most so many connections."""
+        """A pool with this maximum number of connections."""
         driver = driver_of(self._place)
         lender = self._options.postgres_pool
         if lender is not None:
