@@ -22,7 +22,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[SqlPlace]:
         yield place
 
 
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "a text that is not UTF-8": {"args": "\ud800"},
     "an instant that is no bigint": {"due_at": 1 << 63},
     "a count that is no integer": {"unfinished_attempts": 1 << 31},

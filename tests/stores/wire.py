@@ -19,6 +19,7 @@ class Wire:
         self._parts = urlsplit(target)
         self._frozen: set[asyncio.Task[None]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self.connections = 0
         self.cut_before: bytes | None = None
         """A connection ends before it carries anything that contains this."""
@@ -45,6 +46,10 @@ class Wire:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
 
+    def freeze_requests(self) -> None:
+        """From now on nothing reaches the server on the connections that there are."""
+        self._frozen = set(self._requests)
+
     def freeze(self) -> None:
         """From now on nothing arrives on the connections that there are. New ones work."""
         self._frozen = set(self._pumps)
@@ -52,10 +57,9 @@ class Wire:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
-        self._pumps |= {
-            asyncio.create_task(self._pump(reader, back)),
-            asyncio.create_task(self._pump(there, writer)),
-        }
+        requests = asyncio.create_task(self._pump(reader, back))
+        self._requests.add(requests)
+        self._pumps |= {requests, asyncio.create_task(self._pump(there, writer))}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -26,7 +26,7 @@ from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
 from pyncette.options import store_factory, whole_number
 from pyncette.store.sql.pool import Pool
-from pyncette.store.sql.rows import COLUMNS, check_table_name, describe_foreign_table
+from pyncette.store.sql.rows import check_layout, check_table_name
 from pyncette.store.sql.store import POOL_SIZE_MIN, SqlStore
 
 DEFAULT_PORT: Final = 3306
@@ -73,12 +73,7 @@ class MysqlOptions:
     mysql_pool: Any = None
 
     def __post_init__(self) -> None:
-        check_table_name("mysql_table_name", self.mysql_table_name)
-        if len(self.mysql_table_name) > TABLE_NAME_CHARACTERS_MAX:
-            raise ValueError(
-                f"Table name {self.mysql_table_name!r} (mysql_table_name) must have at most "
-                f"{TABLE_NAME_CHARACTERS_MAX} characters"
-            )
+        check_table_name("mysql_table_name", self.mysql_table_name, TABLE_NAME_CHARACTERS_MAX)
         whole_number("mysql_pool_size", self.mysql_pool_size, POOL_SIZE_MIN, 1_000)
         if self.mysql_port is not None:
             whole_number("mysql_port", self.mysql_port, 1, 65_535)
@@ -190,7 +185,7 @@ class _Server:
         self._place = "MySQL" if lent else options.address().place
 
     def pool(self, size: int, kept: int) -> Pool:
-        """A pool of at most so many connections."""
+        """A pool with this maximum number of connections."""
         driver = driver_of(self._place)
         lender = self._options.mysql_pool
         if lender is not None:
@@ -198,7 +193,7 @@ class _Server:
         return Pool(self._place, size, size, OwnConnections(self._options.address()), driver)
 
     async def open(self, users: Pool) -> None:
-        """See ``pyncette.store.sql.store.SqlStore``. These servers notify nobody."""
+        """See ``pyncette.store.sql.store.SqlStore``. These servers send no notifications."""
         await users.run(self._prepare)
 
     async def _prepare(self, connection: Connection) -> None:
@@ -208,19 +203,10 @@ class _Server:
         if not columns and not self._options.mysql_skip_table_create:
             await self._table.make(connection)
             columns, engine = await self._table.layout(connection)
-        name = self._table.name
-        if not columns:
-            raise StoreMisconfiguredError(
-                f"There is no table '{name}' in {self._place}, and mysql_skip_table_create is "
-                "set. pyncette.mysql.schema_sql() tells how to make it."
-            )
-        if columns != list(COLUMNS):
-            raise StoreMisconfiguredError(
-                describe_foreign_table(name, self._place, columns, "mysql_table_name")
-            )
+        check_layout(columns, self._table.name, self._place, "mysql")
         if engine != "InnoDB":
             raise StoreMisconfiguredError(
-                f"Table '{name}' in {self._place} is kept by the engine {engine}, which cannot "
-                "lock single rows; it must be InnoDB"
+                f"Table '{self._table.name}' in {self._place} is kept by the engine {engine}, "
+                "which cannot lock single rows; it must be InnoDB"
             )
         await self._table.check_indexes(connection)

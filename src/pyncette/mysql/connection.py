@@ -33,7 +33,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 DUPLICATE: Final = 1062
 DEADLOCK: Final = 1213
 LOCK_WAIT_TIMEOUT: Final = 1205
-IDLE_TOO_LONG: Final = 4031
+GONE_AWAY: Final = 2006
 
 OLDEST_MYSQL: Final = (8, 0)
 OLDEST_MARIADB: Final = (10, 6)
@@ -276,8 +276,14 @@ async def connect(address: Address) -> Connection:
 
 
 def _unsent(error: BaseException) -> bool:
-    """Whether the server had ended the session because it was idle, before it read anything."""
-    return code_of(error) == IDLE_TOO_LONG
+    """Whether asyncmy knew the connection to be closed before it sent the whole statement.
+
+    Where the server ends a session for idleness while a statement is on its way, asyncmy does not
+    say so: the call then fails as it does for any lost connection.
+    """
+    return code_of(error) == GONE_AWAY or (
+        isinstance(error, errors.InterfaceError) and code_of(error) == 0
+    )
 
 
 def driver_of(place: str) -> pool.Driver:

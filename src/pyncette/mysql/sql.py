@@ -10,7 +10,7 @@ of none (a window function counts what was found), and the number of changed row
 above none whenever a row was found, since every change moves the version.
 
 Every table is reached by a named index. A server prefers to scan a table while it is small; the
-statement would then meet rows of others, and wait for whoever holds them.
+statement would then meet rows of others, and wait for the transactions that hold them.
 
 Batches travel as one JSON text. Keys are compared as bytes.
 """
@@ -130,7 +130,7 @@ WHERE r.`group` = {group} AND r.due_at >= {since} ORDER BY r.due_at LIMIT 1)"""
 NEXT_DUE_OF_KEYS: Final = """\
 SELECT j.number, r.due_at FROM {batch} STRAIGHT_JOIN {by_key}"""
 
-# The rows of a batch that are as expected and that nobody holds, by the primary key.
+# The rows of a batch that are as expected and not locked, by the primary key.
 EXPECTED: Final = """\
 (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
 STRAIGHT_JOIN {by_key} AND {version} = j.expect
@@ -141,7 +141,7 @@ STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` A
     AND t.`key` = CAST(q.`key` AS BINARY) AND q.found = {size}"""
 
 # Creates what is absent, in the order of keys. What is there is not touched: an insertion would
-# wait for whoever is changing it.
+# wait for the transaction that changes it.
 INSERT: Final = """\
 INSERT INTO {table}
 SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,

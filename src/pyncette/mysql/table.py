@@ -171,7 +171,7 @@ class MysqlTable:
             self.low_water_marks.note(batch.batch)
 
     async def notify(self, connection: Connection, groups: Collection[str]) -> None:
-        """These servers notify nobody."""
+        """Does nothing: these servers send no notifications."""
 
     async def now(self, connection: Connection) -> int:
         """See ``pyncette.store.Store.now``."""

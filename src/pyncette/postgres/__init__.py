@@ -31,7 +31,7 @@ from pyncette.postgres.sql import schema_sql as _schema_sql
 from pyncette.postgres.table import PostgresTable
 from pyncette.store.sql.listener import Listener
 from pyncette.store.sql.pool import Pool
-from pyncette.store.sql.rows import COLUMNS, check_table_name, describe_foreign_table
+from pyncette.store.sql.rows import check_layout, check_table_name
 from pyncette.store.sql.store import POOL_SIZE_MIN, SqlStore
 
 OLDEST_POSTGRES: Final = 13
@@ -72,12 +72,7 @@ class PostgresOptions:
             _check_url("postgres_url", self.postgres_url)
         if self.postgres_listen_url is not None:
             _check_url("postgres_listen_url", self.postgres_listen_url)
-        check_table_name("postgres_table_name", self.postgres_table_name)
-        if len(self.postgres_table_name) > TABLE_NAME_CHARACTERS_MAX:
-            raise ValueError(
-                f"Table name {self.postgres_table_name!r} (postgres_table_name) must have at most "
-                f"{TABLE_NAME_CHARACTERS_MAX} characters"
-            )
+        check_table_name("postgres_table_name", self.postgres_table_name, TABLE_NAME_CHARACTERS_MAX)
         whole_number("postgres_pool_size", self.postgres_pool_size, POOL_SIZE_MIN, 1_000)
         if pool is not None and not callable(getattr(pool, "acquire", None)):
             raise ValueError(f"postgres_pool must be an asyncpg.Pool, not {type(pool).__name__}")
@@ -129,7 +124,7 @@ class _Server:
         self._pooled = False
 
     def pool(self, size: int, kept: int) -> Pool:
-        """A pool of at most so many connections."""
+        """A pool with this maximum number of connections."""
         driver = driver_of(self._place)
         lender = self._options.postgres_pool
         if lender is not None:
@@ -185,13 +180,4 @@ class _Server:
         if not columns and not self._options.postgres_skip_table_create:
             await self._table.make(connection)
             columns = await self._table.columns(connection)
-        name = self._table.name
-        if not columns:
-            raise StoreMisconfiguredError(
-                f"There is no table '{name}' in {self._place}, and postgres_skip_table_create is "
-                "set. pyncette.postgres.schema_sql() tells how to make it."
-            )
-        if columns != list(COLUMNS):
-            raise StoreMisconfiguredError(
-                describe_foreign_table(name, self._place, columns, "postgres_table_name")
-            )
+        check_layout(columns, self._table.name, self._place, "postgres")

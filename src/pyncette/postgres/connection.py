@@ -40,7 +40,7 @@ _PLAIN_URL = re.compile(
     r"postgres(?:ql)?://(?:[^@/?#]*@)?(?P<host>[\w.,:\[\]%-]*)(?P<database>/[\w.%-]*)?(?:\?[^@]*)?"
 )
 
-# A statement was sent to a connection that does not know it: somebody pools in between.
+# A statement was sent to a connection that does not know it: there is a pooler in between.
 _STATEMENT_ERRORS: Final = (
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
@@ -60,7 +60,7 @@ _MISCONFIGURED: Final = (
 # made while the table was tiny must not read all of it when it has grown, and none is worth being
 # made anew for each call. A server that is too old to know one of them goes without. The timeouts
 # are the second net below the deadline of a call: what was given up and could not be cancelled
-# ends by itself, so that no session of ours goes on waiting for a table that somebody has locked.
+# ends by itself, so that no session of ours goes on waiting for a table that is locked.
 SESSION: Final = """\
 SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
     ('plan_cache_mode', 'force_generic_plan'),
@@ -107,7 +107,7 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
     Args:
         url: Where to.
         place: Where to, in words.
-        named: Statements may be given names, and kept under them: nobody pools in between.
+        named: Statements may be given names, and kept under them: there is no pooler in between.
 
     Raises:
         StoreUnavailableError: The server cannot be reached, or not now.
@@ -140,7 +140,7 @@ async def set_up(connection: Connection, place: str) -> Connection:
 
 
 async def is_pooled(connection: Connection) -> bool:
-    """Whether somebody stands between: who answered the greeting is not who runs statements."""
+    """Whether a pooler stands between: another session than the greeting one runs statements."""
     # Without a name, which would stay behind on a pooler's connection and meet its like there.
     statement = await connection.prepare("SELECT pg_backend_pid()", name="")
     return bool(await statement.fetchval() != connection.get_server_pid())

@@ -182,6 +182,8 @@ class ConditionalWrite:
         """
         if error is not None and not any(self.results):
             raise error
+        if None not in self.results:
+            return self.results  # type: ignore[return-value]
         return [
             Unknown(error or StoreUnavailableError("There was no answer"))
             if result is None

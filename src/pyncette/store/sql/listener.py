@@ -1,4 +1,4 @@
-"""Keeps listening for notifications, and passes them on to whoever watches.
+"""Keeps listening for notifications, and passes them on to watches.
 
 Knows no driver: how to listen is handed in. Listening begins with the first watch. When the
 connection is lost, it is replaced, and every watch is told that anything may have come due.

@@ -6,9 +6,10 @@ It knows no SQL dialect, no driver and no connection.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
+from pyncette.errors import StoreMisconfiguredError
 from pyncette.store import Write, next_version
 from pyncette.store.record import ABSENT, ANY, Record
 
@@ -29,16 +30,20 @@ LEGACY_COLUMNS: Final = frozenset(
 _TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 
 
-def check_table_name(option: str, name: Any) -> str:
+def check_table_name(option: str, name: Any, characters_max: int | None = None) -> str:
     """The name, if it can stand in a statement as it is.
 
     Raises:
-        ValueError: It is not a lower-case ASCII identifier.
+        ValueError: It is not a lower-case ASCII identifier, or it is too long.
     """
     if not isinstance(name, str) or _TABLE_NAME.fullmatch(name) is None:
         raise ValueError(
             f"Table name {name!r} ({option}) must be made of lower-case letters, digits and "
             "underscores, and must not begin with a digit"
+        )
+    if characters_max is not None and len(name) > characters_max:
+        raise ValueError(
+            f"Table name {name!r} ({option}) must have at most {characters_max} characters"
         )
     return name
 
@@ -56,6 +61,28 @@ def describe_foreign_table(table: str, place: str, columns: Collection[str], opt
         f"{', '.join(columns)}; expected are {', '.join(COLUMNS)}. Name another table with "
         f"{option}. Nothing was changed."
     )
+
+
+def check_layout(columns: Sequence[str], table: str, place: str, package: str) -> None:
+    """Refuses a table that is missing, or that is not one of Pyncette's.
+
+    Args:
+        columns: Its columns in their order; none where there is no such table.
+        table, place: Its name, and where it is.
+        package: The name of the store's package, with which its options begin.
+
+    Raises:
+        StoreMisconfiguredError: The table cannot be used.
+    """
+    if not columns:
+        raise StoreMisconfiguredError(
+            f"There is no table '{table}' in {place}, and {package}_skip_table_create is set. "
+            f"pyncette.{package}.schema_sql() tells how to create it."
+        )
+    if list(columns) != list(COLUMNS):
+        raise StoreMisconfiguredError(
+            describe_foreign_table(table, place, columns, f"{package}_table_name")
+        )
 
 
 def prefix_end(prefix: str) -> str | None:
