@@ -1,8 +1,8 @@
-"""Compare-and-set in memory, with an index that lags: the worst that a store may be.
+"""Compare-and-set in memory, with an index that lags: the weakest store that is allowed.
 
-Its calls interleave wherever a real one's would, its swaps are atomic one by one only, and what
-was written shows in the index some calls later, at random, each key on its own. What
-``CasStore`` does on this, it does anywhere.
+Its calls interleave wherever those of a real one would, its swaps are atomic only one by one, and
+a change shows in the index some calls later, at random, for each key separately. What works for
+``CasStore`` on this works anywhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pyncette.store.record import ABSENT, Record
 
 
 class _Update(NamedTuple):
-    """A change of the index that is on its way."""
+    """A change that the index does not show yet."""
 
     visible_at: int
     identity: Identity
@@ -35,7 +35,7 @@ class LaggingBackend:
 
         Args:
             random: Chooses how long each change takes to show, and where calls interleave.
-            lag: So many calls later, at most, the index shows a change; 0: at once.
+            lag: Maximum calls until the index shows a change; 0: at once.
         """
         self._random = random
         self._lag = lag
@@ -46,10 +46,17 @@ class LaggingBackend:
         self._visible_at: dict[Identity, int] = {}
 
     def catch_up(self) -> None:
-        """Lets the index show all that was written."""
+        """Makes the index show all that was written."""
         for update in self._underway:
             self._show(update)
         self._underway.clear()
+
+    def edit(self, identity: Identity, **columns: Any) -> None:
+        """Changes a record past all conditions, as a person with a database client does."""
+        record = self._records.pop(identity)._replace(**columns)
+        self._announce(identity, None)
+        self._records[record[:2]] = record
+        self._announce(record[:2], record)
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         await self._pass()
@@ -86,7 +93,7 @@ class LaggingBackend:
         )
 
     async def _pass(self) -> None:
-        """Others may come first; and the index makes progress."""
+        """Lets other calls run first, and the index catch up by one call."""
         if self._random.random() < 0.1:
             await asyncio.sleep(0)
         self._calls += 1
