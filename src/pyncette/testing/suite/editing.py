@@ -32,6 +32,8 @@ NUMBERS: Final[Sequence[Any]] = (
     None,
     -1,
     0,
+    2**30 - 1,
+    2**31 - 2,
     2**31 - 1,
     2**62 - 1,
     2**63 - 1,
@@ -46,7 +48,8 @@ NUMBERS: Final[Sequence[Any]] = (
     "NaN",
     b"\xff\x00",
 )
-"""What stands in a column of numbers. Every database refuses some of them."""
+"""What stands in a column of numbers. Every database refuses some of them; the largest that each one
+takes is among them."""
 
 TEXTS: Final[Sequence[Any]] = (
     None,
