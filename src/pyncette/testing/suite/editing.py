@@ -48,8 +48,8 @@ NUMBERS: Final[Sequence[Any]] = (
     "NaN",
     b"\xff\x00",
 )
-"""What stands in a column of numbers. Every database refuses some of them; the largest that each one
-takes is among them."""
+"""What stands in a column of numbers. Every database refuses some of them; the largest that each
+one takes is among them."""
 
 TEXTS: Final[Sequence[Any]] = (
     None,
