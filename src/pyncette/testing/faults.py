@@ -70,7 +70,7 @@ class Fault(Protocol):
 
 @runtime_checkable
 class WriteFault(Fault, Protocol):
-    """A fault that tells the writes of a batch apart. Other calls than writes pass by ``strike``."""
+    """A fault that tells the writes of a batch apart. Calls other than writes go to ``strike``."""
 
     async def strike_writes(
         self,

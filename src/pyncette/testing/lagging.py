@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-from pyncette.store import Filter, Identity, Page
-from pyncette.store.cas import CasStore, Entry, Made, Swap
+from pyncette.store import Failed, Filter, Identity, Page, Unknown
+from pyncette.store.cas import CasStore, Entry, Made, Swap, Swapped
 from pyncette.store.record import ABSENT, Record
 
 
@@ -28,7 +28,12 @@ class _Update(NamedTuple):
 
 
 class LaggingBackend:
-    """See ``pyncette.store.cas.CasBackend``."""
+    """See ``pyncette.store.cas.CasBackend``.
+
+    Attributes:
+        strike: Called with each swap; if it returns an answer, that is given, and the swap is not
+            made.
+    """
 
     def __init__(self, random: Random, lag: int) -> None:
         """Creates an empty backend.
@@ -37,6 +42,7 @@ class LaggingBackend:
             random: Chooses how long each change takes to show, and where calls interleave.
             lag: Maximum calls until the index shows a change; 0: at once.
         """
+        self.strike: Callable[[Swap], Failed | Unknown | None] = lambda swap: None
         self._random = random
         self._lag = lag
         self._calls = 0
@@ -62,11 +68,11 @@ class LaggingBackend:
         await self._pass()
         return [self._records.get((group, key)) for group, key in identities]
 
-    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
-        answers = []
+    async def swap(self, batch: Sequence[Swap]) -> list[Swapped]:
+        answers: list[Swapped] = []
         for swap in batch:
             await self._pass()
-            answers.append(self._swap(swap))
+            answers.append(self.strike(swap) or self._swap(swap))
         await self._pass()
         return answers
 
