@@ -294,8 +294,8 @@ class DynamoDBStore:
         await self._claims.get([_CLOCK])
         if self._clock.width > WIDTH_GOOD and (self._narrowing is None or self._narrowing.done()):
             # Not in the context of the caller: it outlives the call.
-            self._narrowing = asyncio.create_task(
-                self._narrow(), name="pyncette store's clock", context=self._context
+            self._narrowing = self._context.run(
+                asyncio.create_task, self._narrow(), name="pyncette store's clock"
             )
         return self._clock.now()
 
