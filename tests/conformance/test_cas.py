@@ -1,19 +1,36 @@
 """CasStore, on an index that shows everything at once and on one that lags."""
 
+from typing import Any
+
 import pytest
 
-from pyncette.store import Store
+from pyncette.store import Identity, Store
 from pyncette.testing.conformance import Place, StoreConformance
 from pyncette.testing.lagging import LaggingRepository
+from pyncette.testing.suite.harness import has_type_of
 
 
-class TestCasStore(StoreConformance):
+class OnCas(StoreConformance):
+    """The suite on the repository that the fixture ``place`` opens."""
+
+    edits = True
+    repository: LaggingRepository
+
+    async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
+        if not has_type_of(column, value):
+            return False
+        self.repository.backend.edit(identity, **{column: value})
+        return True
+
+
+class TestCasStore(OnCas):
     @pytest.fixture
     def place(self) -> Place:
-        return Place(LaggingRepository(lag=0))
+        self.repository = LaggingRepository(lag=0)
+        return Place(self.repository)
 
 
-class TestCasStoreWithALaggingIndex(StoreConformance):
+class TestCasStoreWithALaggingIndex(OnCas):
     index_lags = True
 
     @pytest.fixture

@@ -1,20 +1,31 @@
 """The store in DynamoDB against the storage contract: as it is here, and as it may be on AWS."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.servers import url
-from tests.stores.dynamodb_place import place_at, set_credentials
+from tests.stores.dynamodb_place import edit, place_at, set_credentials
 from tests.stores.dynamodb_proxy import LaggingIndex, proxy_before
 
-from pyncette.store import Store
+from pyncette.store import Identity, Store
 from pyncette.testing.conformance import Place, StoreConformance
 
 
-class TestDynamoDB(StoreConformance):
+class OnDynamoDB(StoreConformance):
+    """The suite on the place that the fixture ``place`` makes."""
+
     # PartiQL has no clock.
     bounds_claims = False
+
+
+class TestDynamoDB(OnDynamoDB):
     processes = True
+    edits = True
+
+    async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
+        return await asyncio.to_thread(edit, url("dynamodb"), place, identity, column, value)
 
     @pytest.fixture
     def place(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
@@ -23,8 +34,7 @@ class TestDynamoDB(StoreConformance):
             yield place
 
 
-class TestDynamoDBWithALaggingIndex(StoreConformance):
-    bounds_claims = False
+class TestDynamoDBWithALaggingIndex(OnDynamoDB):
     index_lags = True
 
     @pytest.fixture

@@ -1,11 +1,14 @@
 """The store in Redis against the storage contract: one server, Valkey, Sentinel, a cluster."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from tests.conformance.edits import edit_redis
 from tests.servers import url
 from tests.stores.redis_place import place_at
 
+from pyncette.store import Identity
 from pyncette.testing.conformance import Place, StoreConformance
 
 
@@ -14,7 +17,11 @@ class OnRedis(StoreConformance):
 
     processes = True
     wakes = True
+    edits = True
     server: str
+
+    async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
+        return await edit_redis(url(self.server), place, identity, column, value)
 
     @pytest.fixture
     def place(self) -> Iterator[Place]:

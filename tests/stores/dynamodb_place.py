@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import secrets
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pyncette.dynamodb import dynamodb_repository
+from pyncette.store import Identity
 from pyncette.testing.conformance import Place
 
 REGION = "eu-west-1"
@@ -47,6 +49,33 @@ def request(url: str, operation: str, **parameters: Any) -> Any:
         return json.loads(connection.getresponse().read())
     finally:
         connection.close()
+
+
+def edit(url: str, place: Place, identity: Identity, column: str, value: Any) -> bool:
+    """Sets an attribute of an item; False where DynamoDB refuses the value."""
+    group, key = identity
+    change: dict[str, Any] = {
+        "TableName": place.configuration["dynamodb_table_name"],
+        "Key": {"group": {"S": f":{group}"}, "key": {"S": key}},
+        "ExpressionAttributeNames": {"#column": column},
+        "UpdateExpression": "REMOVE #column",
+    }
+    if value is not None:
+        change["UpdateExpression"] = "SET #column = :value"
+        change["ExpressionAttributeValues"] = {":value": _attribute(value)}
+    answer = request(url, "UpdateItem", **change)
+    assert "__type" not in answer or "ValidationException" in answer["__type"], answer
+    return "__type" not in answer
+
+
+def _attribute(value: Any) -> dict[str, Any]:
+    if isinstance(value, bool):
+        return {"BOOL": value}
+    if isinstance(value, int | float):
+        return {"N": str(value)}
+    if isinstance(value, bytes):
+        return {"B": b64encode(value).decode()}
+    return {"S": value}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -226,7 +227,7 @@ class LaggingIndex:
         self._left[group] = left - 1
         since = int(values.get(":since", {"N": "-1" + "0" * 20})["N"])
         before = int(values.get(":before", {"N": "1" + "0" * 20})["N"])
-        items = [item for item in self._seen[group] if since <= int(item["due_at"]["N"]) <= before]
+        items = [item for item in self._seen[group] if since <= _instant(item) <= before]
         # What the index gave up meanwhile, DynamoDB would still list.
         return Answer(200, {"Items": items[: call.body["Limit"]]}, "")
 
@@ -248,3 +249,8 @@ class LaggingIndex:
             if "LastEvaluatedKey" not in answer.body:
                 return items
             more = {"ExclusiveStartKey": answer.body["LastEvaluatedKey"]}
+
+
+def _instant(item: dict[str, Any]) -> Decimal:
+    """When an item of the index is due; DynamoDB Local lists even what has no number there."""
+    return Decimal(item["due_at"].get("N", "Infinity"))

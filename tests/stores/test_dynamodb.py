@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from pyncette.dynamodb import (
     dynamodb_repository,
     table_definition,
 )
+from pyncette.dynamodb.clock import DateClock
 from pyncette.dynamodb.requests import error_of
 from pyncette.dynamodb.table import PROGRESS_BYTES_MAX, TEXTS_BYTES_MAX
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
@@ -30,7 +32,7 @@ from pyncette.store import EVERYTHING, Applied, Failed, Write
 from pyncette.store.record import State
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
-from pyncette.testing.suite.harness import NOW, a_group, new, put, record_of
+from pyncette.testing.suite.harness import NOW, a_group, a_key, new, put, record_of
 
 
 @pytest.fixture(autouse=True)
@@ -296,6 +298,51 @@ def test_arguments_that_do_not_fit_are_refused_where_they_are_made(place: Place)
     asyncio.run(main())
 
 
+EAGER: Any = getattr(asyncio, "eager_task_factory", None)
+
+
+@pytest.mark.skipif(EAGER is None, reason="tasks are never started eagerly before Python 3.12")
+def test_the_store_works_where_tasks_are_started_eagerly(place: Place) -> None:
+    keys = [f"{number:03}" for number in range(120)]
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(EAGER)
+        async with place.open() as store:
+            results = await store.write([new("reports", key) for key in keys], NOW)
+            assert results == [Applied(NOW)] * 120
+            sources = [a_group(), a_group("others"), a_key("a", ":static")]
+            records, _ = await store.claim(sources, 200, NOW, "mine")
+            assert sorted(record.key for record in records) == keys
+            assert await store.get([record[:2] for record in records]) == records
+            assert await store.now() is not None
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_the_task_that_reads_the_clock_does_not_inherit_the_callers_context(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = ContextVar("trace", default="none")
+    seen: set[str] = set()
+
+    def next_telling(clock: DateClock) -> float:
+        seen.add(trace.get())
+        return 0.0
+
+    monkeypatch.setattr("pyncette.dynamodb.clock.DateClock.next_telling", next_telling)
+
+    async def main() -> None:
+        async with place.open() as store:
+            trace.set("of a caller")
+            await store.now()
+            [reading] = [task for task in asyncio.all_tasks() if "clock" in task.get_name()]
+            await reading
+
+    asyncio.run(main())
+    assert seen == {"none"}
+
+
 def test_a_record_that_is_too_large_fails_alone(place: Place) -> None:
     async def main() -> None:
         async with place.open() as store:
@@ -346,6 +393,11 @@ def test_an_item_that_somebody_spoiled_is_parked_and_the_others_run(place: Place
         {"version": {"S": "x"}, "unfinished_attempts": {"S": "x"}, "state": {"N": "1"}},
         {"version": {"N": "1.5"}, "unfinished_attempts": {"N": "-7"}, "token": {"BOOL": True}},
         {"version": {"N": "-1"}, "schedule": {"NULL": True}},
+        {"version": {"N": "9" * 38}},
+        {"unfinished_attempts": {"N": "9" * 38}},
+        {"due_at": {"N": "-" + "9" * 38}},
+        {"due_at": {"N": "-1E+125"}, "version": {"N": f"{2**62}"}},
+        {"due_at": {"N": "1.5"}, "version": {"BOOL": True}},
     ]
 
     async def main() -> None:

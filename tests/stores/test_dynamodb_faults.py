@@ -281,6 +281,25 @@ def test_a_value_that_is_refused_fails_alone(place: Place, proxy: Proxy) -> None
     on(place, test)
 
 
+def test_what_is_too_large_is_known_also_when_the_service_is_down(
+    place: Place, proxy: Proxy
+) -> None:
+    async def test(store: Store) -> None:
+        await store.write([new("reports", "held")], NOW)
+        [held], _ = await store.claim([a_group()], 9, NOW, "mine")
+        settle = Write(*held[:2], Patch(None, State.FINISHED, 0), held.version, "mine")
+        batch = [new("reports", "a", args="x" * 200_000), settle]
+        proxy.behaviour = Turns(STATEMENTS, lose_request, 1)
+        failed, unknown = await store.write(batch, NOW)
+        assert isinstance(failed, Failed)
+        assert isinstance(unknown, Unknown)
+        failed, applied = await store.write(batch, NOW)
+        assert isinstance(failed, Failed)
+        assert isinstance(applied, Applied)
+
+    on(place, test)
+
+
 def refusing(bad: str, code: str, whole: bool) -> Callable[[Call], Awaitable[Answer | None]]:
     """Refuses each statement that names this key; with ``whole``, any request that holds one."""
 

@@ -10,10 +10,19 @@ import pytest
 
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryRepository
-from pyncette.store import EVERYTHING, Applied, Group, Store, Write
+from pyncette.store import EVERYTHING, Applied, Failed, Group, Store, Unknown, Write
 from pyncette.store.record import ABSENT, Put
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Delay, Fail, Faults, Gate, LoseAnswer, faulty
+from pyncette.testing.faults import (
+    AnswerWrites,
+    Delay,
+    Fail,
+    Faults,
+    Gate,
+    LoseAnswer,
+    Truncate,
+    faulty,
+)
 
 CREATION = [Write("reports", "a", Put(5, "scheduled", None, 0, "p", "a", "s"), ABSENT)]
 IDENTITY = [("reports", "a")]
@@ -159,6 +168,73 @@ def test_a_delay_passes_on_the_clock(answer: bool) -> None:
         assert not write.done()
         await clock.advance(timedelta(seconds=1))
         assert await write == [Applied(1)]
+
+    on(faults, check)
+
+
+THREE = [
+    Write("reports", key, Put(5, "scheduled", None, 0, "p", "a", "s"), ABSENT) for key in "abc"
+]
+UNKNOWN = Unknown(StoreUnavailableError("this node did not answer"))
+FAILED = Failed(ValueError("too large"))
+
+
+async def keys_in(store: Store) -> str:
+    page = await store.scan("reports", EVERYTHING, None, 10)
+    return "".join(record.key for record in page.records)
+
+
+@pytest.mark.parametrize("answer", [UNKNOWN, FAILED])
+def test_chosen_writes_are_answered_with_an_error_and_the_others_are_made(
+    answer: Failed | Unknown,
+) -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("write", AnswerWrites(answer, lambda write: write.key == "b"))
+        assert await store.write(THREE, 1) == [Applied(1), answer, Applied(1)]
+        assert await keys_in(store) == "ac"
+
+    on(faults, check)
+
+
+def test_chosen_writes_may_be_made_though_nobody_can_tell() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        faults.next("write", AnswerWrites(UNKNOWN, lambda write: write.key != "b", made=True))
+        assert await store.write(THREE, 1) == [UNKNOWN, Applied(1), UNKNOWN]
+        assert await keys_in(store) == "abc"
+
+    on(faults, check)
+    with pytest.raises(ValueError, match="not Failed"):
+        AnswerWrites(FAILED, made=True)
+
+
+def test_all_writes_are_chosen_where_nothing_is_said_and_other_calls_pass() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        with faults.down(fault=AnswerWrites(UNKNOWN)):
+            assert await store.write(THREE, 1) == [UNKNOWN] * 3
+            assert await keys_in(store) == ""
+
+    on(faults, check)
+
+
+def test_a_store_may_answer_too_little() -> None:
+    faults = Faults()
+
+    async def check(store: Store) -> None:
+        with faults.down(fault=Truncate(1)):
+            assert await store.write(THREE, 1) == [Applied(1)]
+            assert len(await store.get([("reports", key) for key in "abc"])) == 1
+            assert len((await store.scan("reports", EVERYTHING, None, 10)).records) == 1
+            assert await store.now() is None
+            sources = [Group("reports", 10, 9, 5), Group("others", 10, 9, 5)]
+            claimed = await store.claim(sources, 9, 5, "t")
+            assert (len(claimed.records), claimed.next_due) == (3, [15])
+        assert await keys_in(store) == "abc"
 
     on(faults, check)
 

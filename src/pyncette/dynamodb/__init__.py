@@ -39,6 +39,7 @@ from pyncette.store import (
     Page,
     Result,
     Source,
+    Unknown,
     WakeCallback,
     Write,
 )
@@ -274,11 +275,22 @@ class DynamoDBStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        if any(write.token is not None for write in batch):
-            return await self._outcomes.write(batch, now)
-        too_large = {at: error for at, write in enumerate(batch) if (error := size_error(write))}
+        # A settle carries its token, and may be larger: an item has room for what a run adds.
+        too_large = {
+            at: error
+            for at, write in enumerate(batch)
+            if write.token is None and (error := size_error(write)) is not None
+        }
+        settles = any(write.token is not None for write in batch)
+        part = self._outcomes if settles else self._users
+        if not too_large:
+            return await part.write(batch, now)
         fitting = [write for at, write in enumerate(batch) if at not in too_large]
-        results = iter(await self._users.write(fitting, now))
+        try:
+            written = await part.write(fitting, now)
+        except StoreError as error:
+            written = [Unknown(error)] * len(fitting)
+        results = iter(written)
         return [
             Failed(too_large[at]) if at in too_large else next(results) for at in range(len(batch))
         ]
@@ -294,8 +306,8 @@ class DynamoDBStore:
         await self._claims.get([_CLOCK])
         if self._clock.width > WIDTH_GOOD and (self._narrowing is None or self._narrowing.done()):
             # Not in the context of the caller: it outlives the call.
-            self._narrowing = asyncio.create_task(
-                self._narrow(), name="pyncette store's clock", context=self._context
+            self._narrowing = self._context.run(
+                asyncio.create_task, self._narrow(), name="pyncette store's clock"
             )
         return self._clock.now()
 

@@ -1,8 +1,7 @@
 """Calls that are made at the same time, and leave nothing running when one of them fails.
 
 ``asyncio.gather`` raises as soon as one call fails, and leaves the others running: a call that is
-then repeated meets them. These functions wait for every call. A cancellation cancels all calls,
-and returns when they have ended.
+then repeated meets them.
 """
 
 from __future__ import annotations
@@ -17,20 +16,18 @@ _Answer = TypeVar("_Answer")
 async def together(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
     """The answers to calls made at the same time, in their order.
 
+    Returns or raises when all calls have ended. A cancellation cancels all of them.
+
     Raises:
-        BaseException: What the first call that failed raised, when all calls have ended.
+        BaseException: What the first call in order raised that failed.
     """
+    made = list(calls)
+    if len(made) == 1:
+        return [await made[0]]
+    outcomes = await asyncio.gather(*made, return_exceptions=True)
     answers: list[_Answer] = []
-    for outcome in await outcomes(calls):
+    for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
         answers.append(outcome)
     return answers
-
-
-async def outcomes(
-    calls: Iterable[Coroutine[Any, Any, _Answer]],
-) -> list[_Answer | BaseException]:
-    """The answers to calls made at the same time; for a call that failed, its exception."""
-    made = list(calls)
-    return list(await asyncio.gather(*made, return_exceptions=True))

@@ -20,6 +20,7 @@ pytest.register_assert_rewrite("pyncette.testing.suite")
 
 from pyncette.testing.suite.choosing import Choosing  # noqa: E402
 from pyncette.testing.suite.claiming import Claiming  # noqa: E402
+from pyncette.testing.suite.editing import Editing  # noqa: E402
 from pyncette.testing.suite.harness import Place  # noqa: E402
 from pyncette.testing.suite.machine import Agreeing  # noqa: E402
 from pyncette.testing.suite.reading import Reading  # noqa: E402
@@ -29,7 +30,7 @@ from pyncette.testing.suite.writing import Writing  # noqa: E402
 __all__ = ["Place", "StoreConformance"]
 
 
-class StoreConformance(Claiming, Choosing, Writing, Reading, Sharing, Agreeing):
+class StoreConformance(Claiming, Choosing, Writing, Reading, Editing, Sharing, Agreeing):
     """Inherit from it, with a fixture ``place`` that returns an empty ``Place``.
 
     Class attributes:
@@ -39,6 +40,8 @@ class StoreConformance(Claiming, Choosing, Writing, Reading, Sharing, Agreeing):
     * ``wakes = False``: ``watch`` tells of what other openings of the place write.
     * ``bounds_claims = True``: a store with a clock compares with it in the statement that claims
       (``bounded``). Set False where the database cannot; the store then ignores ``bounded``.
+    * ``edits = False``: set True and override ``edit``, which changes a column of a row past the
+      store, and returns False where the database refuses the value.
     * ``index_lags = False``: a claim may miss what was written a moment ago; override
       ``async def index_catches_up(self, store)``, too.
     """

@@ -1,12 +1,14 @@
 """A store that fails on demand, around a real one.
 
 For tests of what a program, or Pyncette itself, does when a call to its store fails, is answered
-too late, or is made while its answer is lost. It knows only the storage contract::
+too late, is answered in part, or is made while its answer is lost. It knows only the storage
+contract::
 
     faults = Faults()
     app = Pyncette(faulty(sqlite_repository, faults))
     ...
     faults.next("claim", LoseAnswer())     # the next claim happens, and raises
+    faults.next("write", AnswerWrites(Unknown(error), lambda write: write.key == "a"))
     with faults.down():                    # every call fails
         ...
 """
@@ -17,12 +19,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pyncette.clock import Clock
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import (
     Claimed,
+    Failed,
     Filter,
     Identity,
     Page,
@@ -30,6 +33,7 @@ from pyncette.store import (
     Result,
     Source,
     Store,
+    Unknown,
     WakeCallback,
     Watch,
     Write,
@@ -43,7 +47,7 @@ CALLS: Final = ("claim", "write", "get", "scan", "now", "watch")
 
 
 class Call(NamedTuple):
-    """A call that was made.
+    """A call that was asked for.
 
     Attributes:
         name: One of ``CALLS``.
@@ -57,10 +61,23 @@ class Call(NamedTuple):
 
 
 class Fault(Protocol):
-    """Something that happens to a call."""
+    """Something that happens to a call. A ``WriteFault`` looks at the writes of a batch, too."""
 
     async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
         """Makes the call, or does not, and returns its answer, or raises."""
+        ...
+
+
+@runtime_checkable
+class WriteFault(Fault, Protocol):
+    """A fault that tells the writes of a batch apart. Calls other than writes go to ``strike``."""
+
+    async def strike_writes(
+        self,
+        batch: Sequence[Write],
+        make: Callable[[Sequence[Write]], Awaitable[list[Result]]],
+    ) -> list[Result]:
+        """Makes all of a batch, or part of it, or nothing, and returns its answers, or raises."""
         ...
 
 
@@ -110,7 +127,7 @@ class Delay:
 class Gate:
     """The call, or its answer, waits until the test lets it through.
 
-    One gate serves any number of calls; it lies open once it was released.
+    One gate serves any number of calls; after it was released it stays open.
     """
 
     def __init__(self, *, answer: bool = False) -> None:
@@ -140,6 +157,79 @@ class Gate:
         await self._released.wait()
 
 
+class AnswerWrites:
+    """Some writes of a batch are answered with an error; the others are made as ever.
+
+    So a store answers when one value cannot be kept (``Failed``), or when one node of a cluster
+    does not answer (``Unknown``). Calls other than writes pass.
+    """
+
+    def __init__(
+        self,
+        answer: Failed | Unknown,
+        chosen: Callable[[Write], bool] | None = None,
+        *,
+        made: bool = False,
+    ) -> None:
+        """Creates a fault.
+
+        Args:
+            answer: The answer to the chosen writes.
+            chosen: Which writes; None: all of them.
+            made: The chosen writes are made, too: only their answer is another one.
+
+        Raises:
+            ValueError: A write that is made cannot be answered with ``Failed``.
+        """
+        if made and isinstance(answer, Failed):
+            raise ValueError("a write that was made is Unknown, not Failed")
+        self._answer = answer
+        self._chosen = chosen
+        self._made = made
+
+    async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await call()
+
+    async def strike_writes(
+        self,
+        batch: Sequence[Write],
+        make: Callable[[Sequence[Write]], Awaitable[list[Result]]],
+    ) -> list[Result]:
+        struck = [self._chosen is None or self._chosen(write) for write in batch]
+        made = await make(
+            [write for write, hit in zip(batch, struck, strict=True) if self._made or not hit]
+        )
+        answers = iter(made)
+        results: list[Result] = []
+        for hit in struck:
+            answer = next(answers) if self._made or not hit else self._answer
+            results.append(self._answer if hit else answer)
+        return results
+
+
+class Truncate:
+    """The call is made, and its answer holds too few results, as no store is allowed to answer.
+
+    Of a write and a get the results are cut, of a claim ``next_due``, of a page the records. The
+    answers to other calls stay as they are.
+    """
+
+    def __init__(self, keep: int = 0) -> None:
+        """Creates a fault that leaves the first ``keep`` results."""
+        self._keep = keep
+
+    async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
+        answer: Any = await call()
+        if isinstance(answer, Claimed):
+            answer = answer._replace(next_due=answer.next_due[: self._keep])
+        elif isinstance(answer, Page):
+            answer = answer._replace(records=answer.records[: self._keep])
+        elif isinstance(answer, list):
+            answer = answer[: self._keep]
+        cut: T = answer
+        return cut
+
+
 class _Planned(NamedTuple):
     """A fault that waits for its call."""
 
@@ -164,10 +254,10 @@ class Faults:
         """Creates a plan.
 
         Args:
-            seed: The same one strikes the same calls, as long as these come in the same order.
-            probability: With which any call is struck, from 0 to 1.
-            kinds: By one of these, at random. Default: a call or an answer that is lost.
-            calls_max: So many calls are remembered, the latest ones.
+            seed: The same seed strikes the same calls, as long as they come in the same order.
+            probability: The probability that a call is struck, from 0 to 1.
+            kinds: The faults to choose from at random. Default: a call or an answer is lost.
+            calls_max: Maximum calls to remember; the oldest are forgotten.
 
         Raises:
             ValueError: The probability is not one.
@@ -188,7 +278,8 @@ class Faults:
         Args:
             name: One of ``CALLS``.
             faults: What is done to them.
-            matches: Called with the arguments of a call: only those that it approves are struck.
+            matches: Called with the arguments of a call; only calls for which it returns True are
+                struck.
 
         Raises:
             ValueError: There is no such call.
@@ -215,11 +306,31 @@ class Faults:
         self, name: str, arguments: tuple[Any, ...], call: Callable[[], Awaitable[T]]
     ) -> T:
         """Makes a call as planned."""
+        fault = self._note(name, arguments)
+        return await (call() if fault is None else fault.strike(call))
+
+    async def strike_writes(
+        self,
+        batch: Sequence[Write],
+        now: int,
+        wake: Collection[str],
+        make: Callable[[Sequence[Write]], Awaitable[list[Result]]],
+    ) -> list[Result]:
+        """Makes a batch of writes as planned."""
+        fault = self._note("write", (batch, now, wake))
+        if fault is None:
+            return await make(batch)
+        if isinstance(fault, WriteFault):
+            return await fault.strike_writes(batch, make)
+        return await fault.strike(lambda: make(batch))
+
+    def _note(self, name: str, arguments: tuple[Any, ...]) -> Fault | None:
+        """What is done to a call; the call is remembered."""
         fault = self._fault_for(name, arguments)
         self.calls.append(Call(name, arguments, fault))
         if len(self.calls) > self._calls_max:
             del self.calls[0]
-        return await (call() if fault is None else fault.strike(call))
+        return fault
 
     def _fault_for(self, name: str, arguments: tuple[Any, ...]) -> Fault | None:
         for number, planned in enumerate(self._planned):
@@ -270,8 +381,8 @@ class FaultyStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        return await self._faults.strike(
-            "write", (batch, now, wake), lambda: self._store.write(batch, now, wake)
+        return await self._faults.strike_writes(
+            batch, now, wake, lambda part: self._store.write(part, now, wake)
         )
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
@@ -306,6 +417,7 @@ def faulty(factory: RepositoryFactory, faults: Faults) -> RepositoryFactory:
 
 __all__ = [
     "CALLS",
+    "AnswerWrites",
     "Call",
     "Delay",
     "Fail",
@@ -314,5 +426,7 @@ __all__ = [
     "FaultyStore",
     "Gate",
     "LoseAnswer",
+    "Truncate",
+    "WriteFault",
     "faulty",
 ]

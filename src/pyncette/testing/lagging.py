@@ -1,26 +1,26 @@
-"""Compare-and-set in memory, with an index that lags: the worst that a store may be.
+"""Compare-and-set in memory, with an index that lags: the weakest store that is allowed.
 
-Its calls interleave wherever a real one's would, its swaps are atomic one by one only, and what
-was written shows in the index some calls later, at random, each key on its own. What
-``CasStore`` does on this, it does anywhere.
+Its calls interleave wherever those of a real one would, its swaps are atomic only one by one, and
+a change shows in the index some calls later, at random, for each key separately. What works for
+``CasStore`` on this works anywhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
-from pyncette.store import Filter, Identity, Page
-from pyncette.store.cas import CasStore, Entry, Made, Swap
+from pyncette.store import Failed, Filter, Identity, Page, Unknown
+from pyncette.store.cas import CasStore, Entry, Made, Swap, Swapped
 from pyncette.store.record import ABSENT, Record
 
 
 class _Update(NamedTuple):
-    """A change of the index that is on its way."""
+    """A change that the index does not show yet."""
 
     visible_at: int
     identity: Identity
@@ -28,15 +28,21 @@ class _Update(NamedTuple):
 
 
 class LaggingBackend:
-    """See ``pyncette.store.cas.CasBackend``."""
+    """See ``pyncette.store.cas.CasBackend``.
+
+    Attributes:
+        strike: Called with each swap; if it returns an answer, that is given, and the swap is not
+            made.
+    """
 
     def __init__(self, random: Random, lag: int) -> None:
         """Creates an empty backend.
 
         Args:
             random: Chooses how long each change takes to show, and where calls interleave.
-            lag: So many calls later, at most, the index shows a change; 0: at once.
+            lag: Maximum calls until the index shows a change; 0: at once.
         """
+        self.strike: Callable[[Swap], Failed | Unknown | None] = lambda swap: None
         self._random = random
         self._lag = lag
         self._calls = 0
@@ -46,20 +52,27 @@ class LaggingBackend:
         self._visible_at: dict[Identity, int] = {}
 
     def catch_up(self) -> None:
-        """Lets the index show all that was written."""
+        """Makes the index show all that was written."""
         for update in self._underway:
             self._show(update)
         self._underway.clear()
+
+    def edit(self, identity: Identity, **columns: Any) -> None:
+        """Changes a record past all conditions, as a person with a database client does."""
+        record = self._records.pop(identity)._replace(**columns)
+        self._announce(identity, None)
+        self._records[record[:2]] = record
+        self._announce(record[:2], record)
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         await self._pass()
         return [self._records.get((group, key)) for group, key in identities]
 
-    async def swap(self, batch: Sequence[Swap]) -> list[Made | None]:
-        answers = []
+    async def swap(self, batch: Sequence[Swap]) -> list[Swapped]:
+        answers: list[Swapped] = []
         for swap in batch:
             await self._pass()
-            answers.append(self._swap(swap))
+            answers.append(self.strike(swap) or self._swap(swap))
         await self._pass()
         return answers
 
@@ -86,7 +99,7 @@ class LaggingBackend:
         )
 
     async def _pass(self) -> None:
-        """Others may come first; and the index makes progress."""
+        """Lets other calls run first, and the index catch up by one call."""
         if self._random.random() < 0.1:
             await asyncio.sleep(0)
         self._calls += 1

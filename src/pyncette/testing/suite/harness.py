@@ -21,6 +21,7 @@ from pyncette.store import (
     Claimed,
     Filter,
     Group,
+    Identity,
     Key,
     Refused,
     RepositoryFactory,
@@ -73,6 +74,7 @@ class Suite:
             the statement that claims, where ``bounded`` is set. False: it has a clock, and no
             way to compare with it there; ``bounded`` is then ignored. Without a clock it has no
             meaning.
+        edits: ``edit`` is overridden: the tests of edited rows run.
         index_lags: A claim may miss what was written a moment ago. Override
             ``index_catches_up``, too.
     """
@@ -81,10 +83,28 @@ class Suite:
     processes: ClassVar[bool] = False
     wakes: ClassVar[bool] = False
     bounds_claims: ClassVar[bool] = True
+    edits: ClassVar[bool] = False
     index_lags: ClassVar[bool] = False
 
     async def index_catches_up(self, store: Store) -> None:
         """Waits until the index shows all that was written: nothing to do where none lags."""
+
+    async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
+        """Sets a column of a row past the store, as a person with a database client does.
+
+        Override it, and set ``edits``, to prove that an edited row stops nothing but itself.
+
+        Args:
+            place: Where the store under test keeps its records; a store is open there.
+            identity: The group and key of the record. It exists.
+            column: A field of ``pyncette.store.record.Record``, never the group.
+            value: None (NULL, or no such attribute), a number, a bool, a text or bytes, whatever
+                the type of the column. Write it as the database's own client would.
+
+        Returns:
+            False where the database refuses the value; nothing is then changed.
+        """
+        raise NotImplementedError
 
     async def add(
         self, store: Store, group: str, *keys: str, now: int = NOW, **columns: Any
@@ -232,6 +252,13 @@ def a_group(
 def a_key(key: str, group: str = "reports", lease: int = LEASE) -> Source:
     """A source of one record."""
     return Key(group, key, lease)
+
+
+def has_type_of(column: str, value: object) -> bool:
+    """Whether a field of ``Record`` is declared to hold a value: for stores of Python objects."""
+    if value is None:
+        return column in ("due_at", "token")
+    return type(value) is (int if column in ("due_at", "version", "unfinished_attempts") else str)
 
 
 def version_of(result: object) -> int:
