@@ -34,10 +34,10 @@ SQL = ["sqlite", "postgres", "mysql", "mariadb"]
 ELSEWHERE = ["redis", "dynamodb"]
 STORES = [*SQL, *ELSEWHERE]
 
-MANY = int(os.environ.get("PYNCETTE_TEST_MIGRATE_RECORDS", "100000"))
-"""How many records a large migration has, in SQLite and PostgreSQL."""
+MANY = int(os.environ.get("PYNCETTE_TEST_MIGRATE_RECORDS", "2500"))
+"""Records of a large migration: several batches, so that it can be killed between two."""
 
-FEW = {"sqlite": MANY, "postgres": MANY, "mysql": 5_000, "mariadb": 5_000, "redis": 5_000}
+FEW = dict.fromkeys(("sqlite", "postgres", "mysql", "mariadb", "redis"), MANY)
 """The same, by store; where it is none of these, the server here is a slow one."""
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)

@@ -649,6 +649,14 @@ def test_watchers_are_told_when_the_file_was_replaced(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("name", ["50% #1?.db", "file:tasks.db", "täglich 'x'.db", "%41.db"])
+def test_a_path_means_the_file_of_this_very_name(tmp_path: Path, name: str) -> None:
+    database = tmp_path / name
+    make_database(database, "a")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert keys_in(database) == ["a"]
+
+
 def test_a_relative_path_means_the_same_file_after_a_change_of_the_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "daily_reports.py"
-USERS = 2_000
-SECONDS = 20
+USERS = 1_000
+SECONDS = 12
 
 START = datetime(2026, 3, 28, 18, tzinfo=UTC)
 END = datetime(2026, 4, 4, 18, tzinfo=UTC)

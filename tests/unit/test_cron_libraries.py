@@ -20,6 +20,8 @@ from cronsim import CronSim, CronSimError
 
 from pyncette.schedule import Cron
 
+pytestmark = pytest.mark.exhaustive
+
 CASES = int(os.environ.get("PYNCETTE_TEST_CRON_CASES", "1"))
 
 DOCS = Path(__file__).parents[2] / "docs" / "cron.md"

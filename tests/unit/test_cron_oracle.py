@@ -21,6 +21,8 @@ import pytest
 
 from pyncette.schedule import Cron, instant_of
 
+pytestmark = pytest.mark.exhaustive
+
 CASES = int(os.environ.get("PYNCETTE_TEST_CRON_CASES", "1"))
 
 MONTHS = ["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]

@@ -10,6 +10,8 @@ import pytest
 from tests import support
 from tests.unit import test_app, test_context, test_execution, test_loop
 
+pytestmark = pytest.mark.exhaustive
+
 
 def plain_tests(*modules: ModuleType, but: Collection[str] = ()) -> list[Callable[[], None]]:
     """The tests of these modules that take nothing, so that they can be called."""

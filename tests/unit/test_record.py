@@ -59,6 +59,7 @@ def a_record(schedule: str = "1 every 60000000", progress: str = "1 5 k3") -> Re
     return Record("group", "key", 5, 1, None, State.SCHEDULED, 0, schedule, "1 {}", progress)
 
 
+@pytest.mark.exhaustive
 @given(PROGRESS)
 def test_progress_comes_back_as_it_was_written(progress: Progress) -> None:
     assert load_progress(dump_progress(progress)) == progress
@@ -71,6 +72,7 @@ def test_progress_is_printable_ascii_so_that_every_store_can_keep_it(progress: P
     assert text.isprintable()
 
 
+@pytest.mark.exhaustive
 @given(st.dictionaries(st.text(), JSON))
 def test_arguments_come_back_as_they_were_written(args: dict[str, object]) -> None:
     assert load_args(dump_args(args)) == args

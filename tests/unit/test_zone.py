@@ -284,6 +284,7 @@ def test_no_zone_changes_its_offset_twice_within_six_days() -> None:
         assert min(gaps, default=10**9) >= 6 * 86_400, name
 
 
+@pytest.mark.exhaustive
 def test_probing_finds_every_change_that_the_files_of_the_zones_list() -> None:
     for name in random.Random(5).sample(ZONES, 40):
         data = zone_file(name)
