@@ -110,6 +110,7 @@ class Checker:
         self._events = history.events
         self._runs: dict[str, list[Run]] = defaultdict(list)
         self._claims: dict[str, list[Event]] = defaultdict(list)
+        self._writes: dict[str, list[Event]] = defaultdict(list)
         self._calls: dict[str, list[Call]] = defaultdict(list)
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         ends = {
@@ -129,6 +130,8 @@ class Checker:
                 self._runs[event.subject].append(run)
             elif event.kind == "claimed":
                 self._claims[event.subject].append(event)
+            elif event.kind == "written":
+                self._writes[event.subject].append(event)
             elif event.kind.endswith("…"):
                 answer = answers.get(event.details["call"])
                 self._calls[event.subject].append(Call(event, answer))
@@ -231,7 +234,7 @@ class Checker:
                 elif event.kind == "run returned":
                     if "" not in told:
                         yield Violation(Promise.HEALTHY, event.time, f"{process}: run() returned")
-                    elif told[""].details["how"] == "shutdown":
+                    elif not self._plan.synchronous and told[""].details["how"] == "shutdown":
                         took = event.time - told[""].time - frozen_s
                         # A store call that is under way may take its deadline.
                         if took > (0.1 if self._calm else 24):
@@ -332,13 +335,9 @@ class Checker:
     def _lease_end(self, claim: Event, run: Run) -> int:
         """The end of the lease at the start of the body: it may have been extended before."""
         end = int(claim.details["lease_end"])
-        for event in self._events:
-            if event.time > run.start.time:
-                break
+        for event in self._writes[claim.subject]:
             if (
-                event.kind == "written"
-                and event.time >= claim.time
-                and event.subject == claim.subject
+                claim.time <= event.time <= run.start.time
                 and event.process == claim.process
                 and event.details["state"] == "running"
             ):
@@ -566,11 +565,22 @@ class Checker:
                 if previous.end.kind != "end" and task.failure_mode is FailureMode.NONE:
                     ready = max(ready, previous.start.time + lease + slack)
             late = start.time - ready
+            # What a worker that has left wrote last, others find when they poll.
+            claim = self._claim_of(run)
+            claimed = start.time if claim is None else claim.time
+            writer = [other for other in self._writes[subject] if other.time < claimed]
+            if writer and not self._lives(writer[-1], start.time):
+                late -= plan.poll_s
             if late > slack and not plan.synchronous and self._served(ready, start.time):
                 yield Violation(
                     Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late"
                 )
             previous = run
+
+    def _lives(self, event: Event, until: float) -> bool:
+        return all(
+            told.process != event.process or told.time > until for told in self._kinds["told to stop"]
+        )
 
     def _served(self, since: float, until: float) -> bool:
         """Whether one worker was open all the time."""

@@ -38,9 +38,13 @@ def simulate(plan: Plan, shuffled: bool = False) -> History:
         except Stuck as stuck:
             world.note(WORLD, "stuck", what=str(stuck))
         _last_look(world)
-        world.history.closed = True
+        history = world.history
+        history.closed = True
         loop.close()
-    return world.history
+        # What was crashed is told so here, where nobody listens.
+        del world, loop
+        gc.collect()
+    return history
 
 
 @contextmanager
@@ -55,6 +59,7 @@ def _nothing_real(loop: SimulatedLoop, plan: Plan) -> Iterator[None]:
     level, manager.disable = manager.disable, logging.CRITICAL
     collecting = gc.isenabled()
     gc.disable()
+    gc.freeze()  # so that only what the simulation has made is collected after it
     module._monotonic = loop.time
     try:
         with warnings.catch_warnings(), chance.use(Random(f"chance:{plan.seed}")):
@@ -65,6 +70,7 @@ def _nothing_real(loop: SimulatedLoop, plan: Plan) -> Iterator[None]:
         logger.disabled = disabled
         manager.disable = level
         sys.unraisablehook = hook
+        gc.unfreeze()
         if collecting:
             gc.enable()
 

@@ -20,7 +20,7 @@ from pyncette.errors import LeaseLostException, StoreError, TaskLockedException
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.task import Task
 
-LONG_S: Final = 12.0
+LONG_S: Final = 4.0
 """The longest that a body takes by itself."""
 
 

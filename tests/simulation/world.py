@@ -39,7 +39,7 @@ from pyncette.store.record import ABSENT, ANY, STATIC_GROUP, Put, Record, State
 
 T = TypeVar("T")
 
-LATE_MAX_S: Final = 4.0
+LATE_MAX_S: Final = 2.0
 """A call may arrive so much later than it was sent, also when nobody waits for it any more."""
 
 
