@@ -1,0 +1,597 @@
+"""The promises, held against a history.
+
+Knows what is promised to users (and that a claim is a lease in the store), and nothing of how the
+engine keeps it. A promise that does not hold is a ``Violation``; what the faults of a plan excuse
+is not one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from tests.simulation.history import Event, History
+from tests.simulation.plan import Kind, Plan, TaskPlan
+from tests.simulation.world import LATE_MAX_S
+
+from pyncette import FailureMode
+
+SECOND: Final = 1_000_000
+
+
+class Promise(StrEnum):
+    """What is promised."""
+
+    NOT_EARLY = "nothing starts before it is planned, by the clock of the store"
+    LEASE_RESPECTED = "a lease that is alive is not taken over"
+    IN_LEASE = "a body starts only while its lease holds"
+    AT_MOST_ONCE = "an at-most-once occurrence never starts twice"
+    AT_LEAST_ONCE = "every occurrence that is not taken away is run to its end"
+    ON_GRID = "an interval does not drift, and skips nothing"
+    UNSCHEDULED = "what was unscheduled or replaced is claimed no more"
+    GONE = "what was unscheduled, or is done, is gone"
+    OUTCOME = "a failure leads to what its failure mode says"
+    ONCE_WHEN_CALM = "without a fault, every occurrence is run once"
+    PUNCTUAL = "without a fault, a due record starts at once"
+    CLOSES = "closing ends in time"
+    RETURNS = "run() returns soon after shutdown()"
+    SILENT_AFTER = "nothing of a closed worker runs"
+    NO_STRAYS = "no task is left behind, and no exception is lost"
+    HEALTHY = "a worker lives until it is told to stop"
+    FRUGAL = "the number of calls to the store is bounded"
+    FRESH = "last_tick is fresh"
+    CONTRACT = "the contract of the store is kept"
+    ANSWERED = "every call of a user is answered"
+    ENDS = "the simulation ends"
+
+
+class Violation(NamedTuple):
+    """A promise that did not hold."""
+
+    promise: Promise
+    time: float
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.time:.4f}  {self.promise}: {self.what}"
+
+
+class Run(NamedTuple):
+    """An execution of a body."""
+
+    start: Event
+    end: Event | None
+
+    @property
+    def occurrence(self) -> int:
+        return int(self.start.details["planned"])
+
+    @property
+    def call(self) -> int:
+        return int(self.start.details["call"])
+
+
+class Call(NamedTuple):
+    """A call of a user, or of a body."""
+
+    begun: Event
+    ended: Event | None
+
+    @property
+    def number(self) -> int:
+        return int(self.begun.details["call"])
+
+    @property
+    def what(self) -> str:
+        return self.begun.kind.rstrip("…")
+
+    @property
+    def answer(self) -> str:
+        return "?" if self.ended is None else str(self.ended.details["answer"])
+
+    @property
+    def over(self) -> float:
+        """When it can have no effect any more."""
+        if self.ended is None:
+            return float("inf")
+        if self.answer in ("ok", "locked"):
+            return self.ended.time
+        return self.ended.time + LATE_MAX_S + 12
+
+
+class Checker:
+    """Holds the promises against one history."""
+
+    def __init__(self, plan: Plan, history: History) -> None:
+        self._plan = plan
+        self._events = history.events
+        self._runs: dict[str, list[Run]] = defaultdict(list)
+        self._claims: dict[str, list[Event]] = defaultdict(list)
+        self._writes: dict[str, list[Event]] = defaultdict(list)
+        self._calls: dict[str, list[Call]] = defaultdict(list)
+        self._kinds: dict[str, list[Event]] = defaultdict(list)
+        ends = {
+            event.details["run"]: event
+            for event in self._events
+            if event.kind in ("end", "raise", "cancelled")
+        }
+        answers = {
+            event.details["call"]: event
+            for event in self._events
+            if event.kind in ("schedule", "force", "unschedule")
+        }
+        for event in self._events:
+            self._kinds[event.kind].append(event)
+            if event.kind == "start":
+                run = Run(event, ends.get(event.details["run"]))
+                self._runs[event.subject].append(run)
+            elif event.kind == "claimed":
+                self._claims[event.subject].append(event)
+            elif event.kind == "written":
+                self._writes[event.subject].append(event)
+            elif event.kind.endswith("…"):
+                answer = answers.get(event.details["call"])
+                self._calls[event.subject].append(Call(event, answer))
+        closing = self._kinds["closing"]
+        self._counted = closing[0].time if closing else plan.end
+        self._counted_store = closing[0].store_time if closing else 0
+        self._frozen = [fault for fault in plan.faults if fault.kind is Kind.FREEZE]
+        self._stepped = any(fault.kind is Kind.STEP_STORE for fault in plan.faults) or (
+            not plan.store_clock and any(fault.kind is Kind.STEP_WALL for fault in plan.faults)
+        )
+        self._restored = any(fault.kind is Kind.RESTORE for fault in plan.faults)
+        self._calm = not plan.faults and all(
+            life.how == "shutdown" for life in plan.lives if life.end is not None
+        )
+
+    def violations(self) -> list[Violation]:
+        """All that did not hold, in the order in which it came about."""
+        found = [
+            *self._simple(),
+            *self._contract(),
+            *self._life(),
+            *self._frugal(),
+        ]
+        if not self._stepped:
+            found += self._time()
+        for subject in {**self._runs, **self._calls}:
+            task = self._task(subject)
+            if task is not None:
+                found += self._record(subject, task)
+        return sorted(found, key=lambda violation: violation.time)
+
+    def _task(self, subject: str) -> TaskPlan | None:
+        name = subject.partition("/")[0]
+        return next((task for task in self._plan.tasks if task.name == name), None)
+
+    # What must never be seen.
+
+    def _simple(self) -> Iterator[Violation]:
+        for kind, promise in (
+            ("broken contract", Promise.CONTRACT),
+            ("unretrieved", Promise.NO_STRAYS),
+            ("unhandled", Promise.NO_STRAYS),
+            ("left behind", Promise.NO_STRAYS),
+            ("never closed", Promise.CLOSES),
+            ("stuck", Promise.ENDS),
+        ):
+            for event in self._kinds[kind]:
+                yield Violation(promise, event.time, event.line().strip())
+        for calls in self._calls.values():
+            for call in calls:
+                if call.answer.startswith("error"):
+                    yield Violation(Promise.ANSWERED, call.begun.time, call.begun.line().strip())
+                crashed = self._crashed(call.begun.process)
+                if call.ended is None and crashed is None:
+                    yield Violation(Promise.ANSWERED, call.begun.time, call.begun.line().strip())
+        for event in self._kinds["last tick"]:
+            if not -1.0 <= event.details["age"] <= 2 * self._plan.poll_s + 1:
+                yield Violation(Promise.FRESH, event.time, event.line().strip())
+
+    def _crashed(self, process: str) -> float | None:
+        for event in self._kinds["crash"]:
+            if event.process == process:
+                return event.time
+        return None
+
+    def _contract(self) -> Iterator[Violation]:
+        closed: dict[str, float] = {}
+        for event in self._events:
+            if event.kind == "closed":
+                closed[event.process] = event.time
+            elif event.process in closed and event.kind in (
+                *("start", "end", "raise", "cancelled", "call", "heartbeat"),
+            ):
+                yield Violation(Promise.SILENT_AFTER, event.time, event.line().strip())
+
+    # Life of a worker.
+
+    def _thawed(self, process: str, time: float) -> float:
+        """When a process that may be frozen goes on."""
+        for fault in self._frozen:
+            if fault.process == process and fault.start <= time <= fault.end:
+                time = fault.end
+        return time
+
+    def _life(self) -> Iterator[Violation]:
+        told: dict[str, Event] = {}
+        crashed = {event.process for event in self._kinds["crash"]}
+        processes = {event.process for event in self._kinds["opening"]}
+        by_process: dict[str, list[Event]] = defaultdict(list)
+        for event in self._events:
+            by_process[event.process].append(event)
+        for process in sorted(processes - crashed):
+            events = by_process[process]
+            told.clear()
+            frozen_s = sum(fault.length for fault in self._frozen if fault.process == process)
+            bodies = [event for event in events if event.kind in ("end", "raise", "cancelled")]
+            for event in events:
+                if event.kind == "told to stop":
+                    told.setdefault("", event)
+                elif event.kind == "run returned":
+                    if "" not in told:
+                        yield Violation(Promise.HEALTHY, event.time, f"{process}: run() returned")
+                    elif not self._plan.synchronous and told[""].details["how"] == "shutdown":
+                        took = event.time - told[""].time - frozen_s
+                        # A store call that is under way may take its deadline.
+                        if took > (0.1 if self._calm else 24):
+                            yield Violation(
+                                Promise.RETURNS, event.time, f"{process}: after {took:.1f} s"
+                            )
+                elif event.kind == "closed":
+                    how = str(event.details["how"])
+                    if how not in ("cancelled", "'ok'", "ok") or "" not in told:
+                        yield Violation(Promise.HEALTHY, event.time, event.line().strip())
+                    if how == "cancelled" and "" in told and told[""].details["how"] == "shutdown":
+                        yield Violation(Promise.HEALTHY, event.time, event.line().strip())
+                    leaving = [other for other in events if other.kind == "leaving"]
+                    if leaving:
+                        since = max(
+                            leaving[-1].time, *(other.time for other in bodies), 0.0
+                        ) if bodies else leaving[-1].time
+                        took = event.time - since - frozen_s
+                        if took > (1.0 if self._calm else 35):
+                            yield Violation(
+                                Promise.CLOSES, event.time, f"{process}: after {took:.1f} s"
+                            )
+
+    # Calls.
+
+    def _frugal(self) -> Iterator[Violation]:
+        calls: Counter[tuple[str, int]] = Counter()
+        work: Counter[tuple[str, int]] = Counter()
+        for event in self._events:
+            bucket = (event.process, int(event.time))
+            if event.kind == "call":
+                calls[bucket] += 1
+            elif event.kind in ("claimed", "start", "written", "heartbeat", "lease lost") or (
+                event.kind.endswith("…")
+            ):
+                work[bucket] += 1
+        for (process, second), number in calls.items():
+            busy = sum(work[process, second + delta] for delta in (-1, 0, 1))
+            if number > 40 + 10 / self._plan.poll_s + 4 * busy:
+                yield Violation(
+                    Promise.FRUGAL, second, f"{process}: {number} calls in a second, work {busy}"
+                )
+
+    # Time.
+
+    def _time(self) -> Iterator[Violation]:
+        for subject, claims in self._claims.items():
+            for claim in claims:
+                was_due = claim.details["was_due"]
+                if was_due is not None and was_due > claim.store_time + 1:
+                    promise = (
+                        Promise.LEASE_RESPECTED
+                        if claim.details["was"] == "running"
+                        else Promise.NOT_EARLY
+                    )
+                    ahead = (was_due - claim.store_time) / SECOND
+                    yield Violation(
+                        promise,
+                        claim.time,
+                        f"{subject} is claimed by {claim.process} {ahead:.6f} s early",
+                    )
+        for subject, runs in self._runs.items():
+            task = self._task(subject)
+            for run in runs:
+                start = run.start
+                if run.occurrence > start.store_time:
+                    early = (run.occurrence - start.store_time) / SECOND
+                    yield Violation(
+                        Promise.NOT_EARLY, start.time, f"{subject} starts {early:.6f} s early"
+                    )
+                claim = self._claim_of(run)
+                if claim is None:
+                    yield Violation(
+                        Promise.CONTRACT, start.time, f"{subject} starts without a claim"
+                    )
+                elif (
+                    task is not None
+                    and not task.at_most_once
+                    and start.store_time
+                    > self._lease_end(claim, run) + SECOND * task.lease_s * 0.001 + 1
+                ):
+                    late = (start.store_time - self._lease_end(claim, run)) / SECOND
+                    yield Violation(
+                        Promise.IN_LEASE,
+                        start.time,
+                        f"{subject} starts at {start.process} {late:.6f} s after its lease",
+                    )
+
+    def _claim_of(self, run: Run) -> Event | None:
+        """The last claim of the record by this process before its body started."""
+        claims = [
+            claim
+            for claim in self._claims[run.start.subject]
+            if claim.process == run.start.process and claim.time <= run.start.time
+        ]
+        return claims[-1] if claims else None
+
+    def _lease_end(self, claim: Event, run: Run) -> int:
+        """The end of the lease at the start of the body: it may have been extended before."""
+        end = int(claim.details["lease_end"])
+        for event in self._writes[claim.subject]:
+            if (
+                claim.time <= event.time <= run.start.time
+                and event.process == claim.process
+                and event.details["state"] == "running"
+            ):
+                end = max(end, int(event.details["due"] or 0))
+        return end
+
+    # One record.
+
+    def _record(self, subject: str, task: TaskPlan) -> Iterator[Violation]:
+        runs = self._runs[subject]
+        if task.at_most_once and not self._restored:
+            seen: dict[tuple[int, int], Run] = {}
+            for run in runs:
+                first = seen.setdefault((run.call, run.occurrence), run)
+                if first is not run:
+                    yield Violation(
+                        Promise.AT_MOST_ONCE,
+                        run.start.time,
+                        f"{subject} of call {run.call} starts again at {run.start.process}, "
+                        f"after {first.start.process} at {first.start.time:.4f}",
+                    )
+        if not self._restored:
+            yield from self._superseded(subject, runs)
+            yield from self._complete(subject, task, runs)
+        if self._calm:
+            yield from self._calm_record(subject, task, runs)
+
+    def _superseded(self, subject: str, runs: list[Run]) -> Iterator[Violation]:
+        """Nothing of a call is claimed once a later one was acknowledged."""
+        calls = self._calls[subject]
+        by_number = {call.number: call for call in calls}
+        for run in runs:
+            mine, claim = by_number.get(run.call), self._claim_of(run)
+            if mine is None or claim is None:
+                continue
+            for other in calls:
+                if (
+                    other.answer == "ok"
+                    and other.ended is not None
+                    and other.begun.time > mine.over
+                    and claim.time > other.ended.time
+                ):
+                    yield Violation(
+                        Promise.UNSCHEDULED,
+                        run.start.time,
+                        f"{subject} of call {run.call} is claimed at {claim.time:.4f} after "
+                        f"{other.what} {other.number} was acknowledged at {other.ended.time:.4f}",
+                    )
+                    break
+
+    def _done(self, task: TaskPlan, run: Run) -> bool:
+        """Whether the occurrence of this run counts as done."""
+        if run.end is None:
+            return False
+        if run.end.kind == "end" or task.at_most_once:
+            return True
+        return run.end.kind in ("raise", "cancelled") and task.failure_mode is FailureMode.COMMIT
+
+    def _complete(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        by_call: dict[int, list[Run]] = defaultdict(list)
+        for run in runs:
+            by_call[run.call].append(run)
+        calls = {call.number: call for call in self._calls[subject]}
+        for number, mine in by_call.items():
+            interval = task.interval_s
+            if task.dynamic:
+                call = calls.get(number)
+                if call is None:
+                    yield Violation(
+                        Promise.CONTRACT, mine[0].start.time, f"{subject}: call {number}?"
+                    )
+                    continue
+                interval = call.begun.details.get("interval", 0.0)
+            yield from self._grid(subject, task, mine, interval, number)
+        last = self._last_call(subject) if task.dynamic else None
+        if not task.dynamic:
+            yield from self._still_runs(subject, task, by_call.get(0, []), task.interval_s, 0)
+        elif last is not None:
+            yield from self._last(subject, task, last, by_call.get(last.number, []))
+
+    def _grid(
+        self, subject: str, task: TaskPlan, runs: list[Run], interval: float, number: int
+    ) -> Iterator[Violation]:
+        occurrences = sorted({run.occurrence for run in runs})
+        step = round(interval * SECOND)
+        if not step:
+            if len(occurrences) > 1:
+                yield Violation(
+                    Promise.ON_GRID,
+                    runs[-1].start.time,
+                    f"{subject}: the one-off of call {number} has occurrences {occurrences}",
+                )
+            return
+        for before, after in pairwise(occurrences):
+            distance = after - before
+            whole = distance % step == 0
+            # With fast_forward occurrences collapse; one that is at most once may be lost.
+            if not whole or (
+                distance != step
+                and not task.fast_forward
+                and not (task.at_most_once and not self._calm)
+            ):
+                time = min(run.start.time for run in runs if run.occurrence == after)
+                yield Violation(
+                    Promise.ON_GRID,
+                    time,
+                    f"{subject} of call {number}: {distance / SECOND:.6f} s between two "
+                    f"occurrences, the interval is {interval} s",
+                )
+        if task.at_most_once:
+            return
+        done = {run.occurrence for run in runs if self._done(task, run)}
+        for occurrence in occurrences[:-1]:
+            if occurrence not in done:
+                yield Violation(
+                    Promise.AT_LEAST_ONCE,
+                    self._counted,
+                    f"{subject} of call {number}: an occurrence was begun, never ended, and "
+                    f"the next one ran: {[r.start.time for r in runs if r.occurrence == occurrence]}",
+                )
+
+    def _last_call(self, subject: str) -> Call | None:
+        """The call that has the last word about a record, if there is one."""
+        calls = [call for call in self._calls[subject] if call.answer != "locked"]
+        for call in calls:
+            if call.answer != "ok" or call.begun.time > self._counted - 5:
+                continue
+            if all(other is call or other.over < call.begun.time for other in calls):
+                return call
+        return None
+
+    def _last(
+        self, subject: str, task: TaskPlan, call: Call, runs: list[Run]
+    ) -> Iterator[Violation]:
+        there = {event.subject for event in self._kinds["record"]}
+        if call.what == "unschedule":
+            if subject in there:
+                yield Violation(
+                    Promise.GONE, self._counted, f"{subject} was unscheduled by call {call.number}"
+                )
+            return
+        interval = call.begun.details.get("interval")
+        if interval:
+            yield from self._still_runs(subject, task, runs, interval, call.number)
+            return
+        due = int(call.begun.details["at"])
+        if due > self._counted_store - 5 * SECOND:
+            return
+        if subject in there:
+            yield Violation(
+                Promise.GONE, self._counted, f"the one-off {subject} of call {call.number} is there"
+            )
+        if not any(self._done(task, run) for run in runs) and (
+            self._calm or not task.at_most_once
+        ):
+            yield Violation(
+                Promise.AT_LEAST_ONCE,
+                self._counted,
+                f"the one-off {subject} of call {call.number} was never run to its end",
+            )
+
+    def _still_runs(
+        self, subject: str, task: TaskPlan, runs: list[Run], interval: float, number: int
+    ) -> Iterator[Violation]:
+        if self._stepped:
+            return
+        last = max((run.occurrence for run in runs if self._done(task, run)), default=0)
+        behind = (self._counted_store - last) / SECOND
+        if behind > interval + 3:
+            yield Violation(
+                Promise.AT_LEAST_ONCE,
+                self._counted,
+                f"{subject} of call {number}: its last occurrence that was run lies "
+                f"{behind:.1f} s back, the interval is {interval} s",
+            )
+
+    # When nothing goes wrong.
+
+    def _calm_record(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        plan = self._plan
+        slack = 0.1 + 12 * plan.latency_s
+        by_number = {call.number: call for call in self._calls[subject]}
+        opened = min((event.time for event in self._kinds["opened"] if event.process != "users"))
+        previous: Run | None = None
+        for run in runs:
+            start, lease = run.start, task.lease_s
+            attempt = start.details["attempt"]
+            ready = max(
+                start.time - (start.store_time - run.occurrence) / SECOND,
+                opened,
+                by_number[run.call].over if run.call in by_number else 0.0,
+            )
+            if attempt > 1:
+                failed = previous.end if previous is not None else None
+                if (
+                    previous is None
+                    or failed is None
+                    or (previous.call, previous.occurrence) != (run.call, run.occurrence)
+                ):
+                    previous = run
+                    continue
+                if failed.kind == "end" or task.at_most_once:
+                    yield Violation(
+                        Promise.ONCE_WHEN_CALM, start.time, f"{subject} runs again though done"
+                    )
+                elif task.failure_mode is FailureMode.COMMIT:
+                    yield Violation(
+                        Promise.OUTCOME, start.time, f"{subject} runs again though COMMIT"
+                    )
+                elif task.failure_mode is FailureMode.UNLOCK:
+                    ready = failed.time + plan.poll_s
+                else:
+                    ready = previous.start.time + lease - slack
+                if start.time < ready - 1e-3:
+                    yield Violation(
+                        Promise.OUTCOME,
+                        start.time,
+                        f"{subject} is retried {ready - start.time:.4f} s too early",
+                    )
+                ready += slack
+            elif previous is not None and previous.end is not None and not task.at_most_once:
+                ready = max(ready, previous.end.time)
+                if previous.end.kind != "end" and task.failure_mode is FailureMode.UNLOCK:
+                    ready += plan.poll_s
+                if previous.end.kind != "end" and task.failure_mode is FailureMode.NONE:
+                    ready = max(ready, previous.start.time + lease + slack)
+            late = start.time - ready
+            # What a worker that has left wrote last, others find when they poll.
+            claim = self._claim_of(run)
+            claimed = start.time if claim is None else claim.time
+            writer = [other for other in self._writes[subject] if other.time < claimed]
+            if writer and not self._lives(writer[-1], start.time):
+                late -= plan.poll_s
+            if late > slack and not plan.synchronous and self._served(ready, start.time):
+                yield Violation(
+                    Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late"
+                )
+            previous = run
+
+    def _lives(self, event: Event, until: float) -> bool:
+        return all(
+            told.process != event.process or told.time > until for told in self._kinds["told to stop"]
+        )
+
+    def _served(self, since: float, until: float) -> bool:
+        """Whether one worker was open all the time."""
+        plan = self._plan
+        return any(
+            life.start + 0.1 + 12 * plan.latency_s < since
+            and (life.end is None or life.end > until)
+            for life in plan.lives
+        )
+
+
+def check(plan: Plan, history: History) -> list[Violation]:
+    """The promises that did not hold in a history."""
+    return Checker(plan, history).violations()

@@ -1,0 +1,386 @@
+"""What happens in one simulation, drawn from a seed before it begins.
+
+A plan is a value: the same plan gives the same history, and a plan from which something was taken
+away is still one. That is how a failing history is made short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from random import Random
+from typing import Final, NamedTuple
+
+from pyncette import FailureMode
+
+SETTLING_S: Final = 18.0
+"""How long everything is healthy at the end, before what should have run is counted."""
+
+
+class Manner(StrEnum):
+    """How a body behaves."""
+
+    RETURN = "return"
+    YIELD = "yield"
+    SLEEP = "sleep"
+    EVENT = "event"
+    LONG = "long"
+    LONG_HEARTBEAT = "long with heartbeats"
+    SHORT_HEARTBEAT = "heartbeat and return"
+    RAISE = "raise"
+    RAISE_BASE = "raise a BaseException"
+    RAISE_UNPRINTABLE = "raise what cannot be printed"
+    RAISE_CANCELLED = "raise CancelledError"
+    SWALLOW = "swallow cancellation"
+    SCHEDULE_SELF = "schedule its own record"
+    SCHEDULE_OTHER = "schedule another record"
+    UNSCHEDULE_SELF = "unschedule its own record"
+    KILL = "kill its process"
+
+
+class TaskPlan(NamedTuple):
+    """A declared task."""
+
+    name: str
+    dynamic: bool
+    at_most_once: bool = False
+    failure_mode: FailureMode = FailureMode.NONE
+    lease_s: float = 5.0
+    fast_forward: bool = False
+    interval_s: float = 5.0
+    """Of a static task; the default of none."""
+    partitions: int | None = None
+
+
+class Death(StrEnum):
+    """How the life of a worker ends."""
+
+    SHUTDOWN = "shutdown"
+    CANCEL = "cancel"
+    CANCEL_TWICE = "cancel twice"
+    CANCEL_AND_LEAVE = "cancel run() and leave"
+    CRASH = "crash"
+
+
+class Life(NamedTuple):
+    """One process of a worker, from its start to its end."""
+
+    process: str
+    start: float
+    end: float | None = None
+    how: Death = Death.SHUTDOWN
+
+
+class What(StrEnum):
+    """What a user does."""
+
+    SCHEDULE = "schedule"
+    FORCE = "force"
+    UNSCHEDULE = "unschedule"
+
+
+class Action(NamedTuple):
+    """A call of a user."""
+
+    at: float
+    call: int
+    what: What
+    task: str
+    instance: str
+    interval_s: float | None = None
+    delay_s: float | None = None
+    """For a one-off: how long after the call it shall run; may be negative."""
+    process: str = "users"
+
+
+class Kind(StrEnum):
+    """What goes wrong."""
+
+    DOWN = "store refuses all calls"
+    HANGS = "store answers no call"
+    FLAKY = "calls fail"
+    SLOW = "calls are slow"
+    UNKNOWN = "some writes of a batch are unknown or failed"
+    LAGGING = "index lags"
+    DEAF = "notifications are lost"
+    LOCKED = "records are locked"
+    RESTART = "store restarts"
+    RESTORE = "store is restored from its last durable state"
+    FREEZE = "process is frozen"
+    STEP_WALL = "wall clock of the process steps"
+    STEP_STORE = "clock of the store steps"
+
+
+class Fault(NamedTuple):
+    """Something that goes wrong for a while.
+
+    Attributes:
+        kind: What.
+        start, length: When, in seconds.
+        process: Where, if it is about one process.
+        strength: A probability, a number of seconds of delay, or of a step.
+    """
+
+    kind: Kind
+    start: float
+    length: float = 0.0
+    process: str = ""
+    strength: float = 0.0
+
+    @property
+    def end(self) -> float:
+        """When it is over."""
+        return self.start + self.length
+
+
+class ClockPlan(NamedTuple):
+    """How far the clocks of a process are off."""
+
+    process: str
+    offset_s: float = 0.0
+    drift_ppm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A simulation.
+
+    Attributes:
+        seed: Draws the order of callbacks, the fate of each call, and the manners of bodies.
+        profile: The name of what it was drawn from; the checker knows what holds in each.
+        duration: When the last fault is over; everything settles afterwards.
+        manners: What bodies do, as often as it is named.
+    """
+
+    seed: int
+    profile: str = "calm"
+    duration: float = 40.0
+    poll_s: float = 1.0
+    batch_size: int = 100
+    concurrency_limit: int = 100
+    synchronous: bool = False
+    eager: bool = False
+    latency_s: float = 0.002
+    store_clock: bool = True
+    store_offset_s: float = 0.0
+    tasks: tuple[TaskPlan, ...] = ()
+    lives: tuple[Life, ...] = ()
+    actions: tuple[Action, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    clocks: tuple[ClockPlan, ...] = ()
+    manners: tuple[Manner, ...] = (Manner.RETURN,)
+    middleware: bool = False
+
+    @property
+    def end(self) -> float:
+        """When what should have run is counted."""
+        return self.duration + SETTLING_S
+
+    def task(self, name: str) -> TaskPlan:
+        """The task of this name."""
+        return next(task for task in self.tasks if task.name == name)
+
+
+PROFILES: Final = ("calm", "rough", "clocks", "steps", "restored")
+"""``calm``: nothing goes wrong but bodies. ``rough``: the store and the processes fail.
+``clocks``: as rough, and the clocks of workers are off, drift and step. ``steps``: as clocks, and
+the store's own clock steps. ``restored``: as rough, and the store loses acknowledged writes."""
+
+_POLITE: Final = (
+    *(Manner.RETURN,) * 4,
+    *(Manner.YIELD,) * 3,
+    *(Manner.SLEEP,) * 4,
+    *(Manner.EVENT,) * 2,
+    Manner.RAISE,
+)
+_RUDE: Final = (
+    *_POLITE,
+    *(Manner.LONG,) * 2,
+    *(Manner.LONG_HEARTBEAT,) * 2,
+    Manner.SHORT_HEARTBEAT,
+    Manner.RAISE,
+    Manner.RAISE_BASE,
+    Manner.RAISE_UNPRINTABLE,
+    Manner.RAISE_CANCELLED,
+    Manner.SWALLOW,
+    Manner.SCHEDULE_SELF,
+    Manner.SCHEDULE_OTHER,
+    Manner.UNSCHEDULE_SELF,
+)
+
+
+def draw(seed: int, profile: str) -> Plan:
+    """The plan of a seed."""
+    random = Random(f"plan:{profile}:{seed}")
+    calm = profile == "calm"
+    duration = random.uniform(4, 20)
+    tasks = _tasks(random, calm)
+    workers = random.randint(1, 3 if calm else 4)
+    lives = [
+        life for number in range(workers) for life in _lives(random, number, duration, calm)
+    ]
+    lives.append(Life("last", duration))
+    processes = ["users", *(life.process for life in lives)]
+    return Plan(
+        seed=seed,
+        profile=profile,
+        duration=duration,
+        poll_s=random.choice((0.5, 1.0, 1.0, 3.0)),
+        batch_size=100 if calm else random.choice((1, 3, 100, 100)),
+        concurrency_limit=100 if calm else random.choice((1, 2, 5, 100, 100)),
+        synchronous=random.random() < 0.1,
+        eager=random.random() < 0.2,
+        latency_s=random.choice((0.0005, 0.002, 0.02)),
+        store_clock=profile in ("clocks", "steps") or random.random() < 0.6,
+        store_offset_s=random.choice((0.0, 0.0, 300.0, -300.0, 0.4)),
+        tasks=tuple(tasks),
+        lives=tuple(lives),
+        actions=tuple(_actions(random, tasks, duration, [life.process for life in lives])),
+        faults=tuple(_faults(random, profile, duration, processes)),
+        clocks=tuple(
+            ClockPlan(
+                process,
+                random.choice((0.0, 0.3, -0.7, 300.0, -300.0)),
+                random.uniform(-50, 50),
+            )
+            for process in processes
+            if profile in ("clocks", "steps")
+        ),
+        manners=_POLITE
+        if calm
+        else (*_RUDE, *((Manner.KILL,) * 2 if random.random() < 0.15 else ())),
+        middleware=random.random() < 0.2,
+    )
+
+
+def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
+    tasks = []
+    for number in range(random.randint(1, 3)):
+        tasks.append(
+            TaskPlan(
+                f"d{number}",
+                True,
+                at_most_once=random.random() < 0.35,
+                failure_mode=random.choice(tuple(FailureMode)),
+                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
+                fast_forward=random.random() < 0.2,
+                partitions=random.choice((None, None, 4)),
+            )
+        )
+    for number in range(random.randint(0, 2)):
+        tasks.append(
+            TaskPlan(
+                f"s{number}",
+                False,
+                at_most_once=random.random() < 0.35,
+                failure_mode=random.choice(tuple(FailureMode)),
+                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
+                fast_forward=random.random() < 0.2,
+                interval_s=random.choice((1.0, 2.0, 5.0)),
+            )
+        )
+    return tasks
+
+
+def _lives(random: Random, number: int, duration: float, calm: bool) -> list[Life]:
+    lives = []
+    start = random.choice((0.0, 0.0, random.uniform(0, duration / 2)))
+    for life in range(1, 5):
+        process = f"w{number}.{life}"
+        how = random.choice(tuple(Death))
+        if calm:
+            how = Death.SHUTDOWN
+        end = start + random.uniform(0.001, duration) if random.random() < 0.7 else None
+        if end is not None and end > duration:
+            end = None
+        lives.append(Life(process, start, end, how))
+        if end is None:
+            break
+        start = end + random.choice((0.0, random.uniform(0, 5)))
+    return lives
+
+
+def _actions(
+    random: Random, tasks: list[TaskPlan], duration: float, processes: list[str]
+) -> list[Action]:
+    dynamic = [task for task in tasks if task.dynamic]
+    actions = []
+    # Few names, so that calls meet; sometimes many at once.
+    names = [f"i{number}" for number in range(random.choice((1, 2, 4, 12)))]
+    for call in range(1, random.randint(3, 25)):
+        task = random.choice(dynamic)
+        what = random.choice(
+            (*(What.SCHEDULE,) * 6, *(What.FORCE,) * 2, *(What.UNSCHEDULE,) * 2)
+        )
+        once = random.random() < 0.5
+        actions.append(
+            Action(
+                random.choice((0.1, random.uniform(0, duration), random.uniform(0, duration))),
+                call,
+                what,
+                task.name,
+                random.choice(names),
+                None if once else random.choice((1.0, 1.0, 2.0, 5.0)),
+                random.choice((-5.0, 0.0, 0.05, 1.0, random.uniform(0, 10))) if once else None,
+                random.choice(("users", "users", random.choice(processes))),
+            )
+        )
+    return sorted(actions)
+
+
+_STORE_FAULTS: Final = (
+    Kind.DOWN,
+    Kind.HANGS,
+    Kind.FLAKY,
+    Kind.FLAKY,
+    Kind.SLOW,
+    Kind.SLOW,
+    Kind.UNKNOWN,
+    Kind.LAGGING,
+    Kind.DEAF,
+    Kind.LOCKED,
+    Kind.RESTART,
+    Kind.FREEZE,
+    Kind.FREEZE,
+)
+
+
+def _faults(
+    random: Random, profile: str, duration: float, processes: list[str]
+) -> list[Fault]:
+    if profile == "calm":
+        return []
+    kinds = list(_STORE_FAULTS)
+    if profile in ("clocks", "steps"):
+        kinds += [Kind.STEP_WALL] * 3
+    if profile == "steps":
+        kinds += [Kind.STEP_STORE] * 5
+    if profile == "restored":
+        kinds += [Kind.RESTORE] * 5
+    faults = []
+    for _ in range(random.randint(1, 6)):
+        kind = random.choice(kinds)
+        start = random.uniform(0, duration)
+        length = min(random.choice((0.05, 0.5, 2.0, 5.0, 10.0)) * random.random(), duration - start)
+        match kind:
+            case Kind.STEP_WALL | Kind.STEP_STORE:
+                strength = random.choice((-300.0, -10.0, -0.5, 0.5, 10.0, 300.0))
+            case Kind.SLOW:
+                strength = random.choice((0.1, 0.5, 1.5))
+            case Kind.LAGGING:
+                strength = random.choice((0.1, 1.0, 3.0))
+            case _:
+                strength = random.choice((0.1, 0.3, 0.7))
+        about = kind in (Kind.FREEZE, Kind.STEP_WALL) or (
+            kind in (Kind.DOWN, Kind.HANGS, Kind.FLAKY, Kind.SLOW) and random.random() < 0.5
+        )
+        faults.append(
+            Fault(kind, start, length, random.choice(processes) if about else "", strength)
+        )
+    return sorted(faults)
+
+
+def without(plan: Plan, field: str, index: int) -> Plan:
+    """The plan less one thing that happens in it."""
+    items = getattr(plan, field)
+    return replace(plan, **{field: items[:index] + items[index + 1 :]})

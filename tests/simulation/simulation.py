@@ -1,0 +1,273 @@
+"""Runs a plan: the real engine, several times over, in a simulated world."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import pyncette.clock
+from tests.simulation.event_loop import WORLD, SimulatedLoop, Stuck
+from tests.simulation.history import History
+from tests.simulation.plan import Death, Kind, Life, Plan
+from tests.simulation.users import Apps
+from tests.simulation.world import World, subject
+
+from pyncette import chance
+from pyncette.errors import StoreError
+
+CLOSING_S = 120.0
+"""After so long the simulation does not wait any more for workers to close."""
+
+
+def simulate(plan: Plan, shuffled: bool = False) -> History:
+    """What happens in a plan."""
+    loop = SimulatedLoop(Random(f"order:{plan.seed}"), shuffled)
+    world = World(plan, loop)
+    if plan.eager and sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    with _nothing_real(loop, plan):
+        try:
+            loop.run_until_complete(loop.start(WORLD, _Director(world).direct(), "director"))
+        except Stuck as stuck:
+            world.note(WORLD, "stuck", what=str(stuck))
+        _last_look(world)
+        history = world.history
+        history.closed = True
+        loop.close()
+        # What was crashed is told so here, where nobody listens.
+        del world, loop
+        gc.collect()
+    return history
+
+
+@contextmanager
+def _nothing_real(loop: SimulatedLoop, plan: Plan) -> Iterator[None]:
+    """No real time, no real randomness, no log, no word from what was crashed."""
+    module: Any = pyncette.clock
+    before = module._monotonic
+    logger = logging.getLogger("pyncette")
+    disabled, logger.disabled = logger.disabled, True
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    manager = logging.root.manager
+    level, manager.disable = manager.disable, logging.CRITICAL
+    collecting = gc.isenabled()
+    gc.disable()
+    gc.freeze()  # so that only what the simulation has made is collected after it
+    module._monotonic = loop.time
+    try:
+        with warnings.catch_warnings(), chance.use(Random(f"chance:{plan.seed}")):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        module._monotonic = before
+        logger.disabled = disabled
+        manager.disable = level
+        sys.unraisablehook = hook
+        gc.unfreeze()
+        if collecting:
+            gc.enable()
+
+
+def _last_look(world: World) -> None:
+    for process, error in world.loop.unretrieved():
+        if world.loop.alive(process):
+            world.note(process, "unretrieved", error=repr(error))
+    for context in world.loop.errors:
+        world.note(
+            WORLD,
+            "unhandled",
+            what=context.get("message"),
+            error=repr(context.get("exception")),
+        )
+
+
+class _Director:
+    """Carries out a plan."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._loop = world.loop
+        self._apps = Apps(world, self._crash)
+        self._stops: dict[str, list[Any]] = {}
+        self._mains: dict[str, asyncio.Task[Any]] = {}
+        self._calls: list[asyncio.Task[Any]] = []
+
+    async def direct(self) -> None:
+        plan, loop, world = self._world.plan, self._loop, self._world
+        for fault in plan.faults:
+            self._arrange(fault)
+        self._start(Life("users", 0.0))
+        for life in plan.lives:
+            loop.at(life.start, self._start, life)
+        for action in plan.actions:
+            loop.at(action.at, self._act, action)
+        await asyncio.sleep(plan.end)
+        self._look()
+        world.note(WORLD, "closing")
+        for process in self._mains:
+            self._ask_to_stop(process, Death.SHUTDOWN)
+        deadline = loop.time() + CLOSING_S
+        while loop.time() < deadline and any(
+            loop.alive(process) and not main.done() for process, main in self._mains.items()
+        ):
+            await asyncio.sleep(0.5)
+        for process, main in self._mains.items():
+            if loop.alive(process) and not main.done():
+                world.note(process, "never closed")
+        await asyncio.sleep(1.0)
+
+    def _arrange(self, fault: Any) -> None:
+        loop, world = self._loop, self._world
+        at = loop.at
+
+        def tell() -> None:
+            world.note(
+                fault.process or WORLD,
+                "fault",
+                what=str(fault.kind),
+                seconds=round(fault.length, 4),
+                strength=fault.strength,
+            )
+
+        at(fault.start, tell)
+        match fault.kind:
+            case Kind.FREEZE:
+                at(fault.start, loop.freeze, fault.process)
+                at(fault.end, loop.thaw, fault.process)
+                at(fault.end, world.note, fault.process, "thawed")
+            case Kind.STEP_WALL:
+                at(fault.start, world.step, fault.process, fault.strength)
+            case Kind.STEP_STORE:
+                at(fault.start, world.step, "store", fault.strength)
+            case Kind.RESTART:
+                at(fault.start, world.store.restart)
+            case Kind.RESTORE:
+                at(max(fault.start - fault.length, 0.0), world.store.save)
+                at(fault.start, world.store.restore)
+
+    # Processes.
+
+    def _start(self, life: Life) -> None:
+        main = self._loop.start(life.process, self._live(life), f"main of {life.process}")
+        self._mains[life.process] = main
+        main.add_done_callback(lambda main: self._ended(life.process, main))
+        if life.end is not None:
+            self._loop.at(life.end, self._ask_to_stop, life.process, life.how)
+
+    async def _live(self, life: Life) -> None:
+        """What a program does with an app."""
+        world, process = self._world, life.process
+        app, tasks = self._apps.declare(process)
+        stopped = asyncio.Event()
+        self._stops[process] = [stopped, None, None]
+        while not stopped.is_set():
+            world.note(process, "opening")
+            try:
+                async with app.create() as context:
+                    self._apps.open[process] = (context, tasks)
+                    self._stops[process][1] = context
+                    world.note(process, "opened")
+                    try:
+                        if process == "users":
+                            await stopped.wait()
+                        elif stopped.is_set():
+                            pass
+                        elif life.how is Death.CANCEL_AND_LEAVE:
+                            running = asyncio.create_task(context.run(), name="run")
+                            self._stops[process][2] = running
+                            await asyncio.wait(
+                                [running, asyncio.ensure_future(stopped.wait())],
+                                return_when=asyncio.FIRST_COMPLETED,
+                            )
+                            if stopped.is_set():
+                                running.cancel()
+                        else:
+                            await context.run()
+                            world.note(process, "run returned")
+                    finally:
+                        self._apps.open.pop(process, None)
+                        world.note(process, "leaving")
+                return
+            except StoreError as error:
+                # Opening failed: whatever watches over the process starts it again.
+                world.note(process, "not opened", error=type(error).__name__)
+                await asyncio.sleep(1.0)
+
+    def _ask_to_stop(self, process: str, how: Death) -> None:
+        world, main = self._world, self._mains.get(process)
+        if main is None or main.done() or not self._loop.alive(process):
+            return
+        if how is Death.CRASH:
+            self._crash(process)
+            return
+        world.note(process, "told to stop", how=str(how))
+        stops = self._stops.get(process)
+
+        async def stop() -> None:
+            if stops is not None:
+                stops[0].set()
+            if how in (Death.CANCEL, Death.CANCEL_TWICE) or stops is None:
+                main.cancel()
+                if how is Death.CANCEL_TWICE:
+                    await asyncio.sleep(world.random("twice", process).choice((0, 0.001, 0.5)))
+                    main.cancel()
+            elif stops[1] is not None and how is Death.SHUTDOWN:
+                stops[1].shutdown()
+
+        self._loop.start(process, stop(), "stop")
+
+    def _crash(self, process: str) -> None:
+        self._world.note(process, "crash")
+        self._loop.crash(process)
+        self._apps.open.pop(process, None)
+
+    def _ended(self, process: str, main: asyncio.Task[Any]) -> None:
+        error = None if main.cancelled() else main.exception()
+        self._world.note(
+            process, "closed", how="cancelled" if main.cancelled() else repr(error or "ok")
+        )
+        self._loop.at(self._loop.time() + 0.01, self._look_for_strays, process)
+
+    def _look_for_strays(self, process: str) -> None:
+        names = sorted(
+            task.get_name()
+            for task in self._loop.tasks_of(process)
+            if task.get_name() not in ("stop", "simulated notification", "call of a user")
+        )
+        if names and not self._world.history.closed:
+            self._world.note(process, "left behind", tasks=", ".join(names))
+
+    # Users.
+
+    def _act(self, action: Any) -> None:
+        process = action.process if action.process in self._apps.open else "users"
+        if process not in self._apps.open:
+            return
+        act = self._apps.act(action._replace(process=process))
+        self._calls.append(self._loop.start(process, act, "call of a user"))
+
+    # The end.
+
+    def _look(self) -> None:
+        """What is there when everything has settled."""
+        world = self._world
+        for (group, key), record in sorted(world.store.records.items()):
+            world.note(
+                WORLD,
+                "record",
+                subject(group, key),
+                state=str(record.state),
+                due=record.due_at,
+                unfinished=record.unfinished_attempts,
+            )
+        for process, (context, _) in sorted(self._apps.open.items()):
+            if process != "users":
+                age = (context.clock.now() - context.last_tick).total_seconds()
+                world.note(process, "last tick", age=round(age, 4))

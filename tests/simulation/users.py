@@ -1,0 +1,251 @@
+"""What runs on the real engine in a simulation: bodies of tasks, and calls of users.
+
+Both are written against the public interface alone, and note what they see in the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final, NoReturn
+
+from tests.simulation.plan import Action, Manner, TaskPlan, What
+from tests.simulation.world import World
+
+from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
+from pyncette.clock import from_microseconds, to_microseconds
+from pyncette.errors import LeaseLostException, StoreError, TaskLockedException
+from pyncette.executor import DefaultExecutor, SynchronousExecutor
+from pyncette.task import Task
+
+LONG_S: Final = 4.0
+"""The longest that a body takes by itself."""
+
+
+class Unprintable(Exception):
+    """Cannot be printed."""
+
+    def __str__(self) -> NoReturn:
+        raise RuntimeError("no words for it")
+
+    __repr__ = __str__
+
+
+class OfNoKind(BaseException):
+    """An exception that is no ``Exception``."""
+
+
+class Apps:
+    """Apps as one program would declare them, one for each process."""
+
+    def __init__(self, world: World, kill: Callable[[str], None]) -> None:
+        """Declares nothing yet.
+
+        Args:
+            world: Where they run.
+            kill: Crashes a process.
+        """
+        self._world = world
+        self._kill = kill
+        self.open: dict[str, tuple[PyncetteContext, dict[str, Task]]] = {}
+        self._begun: dict[tuple[Any, ...], int] = {}
+        self._runs = 0
+
+    def declare(self, process: str) -> tuple[Pyncette, dict[str, Task]]:
+        """The app of a process."""
+        plan = self._world.plan
+        app = Pyncette(
+            lambda **_: self._world.repository(process),
+            SynchronousExecutor if plan.synchronous else DefaultExecutor,
+            timedelta(seconds=plan.poll_s),
+            clock=self._world.clock(process),
+            worker_name=process,
+            batch_size=plan.batch_size,
+            concurrency_limit=plan.concurrency_limit,
+        )
+        if plan.middleware:
+
+            async def middleware(context: Context, following: Callable[[], Awaitable[None]]) -> None:
+                await asyncio.sleep(0)
+                await following()
+
+            app.middleware(middleware)
+        tasks = {}
+        for task in plan.tasks:
+            body = partial(self._body, process, task)
+            options: dict[str, Any] = {
+                "name": task.name,
+                "lease_duration": timedelta(seconds=task.lease_s),
+                "fast_forward": task.fast_forward,
+            }
+            if task.at_most_once:
+                options["execution_mode"] = ExecutionMode.AT_MOST_ONCE
+            else:
+                options["failure_mode"] = task.failure_mode
+            if not task.dynamic:
+                declared = app.task(interval=timedelta(seconds=task.interval_s), **options)(body)
+            elif task.partitions is not None:
+                declared = app.partitioned_task(task.partitions, **options)(body)
+            else:
+                declared = app.dynamic_task(**options)(body)
+            tasks[task.name] = declared
+        return app, tasks
+
+    # Bodies.
+
+    async def _body(self, process: str, task: TaskPlan, context: Context) -> None:
+        world = self._world
+        call = context.args.get("call", 0)
+        scheduled_at = to_microseconds(context.scheduled_at)
+        instance = context.task.name
+        subject = f"{task.name}/{instance}" if task.dynamic else task.name
+        occurrence = (subject, call, scheduled_at)
+        attempt = self._begun[occurrence] = self._begun.get(occurrence, 0) + 1
+        random = world.random("body", *occurrence, attempt)
+        manner = random.choice(world.plan.manners)
+        if world.loop.time() >= world.plan.duration:
+            manner = Manner.RETURN
+        self._runs += 1
+        run = self._runs
+        note = partial(world.note, process, subject=subject, run=run)
+        note("start", call=call, planned=scheduled_at, attempt=attempt, manner=str(manner))
+        try:
+            await self._behave(manner, process, task, context, random.random())
+        except asyncio.CancelledError:
+            note("cancelled")
+            raise
+        except BaseException as error:
+            note("raise", error=type(error).__name__)
+            raise
+        note("end")
+
+    async def _behave(
+        self, manner: Manner, process: str, task: TaskPlan, context: Context, draw: float
+    ) -> None:
+        sleep = context.app_context.clock.sleep
+        match manner:
+            case Manner.RETURN:
+                pass
+            case Manner.YIELD:
+                await asyncio.sleep(0)
+            case Manner.SLEEP:
+                await sleep(0.01 + draw * 0.5)
+            case Manner.EVENT:
+                event = asyncio.Event()
+                loop = self._world.loop
+                loop.call_later(draw, event.set)
+                await event.wait()
+            case Manner.LONG:
+                await sleep(min(task.lease_s * 3 * draw, LONG_S))
+            case Manner.LONG_HEARTBEAT:
+                left = min(task.lease_s * 3 * draw, LONG_S)
+                while left > 0:
+                    await sleep(min(task.lease_s / 3, left))
+                    left -= task.lease_s / 3
+                    await self._heartbeat(process, context)
+            case Manner.SHORT_HEARTBEAT:
+                await self._heartbeat(process, context)
+            case Manner.RAISE:
+                await asyncio.sleep(draw * 0.1)
+                raise ValueError("simulated")
+            case Manner.RAISE_BASE:
+                raise OfNoKind
+            case Manner.RAISE_UNPRINTABLE:
+                raise Unprintable
+            case Manner.RAISE_CANCELLED:
+                raise asyncio.CancelledError
+            case Manner.SWALLOW:
+                try:
+                    await sleep(0.5 + draw)
+                except asyncio.CancelledError:
+                    await sleep(draw)
+            case Manner.KILL:
+                self._kill(process)
+                await asyncio.sleep(3600)
+            case Manner.SCHEDULE_SELF | Manner.SCHEDULE_OTHER | Manner.UNSCHEDULE_SELF:
+                await self._reschedule(manner, process, task, context, draw)
+
+    async def _heartbeat(self, process: str, context: Context) -> None:
+        try:
+            await context.heartbeat()
+        except LeaseLostException:
+            self._world.note(process, "lease lost", context.task.name)
+        except StoreError:
+            self._world.note(process, "no heartbeat", context.task.name)
+        else:
+            self._world.note(process, "heartbeat", context.task.name)
+
+    async def _reschedule(
+        self, manner: Manner, process: str, task: TaskPlan, context: Context, draw: float
+    ) -> None:
+        dynamic = [other for other in self._world.plan.tasks if other.dynamic]
+        if manner is not Manner.SCHEDULE_OTHER and not task.dynamic:
+            return
+        if manner is Manner.SCHEDULE_OTHER:
+            task = dynamic[int(draw * len(dynamic))]
+        name = context.task.name if manner is not Manner.SCHEDULE_OTHER else "other"
+        await self.act(
+            Action(
+                0,
+                1_000 + self._world.serial("call of a body"),
+                What.UNSCHEDULE if manner is Manner.UNSCHEDULE_SELF else What.SCHEDULE,
+                task.name,
+                name,
+                delay_s=draw * 5,
+                process=process,
+            )
+        )
+
+    # Users.
+
+    async def act(self, action: Action) -> None:
+        """Makes a call, and notes what came of it."""
+        world = self._world
+        opened = self.open.get(action.process) or self.open.get("users")
+        if opened is None:
+            return
+        context, tasks = opened
+        task, what = tasks[action.task], action.what
+        subject = f"{action.task}/{action.instance}"
+        options: dict[str, Any] = {}
+        due = None
+        if action.interval_s is not None:
+            options["interval"] = timedelta(seconds=action.interval_s)
+        elif action.delay_s is not None:
+            due = world.store_time() + round(action.delay_s * 1_000_000)
+            options["execute_at"] = from_microseconds(due)
+        process = action.process if action.process in self.open else "users"
+        world.note(
+            process,
+            f"{what}…",
+            subject,
+            call=action.call,
+            **({"interval": action.interval_s} if action.interval_s else {}),
+            **({"at": due} if due else {}),
+        )
+        answer = "?"
+        try:
+            if what is What.UNSCHEDULE:
+                await context.unschedule_task(task, action.instance)
+            else:
+                await context.schedule_task(
+                    task, action.instance, what is What.FORCE, call=action.call, **options
+                )
+            answer = "ok"
+        except TaskLockedException:
+            answer = "locked"
+        except StoreError:
+            answer = "unknown"
+        except Exception as error:
+            answer = f"error {error!r}"
+        finally:
+            # Also when it was cancelled: what became of it is then unknown.
+            world.note(process, f"{what}", subject, call=action.call, answer=answer)
+
+
+
+
+
+
