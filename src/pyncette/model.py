@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -111,13 +111,16 @@ class ListTasksResponse:
 Lease = NewType("Lease", str)
 """The token of a claim."""
 
-TaskFunc = Callable[[Any], Awaitable[None]]
+Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
+"""What an argument of a task may be, as far as a type can say it."""
+
+TaskFunc = Callable[[Any], Awaitable[Any]]
 """The body of a task: takes the context."""
 
 NextFunc = Callable[[], Awaitable[None]]
 """The rest of an execution, as a middleware sees it."""
 
-MiddlewareFunc = Callable[[Any, NextFunc], Awaitable[None]]
+MiddlewareFunc = Callable[[Any, NextFunc], Awaitable[Any]]
 """Wraps each execution: takes the context and the rest of the execution."""
 
 FixtureFunc = Callable[["PyncetteContext"], AsyncIterator[Any]]

@@ -515,7 +515,7 @@ def test_a_coroutine_function_as_fixture_is_refused_when_the_context_opens() -> 
     async def main() -> None:
         bench = Bench()
 
-        @bench.app.fixture()
+        @bench.app.fixture()  # type: ignore[type-var]
         async def plain(context: PyncetteContext) -> int:
             return 5
 

@@ -10,22 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+from pyncette.body import Handler, call_body
 from pyncette.clock import Clock, from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Policy, Verdict
 from pyncette.engine.writes import Lane
 from pyncette.errors import LeaseLostException
-from pyncette.model import Context, MiddlewareFunc
+from pyncette.model import Context, MiddlewareFunc, TaskFunc
 from pyncette.store import Applied, Refused, Write, write_of
 from pyncette.store.record import Change, Delete, Reading, Record, read
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[Any], Awaitable[None]]
 
 
 class RunContext(Context):
@@ -386,9 +385,9 @@ class _Advance:
             self.done.set_result(may_run)
 
 
-def compose(middlewares: Sequence[MiddlewareFunc], body: Handler) -> Handler:
+def compose(middlewares: Sequence[MiddlewareFunc], body: TaskFunc) -> Handler:
     """The body wrapped in the middlewares; the first of them is outermost."""
-    handler = body
+    handler = call_body(body)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)
     return handler
