@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,17 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.body import check_body
 from pyncette.model import ExecutionMode, FailureMode, TaskFunc
-from pyncette.schedule import At, Cron, Every, Schedule, name_of, parse_timezone
+from pyncette.schedule import (
+    At,
+    Cron,
+    Every,
+    Schedule,
+    name_of,
+    parse_timezone,
+    seconds_may_be_first,
+)
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
 DURATION_MAX: Final = timedelta(days=3_660)
@@ -187,6 +198,7 @@ class When(NamedTuple):
             if not isinstance(schedule, str):
                 raise TypeError(f"schedule must be a cron expression, not {schedule!r}")
             cron = Cron(schedule, "UTC" if zone is None else zone)
+            _warn_of_seconds(cron.expression)
             return cls(schedule=schedule, timezone=zone, plan=cron)
         if zone is not None:
             parse_timezone(zone)
@@ -199,6 +211,20 @@ class When(NamedTuple):
             return cls(execute_at=at.instant, plan=at)
         plan = None if distance is None or (instance and not distance) else Every(distance)
         return cls(interval=distance, timezone=zone, plan=plan)
+
+
+@lru_cache(maxsize=1024)  # once for each expression
+def _warn_of_seconds(expression: str) -> None:
+    if seconds_may_be_first(expression):
+        fields = expression.split()
+        logger.warning(
+            "The schedule '%s' runs at every second of the minute %s:%s. If the first field was "
+            "meant to be the second: it stands last here, as in '%s'",
+            expression,
+            fields[1].zfill(2),
+            fields[0].zfill(2),
+            " ".join([*fields[1:6], fields[0], *fields[6:]]),
+        )
 
 
 def duration(option: str, value: timedelta | float, *, zero: bool = False) -> timedelta:

@@ -835,3 +835,16 @@ def test_the_number_of_partitions_of_a_task_without_any_is_warned_about(
 def test_a_misspelt_option_that_json_cannot_hold_is_named_in_the_error() -> None:
     with pytest.raises(ValueError, match="did you mean the option 'lease_duration'"):
         Task(name="x", func=body, interval=1, lease_duratoin=seconds(5))  # type: ignore[arg-type]
+
+
+def test_a_schedule_that_runs_every_second_of_one_minute_is_warned_about_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = template()
+    for _ in range(2):
+        job.instantiate("a", schedule="7 8 12 * *  *")
+        job.instantiate("a", schedule="7 8 12 * * 0")
+    assert caplog.messages == [
+        "The schedule '7 8 12 * * *' runs at every second of the minute 08:07. If the first field "
+        "was meant to be the second: it stands last here, as in '8 12 * * * 7'"
+    ]

@@ -17,7 +17,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
-from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
+from pyncette.schedule.cron import (
+    CompiledCron,
+    compile_cron,
+    normalize_expression,
+    seconds_may_be_first,
+)
 from pyncette.schedule.instant import from_microseconds, to_microseconds
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 from pyncette.schedule.zone import (
@@ -41,6 +46,7 @@ __all__ = [
     "loads",
     "name_of",
     "parse_timezone",
+    "seconds_may_be_first",
 ]
 
 logger = logging.getLogger(__name__)
