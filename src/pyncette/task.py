@@ -434,7 +434,7 @@ class Task:
 
 
 def default_partition_selector(partition_count: int, task_id: str) -> int:
-    """Spreads instances evenly, and the same way for ever: by the SHA-1 of the name."""
+    """Spreads instances evenly by the SHA-1 of the name. Its results never change."""
     digest = hashlib.sha1(task_id.encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest) * partition_count >> 160
 
@@ -458,12 +458,12 @@ class PartitionedTask(Task):
         """Declares a partitioned template; see ``Task`` for the other options.
 
         Args:
-            partition_count: How many partitions there are.
-            partition_selector: Tells the partition of an instance from its name.
+            partition_count: The number of partitions.
+            partition_selector: Returns the number of the partition for the name of an instance.
             enabled_partitions: See the attribute.
 
         Raises:
-            ValueError: ``partition_count`` is below 1, or a partition is enabled that is none.
+            ValueError: ``partition_count`` is below 1, or an enabled partition does not exist.
         """
         super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
@@ -482,12 +482,12 @@ class PartitionedTask(Task):
 
     @property
     def partition_count(self) -> int:
-        """How many partitions there are."""
+        """The number of partitions."""
         return self._partition_count
 
     @property
     def partition_selector(self) -> PartitionSelector:
-        """Tells the partition of an instance from its name."""
+        """Returns the number of the partition for the name of an instance."""
         return self._partition_selector
 
     @property
