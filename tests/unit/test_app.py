@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import os
 import pickle
@@ -21,6 +22,7 @@ from tests.support import START, Bench, after, logged, run, seconds
 
 import pyncette
 from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.app import KNOWN_OPTIONS
 from pyncette.errors import LeaseLostException, PyncetteException, TaskLockedException
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.memory import MemoryRepository
@@ -932,3 +934,17 @@ def test_a_function_that_imports_the_app_runs_it_in_a_spawned_process(tmp_path: 
         [sys.executable, "program.py"], check=True, capture_output=True, text=True, cwd=tmp_path
     )
     assert done.stdout.split() == ["0"], done.stderr
+
+
+def test_the_options_that_a_misspelt_one_is_compared_with_are_those_of_all_stores() -> None:
+    factories = [
+        importlib.import_module(f"pyncette.{store}").__dict__[f"{store}_repository"]
+        for store in ("sqlite", "redis", "postgres", "mysql", "dynamodb")
+    ]
+    known = {
+        name
+        for factory in factories
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    assert set(KNOWN_OPTIONS) == known | {"batch_size", "concurrency_limit", "worker_name"}
