@@ -8,26 +8,38 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
-from datetime import timedelta
-from typing import Any, Final, TypeVar
+from datetime import timedelta, tzinfo
+from typing import Any, Final, NoReturn, TypeVar, overload
 
+from pyncette.body import check_fixture, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
 from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.worker import Hooks
 from pyncette.executor import DefaultExecutor
-from pyncette.model import FixtureFunc, MiddlewareFunc, PartitionSelector
+from pyncette.model import (
+    ExecutionMode,
+    FailureMode,
+    FixtureFunc,
+    Json,
+    MiddlewareFunc,
+    PartitionSelector,
+    TaskFunc,
+)
 from pyncette.opening import open_context
 from pyncette.sqlite import sqlite_repository
-from pyncette.task import PartitionedTask, Task, default_partition_selector, duration
+from pyncette.task import PartitionedTask, Task, default_partition_selector
+from pyncette.task_options import duration
 
 logger = logging.getLogger(__name__)
 
-_Fixture = TypeVar("_Fixture", bound=Callable[..., Any])
-_Middleware = TypeVar("_Middleware", bound=Callable[..., Any])
+_Fixture = TypeVar("_Fixture", bound=FixtureFunc)
+_Middleware = TypeVar("_Middleware", bound=MiddlewareFunc)
 
-# Also those of stores that are not loaded: a typing error is one whatever the store.
+# Options of all stores, since a misspelt one is warned about whichever store is used. They are
+# repeated here because the classes that define them import drivers; a test compares the two.
 KNOWN_OPTIONS: Final = (
     *("batch_size", "concurrency_limit", "worker_name"),
     *(f"sqlite_{name}" for name in ("database", "table_name", "synchronous")),
@@ -77,7 +89,7 @@ class Pyncette:
         Args:
             repository_factory: Opens the store; by default SQLite, in memory.
             executor_cls: Opens the executor.
-            poll_interval: How often a worker looks at everything, also at what nobody told it of.
+            poll_interval: How often the worker polls for changes it was not notified of.
             clock: Where the app takes time from; the machine's clock by default.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
@@ -99,28 +111,142 @@ class Pyncette:
 
     # Declaring.
 
-    def task(self, **options: Any) -> Callable[[Any], Task]:
-        """Declares a static task; see ``pyncette.task.Task`` for the options.
+    # The overloads are there for type checkers and editors. Options are parameters, so that they
+    # are completed and their values are checked. A misspelt one is an argument of the task; it is
+    # found where its value is no JSON (a timedelta, a mode), or where `schedule` or `interval` is
+    # missed. TypedDict with `extra_items` (PEP 728) would say the same, but mypy does not know it.
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = ...,
+        schedule: str,
+        timezone: str | tzinfo | None = ...,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], Task]: ...
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = ...,
+        interval: timedelta | float,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], Task]: ...
+    def task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
+        """Declares a static task. It needs exactly one of ``schedule`` and ``interval``.
 
         May be stacked, each time with another ``name``.
 
+        Args:
+            misplaced: Nothing: all options are given by name.
+            options: See ``pyncette.task.Task``. Any other keyword is an argument of the task.
+
         Raises:
             ValueError: An option is invalid, or the name is taken.
+            TypeError: An option is of a wrong type, or the function cannot be a task.
         """
+        _check_parentheses("task", misplaced)
         return self._declaring(Task, options)
 
-    def dynamic_task(self, **options: Any) -> Callable[[Any], Task]:
-        """Declares the template of a dynamic task; the options of when to run are defaults."""
+    @overload
+    def dynamic_task(
+        self,
+        *,
+        name: str | None = ...,
+        schedule: str | None = ...,
+        timezone: str | tzinfo | None = ...,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], Task]: ...
+    @overload
+    def dynamic_task(
+        self,
+        *,
+        name: str | None = ...,
+        interval: timedelta | float,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], Task]: ...
+    def dynamic_task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
+        """Declares the template of a dynamic task.
+
+        The options of when to run are defaults for its instances; otherwise as ``task``.
+        """
+        _check_parentheses("dynamic_task", misplaced)
         return self._declaring(Task, {**options, "dynamic": True})
 
+    @overload
+    def partitioned_task(
+        self,
+        partition_count: int,
+        partition_selector: PartitionSelector = ...,
+        enabled_partitions: Collection[int] | None = ...,
+        *,
+        name: str | None = ...,
+        schedule: str | None = ...,
+        timezone: str | tzinfo | None = ...,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], PartitionedTask]: ...
+    @overload
+    def partitioned_task(
+        self,
+        partition_count: int,
+        partition_selector: PartitionSelector = ...,
+        enabled_partitions: Collection[int] | None = ...,
+        *,
+        name: str | None = ...,
+        interval: timedelta | float,
+        fast_forward: bool = ...,
+        failure_mode: FailureMode = ...,
+        execution_mode: ExecutionMode = ...,
+        lease_duration: timedelta | float = ...,
+        enabled: bool = ...,
+        **args: Json,
+    ) -> Callable[[TaskFunc], PartitionedTask]: ...
     def partitioned_task(
         self,
         partition_count: int,
         partition_selector: PartitionSelector = default_partition_selector,
-        enabled_partitions: Sequence[int] | None = None,
+        enabled_partitions: Collection[int] | None = None,
         **options: Any,
-    ) -> Callable[[Any], PartitionedTask]:
-        """Declares a template whose instances are spread over partitions."""
+    ) -> Callable[[TaskFunc], PartitionedTask]:
+        """Declares a template whose instances are spread over partitions.
+
+        Args:
+            partition_count: How many partitions there are.
+            partition_selector: Gives the number of the partition for the name of an instance.
+            enabled_partitions: The partitions that this worker runs; None means all.
+            options: As for ``dynamic_task``.
+        """
+        if callable(partition_count):
+            raise TypeError(
+                "partitioned_task takes options: write @app.partitioned_task(…), with the number "
+                "of partitions"
+            )
         options.update(
             partition_count=partition_count,
             partition_selector=partition_selector,
@@ -128,8 +254,8 @@ class Pyncette:
         )
         return self._declaring(PartitionedTask, options)
 
-    def _declaring(self, kind: type[_Task], options: dict[str, Any]) -> Callable[[Any], _Task]:
-        def declare(func: Any) -> _Task:
+    def _declaring(self, kind: type[_Task], options: dict[str, Any]) -> Callable[[TaskFunc], _Task]:
+        def declare(func: TaskFunc) -> _Task:
             body = func.task_func if isinstance(func, Task) else func
             name = options.get("name") or getattr(body, "__name__", None)
             task = kind(**{**options, "name": name}, func=body)
@@ -145,9 +271,15 @@ class Pyncette:
 
         What it yields is an attribute of the context of every execution.
 
+        Args:
+            name: The name of the attribute; that of the function if not given.
+
         Raises:
             ValueError: The name is reserved or taken.
+            TypeError: The function cannot be a fixture.
         """
+        if callable(name):
+            raise TypeError("fixture takes a name: write @app.fixture(), with parentheses")
 
         def declare(func: _Fixture) -> _Fixture:
             known = name or getattr(func, "__name__", None)
@@ -161,17 +293,31 @@ class Pyncette:
     def use_fixture(self, name: str, func: FixtureFunc) -> None:
         """As ``fixture``."""
         check_context_name(name)
+        check_fixture(func)
         if any(name == other for other, _ in self._fixtures):
             raise ValueError(f"Duplicate fixture name '{name}'")
         self._fixtures.append((name, func))
 
-    def middleware(self, func: _Middleware) -> _Middleware:
-        """Declares a middleware, ``async def m(context, next)``; the first is outermost."""
+    @overload
+    def middleware(self, func: _Middleware) -> _Middleware: ...
+    @overload
+    def middleware(self) -> NoReturn: ...
+    def middleware(self, func: _Middleware | None = None) -> _Middleware:
+        """Declares a middleware, ``async def m(context, next)``; the first is outermost.
+
+        Raises:
+            TypeError: The function cannot be a middleware.
+        """
+        if func is None:
+            raise TypeError(
+                "middleware takes no options: write @app.middleware, without parentheses"
+            )
         self.use_middleware(func)
         return func
 
     def use_middleware(self, func: MiddlewareFunc) -> None:
         """As ``middleware``."""
+        check_middleware(func)
         self._middlewares.append(func)
 
     # Running.
@@ -201,6 +347,13 @@ class Pyncette:
         )
         return open_context(parts, context_items or {})
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "An app cannot be pickled, so it cannot be sent to another process. Instead of "
+            "Process(target=app.main) pass a function of a module that imports the app, for "
+            "example: def work(): app.main()"
+        )
+
     def _tick(self) -> AbstractContextManager[object]:
         observers = ExitStack()
         for observer in self._tick_observers:
@@ -217,6 +370,9 @@ class Pyncette:
         The first signal stops it gracefully; a second one ends the process at once, with a
         non-zero code. The level of the log is ``LOG_LEVEL`` of the environment (INFO); with a
         non-empty ``USE_UVLOOP``, the event loop is uvloop's.
+
+        Outside the main thread no signal handler can be installed; that is logged. Such an app is
+        stopped by ``shutdown`` of its context.
         """
         logging.basicConfig(
             level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),
@@ -246,8 +402,8 @@ class Pyncette:
 class _StopSignals:
     """SIGINT and SIGTERM: the first is passed on, the second ends the process."""
 
-    # Handlers of the interpreter, not of the event loop: the second signal must be heard also
-    # where a body keeps the loop busy, which is a reason to send it.
+    # Handlers of the interpreter, not of the event loop: the second signal must also work while a
+    # body blocks the loop, which is a reason to send it.
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -257,7 +413,16 @@ class _StopSignals:
 
     def __enter__(self) -> _StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+            try:
+                self._previous[number] = signal.signal(number, self._receive)
+            except ValueError:
+                logger.warning(
+                    "main() runs in thread '%s', where no signal handler can be installed: "
+                    "SIGINT and SIGTERM do not stop this app. Call shutdown() of its context to "
+                    "stop it, or call main() in the main thread",
+                    threading.current_thread().name,
+                )
+                break
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -272,7 +437,7 @@ class _StopSignals:
 
     def _receive(self, number: int, frame: object) -> None:
         if self._received:
-            # What was interrupted may be in the middle of writing a line of the log.
+            # Not with the logger: the interrupted code may be writing to the log itself.
             os.write(2, b"Stopped at once by a second signal\n")
             os._exit(128 + number)
         self._received = True
@@ -285,6 +450,18 @@ class _StopSignals:
 
 
 _Task = TypeVar("_Task", bound=Task)
+
+
+def _check_parentheses(decorator: str, misplaced: tuple[object, ...]) -> None:
+    if not misplaced:
+        return
+    [first, *_] = misplaced
+    if callable(first):
+        raise TypeError(
+            f"{decorator} takes options: write @app.{decorator}(…), with its options in "
+            f"parentheses (it was given {name_of(first)})"
+        )
+    raise TypeError(f"{decorator} takes options by name only, not {first!r}")
 
 
 def _warn_of_unknown(configuration: Mapping[str, Any]) -> None:

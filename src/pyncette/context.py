@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
 from pyncette import chance
@@ -24,6 +24,7 @@ from pyncette.model import (
     Context,
     ContinuationToken,
     ExecutionMode,
+    Json,
     ListTasksResponse,
     MiddlewareFunc,
     TaskState,
@@ -167,7 +168,12 @@ class PyncetteContext:
         task: Task,
         instance_name: str,
         force: bool = False,
-        **options_and_args: Any,
+        *,
+        schedule: str | None = None,
+        interval: timedelta | float | None = None,
+        execute_at: datetime | None = None,
+        timezone: str | tzinfo | None = None,
+        **args: Json,
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
 
@@ -178,8 +184,12 @@ class PyncetteContext:
             task: The template.
             instance_name: The name of the instance, unique in the template.
             force: Replace all, even a running instance: its execution then loses its lease.
-            options_and_args: ``schedule``, ``interval``, ``execute_at``, ``timezone``, and
-                arguments of the task.
+            schedule: Cron expression, see ``pyncette.schedule.Cron``.
+            interval: Distance between two runs; the first is one interval after the record is
+                created.
+            execute_at: The instant of the only run; a past one runs at once.
+            timezone: The zone in which ``schedule`` holds.
+            args: Arguments of the task: any other keyword, JSON-serialisable.
 
         Returns:
             The instance.
@@ -190,9 +200,16 @@ class PyncetteContext:
             StoreError: The store failed; whether the call took effect is then unknown.
         """
         _check_declared(task)
-        if "name" in options_and_args:
+        if "name" in args:
             raise TypeError("name cannot be an argument of a task: it is the name of the instance")
-        instance = task.instantiate(instance_name, **options_and_args)
+        instance = task.instantiate(
+            instance_name,
+            schedule=schedule,
+            interval=interval,
+            execute_at=execute_at,
+            timezone=timezone,
+            **args,
+        )
         now = self.clock.microseconds()
         wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
         fresh = rules.created(wanted, now)

@@ -1,8 +1,8 @@
 """A health check over HTTP: does the loop still reach its store?
 
 As much of HTTP as a probe of an orchestrator or a load balancer needs, on asyncio's own streams.
-It knows the first line of a request and four kinds of answers; whether the app is well is the
-handler's to say.
+It reads the first line of a request and answers with a status; the handler decides whether the
+app is well.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _numbers = itertools.count(1)
 async def default_healthcheck(app_context: PyncetteContext) -> bool:
     """Whether the loop reached its store less than two poll intervals ago, by the app's clock.
 
-    Only looks at what the context knows; never asks the store.
+    It only reads the context and never calls the store.
     """
     age = app_context.clock.now() - app_context.last_tick
     return age < 2 * app_context.poll_interval
@@ -61,8 +61,8 @@ class HealthcheckServer:
     """The health check of an app, while the app is open.
 
     Attributes:
-        port: Where it listens: the port that was asked for or, where that was 0, the one that was
-            picked when the app was opened last (0 before).
+        port: The port that it listens on. If 0 was asked for: the port that was picked when the
+            app was opened last, and 0 before that.
     """
 
     def __init__(self, port: int, bind_address: str | None, handler: HealthcheckHandler) -> None:
@@ -185,7 +185,7 @@ class HealthcheckServer:
         if request is None:
             return b"", HTTPStatus.BAD_REQUEST
         method = request[1]
-        if method != b"GET":
+        if method not in (b"GET", b"HEAD"):
             return method, HTTPStatus.METHOD_NOT_ALLOWED
         try:
             healthy = await self._handler(app_context)
@@ -205,7 +205,7 @@ def _response(status: HTTPStatus, with_body: bool) -> bytes:
         "Connection: close",
     ]
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        head.append("Allow: GET")
+        head.append("Allow: GET, HEAD")
     return "\r\n".join([*head, "", ""]).encode() + (body if with_body else b"")
 
 
@@ -217,23 +217,28 @@ def use_healthcheck_server(
 ) -> HealthcheckServer:
     """Adds an HTTP server to the app that tells whether it is well.
 
-    It listens from when the app is opened until the last task has ended. ``GET`` of any path is
-    answered with 200 and ``OK``, or with 500 where the handler says no or raises; any other
-    method with 405; what is not a request, or longer than 8 kB in its first line, with 400; and a
-    client that takes more than 5 s to send that line with 408.
+    It listens from when the app is opened until the last task has ended. The answers, for any
+    path:
+
+    - ``GET``: 200 and ``OK`` if the app is well, else 500 (also if the handler raises).
+    - ``HEAD``: the same without a body.
+    - Any other method: 405.
+    - No HTTP request, or a first line longer than 8 kB: 400.
+    - No complete first line within 5 s: 408.
 
     Args:
         app: The app.
         port: Where to listen; with 0, a free port is picked each time the app is opened.
-        bind_address: The address to listen on; all of the machine's if not given.
-        healthcheck_handler: Takes the app's context, says whether all is well. The default says
-            so while the loop has reached its store within the last two poll intervals.
+        bind_address: The address to listen on; all addresses of the machine if not given.
+        healthcheck_handler: Takes the app's context and returns whether the app is well. By
+            default it is well if the loop has reached its store within the last two poll
+            intervals.
 
     Returns:
         The server, whose ``port`` is where it listens once the app is open.
 
     Raises:
-        ValueError: ``port`` is none.
+        ValueError: ``port`` is not a port number.
     """
     whole_number("port", port, 0, 65_535)
     server = HealthcheckServer(port, bind_address, healthcheck_handler)

@@ -1,8 +1,8 @@
-"""The nouns that applications see, and the types of the functions that they hand in."""
+"""The types that applications see, and those of the functions that they pass in."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class ExecutionMode(Enum):
-    """What happens to a run whose worker dies."""
+    """What happens to a run when its worker dies."""
 
     AT_LEAST_ONCE = 0
-    """It runs again: the record moves on after the body has ended."""
+    """It is run again: the record advances after the body has ended."""
 
     AT_MOST_ONCE = 1
-    """It is not repeated: the record moves on before the body starts."""
+    """It is not run again: the record advances before the body starts."""
 
 
 class FailureMode(Enum):
-    """What happens when the body of an at-least-once task raises."""
+    """What happens when the body of an at-least-once task raises an exception."""
 
     NONE = 0
-    """The lease stays; the run is retried when it expires."""
+    """The lease stays; the run is retried when the lease expires."""
 
     UNLOCK = 1
-    """The run is due again after one poll interval."""
+    """The run is retried after one poll interval."""
 
     COMMIT = 2
     """The failure counts as done."""
@@ -39,15 +39,14 @@ class FailureMode(Enum):
 class Context:
     """What a task gets: one object for each execution.
 
-    Fixtures, and what was added to the app's context, are further attributes. Tasks and
-    middlewares may set attributes of their own. A test may build an empty one and set what the
-    task reads.
+    Fixtures and context items are further attributes. Tasks and middlewares may set attributes of
+    their own. A test may create an empty one and set what the task reads.
 
     Attributes:
         app_context: The context of the running app.
         task: The task, or the instance of a dynamic task, that is executed.
         scheduled_at: The planned time of this run, aware, in the task's time zone.
-        args: The arguments of this execution, a copy of its own.
+        args: The arguments of this execution: a copy that it does not share.
     """
 
     app_context: PyncetteContext
@@ -63,12 +62,12 @@ class Context:
     async def heartbeat(self) -> None:
         """Extends the lease of this run by the task's ``lease_duration``, from now.
 
-        A lease that has expired, but that nobody took, is extended all the same. Does nothing for
-        at-most-once tasks, which hold no lease while they run.
+        A lease that has expired is extended as well, unless another worker has claimed the record.
+        Does nothing for at-most-once tasks, which hold no lease while they run.
 
         Raises:
-            LeaseLostException: Somebody else took, replaced or removed the record. What this
-                execution ends in will not be recorded.
+            LeaseLostException: The record was claimed by another worker, replaced or removed. The
+                outcome of this execution will not be recorded.
         """
 
 
@@ -78,10 +77,10 @@ class TaskState:
 
     Attributes:
         task: The static task, or the instance.
-        scheduled_at: When it runs next, aware UTC; while a run is in hand, its planned time.
-            None where no run is to come.
-        locked_until: End of the lease, aware UTC, only while the task runs (it may have passed
-            where its worker died); else None.
+        scheduled_at: When it runs next, aware UTC; while it runs, the planned time of that run.
+            None if there is no further run.
+        locked_until: End of the lease, aware UTC, only while the task runs (it lies in the past
+            if its worker died); else None.
         locked_by: The worker that runs it; else None.
         state: ``scheduled``, ``running``, ``retrying`` (waits for its next attempt), ``paused``,
             ``parked`` (kept, and never run: see ``reason``) or ``finished``.
@@ -97,7 +96,7 @@ class TaskState:
 
 
 ContinuationToken = NewType("ContinuationToken", str)
-"""Where a listing goes on. Opaque: it is only good to be handed back."""
+"""Where the next page of a listing begins. Opaque: pass it to the next call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,8 @@ class ListTasksResponse:
     """One page of a listing.
 
     Attributes:
-        tasks: The states of some instances; perhaps fewer than asked for though more follow.
-        continuation_token: To be handed to the next call; None at the end.
+        tasks: The states of some instances; perhaps fewer than the limit even if more follow.
+        continuation_token: For the next call; None at the end.
     """
 
     tasks: list[TaskState]
@@ -116,20 +115,23 @@ class ListTasksResponse:
 Lease = NewType("Lease", str)
 """The token of a claim."""
 
-TaskFunc = Callable[[Any], Awaitable[None]]
+Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
+"""What an argument of a task may be, as far as a type can say it."""
+
+TaskFunc = Callable[[Any], Awaitable[Any]]
 """The body of a task: takes the context."""
 
 NextFunc = Callable[[], Awaitable[None]]
 """The rest of an execution, as a middleware sees it."""
 
-MiddlewareFunc = Callable[[Any, NextFunc], Awaitable[None]]
+MiddlewareFunc = Callable[[Any, NextFunc], Awaitable[Any]]
 """Wraps each execution: takes the context and the rest of the execution."""
 
 FixtureFunc = Callable[["PyncetteContext"], AsyncIterator[Any]]
 """An async generator function that yields the fixture's value once."""
 
 PartitionSelector = Callable[[int, str], int]
-"""Takes the number of partitions and the name of an instance, gives the partition's number."""
+"""Takes the number of partitions and the name of an instance, returns the partition's number."""
 
 
 class Heartbeater(Protocol):
@@ -143,7 +145,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any], contravariant=True)
 
 
 class Decorator(Protocol[_Decorated]):
-    """A decorator that returns what it was given, or the task made of it."""
+    """A decorator that returns what it was given, or the task that was made of it."""
 
     def __call__(self, func: _Decorated, /) -> Any:
         """Decorates ``func``."""

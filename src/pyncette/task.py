@@ -1,20 +1,20 @@
 """What is declared: static tasks, templates of dynamic ones, partitions, and instances.
 
-A task knows its options, where its record lives (``group`` and ``key``) and when it runs
-(``plan``). It does no I/O and keeps no state of any run.
+A task knows where its record lives (``group`` and ``key``), when it runs (``plan``) and with
+which arguments. Its options are in task_options.py. It does no I/O and keeps no state of any run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Awaitable, Collection, Mapping
+import logging
+from collections.abc import Awaitable, Collection, Iterable
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final
+from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from pyncette.clock import from_microseconds
-from pyncette.model import ExecutionMode, FailureMode, PartitionSelector, TaskFunc
-from pyncette.schedule import At, Cron, Every, Schedule, instant_of, loads, name_of, parse_timezone
+from pyncette.model import ExecutionMode, FailureMode, Json, PartitionSelector, TaskFunc
+from pyncette.schedule import Schedule, instant_of, loads
 from pyncette.store.record import (
     STATIC_GROUP,
     Record,
@@ -23,34 +23,73 @@ from pyncette.store.record import (
     group_of,
     load_args,
 )
+from pyncette.task_options import (
+    DEFAULT_LEASE_DURATION,
+    TEMPLATE_OPTIONS,
+    TaskOptions,
+    When,
+    check_arguments,
+    meant_option,
+)
 
-DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
-DURATION_MAX: Final = timedelta(days=3_660)
-"""No lease, and no wait of ours, is longer than ten years."""
+logger = logging.getLogger(__name__)
 
 PARTITION_COUNT_MAX: Final = 10_000
 
-_INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
-_TEMPLATE_OPTIONS: Final = frozenset(
-    {
-        "name",
-        "func",
-        "enabled",
-        "dynamic",
-        "parent_task",
-        "fast_forward",
-        "failure_mode",
-        "execution_mode",
-        "lease_duration",
-    }
-)
+_WARNINGS_MAX: Final = 100
+"""Argument names that one template warns about; later ones are not looked at."""
+
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+_T = TypeVar("_T")
+
+
+class _Option(Generic[_T]):
+    """An attribute of a task that is read from its options.
+
+    It can be set, as in 1.x, before the app is opened: the task then has other options, which
+    are checked like those that it was declared with.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    @overload
+    def __get__(self, task: None, owner: type[Task]) -> Self: ...
+    @overload
+    def __get__(self, task: Task, owner: type[Task]) -> _T: ...
+    def __get__(self, task: Task | None, owner: type[Task]) -> Self | _T:
+        if task is None:
+            return self
+        value: _T = getattr(task._options, self._field)
+        return value
+
+    def __set__(self, task: Task, value: _T) -> None:
+        task._options = task._options.replaced(self._field, value)
 
 
 class Task:
     """A static task, the template of a dynamic one, or an instance of a template.
 
     Calling it calls its function. Instances share the options of their template.
+
+    Attributes:
+        name: Of a declared task unique in the app; of an instance unique in its template.
+        group: The group that its record, or the records of its instances, belong to.
+        parent_task: The template, on instances.
+        dynamic: Whether this is a template.
     """
+
+    name: str
+    group: str
+    parent_task: Task | None
+    dynamic: bool = False
+    _options: TaskOptions
+    _plan: Schedule | None
+    _when: When | None = None  # None: it is what the plan says
+    _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
+    _args_text: str = ""
 
     def __init__(
         self,
@@ -68,7 +107,7 @@ class Task:
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
         lease_duration: timedelta | float = DEFAULT_LEASE_DURATION,
-        **extra_args: Any,
+        **extra_args: Json,
     ) -> None:
         """Declares a task.
 
@@ -79,122 +118,124 @@ class Task:
             dynamic: Whether this is a template.
             parent_task: The template, on instances.
             schedule: Cron expression, see ``pyncette.schedule.Cron``.
-            interval: Distance between two runs; the first is one interval after the record was
-                made.
+            interval: Distance between two runs; the first is one interval after the record is
+                created.
             execute_at: The instant of the only run (instances only).
             timezone: IANA name, fixed offset or time zone object in which ``schedule`` holds; UTC
                 if not given.
             fast_forward: Whether missed runs collapse into one.
-            failure_mode: What a failure leads to, for at-least-once tasks.
+            failure_mode: What happens after a failure, for at-least-once tasks.
             execution_mode: At least once or at most once.
-            lease_duration: How long a claim keeps other workers away.
+            lease_duration: How long a worker may take before another worker may run the task
+                again.
             extra_args: Arguments of the task; JSON-serialisable.
 
         Raises:
-            ValueError: An option is invalid; it is named, with its value.
-            TypeError: An option is of a wrong type.
+            ValueError: An option is invalid; the message has its name and value.
+            TypeError: An option is of a wrong type, or the function cannot be a body.
         """
         if not name:
             raise ValueError("Unable to determine name for the task")
-        if execution_mode is ExecutionMode.AT_MOST_ONCE and failure_mode is not FailureMode.NONE:
-            raise ValueError("failure_mode is not applicable when execution_mode is AT_MOST_ONCE")
+        self._options = TaskOptions.checked(
+            func, fast_forward, failure_mode, execution_mode, lease_duration
+        )
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
-        if not callable(func):
-            raise TypeError(f"The function of task '{name}' is not callable: {func!r}")
-        for option, value, kind in (
-            ("failure_mode", failure_mode, FailureMode),
-            ("execution_mode", execution_mode, ExecutionMode),
-        ):
-            if not isinstance(value, kind):
-                raise TypeError(f"{option} must be a {kind.__name__}, not {value!r}")
         self.name = name
-        self.task_func = func
-        self.enabled = enabled
         self.dynamic = dynamic
         self.parent_task = parent_task
-        self.fast_forward = fast_forward
-        self.failure_mode = failure_mode
-        self.execution_mode = execution_mode
-        self.lease_duration = duration("lease_duration", lease_duration)
-        self._set_plan(schedule, interval, execute_at, timezone)
-        _check_serializable(extra_args)
-        self._extra_args: dict[str, Any] | None = extra_args
-        self._args_text = ""
+        when = When.checked(
+            schedule,
+            interval,
+            execute_at,
+            timezone,
+            name=name,
+            dynamic=dynamic,
+            instance=parent_task is not None,
+        )
+        self._when, self._plan = when, when.plan
+        check_arguments(extra_args)
+        self._extra_args = extra_args
+        self._enabled = enabled
+        self._warned: set[str] = set()
         if parent_task is not None:
-            group = parent_task.identify(name)
+            self.group = parent_task.identify(name)
         else:
-            group = group_of(name) if dynamic else STATIC_GROUP
-            check_identity(group, name, "The name of a task")
-        self.group: str = group
-        """The group that its record, or the records of its instances, belong to."""
+            self.group = group_of(name) if dynamic else STATIC_GROUP
+            check_identity(self.group, name, "The name of a task")
+        self._warn_of_misspelt(extra_args, when)
 
-    def _set_plan(
-        self,
-        schedule: str | None,
-        interval: timedelta | float | None,
-        execute_at: datetime | None,
-        timezone: str | tzinfo | None,
-    ) -> None:
-        self.schedule = schedule
-        self.interval = None if interval is None else duration("interval", interval, zero=True)
-        self.execute_at = execute_at
-        self.timezone = None if timezone is None else name_of(timezone)
-        self._plan = self._make_plan()
-
-    def _make_plan(self) -> Schedule | None:
-        given = [
-            option
-            for option, value in (
-                ("schedule", self.schedule),
-                ("interval", self.interval),
-                ("execute_at", self.execute_at),
-            )
-            if value is not None
-        ]
-        if len(given) > 1:
-            raise ValueError(
-                f"Task '{self.name}' has more than one of schedule, interval and execute_at: "
-                + ", ".join(given)
-            )
-        if not given and not self.dynamic:
-            raise ValueError(
-                f"Task '{self.name}' needs exactly one of schedule, interval and execute_at"
-                if self.parent_task is not None
-                else f"Task '{self.name}' needs exactly one of schedule and interval"
-            )
-        if self.timezone is not None and self.schedule is None and (given or not self.dynamic):
-            raise ValueError(
-                f"timezone may only be given together with schedule, not with {given[0]} "
-                f"(task '{self.name}')"
-            )
-        if self.schedule is not None:
-            if not isinstance(self.schedule, str):
-                raise TypeError(f"schedule must be a cron expression, not {self.schedule!r}")
-            return Cron(self.schedule, "UTC" if self.timezone is None else self.timezone)
-        if self.timezone is not None:
-            parse_timezone(self.timezone)
-        if self.execute_at is not None:
-            if self.parent_task is None:
-                raise ValueError(
-                    f"execute_at is for instances of dynamic tasks, not for '{self.name}' itself"
-                )
-            plan = At(self.execute_at)
-            self.execute_at = plan.instant
-            return plan
-        # A zero interval serves as a handle: it names an instance, and cannot be scheduled.
-        if self.interval is not None and (self.interval or self.parent_task is None):
-            return Every(self.interval)
-        return None
+    # Options.
 
     @property
-    def key(self) -> str:
-        """The key of its record, within its group."""
-        return self.name
+    def enabled(self) -> bool:
+        """Whether this worker runs it, or the instances of it. May be set at any time.
+
+        An instance has no say of its own: its template decides.
+        """
+        return self._enabled if self.parent_task is None else self.parent_task.enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if self.parent_task is not None:
+            raise ValueError(
+                f"An instance cannot be enabled by itself: set enabled of the task "
+                f"'{self.template.name}'"
+            )
+        self._enabled = value
+
+    task_func = _Option[TaskFunc]("func")
+    """The body."""
+
+    fast_forward = _Option[bool]("fast_forward")
+    """Whether missed runs collapse into one."""
+
+    failure_mode = _Option[FailureMode]("failure_mode")
+    """What happens after a failure."""
+
+    execution_mode = _Option[ExecutionMode]("execution_mode")
+    """At least once or at most once."""
+
+    lease_duration = _Option[timedelta]("lease_duration")
+    """How long a worker may take before another worker may run the task again."""
+
+    @property
+    def lease(self) -> int:
+        """``lease_duration`` in microseconds."""
+        return self._options.lease_duration // _MICROSECOND
+
+    # When it runs.
+
+    @property
+    def when(self) -> When:
+        """When it runs, as options say it."""
+        if self._when is None:
+            self._when = When.of(self._plan)
+        return self._when
+
+    @property
+    def schedule(self) -> str | None:
+        """The cron expression."""
+        return self.when.schedule
+
+    @property
+    def interval(self) -> timedelta | None:
+        """The distance between two runs."""
+        return self.when.interval
+
+    @property
+    def execute_at(self) -> datetime | None:
+        """The instant of the only run."""
+        return self.when.execute_at
+
+    @property
+    def timezone(self) -> str | None:
+        """The name of the zone in which ``schedule`` holds; None where none was given."""
+        return self.when.timezone
 
     @property
     def plan(self) -> Schedule:
-        """When it runs.
+        """When it runs, as a schedule.
 
         Raises:
             ValueError: It does not say when: a template without a default, or a handle.
@@ -207,6 +248,8 @@ class Task:
             )
         return self._plan
 
+    # Arguments.
+
     @property
     def extra_args(self) -> dict[str, Any]:
         """The arguments that it was declared, or stored, with."""
@@ -216,21 +259,23 @@ class Task:
 
     @property
     def args_text(self) -> str:
-        """The arguments as a record keeps them: template's defaults and the instance's own."""
+        """The arguments as a record keeps them: the template's defaults and the instance's own."""
         template = self.template
         if template is self:
             return ""
         return dump_args({**template.extra_args, **self.extra_args})
 
+    # Identity.
+
+    @property
+    def key(self) -> str:
+        """The key of its record, within its group."""
+        return self.name
+
     @property
     def template(self) -> Task:
         """The declared task whose options hold: itself, or the template of an instance."""
         return self if self.parent_task is None else self.parent_task.template
-
-    @property
-    def lease(self) -> int:
-        """``lease_duration`` in microseconds."""
-        return self.lease_duration // timedelta(microseconds=1)
 
     @property
     def canonical_name(self) -> str:
@@ -243,7 +288,7 @@ class Task:
         return self.group
 
     def identify(self, instance_name: str) -> str:
-        """As ``locate``, for a name that may be none.
+        """As ``locate``, for a name that was not checked yet.
 
         Raises:
             TypeError: It is not a string.
@@ -270,13 +315,27 @@ class Task:
         """Whether this worker claims from one of ``groups`` now."""
         return self.enabled
 
-    def instantiate(self, name: str, **options_and_args: Any) -> Task:
+    # Instances.
+
+    def instantiate(
+        self,
+        name: str,
+        *,
+        schedule: str | None = None,
+        interval: timedelta | float | None = None,
+        execute_at: datetime | None = None,
+        timezone: str | tzinfo | None = None,
+        **args: Json,
+    ) -> Task:
         """An instance of this template. Nothing is stored.
 
         Args:
             name: The name of the instance.
-            options_and_args: ``schedule``, ``interval``, ``execute_at`` and ``timezone`` take
-                the place of the template's; everything else is an argument.
+            schedule: Cron expression; replaces what the template says of when.
+            interval: Distance between two runs; likewise.
+            execute_at: The instant of the only run; likewise.
+            timezone: The zone in which a cron expression holds, the template's if not given.
+            args: Arguments of the task, over the defaults of the template.
 
         Raises:
             ValueError: This is no template, or an option is invalid.
@@ -285,21 +344,20 @@ class Task:
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
         self.identify(name)
-        if wrong := _TEMPLATE_OPTIONS.intersection(options_and_args):
+        if wrong := TEMPLATE_OPTIONS.intersection(args):
             raise TypeError(
                 f"{min(wrong)} is an option of the template '{self}', not of its instances"
             )
-        schedule, interval, execute_at, timezone = (
-            options_and_args.pop(option, None) for option in _INSTANCE_OPTIONS
-        )
         if schedule is None and interval is None and execute_at is None:
             schedule, interval, execute_at = self.schedule, self.interval, self.execute_at
         if timezone is None and schedule is not None:
             timezone = self.timezone
-        _check_serializable(options_and_args)
-        task = self._instance(name)
-        task._extra_args = options_and_args
-        task._set_plan(schedule, interval, execute_at, timezone)
+        check_arguments(args)
+        when = When.checked(schedule, interval, execute_at, timezone, name=name, instance=True)
+        task = self.from_parts(name, when.plan, "")
+        task._when = when
+        task._extra_args = args
+        self._warn_of_misspelt(args, when)
         return task
 
     def parent_of(self, instance_name: str) -> Task:
@@ -309,7 +367,7 @@ class Task:
     def from_record(self, record: Record) -> Task:
         """The instance that a record of this template stands for, as it was stored.
 
-        A plan that cannot be read gives a handle without schedule.
+        A schedule that cannot be read gives a handle without schedule.
         """
         try:
             plan = loads(record.schedule)
@@ -319,26 +377,31 @@ class Task:
 
     def from_parts(self, name: str, plan: Schedule | None, args_text: str) -> Task:
         """An instance that is known to be valid: nothing is checked again."""
-        task = self._instance(name)
+        # Made for every run of an instance: what is seldom looked at is worked out when it is.
+        task = object.__new__(Task)
+        task.name = name
+        task.parent_task = parent = self.parent_of(name)
+        task.group = parent.group
+        task._options = self._options
         task._plan = plan
-        task.schedule = plan.expression if isinstance(plan, Cron) else None
-        task.timezone = plan.timezone_name if isinstance(plan, Cron) else None
-        task.interval = plan.interval if isinstance(plan, Every) else None
-        task.execute_at = plan.instant if isinstance(plan, At) else None
-        task._extra_args = None
         task._args_text = args_text
         return task
 
-    def _instance(self, name: str) -> Task:
-        """An instance without plan and arguments; the template's options were checked with it."""
-        task = object.__new__(Task)
-        task.__dict__.update(self.__dict__)
-        task.name = name
-        task.enabled = self.enabled
-        task.dynamic = False
-        task.parent_task = self.parent_of(name)
-        task.group = task.parent_task.group
-        return task
+    def _warn_of_misspelt(self, args: Iterable[str], when: When) -> None:
+        """Warns, once each, about arguments that were perhaps meant as options."""
+        for name in args:
+            option = meant_option(name)
+            if option is None or getattr(when, option, None) is not None:
+                continue
+            template = self.template
+            if name not in template._warned and len(template._warned) < _WARNINGS_MAX:
+                template._warned.add(name)
+                logger.warning(
+                    "Task %s: '%s' is an argument of the task, not an option%s",
+                    template,
+                    name,
+                    f": did you mean '{option}'?" if option != name else " of this kind of task",
+                )
 
     def get_next_execution(self, utc_now: datetime, last: datetime | None) -> datetime | None:
         """When it runs next.
@@ -371,7 +434,7 @@ class Task:
 
 
 def default_partition_selector(partition_count: int, task_id: str) -> int:
-    """Spreads instances evenly, and the same way for ever: by the SHA-1 of the name."""
+    """Spreads instances evenly by the SHA-1 of the name. Its results never change."""
     digest = hashlib.sha1(task_id.encode(), usedforsecurity=False).digest()
     return int.from_bytes(digest) * partition_count >> 160
 
@@ -395,12 +458,12 @@ class PartitionedTask(Task):
         """Declares a partitioned template; see ``Task`` for the other options.
 
         Args:
-            partition_count: How many partitions there are.
-            partition_selector: Tells the partition of an instance from its name.
+            partition_count: The number of partitions.
+            partition_selector: Returns the number of the partition for the name of an instance.
             enabled_partitions: See the attribute.
 
         Raises:
-            ValueError: ``partition_count`` is below 1, or a partition is enabled that is none.
+            ValueError: ``partition_count`` is below 1, or an enabled partition does not exist.
         """
         super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
@@ -419,12 +482,12 @@ class PartitionedTask(Task):
 
     @property
     def partition_count(self) -> int:
-        """How many partitions there are."""
+        """The number of partitions."""
         return self._partition_count
 
     @property
     def partition_selector(self) -> PartitionSelector:
-        """Tells the partition of an instance from its name."""
+        """Returns the number of the partition for the name of an instance."""
         return self._partition_selector
 
     @property
@@ -477,10 +540,16 @@ class _Partition(Task):
     """One partition of a template: the parent of the instances in it."""
 
     def __init__(self, template: PartitionedTask, partition_id: int) -> None:
-        vars(self).update(vars(template))
         self._template = template
         self.partition_id = partition_id
+        self.name = template.name
         self.group = group_of(template.name, partition_id)
+        self.dynamic = True
+        self.parent_task = None
+        self._options = template._options
+        self._plan = template._plan
+        self._when = template._when
+        self._extra_args = template._extra_args
 
     @property
     def template(self) -> Task:
@@ -501,48 +570,3 @@ class _Partition(Task):
             "A partition cannot be enabled by itself: set enabled_partitions of the task "
             f"'{self._template.name}'"
         )
-
-
-def duration(option: str, value: timedelta | float, *, zero: bool = False) -> timedelta:
-    """An option that is a length of time: a timedelta, or a number of seconds.
-
-    Raises:
-        ValueError: It is not longer than zero (unless ``zero`` allows that), or absurdly long.
-        TypeError: It is neither.
-    """
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            value = timedelta(seconds=value)
-        except (OverflowError, ValueError):
-            raise ValueError(f"{option} is no length of time: {value!r}") from None
-    if not isinstance(value, timedelta):
-        raise TypeError(f"{option} must be a timedelta or a number of seconds, not {value!r}")
-    if value < timedelta() or (not value and not zero):
-        raise ValueError(f"{option} must be longer than zero, not {value!r}")
-    if option != "interval" and value > DURATION_MAX:
-        raise ValueError(f"{option} must be at most {DURATION_MAX.days} days, not {value!r}")
-    return value
-
-
-def _check_serializable(args: Mapping[str, Any]) -> None:
-    if not args:
-        return
-    try:
-        json.dumps(args)
-    except (TypeError, ValueError, RecursionError):
-        pass
-    else:
-        return
-    for name, value in args.items():
-        try:
-            json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            hint = (
-                f"; pass {name}.isoformat() instead"
-                if hasattr(value, "isoformat")
-                else f"; pass str({name}), or something else that JSON can hold, instead"
-            )
-            raise ValueError(
-                f"Extra parameters must be JSON serializable, but '{name}' is "
-                f"{type(value).__name__} {repr(value)[:100]} ({error}){hint}"
-            ) from None

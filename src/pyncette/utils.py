@@ -1,7 +1,7 @@
 """Heartbeats in the background, for tasks that may take longer than their lease.
 
-Knows when to beat and what to do with a body whose lease is gone. What a heartbeat does is the
-context's to say; that the outcome of a run without a lease is not recorded is the engine's.
+Knows when to send a heartbeat, and what to do with a body whose lease is lost. What a heartbeat
+does is in the context; the engine does not record the outcome of a run that lost its lease.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyncette.body import call_body, check_body
 from pyncette.clock import Clock
 from pyncette.errors import LeaseLostException
 
@@ -26,10 +27,10 @@ def with_heartbeat(
 ) -> Callable[[Callable[[_Context], Awaitable[Any]]], Callable[[_Context], Awaitable[Any]]]:
     """Decorates the function of a task: its lease is extended for as long as it runs.
 
-    Stands below the decorator that declares the task. The first heartbeat is made
-    ``lease_duration`` × ``lease_remaining_ratio`` after the start, and the following ones at that
-    distance. One that fails is logged, and the next is made when it is due, so a small ratio
-    leaves room for several tries within a lease. Once the lease is lost, there are no more.
+    Write it below the decorator that declares the task. A heartbeat is sent every
+    ``lease_duration`` × ``lease_remaining_ratio``. If one fails, that is logged, and the next one
+    is sent when it is due: a small ratio leaves room for several attempts within a lease. After
+    the lease is lost, no more are sent.
 
     Of its context it needs ``task.lease_duration``, ``heartbeat()`` and ``app_context.clock``.
     Heartbeats need the event loop: a function that blocks it for longer than a lease may lose
@@ -41,11 +42,12 @@ def with_heartbeat(
         cancel_on_lease_lost: Whether the function is cancelled when its lease is lost. It then
             raises ``LeaseLostException``, whether it lets the cancellation through or returns
             all the same; an exception of its own wins. Otherwise it goes on, though its outcome
-            will not be recorded, and somebody else may be running the same occurrence.
+            will not be recorded, and another worker may run the same occurrence.
 
     Raises:
         ValueError: ``lease_remaining_ratio`` is not between 0 and 1.
-        TypeError: It is no number, as in ``@with_heartbeat`` without parentheses.
+        TypeError: It is no number, as in ``@with_heartbeat`` without parentheses; or what is
+            decorated cannot be the body of a task.
     """
     if callable(lease_remaining_ratio):
         raise TypeError("with_heartbeat takes options: write @with_heartbeat()")
@@ -60,10 +62,13 @@ def with_heartbeat(
     def decorate(
         body: Callable[[_Context], Awaitable[Any]],
     ) -> Callable[[_Context], Awaitable[Any]]:
+        check_body(body)
+        run: Callable[[_Context], Awaitable[Any]] = call_body(body)
+
         @functools.wraps(body)
         async def beating(context: _Context) -> Any:
             async with _Beating(context, lease_remaining_ratio, cancel_on_lease_lost):
-                return await body(context)
+                return await run(context)
 
         return beating
 
@@ -71,11 +76,11 @@ def with_heartbeat(
 
 
 class _Beating:
-    """Heartbeats beside the block that it is wrapped around, which is cancelled if need be.
+    """Sends heartbeats while the block inside it runs, and cancels the block if it has to.
 
-    The block stays in the task that it was in, as with ``asyncio.timeout``, from which the
-    way of cancelling is taken: each ``cancel()`` of ours is answered by one ``uncancel()``, so
-    that a cancellation from outside is told apart and passed on.
+    The block stays in its asyncio task. It is cancelled as ``asyncio.timeout`` does it: each
+    ``cancel()`` of ours is followed by one ``uncancel()``, so that a cancellation from outside is
+    recognised and passed on.
     """
 
     def __init__(self, context: Any, ratio: float, cancel_on_lease_lost: bool) -> None:
@@ -146,7 +151,7 @@ class _Beating:
         try:
             await asyncio.wait([self._beats])
         except asyncio.CancelledError as error:
-            # The block has its outcome already. The cancellation is due at the next await, and
-            # the heartbeats, cancelled themselves, end without being waited for.
+            # The block has ended and has its outcome. The cancellation is delivered at the next
+            # await; the heartbeats are cancelled already and need not be awaited.
             self._runner.uncancel()
             self._runner.cancel(*error.args)

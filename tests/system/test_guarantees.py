@@ -175,7 +175,10 @@ class Site:
 
         async def main() -> None:
             app = Pyncette(sqlite_database=str(self.directory / "tasks.db"))
-            task = app.dynamic_task(name=template)(lambda context: None)
+
+            @app.dynamic_task(name=template)
+            async def task(context: Context) -> None: ...
+
             when = options or {"execute_at": datetime(2026, 1, 1, tzinfo=UTC)}
             async with app.create() as context:
                 for name in names:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import inspect
 import logging
 import os
+import pickle
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from tests.support import START, Bench, after, logged, run, seconds
 
 import pyncette
 from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.app import KNOWN_OPTIONS
 from pyncette.errors import LeaseLostException, PyncetteException, TaskLockedException
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.memory import MemoryRepository
@@ -514,7 +520,7 @@ def test_a_coroutine_function_as_fixture_is_refused_when_the_context_opens() -> 
     async def main() -> None:
         bench = Bench()
 
-        @bench.app.fixture()
+        @bench.app.fixture()  # type: ignore[type-var]
         async def plain(context: PyncetteContext) -> int:
             return 5
 
@@ -872,3 +878,72 @@ def test_a_worker_has_a_name_that_every_store_can_keep(name: Any) -> None:
                 pass
 
     run(main())
+
+
+def test_main_works_outside_the_main_thread_and_says_that_signals_do_not(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USE_UVLOOP", raising=False)
+    app = Pyncette(MemoryRepository())
+    opened: list[PyncetteContext] = []
+
+    @app.fixture()
+    async def stops(app_context: PyncetteContext) -> AsyncIterator[None]:
+        opened.append(app_context)
+        app_context.shutdown()
+        yield
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=app.main, name="worker")
+    thread.start()
+    thread.join()
+    assert len(opened) == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    [message] = [message for message in caplog.messages if "signal" in message]
+    assert "main() runs in thread 'worker'" in message
+    assert "Call shutdown() of its context" in message
+
+
+def test_an_app_that_is_sent_to_another_process_says_what_to_do_instead() -> None:
+    app = Pyncette(MemoryRepository())
+    for sent in (app, app.main):
+        with pytest.raises(TypeError, match=r"cannot be pickled.*a function of a module"):
+            pickle.dumps(sent)
+
+
+def test_a_function_that_imports_the_app_runs_it_in_a_spawned_process(tmp_path: Path) -> None:
+    (tmp_path / "my_app.py").write_text(
+        "from pyncette import Pyncette\n"
+        "app = Pyncette()\n"
+        "@app.fixture()\n"
+        "async def stops(app_context):\n"
+        "    app_context.shutdown()\n"
+        "    yield\n"
+        "def work():\n"
+        "    app.main()\n"
+    )
+    program = (
+        "import multiprocessing, my_app\n"
+        "if __name__ == '__main__':\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=my_app.work)\n"
+        "    process.start(); process.join(); print(process.exitcode)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py"], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+def test_the_options_that_a_misspelt_one_is_compared_with_are_those_of_all_stores() -> None:
+    factories = [
+        importlib.import_module(f"pyncette.{store}").__dict__[f"{store}_repository"]
+        for store in ("sqlite", "redis", "postgres", "mysql", "dynamodb")
+    ]
+    known = {
+        name
+        for factory in factories
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    assert set(KNOWN_OPTIONS) == known | {"batch_size", "concurrency_limit", "worker_name"}

@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from pyncette.schedule import Cron
+from pyncette.schedule import Cron, seconds_may_be_first
 from pyncette.schedule.cron import compile_cron
 
 
@@ -31,7 +31,6 @@ def days_of(expression: str, year: int, month: int) -> list[int]:
     ("minutes", "expected"),
     [
         ("*", range(60)),
-        ("?", range(60)),
         ("0", [0]),
         ("59", [59]),
         ("05", [5]),
@@ -244,7 +243,6 @@ def test_an_alias_stands_for(alias: str, expression: str) -> None:
     ("years", "expected"),
     [
         ("*", range(2020, 2032)),
-        ("?", range(2020, 2032)),
         ("2027", [2027]),
         ("2024-2028/2", [2024, 2026, 2028]),
         ("2021,2030", [2021, 2030]),
@@ -296,8 +294,8 @@ def test_a_fifth_monday_of_february_is_found_after_28_years() -> None:
         ("0-59 0-23 * * *", True),
         ("*/30 2 * * *", False),
         ("30 */2 * * *", False),
-        ("? 2 * * *", False),
-        ("30 ? * * *", False),
+        ("* 2 * * *", False),
+        ("30 * * * *", False),
         ("30 2 * * * *", True),
         ("0,*/30 2 * * *", True),
         ("@daily", True),
@@ -365,6 +363,12 @@ def test_many_months_do_not_disturb_each_other() -> None:
         ("*5 * * * *", "invalid minute '*5': not understood"),
         ("5/ * * * *", "invalid minute '5/': not understood"),
         ("?/2 * * * *", "invalid minute '?/2': not understood"),
+        ("? * * * *", "invalid minute '?': '?' may stand in the two day fields only"),
+        ("* ? * * *", "invalid hour '?': '?' may stand in the two day fields only"),
+        ("* 1,? * * *", "invalid hour '?': '?' may stand in the two day fields only"),
+        ("* * * ? *", "invalid month '?': '?' may stand in the two day fields only"),
+        ("* * * * * ?", "invalid second '?': '?' may stand in the two day fields only"),
+        ("* * * * * 0 ?", "invalid year '?': '?' may stand in the two day fields only"),
         ("1-2-3 * * * *", "invalid minute '1-2-3': not understood"),
         ("L * * * *", "invalid minute 'L': not understood"),
         ("* * L-3 * *", "invalid day of month 'L-3': not understood"),
@@ -404,6 +408,54 @@ def test_an_invalid_expression_is_refused_with_field_and_value(
     assert message.startswith("Invalid cron expression ")
     assert complaint in message
     assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "0 0 12 * * ?",
+        "0 0 0 * * *",
+        "0 30 8 * * *",
+        "0 15 10 ? * *",
+        "0 15 10 * * ? 2026",
+        "0 0/5 14,18 * * ?",
+        "0 15 10 ? * MON-FRI",
+        "0 15 10 ? * 6L",
+        "0 0 12 1/5 * ?",
+        "0 11 11 11 11 ?",
+        "0 30 10 ? JAN MON#1",
+    ],
+)
+def test_an_expression_with_the_second_first_is_refused_with_that_hint(expression: str) -> None:
+    with pytest.raises(ValueError, match="reads like an expression with the second first"):
+        Cron(expression)
+
+
+@pytest.mark.parametrize("expression", ["61 0 12 * * ?", "0 0 30 2 * ?", "0 0 30 2 *"])
+def test_what_would_be_wrong_in_either_order_gets_no_such_hint(expression: str) -> None:
+    with pytest.raises(ValueError, match="Invalid cron expression") as refused:
+        Cron(expression)
+    assert "second first" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "suspected"),
+    [
+        ("0 0 12 * * *", True),
+        ("0 3 8 * * * 2026", True),
+        ("* * * * * *", False),
+        ("0 * * * * *", False),
+        ("0 0 12 * * 0", False),
+        ("0 0 12 * * */10", False),
+        ("*/5 0 12 * * *", False),
+        ("0 0 12 * *", False),
+    ],
+)
+def test_every_second_of_one_minute_was_perhaps_meant_otherwise(
+    expression: str, suspected: bool
+) -> None:
+    Cron(expression)
+    assert seconds_may_be_first(expression) is suspected
 
 
 def test_an_expression_that_is_no_text_is_refused() -> None:

@@ -76,7 +76,7 @@ def field(
     low: int, high: int, rng: random.Random, names: list[str] | None = None, wraps: bool = True
 ) -> tuple[str, set[int]]:
     if rng.random() < 0.25:
-        return rng.choice(["*", "*", "*", "?"]), set(range(low, high + 1))
+        return "*", set(range(low, high + 1))
     texts, values = [], set[int]()
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         text, chosen = item(low, high, rng, names or [], wraps)

@@ -103,14 +103,24 @@ def test_any_other_method_is_not_allowed(method: bytes) -> None:
     answer = answers(method + b" / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody")
     head, _, _ = answer.partition(b"\r\n\r\n")
     assert head.splitlines()[0] == b"HTTP/1.1 405 Method Not Allowed"
-    assert b"Allow: GET" in head.splitlines()
+    assert b"Allow: GET, HEAD" in head.splitlines()
 
 
-def test_head_is_not_allowed_and_gets_no_body() -> None:
-    answer = answers(b"HEAD / HTTP/1.1\r\n\r\n")
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 405 ")
-    assert body == b""
+async def all_is_well(app_context: PyncetteContext) -> bool:
+    return True
+
+
+async def nothing_is_well(app_context: PyncetteContext) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("handler", [all_is_well, nothing_is_well])
+def test_head_is_answered_as_get_without_a_body(handler: Any) -> None:
+    head = answers(b"HEAD / HTTP/1.1\r\n\r\n", handler)
+    get = answers(b"GET / HTTP/1.1\r\n\r\n", handler)
+    fields, blank, body = get.partition(b"\r\n\r\n")
+    assert body
+    assert head == fields + blank
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from tests.support import START, after, seconds
@@ -167,6 +168,41 @@ def test_the_defaults_of_the_options() -> None:
     assert task.enabled is True
     assert task.timezone is None
     assert task.extra_args == {}
+
+
+def test_an_option_that_is_set_later_is_checked_and_holds_for_new_instances() -> None:
+    job = template(interval=1)
+    job.lease_duration = seconds(5)
+    job.fast_forward = True
+    assert (job.lease_duration, job.fast_forward) == (seconds(5), True)
+    assert job.instantiate("a").lease_duration == seconds(5)
+    with pytest.raises(ValueError, match="lease_duration must be longer than zero"):
+        job.lease_duration = timedelta()
+    with pytest.raises(TypeError, match="failure_mode must be a FailureMode"):
+        job.failure_mode = 1  # type: ignore[assignment]
+    assert (job.lease_duration, job.failure_mode) == (seconds(5), FailureMode.NONE)
+
+
+def test_when_a_task_runs_cannot_be_set_later() -> None:
+    with pytest.raises(AttributeError):
+        Task(name="x", func=body, interval=1).interval = seconds(2)  # type: ignore[misc]
+
+
+def test_an_instance_is_enabled_as_its_template_is_at_that_moment() -> None:
+    for job in (template(interval=1), partitioned(interval=1)):
+        instance = job.instantiate("a")
+        job.enabled = False
+        assert instance.enabled is False
+        job.enabled = True
+        assert instance.enabled is True
+        with pytest.raises(ValueError, match="set enabled of the task 'job'"):
+            instance.enabled = False
+
+
+def test_the_options_of_a_task_are_frozen() -> None:
+    options = Task(name="x", func=body, interval=1)._options
+    with pytest.raises(AttributeError):
+        options.fast_forward = True  # type: ignore[misc]
 
 
 def test_the_modes_have_the_values_of_1x() -> None:
@@ -331,6 +367,13 @@ def test_a_zone_goes_with_a_schedule(zone: str) -> None:
     assert task.timezone == zone
 
 
+def test_a_zone_object_is_known_by_its_name_afterwards() -> None:
+    task = Task(name="x", func=body, schedule="0 9 * * *", timezone=ZoneInfo("Europe/Berlin"))
+    assert task.timezone == "Europe/Berlin"
+    instance = template().instantiate("a", schedule="0 9 * * *", timezone=UTC)
+    assert instance.timezone == "UTC"
+
+
 @pytest.mark.parametrize(
     "zone", ["Nowhere/Land", "EST5EDT,M3.2.0,M11.1.0", "", "UTC+99", "Europe/", "../etc/passwd"]
 )
@@ -468,7 +511,8 @@ def test_an_argument_that_holds_itself_is_refused() -> None:
     "name", ["timeout", "retry", "jitter", "heartbeat", "start_at", "misfire_grace", "group", "key"]
 )
 def test_a_json_value_under_the_name_of_a_new_option_stays_an_argument(name: str) -> None:
-    assert template().instantiate("a", interval=1, **{name: 30}).extra_args == {name: 30}
+    args: dict[str, Any] = {name: 30}
+    assert template().instantiate("a", interval=1, **args).extra_args == {name: 30}
 
 
 def test_the_arguments_of_an_instance_go_before_those_of_its_template() -> None:
@@ -725,3 +769,82 @@ def test_a_declaration_that_fails_leaves_nothing_behind() -> None:
 def test_more_partitions_than_a_worker_can_ask_about_are_refused() -> None:
     with pytest.raises(ValueError, match=r"at most 10,000, not 1,000,000,000"):
         PartitionedTask(name="x", func=body, partition_count=1_000_000_000)
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("argument", "option"),
+    [
+        ({"time_zone": "Europe/Berlin"}, "timezone"),
+        ({"timeZone": "Europe/Berlin"}, "timezone"),
+        ({"tz": "Europe/Berlin"}, "timezone"),
+        ({"fast_foward": True}, "fast_forward"),
+        ({"lease_seconds": 5}, "lease_duration"),
+        ({"lease_duration_s": 5}, "lease_duration"),
+        ({"interval_seconds": 5}, "interval"),
+        ({"enable": False}, "enabled"),
+        ({"executed_at": "2026-01-01"}, "execute_at"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_looks_like_an_option_is_warned_about_once(
+    argument: dict[str, Any], option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    [name] = argument
+    words = f"'{name}' is an argument of the task, not an option: did you mean '{option}'?"
+    task = Pyncette().dynamic_task(name="declared", **argument)(body)
+    assert task.extra_args == argument
+    job = template()
+    for instance in ("a", "b"):
+        assert job.instantiate(instance, execute_at=START, **argument).extra_args == argument
+    expected = [f"Task declared: {words}", f"Task job: {words}"]
+    if option == "execute_at":  # it was given by its right name, too
+        expected = expected[:1]
+    assert caplog.messages == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["names", "user_timezone", "schedule_id", "lease_id", "lease", "timeout", "at", "day"]
+)
+def test_an_argument_with_a_name_of_its_own_is_not_warned_about(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    args: dict[str, Any] = {name: 1}
+    template().instantiate("a", interval=1, **args)
+    assert caplog.messages == []
+
+
+def test_an_option_that_was_given_is_not_what_an_argument_means(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    template().instantiate("a", schedule="0 9 * * *", timezone="Asia/Tokyo", tz="Asia/Tokyo")
+    assert caplog.messages == []
+
+
+def test_the_number_of_partitions_of_a_task_without_any_is_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Pyncette().dynamic_task(name="job", partition_count=4)(body)
+    assert caplog.messages == [
+        "Task job: 'partition_count' is an argument of the task, not an option of this kind of task"
+    ]
+
+
+def test_a_misspelt_option_that_json_cannot_hold_is_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match="did you mean the option 'lease_duration'"):
+        Task(name="x", func=body, interval=1, lease_duratoin=seconds(5))  # type: ignore[arg-type]
+
+
+def test_a_schedule_that_runs_every_second_of_one_minute_is_warned_about_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = template()
+    for _ in range(2):
+        job.instantiate("a", schedule="7 8 12 * *  *")
+        job.instantiate("a", schedule="7 8 12 * * 0")
+    assert caplog.messages == [
+        "The schedule '7 8 12 * * *' runs at every second of the minute 08:07. If the first field "
+        "was meant to be the second: it stands last here, as in '8 12 * * * 7'"
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -432,3 +432,31 @@ def test_an_execution_that_lost_its_lease_is_cancelled_and_the_worker_goes_on(
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def test_a_plain_function_may_be_decorated() -> None:
+    ran: list[Any] = []
+
+    @with_heartbeat()
+    def plain(context: Any) -> Any:
+        ran.append(context)
+
+    context = SimpleNamespace(
+        task=SimpleNamespace(lease_duration=timedelta(seconds=1)),
+        app_context=SimpleNamespace(clock=VirtualClock()),
+    )
+
+    async def main() -> None:
+        await plain(context)
+
+    asyncio.run(main())
+    assert ran == [context]
+
+
+def test_what_cannot_be_a_task_is_not_decorated() -> None:
+    async def generator(context: Any) -> AsyncIterator[int]:
+        yield 1
+
+    decorate: Any = with_heartbeat()
+    with pytest.raises(TypeError, match="an async generator function"):
+        decorate(generator)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pyncette.body import Handler, call_body
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.background import is_cancelled
 from pyncette.engine.rules import Policy, Verdict
 from pyncette.engine.writes import Next
 from pyncette.errors import LeaseLostException, describe, printable
-from pyncette.model import Context, MiddlewareFunc
+from pyncette.model import Context, MiddlewareFunc, TaskFunc
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
 from pyncette.store.record import DELETE, Change, Reading, Record, read
 from pyncette.task import Task
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from pyncette.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[Any], Awaitable[None]]
 
 
 class RunContext(Context):
@@ -422,9 +421,9 @@ class _Advance:
             self.done.set_result(may_run)
 
 
-def compose(middlewares: Sequence[MiddlewareFunc], body: Handler) -> Handler:
+def compose(middlewares: Sequence[MiddlewareFunc], body: TaskFunc) -> Handler:
     """The body wrapped in the middlewares; the first of them is outermost."""
-    handler = body
+    handler = call_body(body)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)
     return handler

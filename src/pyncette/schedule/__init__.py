@@ -1,8 +1,8 @@
 """When a task runs: `Cron`, `Every`, `At`. Pure time: no clock, no record, no I/O.
 
-Knows how occurrences follow from a schedule and an instant, what a change of the clocks does to
-them, and the text in which a schedule is stored. The grammar of cron is in cron.py, zones are in
-zone.py; which occurrence a record has in hand is decided by the rules of the engine.
+Computes occurrences from a schedule and an instant, handles changes of the clocks, and reads and
+writes the text in which a schedule is stored. The grammar of cron is in cron.py, zones are in
+zone.py; the rules of the engine decide which occurrence a record runs.
 
 Instants inside the engine are microseconds since the epoch, UTC, as `int`. All lie before 2255:
 beyond, a double loses microseconds, and some stores keep instants as doubles.
@@ -17,7 +17,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 
-from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
+from pyncette.schedule.cron import (
+    CompiledCron,
+    compile_cron,
+    normalize_expression,
+    seconds_may_be_first,
+)
 from pyncette.schedule.instant import from_microseconds, to_microseconds
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 from pyncette.schedule.zone import (
@@ -41,6 +46,7 @@ __all__ = [
     "loads",
     "name_of",
     "parse_timezone",
+    "seconds_may_be_first",
 ]
 
 logger = logging.getLogger(__name__)
@@ -92,9 +98,9 @@ def instant_of(value: datetime) -> int:
 class Schedule(ABC):
     """A rule for when a record is due. Immutable, hashable, equal where written alike.
 
-    `first`, `following` and `skip` are the three questions of a record's life; `next` is the
-    rule itself. All take and give microseconds; None means that there is no such occurrence
-    before 2255.
+    The engine asks `first` when a record is created, and `following` or `skip` when a run has
+    ended; `next` is the rule itself. All take and return microseconds; None means that there is
+    no such occurrence before 2255.
 
     Attributes:
         timezone: The zone in which its times are shown; UTC for all but cron.
@@ -112,7 +118,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def first(self, now: int) -> int | None:
-        """The first occurrence of a record that is made `now`."""
+        """The first occurrence of a record that is created `now`."""
 
     @abstractmethod
     def following(self, planned: int) -> int | None:

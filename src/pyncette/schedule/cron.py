@@ -83,6 +83,8 @@ def _value(field: _Field, item: str, text: str) -> int:
 def _values(field: _Field, item: str) -> Iterator[int]:
     """The values of one item of a list: `*`, `5`, `1-5`, `FRI-MON`, each with `/step`."""
     if item == "?":
+        if field not in (_DAY_OF_MONTH, _DAY_OF_WEEK):
+            raise _wrong(field, item, "'?' may stand in the two day fields only")
         item = "*"
     match = _RANGE.fullmatch(item)
     if match is None:
@@ -252,8 +254,8 @@ class CompiledCron:
         self._months = _mask(_MONTH, months) << 1
         self._seconds = _mask(_SECOND, rest[0]) if rest else 1
         years = rest[1] if len(rest) > 1 else "*"
-        self._years = None if years in ("*", "?") else _mask(_YEAR, years)
-        self.fixed_time = minutes[0] not in "*?" and hours[0] not in "*?"
+        self._years = None if years == "*" else _mask(_YEAR, years)
+        self.fixed_time = "*" not in (minutes[0], hours[0])
 
         self._minutes_of_day = sum(
             minute_bits << hour * 60 for hour in range(24) if hour_bits >> hour & 1
@@ -366,7 +368,35 @@ def compile_cron(expression: str) -> CompiledCron:
         fields = text.split()
         if not 5 <= len(fields) <= 7:
             raise ValueError(f"has {len(fields)} fields, must have 5, 6 or 7")
-        return CompiledCron(fields)
+        return _compiled(fields)
     except ValueError as error:
         shown = expression if len(expression) <= 100 else expression[:97] + "..."
         raise ValueError(f"Invalid cron expression {shown!r}: {error}") from None
+
+
+def _compiled(fields: list[str]) -> CompiledCron:
+    try:
+        return CompiledCron(fields)
+    except ValueError as error:
+        if len(fields) > 5:
+            second, *others = fields
+            try:
+                CompiledCron([*others[:5], second, *others[5:]])
+            except ValueError:
+                pass
+            else:
+                raise ValueError(
+                    f"{error}. It reads like an expression with the second first, as Quartz has "
+                    "it; here the second is the sixth field (and Sunday is 0 or 7)"
+                ) from None
+        raise
+
+
+def seconds_may_be_first(expression: str) -> bool:
+    """Whether a valid expression was perhaps meant to have the second first.
+
+    `0 0 12 * * *` is noon of every day elsewhere. Here it is each second of one minute, which
+    hardly anybody wants.
+    """
+    fields = expression.split()
+    return len(fields) > 5 and fields[5] == "*" and fields[0].isdecimal() and fields[1].isdecimal()

@@ -1,0 +1,308 @@
+"""The options of a task: what they mean, and which values are refused.
+
+Two objects hold them. ``TaskOptions`` is what the code of a worker decides, for a template and
+all of its instances. ``When`` says when one task or instance runs. Both are checked when they
+are made and never change.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from pyncette.body import check_body
+from pyncette.model import ExecutionMode, FailureMode, TaskFunc
+from pyncette.schedule import (
+    At,
+    Cron,
+    Every,
+    Schedule,
+    name_of,
+    parse_timezone,
+    seconds_may_be_first,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
+DURATION_MAX: Final = timedelta(days=3_660)
+"""The longest lease and the longest pause that an option may ask for: ten years."""
+
+INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
+"""The options that an instance may set for itself."""
+
+_SHARED_OPTIONS: Final = (
+    "fast_forward",
+    "failure_mode",
+    "execution_mode",
+    "lease_duration",
+    "enabled",
+)
+TEMPLATE_OPTIONS: Final = frozenset({"name", "func", "dynamic", "parent_task", *_SHARED_OPTIONS})
+"""The options that only the code of a task sets, not an instance."""
+
+PARTITION_OPTIONS: Final = ("partition_count", "partition_selector", "enabled_partitions")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """What holds for a declared task and for all of its instances.
+
+    It comes from the code at every run, never from the store, so that a deployment changes it for
+    all instances.
+
+    Attributes:
+        func: The body.
+        fast_forward: Whether missed occurrences collapse into one.
+        failure_mode: What happens after a failure, for at-least-once tasks.
+        execution_mode: At least once, or at most once.
+        lease_duration: How long a worker may take before another worker may run the task again.
+    """
+
+    func: TaskFunc
+    fast_forward: bool
+    failure_mode: FailureMode
+    execution_mode: ExecutionMode
+    lease_duration: timedelta
+
+    @classmethod
+    def checked(
+        cls,
+        func: TaskFunc,
+        fast_forward: bool,
+        failure_mode: FailureMode,
+        execution_mode: ExecutionMode,
+        lease_duration: timedelta | float,
+    ) -> TaskOptions:
+        """The options, if they are valid.
+
+        Raises:
+            ValueError: A value is invalid, or two options contradict each other.
+            TypeError: A value is of a wrong type, or the function cannot be a body.
+        """
+        if execution_mode is ExecutionMode.AT_MOST_ONCE and failure_mode is not FailureMode.NONE:
+            raise ValueError("failure_mode is not applicable when execution_mode is AT_MOST_ONCE")
+        check_body(func)
+        for option, value, kind in (
+            ("failure_mode", failure_mode, FailureMode),
+            ("execution_mode", execution_mode, ExecutionMode),
+        ):
+            if not isinstance(value, kind):
+                raise TypeError(f"{option} must be a {kind.__name__}, not {value!r}")
+        lease = duration("lease_duration", lease_duration)
+        return cls(func, fast_forward, failure_mode, execution_mode, lease)
+
+    def replaced(self, field: str, value: object) -> TaskOptions:
+        """The options with one of them changed, checked again.
+
+        Raises:
+            ValueError: The value is invalid, or contradicts another option.
+            TypeError: It is of a wrong type.
+        """
+        values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return TaskOptions.checked(**{**values, field: value})
+
+
+class When(NamedTuple):
+    """When a task runs.
+
+    Attributes:
+        schedule: The cron expression, as it was given.
+        interval: The distance between two runs. Zero on a handle: an instance that names a
+            record and cannot be scheduled.
+        execute_at: The instant of the only run.
+        timezone: The name of the zone in which ``schedule`` holds, as it was given.
+        plan: What the others mean; None on a template without a default, and on a handle.
+    """
+
+    schedule: str | None = None
+    interval: timedelta | None = None
+    execute_at: datetime | None = None
+    timezone: str | None = None
+    plan: Schedule | None = None
+
+    @classmethod
+    def of(cls, plan: Schedule | None) -> When:
+        """What a stored schedule says."""
+        match plan:
+            case Cron():
+                return cls(schedule=plan.expression, timezone=plan.timezone_name, plan=plan)
+            case Every():
+                return cls(interval=plan.interval, plan=plan)
+            case At():
+                return cls(execute_at=plan.instant, plan=plan)
+        return cls(plan=plan)
+
+    @classmethod
+    def checked(
+        cls,
+        schedule: str | None,
+        interval: timedelta | float | None,
+        execute_at: datetime | None,
+        timezone: str | tzinfo | None,
+        *,
+        name: str,
+        dynamic: bool = False,
+        instance: bool = False,
+    ) -> When:
+        """When a task runs, if the options say it.
+
+        Args:
+            schedule: See the attribute.
+            interval: See the attribute; a number means seconds.
+            execute_at: See the attribute; only an instance may have it.
+            timezone: A name, or a time zone object.
+            name: The name of the task, for the message of an error.
+            dynamic: Whether it is a template, which need not say when.
+            instance: Whether it is an instance.
+
+        Raises:
+            ValueError: None or several of the first three are given, or one is invalid.
+            TypeError: A value is of a wrong type.
+        """
+        zone = None if timezone is None else name_of(timezone)
+        distance = None if interval is None else duration("interval", interval, zero=True)
+        given = [
+            option
+            for option, value in (
+                ("schedule", schedule),
+                ("interval", interval),
+                ("execute_at", execute_at),
+            )
+            if value is not None
+        ]
+        if len(given) > 1:
+            raise ValueError(
+                f"Task '{name}' has more than one of schedule, interval and execute_at: "
+                + ", ".join(given)
+            )
+        if not given and not dynamic:
+            raise ValueError(
+                f"Task '{name}' needs exactly one of schedule, interval and execute_at"
+                if instance
+                else f"Task '{name}' needs exactly one of schedule and interval"
+            )
+        if zone is not None and schedule is None and given:
+            raise ValueError(
+                f"timezone may only be given together with schedule, not with {given[0]} "
+                f"(task '{name}')"
+            )
+        if schedule is not None:
+            if not isinstance(schedule, str):
+                raise TypeError(f"schedule must be a cron expression, not {schedule!r}")
+            cron = Cron(schedule, "UTC" if zone is None else zone)
+            _warn_of_seconds(cron.expression)
+            return cls(schedule=schedule, timezone=zone, plan=cron)
+        if zone is not None:
+            parse_timezone(zone)
+        if execute_at is not None:
+            if not instance:
+                raise ValueError(
+                    f"execute_at is for instances of dynamic tasks, not for '{name}' itself"
+                )
+            at = At(execute_at)
+            return cls(execute_at=at.instant, plan=at)
+        plan = None if distance is None or (instance and not distance) else Every(distance)
+        return cls(interval=distance, timezone=zone, plan=plan)
+
+
+@lru_cache(maxsize=1024)  # once for each expression
+def _warn_of_seconds(expression: str) -> None:
+    if seconds_may_be_first(expression):
+        fields = expression.split()
+        logger.warning(
+            "The schedule '%s' runs at every second of the minute %s:%s. If the first field was "
+            "meant to be the second: it stands last here, as in '%s'",
+            expression,
+            fields[1].zfill(2),
+            fields[0].zfill(2),
+            " ".join([*fields[1:6], fields[0], *fields[6:]]),
+        )
+
+
+def duration(option: str, value: timedelta | float, *, zero: bool = False) -> timedelta:
+    """An option that is a length of time: a timedelta, or a number of seconds.
+
+    Raises:
+        ValueError: It is not longer than zero (unless ``zero`` allows that), or absurdly long.
+        TypeError: It is neither.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            value = timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            raise ValueError(f"{option} is no length of time: {value!r}") from None
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{option} must be a timedelta or a number of seconds, not {value!r}")
+    if value < timedelta() or (not value and not zero):
+        raise ValueError(f"{option} must be longer than zero, not {value!r}")
+    if option != "interval" and value > DURATION_MAX:
+        raise ValueError(f"{option} must be at most {DURATION_MAX.days} days, not {value!r}")
+    return value
+
+
+def check_arguments(args: Mapping[str, Any]) -> None:
+    """Refuses arguments that cannot be stored.
+
+    Raises:
+        ValueError: One of them is not JSON-serialisable; it is named, with a hint.
+    """
+    if not args:
+        return
+    try:
+        json.dumps(args)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    else:
+        return
+    for name, value in args.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            hint = (
+                f"; pass {name}.isoformat() instead"
+                if hasattr(value, "isoformat")
+                else f"; pass str({name}), or something else that JSON can hold, instead"
+            )
+            if (meant := meant_option(name)) is not None:
+                hint += f"; or did you mean the option '{meant}'?"
+            raise ValueError(
+                f"Extra parameters must be JSON serializable, but '{name}' is "
+                f"{type(value).__name__} {repr(value)[:100]} ({error}){hint}"
+            ) from None
+
+
+# A keyword that is no option is an argument of the task, and so is a misspelt option. No error can
+# be made of that, since 1.x took any name.
+
+# `name` is left out: `names` is more often an argument than a misspelling.
+_HINTS: Final = (*INSTANCE_OPTIONS, *_SHARED_OPTIONS, *PARTITION_OPTIONS)
+_OTHER_WORDS: Final = {
+    "tz": "timezone",
+    "tzinfo": "timezone",
+    "cron": "schedule",
+    "crontab": "schedule",
+}
+_WITH_UNIT: Final = re.compile(
+    r"(?P<word>lease|interval|lease_duration)(?:_in)?_(?:s|secs?|seconds?|minutes?|hours?|time|timeout)"
+)
+_LIKENESS: Final = 0.85
+
+
+@lru_cache(maxsize=1024)
+def meant_option(name: str) -> str | None:
+    """The option that the name of an argument looks like; None if it looks like none."""
+    folded = name.lower()
+    if folded in _OTHER_WORDS:
+        return _OTHER_WORDS[folded]
+    if match := _WITH_UNIT.fullmatch(folded):
+        return "interval" if match["word"] == "interval" else "lease_duration"
+    close = difflib.get_close_matches(folded, _HINTS, 1, _LIKENESS)
+    return close[0] if close else None

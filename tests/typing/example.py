@@ -1,0 +1,166 @@
+"""What a user writes, with mistakes that a type checker finds.
+
+`test_typing.py` runs mypy and pyright on this file. Each line that is a mistake says so at its
+end: `# mistake`; both must report these lines, and no others. The file is read, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypedDict
+from zoneinfo import ZoneInfo
+
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
+from pyncette.utils import with_heartbeat
+
+app = Pyncette()
+
+
+class Filters(TypedDict):
+    country: str
+    active: bool
+
+
+@dataclass
+class Pool:
+    url: str
+
+
+# What is right.
+
+
+@app.task(schedule="0 9 * * MON-FRI", timezone="Europe/Berlin", failure_mode=FailureMode.UNLOCK)
+async def report(context: Context) -> None:
+    await context.heartbeat()
+    when: datetime = context.scheduled_at
+    print(when, context.args["pages"], context.database)
+
+
+@app.task(name="hourly", schedule="@hourly", timezone=UTC)
+@app.task(name="nightly", schedule="0 3 * * *", timezone=ZoneInfo("Europe/Berlin"))
+@app.task(interval=timedelta(minutes=5), lease_duration=30, fast_forward=True)
+@with_heartbeat(cancel_on_lease_lost=True)
+async def clean_up(context: Context) -> int:
+    return 3
+
+
+@app.dynamic_task(pages=3, recipients=["a@example.org"], options={"color": "blue"}, size=(1, 2))
+async def send(context: Context) -> None: ...
+
+
+@app.partitioned_task(32, enabled_partitions=range(8), execution_mode=ExecutionMode.AT_MOST_ONCE)
+async def remind(context: Context) -> None: ...
+
+
+@app.fixture()
+async def database(app_context: PyncetteContext) -> AsyncIterator[Pool]:
+    yield Pool("postgresql://")
+
+
+@app.fixture(name="cache")
+async def a_cache(app_context: PyncetteContext) -> AsyncIterator[dict[str, str]]:
+    yield {}
+
+
+@app.middleware
+async def trace(context: Context, next: Callable[[], Awaitable[None]]) -> None:  # noqa: A002
+    await next()
+
+
+filters: Filters = {"country": "DE", "active": True}
+
+
+async def schedule() -> None:
+    async with app.create(context_items={"color": "blue"}) as context:
+        in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+        await context.schedule_task(send, "a", execute_at=in_an_hour, email="a@example.org")
+        await context.schedule_task(send, "b", True, interval=60, filters=filters, limit=None)
+        await context.schedule_task(remind, "c", schedule="0 9 * * *", timezone="Asia/Tokyo")
+        # A misspelt option whose value JSON can hold is an argument: no type can tell. It is
+        # warned about when the program runs.
+        await context.schedule_task(send, "d", interval=60, time_zone="Asia/Tokyo")
+        state = await context.get_task(send, "a")
+        if state is not None and state.scheduled_at is not None:
+            print(state.scheduled_at.isoformat(), state.task.name)
+        await context.unschedule_task(remind, "c")
+        handle = send.instantiate("a", interval=timedelta())
+        await context.unschedule_task(handle)
+        remind.enabled_partitions = {0, 1}
+        report.enabled = False
+
+
+# What is wrong.
+
+
+@app.task(interval=timedelta(minutes=5), lease_duratoin=timedelta(seconds=30))  # mistake
+async def misspelt(context: Context) -> None: ...
+
+
+@app.task(interval=5, failure_mod=FailureMode.COMMIT)  # mistake
+async def misspelt_mode(context: Context) -> None: ...
+
+
+@app.task(shedule="0 9 * * *")  # mistake
+async def misspelt_schedule(context: Context) -> None: ...
+
+
+@app.task()  # mistake
+async def never(context: Context) -> None: ...
+
+
+@app.task(schedule=5)  # mistake
+async def number(context: Context) -> None: ...
+
+
+@app.task(schedule="@hourly", failure_mode="COMMIT")  # mistake
+async def text(context: Context) -> None: ...
+
+
+@app.task(interval=5, when=datetime(2026, 1, 1, tzinfo=UTC))  # mistake
+async def no_json(context: Context) -> None: ...
+
+
+@app.task(interval=5, lease_duration="30")  # mistake
+async def lease(context: Context) -> None: ...
+
+
+@app.task(interval=5)  # mistake
+def plain(context: Context) -> None: ...
+
+
+@app.task(interval=5)  # mistake
+async def generator(context: Context) -> AsyncIterator[int]:
+    yield 1
+
+
+@app.task(interval=5)  # mistake
+async def no_parameters() -> None: ...
+
+
+@app.fixture()  # mistake
+async def no_generator(app_context: PyncetteContext) -> Pool:
+    return Pool("postgresql://")
+
+
+@app.middleware  # mistake
+async def without_next(context: Context) -> None: ...
+
+
+app.partitioned_task("32")  # mistake
+
+
+async def wrong() -> None:
+    async with app.create() as context:
+        await context.schedule_task(send, "a", execute_at="2026-01-01")  # mistake
+        await context.schedule_task(send, "a", intervall=timedelta(hours=1))  # mistake
+        await context.schedule_task(send, 7, interval=60)  # mistake
+        await context.schedule_task("send", "a", interval=60)  # mistake
+        await context.schedule_task(send, "a", interval=60, pool=Pool("x"))  # mistake
+        await context.schedule_task(send, "a", interval=60, timezone=3)  # mistake
+        await context.get_task("send")  # mistake
+        send.instantiate("a", execut_at=datetime(2026, 1, 1, tzinfo=UTC))  # mistake
+        remind.enabled_partitions = 3  # mistake
+        send.schedule = "@hourly"  # mistake
+        send.lease_duration = "5"  # mistake
