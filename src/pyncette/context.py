@@ -19,7 +19,13 @@ from pyncette.engine.execution import RunContext
 from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Executor, Hooks, Settings, Worker
 from pyncette.engine.writes import Call, Waker, WriteQueue
-from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException, describe
+from pyncette.errors import (
+    PyncetteException,
+    StoreUnavailableError,
+    TaskLockedException,
+    describe,
+    printable,
+)
 from pyncette.model import (
     Context,
     ContinuationToken,
@@ -30,7 +36,7 @@ from pyncette.model import (
     TaskState,
 )
 from pyncette.options import at_least_one
-from pyncette.store import EVERYTHING, Applied, Refused, Result, Write
+from pyncette.store import EVERYTHING, Applied, Refused, Result, Write, expectation_holds
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
     ABSENT,
@@ -61,6 +67,10 @@ CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
 
 CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
 """When what sleeps on such a clock is cancelled, and closing fails."""
+
+LOCKED_PAUSE_INITIAL_S: Final = 0.02
+LOCKED_PAUSE_MAX_S: Final = 0.5
+"""Between tries to update a record that somebody's open transaction holds."""
 
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
@@ -216,8 +226,18 @@ class PyncetteContext:
         if fresh.due_at is None:
             raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
         write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
-        patience = realtime.monotonic() + ADVANCE_PATIENCE_S
+        started = realtime.monotonic()
+        patience = started + ADVANCE_PATIENCE_S
+        pause = LOCKED_PAUSE_INITIAL_S
         while isinstance(result := await self._submit(write), Refused):
+            if expectation_holds(write, result.current):
+                if realtime.monotonic() >= started + self._store.deadline_s:
+                    raise StoreUnavailableError(
+                        f"The record of {printable(instance)} is locked by an open transaction"
+                    )
+                with self.clock.hold():
+                    await realtime.sleep(pause)
+                pause = min(2 * pause, LOCKED_PAUSE_MAX_S)
             write = await self._merge(instance, wanted, result.current, patience)
         self._worker.wrote(write)
         return instance

@@ -249,9 +249,11 @@ class Checker:
                         yield Violation(Promise.HEALTHY, event.time, event.line().strip())
                     leaving = [other for other in events if other.kind == "leaving"]
                     if leaving:
-                        since = max(
-                            leaving[-1].time, *(other.time for other in bodies), 0.0
-                        ) if bodies else leaving[-1].time
+                        since = (
+                            max(leaving[-1].time, *(other.time for other in bodies), 0.0)
+                            if bodies
+                            else leaving[-1].time
+                        )
                         took = event.time - since - frozen_s
                         if took > (1.0 if self._calm else 35):
                             yield Violation(
@@ -490,9 +492,7 @@ class Checker:
             yield Violation(
                 Promise.GONE, self._counted, f"the one-off {subject} of call {call.number} is there"
             )
-        if not any(self._done(task, run) for run in runs) and (
-            self._calm or not task.at_most_once
-        ):
+        if not any(self._done(task, run) for run in runs) and (self._calm or not task.at_most_once):
             yield Violation(
                 Promise.AT_LEAST_ONCE,
                 self._counted,
@@ -520,7 +520,7 @@ class Checker:
         plan = self._plan
         slack = 0.1 + 12 * plan.latency_s
         by_number = {call.number: call for call in self._calls[subject]}
-        opened = min((event.time for event in self._kinds["opened"] if event.process != "users"))
+        opened = min(event.time for event in self._kinds["opened"] if event.process != "users")
         previous: Run | None = None
         for run in runs:
             start, lease = run.start, task.lease_s
@@ -572,14 +572,13 @@ class Checker:
             if writer and not self._lives(writer[-1], start.time):
                 late -= plan.poll_s
             if late > slack and not plan.synchronous and self._served(ready, start.time):
-                yield Violation(
-                    Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late"
-                )
+                yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
 
     def _lives(self, event: Event, until: float) -> bool:
         return all(
-            told.process != event.process or told.time > until for told in self._kinds["told to stop"]
+            told.process != event.process or told.time > until
+            for told in self._kinds["told to stop"]
         )
 
     def _served(self, since: float, until: float) -> bool:

@@ -93,9 +93,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def tasks_of(self, process: str) -> list[asyncio.Task[Any]]:
         """The tasks of a process that are not done."""
         return [
-            task
-            for task, owner in self._processes.items()
-            if owner == process and not task.done()
+            task for task, owner in self._processes.items() if owner == process and not task.done()
         ]
 
     def unretrieved(self) -> list[tuple[str, BaseException]]:
@@ -244,9 +242,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                 options["context"] = context
             task = self._task_factory(self, coro, **options)
         else:
-            task = asyncio.Task(
-                cast(Any, coro), loop=self, name=name, context=context, **options
-            )
+            task = asyncio.Task(cast(Any, coro), loop=self, name=name, context=context, **options)
         return task
 
     def _register(self, task: asyncio.Task[Any], process: str) -> None:
@@ -300,7 +296,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                     try:
                         if coroutine is not None:
                             coroutine.close()
-                    except BaseException:  # noqa: S112
+                    except BaseException:
                         continue
                     break
         self._futures.clear()

@@ -216,9 +216,7 @@ def draw(seed: int, profile: str) -> Plan:
     duration = random.uniform(4, 20)
     tasks = _tasks(random, calm)
     workers = random.randint(1, 3 if calm else 4)
-    lives = [
-        life for number in range(workers) for life in _lives(random, number, duration, calm)
-    ]
+    lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
     processes = ["users", *(life.process for life in lives)]
     return Plan(
@@ -309,9 +307,7 @@ def _actions(
     names = [f"i{number}" for number in range(random.choice((1, 2, 4, 12)))]
     for call in range(1, random.randint(3, 25)):
         task = random.choice(dynamic)
-        what = random.choice(
-            (*(What.SCHEDULE,) * 6, *(What.FORCE,) * 2, *(What.UNSCHEDULE,) * 2)
-        )
+        what = random.choice((*(What.SCHEDULE,) * 6, *(What.FORCE,) * 2, *(What.UNSCHEDULE,) * 2))
         once = random.random() < 0.5
         actions.append(
             Action(
@@ -345,9 +341,7 @@ _STORE_FAULTS: Final = (
 )
 
 
-def _faults(
-    random: Random, profile: str, duration: float, processes: list[str]
-) -> list[Fault]:
+def _faults(random: Random, profile: str, duration: float, processes: list[str]) -> list[Fault]:
     if profile == "calm":
         return []
     kinds = list(_STORE_FAULTS)

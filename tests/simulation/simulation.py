@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-import pyncette.clock
 from tests.simulation.event_loop import WORLD, SimulatedLoop, Stuck
 from tests.simulation.history import History
 from tests.simulation.plan import Death, Kind, Life, Plan
 from tests.simulation.users import Apps
 from tests.simulation.world import World, subject
 
+import pyncette.clock
 from pyncette import chance
 from pyncette.errors import StoreError
 

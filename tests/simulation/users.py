@@ -67,7 +67,9 @@ class Apps:
         )
         if plan.middleware:
 
-            async def middleware(context: Context, following: Callable[[], Awaitable[None]]) -> None:
+            async def middleware(
+                context: Context, following: Callable[[], Awaitable[None]]
+            ) -> None:
                 await asyncio.sleep(0)
                 await following()
 
@@ -243,9 +245,3 @@ class Apps:
         finally:
             # Also when it was cancelled: what became of it is then unknown.
             world.note(process, f"{what}", subject, call=action.call, answer=answer)
-
-
-
-
-
-

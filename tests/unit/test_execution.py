@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -14,9 +15,11 @@ from tests.support import START, Bench, Progress, after, logged, looping, micros
 from pyncette import Context, ExecutionMode, FailureMode
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
+from pyncette.engine.writes import WriteQueue
 from pyncette.errors import LeaseLostException, StoreUnavailableError
+from pyncette.memory import MemoryStore
 from pyncette.schedule import At
-from pyncette.store import Write
+from pyncette.store import Refused, Result, Write
 from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Fail, Gate, LoseAnswer
@@ -785,6 +788,73 @@ def test_a_heartbeat_after_the_end_of_the_run_does_nothing() -> None:
 
 
 # Outcomes on a store that fails.
+
+
+class Locked(MemoryStore):
+    """A store in which somebody's transaction holds every row of one group for some writes."""
+
+    def __init__(self, group: str, times: int, like: MemoryStore) -> None:
+        super().__init__()
+        self._shelves = like._shelves
+        self.group = group
+        self.times = times
+        self.refused = 0
+
+    async def write(
+        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
+    ) -> list[Result]:
+        if self.refused < self.times and any(write.group == self.group for write in batch):
+            self.refused += 1
+            return [Refused(record) for record in await self.get([write[:2] for write in batch])]
+        return await super().write(batch, now, wake)
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_a_record_that_a_transaction_holds_is_written_again_with_pauses(
+    mode: ExecutionMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[Any] = []
+
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", execution_mode=mode)(bench.note)
+        await bench.plant(job, "x")
+        bench.repository._store = Locked(job.group, 4, bench.repository._store)
+        defer = WriteQueue._defer
+
+        def noting(queue: WriteQueue, entry: Any) -> None:
+            pauses.append(entry)
+            defer(queue, entry)
+
+        monkeypatch.setattr(WriteQueue, "_defer", noting)
+        async with bench.running() as context:
+            while await context.get_task(job, "x") is not None:
+                await asyncio.sleep(0)
+        assert len(bench.runs) == 1
+
+    monkeypatch.setattr("pyncette.engine.writes.RETRY_DELAY_INITIAL_S", 0.001)
+    run(main())
+    assert len(pauses) == 4
+
+
+def test_a_call_for_a_record_that_a_transaction_holds_waits_and_then_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=0.1)(bench.note)
+        await bench.plant(job, "x", planned=50)
+        locked = Locked(job.group, 10**6, bench.repository._store)
+        bench.repository._store = locked
+        async with bench.app.create() as context:
+            with pytest.raises(StoreUnavailableError, match="locked by an open transaction"):
+                await context.schedule_task(job, "x", interval=1)
+            assert locked.refused < 20
+            locked.times = locked.refused + 3
+            await context.schedule_task(job, "x", interval=1)
+
+    monkeypatch.setattr("pyncette.opening.DEADLINE_MIN_S", 0.1)
+    run(main())
 
 
 def test_an_outcome_whose_answer_was_lost_is_written_again_and_found_done() -> None:

@@ -95,7 +95,7 @@ def test_one_record_that_is_too_large_alone_is_parked_and_others_go_on(
     monkeypatch.setattr("pyncette.engine.loop.STORE_RETRY_DELAY_MAX_S", 0.01)
 
     async def main() -> None:
-        store = Narrow(characters=1_000)
+        store = Narrow(characters=100_000)
         app = app_on(store)
         ran = asyncio.Event()
         ticked = asyncio.Event()
@@ -108,7 +108,7 @@ def test_one_record_that_is_too_large_alone_is_parked_and_others_go_on(
         async def tick(context: Context) -> None:
             ticked.set()
 
-        await plant(store, big.group, "huge", 2_000)
+        await plant(store, big.group, "huge", 200_000)
         async with app.create() as context:
             loop = asyncio.create_task(context.run())
             state = await context.get_task(big, "huge")
@@ -203,5 +203,47 @@ def test_too_many_calls_that_wait_are_refused_at_once(monkeypatch: pytest.Monkey
             assert len(refused) == 7
             assert "wait for the store already" in str(refused[0])
             assert len((await context.list_tasks(job)).tasks) == 3
+
+    run(main())
+
+
+def test_a_store_that_is_slow_parks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyncette.opening.DEADLINE_MIN_S", 0.02)
+    monkeypatch.setattr("pyncette.engine.loop.STORE_RETRY_DELAY_MAX_S", 0.01)
+
+    class Slow(MemoryStore):
+        """Claims of records take longer than the deadline, for some time."""
+
+        slow = 12
+
+        async def claim(
+            self, sources: Sequence[Source], limit: int, now: int, *rest: Any, **options: Any
+        ) -> Claimed:
+            claimed = await super().claim(sources, limit, now, *rest, **options)
+            if claimed.records and self.slow:
+                self.slow -= 1
+                await asyncio.sleep(0.03)
+            return claimed
+
+    async def main() -> None:
+        app = app_on(Slow(), batch_size=1)
+        ran: set[str] = set()
+        all_ran = asyncio.Event()
+
+        @app.dynamic_task(lease_duration=0.1)
+        async def small(context: Context) -> None:
+            ran.add(context.task.name)
+            if len(ran) == 3:
+                all_ran.set()
+
+        async with app.create() as context:
+            for number in range(3):
+                await context.schedule_task(small, str(number), interval=0.01)
+            loop = asyncio.create_task(context.run())
+            await all_ran.wait()
+            context.shutdown()
+            await loop
+            states = (await context.list_tasks(small)).tasks
+            assert "parked" not in {state.state for state in states}
 
     run(main())

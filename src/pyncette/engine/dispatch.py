@@ -17,7 +17,7 @@ from pyncette.engine.background import is_cancelled
 from pyncette.engine.backlog import BACKLOG_AGE_MIN
 from pyncette.engine.execution import Batch, Execution, TaskParts, compose
 from pyncette.engine.rules import Policy
-from pyncette.engine.writes import Next
+from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
 from pyncette.model import ExecutionMode
 from pyncette.schedule import UnreadableHere
@@ -70,7 +70,8 @@ class Dispatcher:
 
     def __init__(self, worker: Worker) -> None:
         """Prepares to dispatch for a worker."""
-        self.executions: set[Execution] = set()
+        # An ordered set: what is done to all of them has the same order in every replay.
+        self.executions: dict[Execution, None] = {}
         self._worker = worker
         self._parts: dict[Task, TaskParts] = {}
         self._suspect: Execution | None = None
@@ -119,7 +120,7 @@ class Dispatcher:
                 execution = self._execution(batch, record, claim.now)
                 if execution is None:
                     continue
-                self.executions.add(execution)
+                self.executions[execution] = None
                 run = execution.run()
                 try:
                     await spawn(run)
@@ -148,7 +149,7 @@ class Dispatcher:
 
     def forget(self, execution: Execution) -> bool:
         """An execution has ended; whether suspects that waited for it may be claimed now."""
-        self.executions.discard(execution)
+        self.executions.pop(execution, None)
         if execution is not self._suspect:
             return False
         self._suspect = None
@@ -319,7 +320,7 @@ class _Release:
             ):
                 return Next.DONE
             self._record = current  # somebody has asked for something meanwhile
-            return Next.RETRY
+            return again(write, answer)
         if isinstance(answer, Failed) and isinstance(answer.error, ValueError):
             self.abandon(answer.error)
             return Next.DONE

@@ -18,7 +18,7 @@ from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.background import is_cancelled
 from pyncette.engine.rules import Policy, Verdict
-from pyncette.engine.writes import Next
+from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, MiddlewareFunc, TaskFunc
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
@@ -268,7 +268,7 @@ class Execution:
         if isinstance(answer, Refused):
             found = self.compare(answer.current)
             if found is Verdict.HELD:
-                return Next.RETRY
+                return again(write, answer)
             if found is Verdict.LOST:
                 self._log_lost()
             else:
@@ -346,7 +346,7 @@ class _Heartbeat:
         elif isinstance(answer, Refused):
             found = execution.compare(answer.current)
             if found is Verdict.HELD:
-                return Next.RETRY
+                return again(write, answer)
             self._finish(LeaseLostException(execution.task()) if found is Verdict.LOST else None)
         else:
             # What became of it is unknown: whether it holds will show at the next write, which
@@ -391,7 +391,7 @@ class _Advance:
         elif isinstance(answer, Refused):
             found = execution.compare(answer.current)
             if found is Verdict.HELD:
-                return Next.RETRY
+                return again(write, answer)
             if found is Verdict.SETTLED:
                 worker.wrote(write)
                 self._finish(True)

@@ -40,6 +40,9 @@ MEASURE_INTERVAL_S: Final = 10.0
 PATIENT_FACTOR: Final = 4
 """How many deadlines a claim of a single record may take that was not answered within one."""
 
+TOO_LARGE_CHARACTERS_MIN: Final = 100_000
+"""A smaller record is never too large: where reading it takes long, the store is slow."""
+
 CAREFUL_CLAIMS: Final = 20
 """How many claims ask for a single record after one that was not answered in time: the record that
 is too large is found among them, since sources are asked in random order."""
@@ -209,6 +212,7 @@ class Loop:
         worker = self._worker
         patient = self._careful > 0 and await self._store_answers()
         self._unanswered = question._replace(repeated=True)
+        asked_at = worker.clock.monotonic()
         claimed = await worker.store.claim(
             question.sources,
             question.limit,
@@ -221,13 +225,15 @@ class Loop:
         )
         self._unanswered = None
         self._succeeded()
-        took = worker.clock.monotonic() - question.sent
+        answered_at = worker.clock.monotonic()
+        took = answered_at - question.sent
         self._note_next_asks(question, claimed)
-        if patient and took > worker.store.deadline_s:
-            self._park_too_large(claimed.records, took)
-            return
+        if patient and answered_at - asked_at > worker.store.deadline_s:
+            records = self._park_too_large(claimed.records, answered_at - asked_at)
+        else:
+            records = claimed.records
         await worker.dispatcher.dispatch(
-            claimed.records,
+            records,
             {source.group: source.task for source in question.asked if source.key is None},
             {source.key: source.task for source in question.asked if source.key is not None},
             Claim(question.sent, took, self.last_tick),
@@ -245,9 +251,14 @@ class Loop:
         await self._worker.store.get([(CONTROL_GROUP, "layout")])
         return True
 
-    def _park_too_large(self, records: Sequence[Record], took: float) -> None:
+    def _park_too_large(self, records: Sequence[Record], took: float) -> list[Record]:
+        """Parks what is too large to be read in time; gives what was only read slowly."""
+        small: list[Record] = []
         for record in records:
             size = len(record.schedule) + len(record.args) + len(record.progress)
+            if size < TOO_LARGE_CHARACTERS_MIN:
+                small.append(record)
+                continue
             reason = (
                 f"too large: it took {took:.1f} s to read {size:,} characters, and must take at "
                 f"most {self._worker.store.deadline_s:g} s (half the shortest lease)"
@@ -256,6 +267,7 @@ class Loop:
                 "%s of %s is parked: %s", printable(record.key), printable(record.group), reason
             )
             self._worker.dispatcher.park(record, reason)
+        return small
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
         # A static task that was claimed has nothing due any more: groups are what counts.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Final
 
 from pyncette.store.record import STATIC_GROUP
@@ -27,10 +28,11 @@ _VOID_MAX: Final = 64
 class PolledSource:
     """One source and its next ask."""
 
-    __slots__ = ("backoff", "group", "key", "next_ask", "seen", "task")
+    __slots__ = ("backoff", "group", "key", "next_ask", "seen", "serial", "task")
 
-    def __init__(self, task: Task, group: str, key: str | None) -> None:
+    def __init__(self, task: Task, group: str, key: str | None, serial: int) -> None:
         """Creates a source that is to be asked at once."""
+        self.serial = serial
         self.task = task
         self.group = group
         self.key = key
@@ -47,6 +49,7 @@ class Sources:
         # An entry is void once its source has another instant; void ones go when they come up.
         self._heap: list[tuple[int, int, PolledSource]] = []
         self._serial = 0
+        self._serials = count()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -59,7 +62,9 @@ class Sources:
                 identity = (group, None if task.dynamic else task.key)
                 source = self._table.get(identity)
                 if source is None or source.task is not task:
-                    source = self._table[identity] = PolledSource(task, *identity)
+                    source = self._table[identity] = PolledSource(
+                        task, *identity, next(self._serials)
+                    )
                     self._push(source)
                 source.seen = self._serial
         for identity, source in list(self._table.items()):
@@ -109,11 +114,11 @@ class Sources:
     def _push(self, source: PolledSource) -> None:
         if source.next_ask >= NEVER:
             return
-        heappush(self._heap, (source.next_ask, id(source), source))
+        heappush(self._heap, (source.next_ask, source.serial, source))
         if len(self._heap) > 2 * len(self._table) + _VOID_MAX:
             # Every poll tells each source's instant again: most entries are the same.
             self._heap = [
-                (other.next_ask, id(other), other)
+                (other.next_ask, other.serial, other)
                 for other in self._table.values()
                 if other.next_ask < NEVER
             ]

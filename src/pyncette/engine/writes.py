@@ -20,7 +20,16 @@ from typing import Final, NamedTuple, Protocol
 from pyncette.clock import realtime
 from pyncette.engine.background import Background, is_cancelled
 from pyncette.errors import StoreUnavailableError, describe
-from pyncette.store import Applied, Failed, Identity, Refused, Result, Unknown, Write
+from pyncette.store import (
+    Applied,
+    Failed,
+    Identity,
+    Refused,
+    Result,
+    Unknown,
+    Write,
+    expectation_holds,
+)
 from pyncette.store.record import Put
 
 logger = logging.getLogger(__name__)
@@ -62,6 +71,16 @@ class Entry(Protocol):
 
     def abandon(self, error: Exception) -> None:
         """The entry will not be written (again): tells whoever waits for it."""
+
+
+def again(write: Write, refused: Refused) -> Next:
+    """How a write is repeated that was refused though its writer still holds the record.
+
+    Where the record is not as the write expected, somebody has changed it: decide again at once.
+    Where it is, somebody's open transaction holds the row (see ``pyncette.store.Failed``), and
+    asking again at once would only keep the store busy.
+    """
+    return Next.BACK_OFF if expectation_holds(write, refused.current) else Next.RETRY
 
 
 Commit = Callable[[Sequence[Write], int], Awaitable[list[Result]]]

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
-from pyncette.store.record import Change, Record, State
+from pyncette.store.record import ABSENT, ANY, Change, Record, State
 
 RepositoryFactory = Callable[..., AbstractAsyncContextManager["Store"]]
 """Opens a store: called with keywords only, ignores those that are not its own."""
@@ -268,6 +268,14 @@ class Store(Protocol):
 def next_version(version: int, now: int) -> int:
     """The version that a write gives to a record of the given version (0: to a new one)."""
     return version + 1 if version >= now else now
+
+
+def expectation_holds(write: Write, current: Record | None) -> bool:
+    """Whether the record that is there is the one that a write expects."""
+    version = ABSENT if current is None else current.version
+    if write.expect not in (version, ANY):
+        return False
+    return write.token is None or (current is not None and current.token == write.token)
 
 
 async def scan_all(

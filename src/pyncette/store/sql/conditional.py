@@ -11,10 +11,18 @@ from typing import Final, NamedTuple
 
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreUnavailableError
-from pyncette.store import Applied, Failed, Identity, Refused, Result, Unknown, Write
+from pyncette.store import (
+    Applied,
+    Failed,
+    Identity,
+    Refused,
+    Result,
+    Unknown,
+    Write,
+    expectation_holds,
+)
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record
 from pyncette.store.sql.conflicts import Backoff
-from pyncette.store.sql.rows import expectation_holds
 
 HELD_PATIENCE_S: Final = 0.25
 """How long a write waits for a record that another transaction holds before it is refused."""

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
-from pyncette.store import Write, next_version
-from pyncette.store.record import ABSENT, ANY, Record
+from pyncette.store import next_version
+from pyncette.store.record import Record
 
 VERSION_MAX: Final = 1 << 53
 """No write gives a version as large as this: it is later than every instant."""
@@ -96,14 +96,6 @@ def prefix_end(prefix: str) -> str | None:
     following = ord(head[-1]) + 1
     # The surrogates between the two planes are no characters.
     return head[:-1] + chr(0xE000 if following == 0xD800 else following)
-
-
-def expectation_holds(write: Write, current: Record | None) -> bool:
-    """Whether the record that is there is the one that a write expects."""
-    version = ABSENT if current is None else current.version
-    if write.expect not in (version, ANY):
-        return False
-    return write.token is None or (current is not None and current.token == write.token)
 
 
 def version_after(version: int, now: int) -> int:
