@@ -61,6 +61,7 @@ class Proxy:
         behaviour: What it does with requests.
         calls: The operations that it was asked for.
         open_connections: How many clients are connected.
+        closed: It has ended.
     """
 
     def __init__(self, target: str) -> None:
@@ -68,11 +69,16 @@ class Proxy:
         self.behaviour: Behaviour = honest
         self.calls: list[str] = []
         self.open_connections = 0
+        self.closed = False
         parts = urlsplit(target)
         self._target = parts.hostname or "", parts.port or 80
 
     async def serve(self, client: asyncio.StreamReader, answers: asyncio.StreamWriter) -> None:
         """Handles one connection."""
+        if self.closed:
+            # Accepted before the end, and served after it: nobody would cancel this task.
+            answers.close()
+            return
         self.open_connections += 1
         upstream = await asyncio.open_connection(*self._target)
         try:
@@ -178,6 +184,7 @@ def proxy_before(target: str) -> Iterator[Proxy]:
         loops.append(asyncio.get_running_loop())
         started.set()
         await ended.wait()
+        proxy.closed = True
         server.close()
         mine = asyncio.current_task()
         # A connection that was just accepted is served by a task that is made in a later pass.
