@@ -233,7 +233,10 @@ local function take_from(source)
         count = BEHIND
         local further = redis.call('ZCOUNT', KEYS[2 * source.group - 1], '-inf', source.before)
           - offset
-        if further > BEHIND then offset = offset + instant % (further - BEHIND + 1) end
+        -- So that each is found equally often, the first and the last ones, too.
+        if further > BEHIND then
+          offset = offset + math.max(instant % (further + BEHIND) - BEHIND, 0)
+        end
       end
     end
     local keys, values = ranged(source, '-inf', source.before, offset, count)
