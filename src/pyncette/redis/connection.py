@@ -26,6 +26,9 @@ from pyncette.redis.layout import encoded
 CONNECT_TIMEOUT_S: Final = 5.0
 """How long opening a connection may take, where ``redis_timeout`` does not say."""
 
+REFUSAL_TIMEOUT_S: Final = 0.3
+"""How long a server may take to refuse an argument for its length."""
+
 SILENT_FOR_S: Final = 1.0
 """How long a silent node of a cluster is not asked again."""
 
@@ -230,7 +233,9 @@ def is_alive(connection: Any) -> bool:
     The driver's own look (``can_read``) has another name in each release.
     """
     reader = getattr(connection, "_reader", None)
-    return bool(connection.is_connected) and not (reader is not None and reader.at_eof())
+    return bool(connection.is_connected) and not (
+        reader is not None and (reader.at_eof() or reader.exception() is not None)
+    )
 
 
 async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
@@ -246,6 +251,8 @@ async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
         try:
             replies.append(await connection.read_response(disable_decoding=True))
         except exceptions.ResponseError as error:
+            if str(error).startswith("Protocol error"):  # and it closes the connection
+                raise exceptions.ConnectionError(str(error)) from error
             replies.append(error)
     return replies
 
@@ -356,6 +363,28 @@ class Server:
                 return connection
             await self.dialer.drop(connection)
         return await self.open()
+
+    async def refuses_length(self, length: int) -> bool:
+        """Whether the server takes no argument of so many bytes (``proto-max-bulk-len``).
+
+        It closes the connection when it meets such an argument, often before its answer, which
+        says so, can be read. So only the beginning of one is sent here.
+
+        Raises:
+            StoreError: It cannot be reached.
+        """
+        connection = await self.open()
+        try:
+            beginning = b"*2\r\n$4\r\nPING\r\n$%d\r\n" % length
+            await connection.send_packed_command(beginning, check_health=False)
+            await connection.read_response(disable_decoding=True, timeout=REFUSAL_TIMEOUT_S)
+        except exceptions.ResponseError as error:
+            return "bulk length" in str(error)
+        except (OSError, exceptions.RedisError) as error:
+            raise translated(error, self.place) from error
+        finally:
+            await self.dialer.drop(connection)
+        return False
 
     async def drop_idle(self) -> None:
         """Closes the connections that nobody uses."""

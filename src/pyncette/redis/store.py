@@ -76,9 +76,6 @@ _TOPOLOGIES: Final[dict[str, Callable[[Target], Topology]]] = {
     "cluster": Cluster,
 }
 
-_TOO_LONG: Final = "invalid bulk length"
-"""What a server answers to an argument that is longer than it takes."""
-
 LOST_MAX: Final = 10_000
 """For how many sources lost leases are remembered, and how many of each."""
 
@@ -434,7 +431,14 @@ class RedisStore:
         for at in writing.large:
             call = self._write_call(self._slot(batch[at].group), writing, [at])
             [outcome] = await self._topology.perform(lane, [call])
-            self._take_in(writing, [at], outcome)
+            if isinstance(outcome, StoreError) and await self._is_too_long(call.slot, writing, at):
+                error = ValueError(
+                    f"The record {batch[at].key!r} is longer than the server takes. Make its "
+                    "arguments shorter, or raise the server's proto-max-bulk-len."
+                )
+                results[at] = Failed(error)
+            else:
+                self._take_in(writing, [at], outcome)
         if wake and not calls:
             with suppress(StoreUnavailableError):  # a notification may be lost
                 await self._ask_any(*publish)
@@ -483,17 +487,8 @@ class RedisStore:
         """Notes the answers to the writes of one call."""
         results = writing.results
         if isinstance(outcome, StoreError):
-            result: Result = Unknown(outcome)
-            if len(places) == 1 and _TOO_LONG in str(outcome):
-                key = writing.batch[places[0]].key
-                result = Failed(
-                    ValueError(
-                        f"The record {key!r} is longer than the server takes "
-                        f"(proto-max-bulk-len): {outcome}"
-                    )
-                )
             for at in places:
-                results[at] = result
+                results[at] = Unknown(outcome)
             return
         replies, *after = outcome
         unconfirmed = self._unconfirmed(after)
@@ -511,6 +506,14 @@ class RedisStore:
             elif reply is not None:
                 group, key = writing.batch[at][:2]
                 results[at] = Refused(record_from(group, key, reply))
+
+    async def _is_too_long(self, slot: int, writing: _Writing, at: int) -> bool:
+        """Whether the server refuses a change for its length; False if that cannot be told."""
+        try:
+            server = await self._topology.server_of(slot)
+            return await server.refuses_length(len(writing.texts[at][-1].encode()))
+        except StoreError:
+            return False
 
     def _unconfirmed(self, after: Sequence[Reply]) -> StoreUnavailableError | None:
         """The error where fewer replicas than wanted have what was written.

@@ -112,6 +112,14 @@ class Topology(Protocol):
         """Makes all calls, in as few trips as there can be."""
         ...
 
+    async def server_of(self, slot: int) -> Server:
+        """The server that has a slot.
+
+        Raises:
+            StoreError: It cannot be told.
+        """
+        ...
+
     async def answers_beside(self, slots: Collection[int]) -> bool:
         """Whether a server answers that has none of these slots."""
         ...
@@ -216,6 +224,9 @@ class Direct:
             if not all(isinstance(outcome, NotExecutedError) for outcome in outcomes):
                 break
         return outcomes
+
+    async def server_of(self, slot: int) -> Server:
+        return await self._current()
 
     async def answers_beside(self, slots: Collection[int]) -> bool:
         return False
@@ -479,6 +490,12 @@ class Cluster:
                 return False
             server.found_silent()
             return True
+
+    async def server_of(self, slot: int) -> Server:
+        owner = self._owners[slot]
+        if owner is None:
+            raise NotExecutedError("No node of the cluster has this slot")
+        return self._node(owner)
 
     async def answers_beside(self, slots: Collection[int]) -> bool:
         return await self._answers_beside({self._owners[slot] for slot in slots})
