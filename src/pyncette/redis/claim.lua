@@ -2,29 +2,53 @@
 --
 -- KEYS  of each group in turn: the sorted set of what comes due, the hash of its records.
 -- ARGV  now, token, limit, what to return ("0": what is taken now; "1": what the token holds from
---       before and then that; "2": only what it holds); then of each source: the number of its
---       group, the end of its lease, "before", its share, its key ("" where it is the group).
+--       before and then that; "2": only what it holds), "1" where the server's clock bounds what
+--       is due, the most unfinished attempts of a record that is taken ("": any number), how many
+--       lost leases follow; of each lost lease: the number of its group, its key ("" where it is
+--       any in the group), its end, its token, the instant at which it is to end instead; then of
+--       each source: the number of its group, the end of its lease, "before", its share, its key
+--       ("" where it is the group).
 -- Returns the soonest instant of each source, and of each record: group number, key, value.
 --
 -- Instants come and go as text. As numbers they are compared and added to, and these are exact up
 -- to 2^53; they are printed by %.0f alone, since tostring and cjson lose digits.
 
--- Of a value: version, instant, starts, token, and where its progress begins.
-local HEAD = '^(%d+)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- Of a value: version, instant, unfinished attempts, token, and where its progress begins.
+local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- These are also in write.lua, scan.lua and layout.py.
+local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
+local ATTEMPTS_MAX = 999999999
 local EXACT = 9007199254740992
 local CHUNK = 1000
+-- How many records of a group, and of all groups, are looked at beyond those that are taken, where
+-- the first ones may not be taken. A tenth of a millisecond goes by for about twenty.
+local SKIPPED_MAX, SKIPPED_OF_ALL_MAX = 1000, 4000
+-- How many of SKIPPED_MAX are left for records far behind the first ones.
+local BEHIND = 250
+
 local now, token, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local repeated, takes = ARGV[4] ~= '0', ARGV[4] ~= '2'
 local instant = tonumber(now)
+local attempts_max = tonumber(ARGV[6])
+local bound, bound_text
+if ARGV[5] == '1' then
+  local time = redis.call('TIME')
+  bound = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  bound_text = string.format('%.0f', bound)
+end
 
--- What a value says. Where somebody edited it into something else, what is there stands as the
--- plan of a record, so that whoever reads it finds it unreadable, and parks it.
+-- What a value says. If somebody edited it into something else, its text is returned as the
+-- schedule of a record, so that the worker that reads the record finds it unreadable and parks it.
 local function parsed(value, otherwise)
-  local version, due, starts, holder, rest = string.match(value, HEAD)
-  if version and #version <= 16 and #due <= 18 and due ~= '-' and #starts <= 9 then
-    return version, due, starts, holder, string.sub(value, rest)
+  local version, due, attempts, holder, rest = string.match(value, HEAD)
+  if version and #version <= 16 and #due <= 18 and #attempts <= 9
+    and tonumber(version) <= VERSION_MAX then
+    local at = tonumber(due)
+    if due == '' or (at and at >= DUE_MIN and at <= DUE_MAX) then
+      return version, due, attempts, holder, string.sub(value, rest), at
+    end
   end
-  return '1', otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0'
+  return '1', otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0', tonumber(otherwise)
 end
 
 -- Whether one instant lies at or before another. Rounding keeps the order, so that only what
@@ -68,15 +92,19 @@ local function flush(group)
   pending[group] = nil
 end
 
-local function take(source, key, version, starts, rest)
+local function take(source, key, version, attempts, rest)
   local next_version = tonumber(version) + 1
   if next_version <= instant then
     version = now
   else
     version = string.format('%.0f', next_version)
   end
-  starts = starts == '0' and '1' or string.format('%.0f', tonumber(starts) + 1)
-  local value = version .. source.running .. starts .. '\0' .. token .. '\0' .. rest
+  if attempts == '0' then
+    attempts = '1'
+  else
+    attempts = string.format('%.0f', math.min(tonumber(attempts) + 1, ATTEMPTS_MAX))
+  end
+  local value = version .. source.running .. attempts .. '\0' .. token .. '\0' .. rest
   local taken = pending[source.group]
   if not taken then
     taken = {values = {}, scores = {}, length = 0}
@@ -106,18 +134,52 @@ local function ranged(source, first, last, offset, count)
   return keys, values_of(KEYS[2 * source.group], keys)
 end
 
+-- Whether a record may be taken by its number of unfinished attempts.
+local function is_allowed(attempts, more)
+  return not attempts_max or tonumber(attempts) <= attempts_max + more
+end
+
 local function held(source, key, value)
   if not value or source.room == 0 or left <= 0 then return end
-  local _, due, _, holder = parsed(value, '')
-  if due == source.lease_end and holder == token then keep(source, key, value) end
+  local _, due, attempts, holder = parsed(value, '')
+  -- Its claim counted one attempt.
+  if due == source.lease_end and holder == token and is_allowed(attempts, 1) then
+    keep(source, key, value)
+  end
+end
+
+-- Ends a lease that its holder never heard of, as if it had not begun.
+local function release(lost, key, value)
+  if not value then return end
+  local version, due, attempts, holder, rest = parsed(value, '')
+  if due ~= lost.lease_end or holder ~= lost.token then return end
+  local next_version = math.max(tonumber(version) + 1, instant)
+  attempts = string.format('%.0f', math.max(tonumber(attempts) - 1, 0))
+  redis.call('HSET', KEYS[2 * lost.group], key, string.format('%.0f', next_version) .. '\0'
+    .. lost.due .. '\0running\0' .. attempts .. '\0-\0' .. rest)
+  redis.call('ZADD', KEYS[2 * lost.group - 1], lost.due, key)
+end
+
+local first_source = 8 + 5 * tonumber(ARGV[7])
+for at = 8, first_source - 1, 5 do
+  local lost = {group = tonumber(ARGV[at]), lease_end = ARGV[at + 2], token = ARGV[at + 3],
+    due = ARGV[at + 4]}
+  if ARGV[at + 1] ~= '' then
+    release(lost, ARGV[at + 1], redis.call('HGET', KEYS[2 * lost.group], ARGV[at + 1]))
+  else
+    -- Those of other claims that end at the same instant are few: one look is enough.
+    local keys, values = ranged(lost, lost.lease_end, lost.lease_end, 0, 4 * CHUNK)
+    for number, key in ipairs(keys) do release(lost, key, values[number]) end
+  end
 end
 
 -- The sources, and the records of those that are keys, read together.
 local sources, keyed = {}, {}
-for at = 5, #ARGV, 5 do
+for at = first_source, #ARGV, 5 do
   local source = {group = tonumber(ARGV[at]), lease_end = ARGV[at + 1], before = ARGV[at + 2],
     room = tonumber(ARGV[at + 3]), key = ARGV[at + 4]}
   source.latest = tonumber(source.before)
+  if bound and bound < source.latest then source.latest, source.before = bound, bound_text end
   source.running = '\0' .. source.lease_end .. '\0running\0'
   sources[#sources + 1] = source
   if source.key ~= '' then
@@ -151,55 +213,95 @@ if repeated then
   end
 end
 
+-- Takes from a group what is due, soonest first. Records that may not be taken are passed over, in
+-- growing steps up to a maximum; if all of those are such, others much further behind are looked
+-- at, elsewhere in each claim, so that no number of them keeps a record from being found.
+local skipped_of_all = 0
+local function take_from(source)
+  local offset, skipped, mended, count = 0, 0, 0, nil
+  local behind = false
+  while true do
+    local room = math.min(source.room, left)
+    if room <= 0 then return end
+    count = count and math.min(2 * count, CHUNK) or room
+    if skipped > 0 then
+      local most = behind and SKIPPED_MAX or SKIPPED_MAX - BEHIND
+      count = math.min(count, most - skipped, SKIPPED_OF_ALL_MAX - skipped_of_all)
+      if count <= 0 then
+        if behind or skipped_of_all >= SKIPPED_OF_ALL_MAX then return end
+        behind = true
+        count = BEHIND
+        local further = redis.call('ZCOUNT', KEYS[2 * source.group - 1], '-inf', source.before)
+          - offset
+        -- So that each is found equally often, the first and the last ones, too.
+        if further > BEHIND then
+          offset = offset + math.max(instant % (further + BEHIND) - BEHIND, 0)
+        end
+      end
+    end
+    local keys, values = ranged(source, '-inf', source.before, offset, count)
+    local mends, skips = 0, 0
+    for number, key in ipairs(keys) do
+      local value = values[number]
+      local version, due, attempts, rest, at, _
+      if value then version, due, attempts, _, rest, at = parsed(value, source.before) end
+      if not (at and (at < source.latest or at_most(due, source.before))) then
+        mend(source, key, value, due)
+        mends = mends + 1
+      elseif attempts_max and tonumber(attempts) > attempts_max then
+        skips = skips + 1
+      elseif room > 0 then
+        take(source, key, version, attempts, rest)
+        room = room - 1
+      end
+    end
+    flush(source.group)
+    if #keys < count then return end
+    -- Entries of the index that had to be put right may leave room for more.
+    if mends > 0 then mended = mended + 1 end
+    if skips == 0 and (mends == 0 or mended >= 3) then return end
+    offset, skipped, skipped_of_all = offset + skips, skipped + skips, skipped_of_all + skips
+  end
+end
+
 for _, source in ipairs(sources) do
   if source.key ~= '' then
     if source.value then
-      local version, due, starts, _, rest = parsed(source.value, now)
+      local version, due, attempts, _, rest = parsed(source.value, source.before)
       if due ~= '' then
         source.due = due
-        if takes and source.room > 0 and left > 0 and at_most(due, source.before) then
-          take(source, source.key, version, starts, rest)
+        if takes and source.room > 0 and left > 0 and at_most(due, source.before)
+          and is_allowed(attempts, 0) then
+          take(source, source.key, version, attempts, rest)
           source.due = source.lease_end
         end
       end
     end
   elseif takes then
-    -- Entries of the index that had to be put right may leave room for more.
-    for _ = 1, 3 do
-      local room = math.min(source.room, left)
-      if room <= 0 then break end
-      local keys, values = ranged(source, '-inf', source.before, 0, room)
-      local mends = 0
-      for number, key in ipairs(keys) do
-        local value = values[number]
-        local version, due, starts, rest, _
-        if value then version, due, starts, _, rest = parsed(value, source.before) end
-        local at = value and tonumber(due)
-        if at and (at < source.latest or at_most(due, source.before)) then
-          take(source, key, version, starts, rest)
-        else
-          mend(source, key, value, due)
-          mends = mends + 1
-        end
-      end
-      flush(source.group)
-      if mends == 0 or #keys < room then break end
-    end
+    take_from(source)
   end
 end
 for group in pairs(pending) do flush(group) end
 
+-- The soonest instant in a group. Scores that are no instants are put right on the way.
+local function soonest(source)
+  for _ = 1, 10 do
+    local first = redis.call('ZRANGE', KEYS[2 * source.group - 1], 0, 0, 'WITHSCORES')
+    local score = tonumber(first[2])
+    if not score or (score >= -EXACT and score <= DUE_MAX) then return first[2] end
+    local value = redis.call('HGET', KEYS[2 * source.group], first[1])
+    local due = ''
+    if value then due = select(2, parsed(value, now)) end
+    if tonumber(due) == score then return due end
+    mend(source, first[1], value, due)
+  end
+  return now
+end
+
 local next_due = {}
 for number, source in ipairs(sources) do
   local due = source.due
-  if source.key == '' then
-    local first = redis.call('ZRANGE', KEYS[2 * source.group - 1], 0, 0, 'WITHSCORES')
-    due = first[2]
-    if due and tonumber(due) < -EXACT then
-      local value = redis.call('HGET', KEYS[2 * source.group], first[1])
-      if value then due = select(2, parsed(value, due)) end
-    end
-  end
+  if source.key == '' then due = soonest(source) end
   next_due[number] = due or false
 end
 return {next_due, claimed}

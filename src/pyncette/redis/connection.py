@@ -9,10 +9,10 @@ repeated here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from redis import exceptions
 from redis.asyncio.connection import Connection
@@ -26,12 +26,16 @@ from pyncette.redis.layout import encoded
 CONNECT_TIMEOUT_S: Final = 5.0
 """How long opening a connection may take, where ``redis_timeout`` does not say."""
 
+REFUSAL_TIMEOUT_S: Final = 0.3
+"""How long a server may take to refuse an argument for its length."""
+
+SILENT_FOR_S: Final = 1.0
+"""How long a silent node of a cluster is not asked again."""
+
 Argument = bytes | str | int
 Command = Sequence[Argument]
 Reply = Any
 """What the server answers; an error that it answers is an exception, returned and not raised."""
-
-_Answer = TypeVar("_Answer")
 
 
 class NotExecutedError(StoreUnavailableError):
@@ -115,7 +119,7 @@ def translated(error: Exception, place: str, executed: bool = True) -> StoreErro
 
 
 class Dialer:
-    """Opens connections: what they have in common, apart from the address.
+    """Opens connections, and closes all of them in the end: those that are in use, too.
 
     Args:
         connection_class: Of redis-py.
@@ -147,7 +151,11 @@ class Dialer:
         self._arguments.setdefault("socket_timeout", None)
         if not issubclass(connection_class, Connection):
             self._arguments.pop("socket_keepalive")
-        self.timeout = timeout
+        self._opening: set[Any] = set()
+        # The transport of each: the driver forgets it when it meets an error, and then what was
+        # not sent yet would keep a socket to a server that hangs.
+        self._open: dict[Any, asyncio.WriteTransport | None] = {}
+        self._closed = False
 
     def make(self, address: dict[str, Any]) -> Any:
         """A connection to this address that is not open yet.
@@ -161,22 +169,60 @@ class Dialer:
         """A connection to this address.
 
         Raises:
-            StoreError: There is none to be had.
+            StoreError: There is none to be had, or the dialer is closed.
         """
+        self._check_open(place)
         connection = self.make(address)
+        self._opening.add(connection)
         try:
             async with realtime.timeout(self._arguments["socket_connect_timeout"]):
                 await connection.connect()
+            self._check_open(place)
         except BaseException as error:
-            await drop(connection)
+            await self.drop(connection)
             if isinstance(error, Exception):
                 raise translated(error, place, executed=False) from error
             raise
+        finally:
+            self._opening.discard(connection)
+        self._open[connection] = _transport_of(connection)
         return connection
 
+    def _check_open(self, place: str) -> None:
+        if self._closed:
+            raise NotExecutedError(f"{place} is not called any more: the store is closed")
 
-async def drop(connection: Any) -> None:
-    """Closes a connection without waiting for the other side."""
+    async def drop(self, connection: Any) -> None:
+        """Closes a connection without waiting for the other side."""
+        _abort(self._open.pop(connection, None) or _transport_of(connection))
+        await _disconnect(connection)
+
+    async def close(self) -> None:
+        """Closes every connection, also those in use, and opens none from now on.
+
+        All sockets are closed before anything is awaited, so that a cancellation leaves none.
+        """
+        self._closed = True
+        opened, self._open = self._open, {}
+        for transport in (*map(_transport_of, self._opening), *opened.values()):
+            _abort(transport)
+        # Those that are being opened would open themselves again.
+        for connection in opened:
+            await _disconnect(connection)
+
+
+def _transport_of(connection: Any) -> asyncio.WriteTransport | None:
+    writer: asyncio.StreamWriter | None = getattr(connection, "_writer", None)
+    return None if writer is None else writer.transport
+
+
+def _abort(transport: asyncio.WriteTransport | None) -> None:
+    """Closes the socket at once, whatever was not sent yet."""
+    if transport is not None:
+        transport.abort()
+
+
+async def _disconnect(connection: Any) -> None:
     with suppress(OSError, TimeoutError, exceptions.RedisError):
         await connection.disconnect(nowait=True)
 
@@ -187,7 +233,9 @@ def is_alive(connection: Any) -> bool:
     The driver's own look (``can_read``) has another name in each release.
     """
     reader = getattr(connection, "_reader", None)
-    return bool(connection.is_connected) and not (reader is not None and reader.at_eof())
+    return bool(connection.is_connected) and not (
+        reader is not None and (reader.at_eof() or reader.exception() is not None)
+    )
 
 
 async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
@@ -203,6 +251,8 @@ async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
         try:
             replies.append(await connection.read_response(disable_decoding=True))
         except exceptions.ResponseError as error:
+            if str(error).startswith("Protocol error"):  # and it closes the connection
+                raise exceptions.ConnectionError(str(error)) from error
             replies.append(error)
     return replies
 
@@ -219,62 +269,12 @@ async def ask(connection: Any, *command: Argument) -> Reply:
     return reply
 
 
-class Connections:
-    """At most so many connections to one server, for one lane.
+class _Places:
+    """The connections of one lane: how many more may be used, and those that are idle."""
 
-    Args:
-        place: Where they lead, in words.
-        size: How many.
-        open_one: Opens one.
-    """
-
-    def __init__(self, place: str, size: int, open_one: Callable[[], Awaitable[Any]]) -> None:
-        self._place = place
-        self._open_one = open_one
-        self._places = asyncio.Semaphore(size)
-        self._idle: list[Any] = []
-        self._closed = False
-
-    async def run(self, call: Callable[[Any], Awaitable[_Answer]]) -> _Answer:
-        """Calls with a connection; one that fails, or is cancelled, is dropped.
-
-        Raises:
-            NotExecutedError: There is no connection to be had.
-            StoreError: Any other failure.
-        """
-        async with self._places:
-            connection = await self._take()
-            try:
-                answer = await call(connection)
-            except BaseException as error:
-                await drop(connection)
-                if isinstance(error, Exception):
-                    raise translated(error, self._place) from error
-                raise
-            if self._closed:
-                await drop(connection)
-            else:
-                self._idle.append(connection)
-            return answer
-
-    async def _take(self) -> Any:
-        while self._idle:
-            connection = self._idle.pop()
-            if is_alive(connection):
-                return connection
-            await drop(connection)
-        return await self._open_one()
-
-    async def close(self) -> None:
-        """Closes those that nobody uses, and the others when they are given back."""
-        self._closed = True
-        await self.drop_idle()
-
-    async def drop_idle(self) -> None:
-        """Closes those that nobody uses."""
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await drop(connection)
+    def __init__(self, size: int) -> None:
+        self.free = asyncio.Semaphore(size)
+        self.idle: list[Any] = []
 
 
 class Server:
@@ -290,23 +290,109 @@ class Server:
     def __init__(self, place: str, dialer: Dialer, address: dict[str, Any], pool_size: int) -> None:
         self.place = place
         self.address = address
-        self._dialer = dialer
-        sizes = {Lane.CLAIMS: 1, Lane.OUTCOMES: 1, Lane.USERS: pool_size - 2}
-        self._lanes = {lane: Connections(place, size, self.open) for lane, size in sizes.items()}
+        self.dialer = dialer
+        self._lanes = {
+            Lane.CLAIMS: _Places(1),
+            Lane.OUTCOMES: _Places(1),
+            Lane.USERS: _Places(pool_size - 2),
+        }
+        self._retired = False
+        self._silent_until = 0.0
+        self._under_way = 0
+        self._heard_at = 0.0
+        self.judging = asyncio.Lock()
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which it has answered none of the calls under way."""
+        return realtime.monotonic() - self._heard_at if self._under_way else 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether it was given up on within the last ``SILENT_FOR_S`` seconds."""
+        return self._silent_until > 0.0 and realtime.monotonic() < self._silent_until
+
+    def found_silent(self) -> None:
+        """Gives up on it for a while."""
+        self._silent_until = realtime.monotonic() + SILENT_FOR_S
 
     async def open(self) -> Any:
-        """A connection of one's own."""
-        return await self._dialer.open(self.address, self.place)
+        """A connection that no lane has; its user gives it to ``dialer.drop``."""
+        return await self.dialer.open(self.address, self.place)
 
     async def send(self, lane: Lane, commands: Sequence[Command]) -> list[Reply]:
         """Sends commands in one go and returns what is answered to each.
 
-        Raises:
-            StoreError: The connection could not be had, or was lost.
-        """
-        return await self._lanes[lane].run(lambda connection: exchange(connection, commands))
+        A connection that fails, or whose call is cancelled, is dropped.
 
-    async def close(self, and_forget: bool = True) -> None:
-        """Closes its connections: for good, or those that are idle."""
-        for connections in self._lanes.values():
-            await (connections.close() if and_forget else connections.drop_idle())
+        Raises:
+            NotExecutedError: There is no connection to be had.
+            StoreError: The connection was lost.
+        """
+        places = self._lanes[lane]
+        async with places.free:
+            if not self._under_way:
+                self._heard_at = realtime.monotonic()
+            self._under_way += 1
+            try:
+                replies = await self._exchange(places, commands)
+                self._heard_at = realtime.monotonic()
+                return replies
+            finally:
+                self._under_way -= 1
+
+    async def _exchange(self, places: _Places, commands: Sequence[Command]) -> list[Reply]:
+        connection = await self._take(places)
+        try:
+            replies = await exchange(connection, commands)
+        except BaseException as error:
+            await self.dialer.drop(connection)
+            if isinstance(error, Exception):
+                raise translated(error, self.place) from error
+            raise
+        if self._retired:
+            await self.dialer.drop(connection)
+        else:
+            places.idle.append(connection)
+        return replies
+
+    async def _take(self, places: _Places) -> Any:
+        while places.idle:
+            connection = places.idle.pop()
+            if is_alive(connection):
+                return connection
+            await self.dialer.drop(connection)
+        return await self.open()
+
+    async def refuses_length(self, length: int) -> bool:
+        """Whether the server takes no argument of so many bytes (``proto-max-bulk-len``).
+
+        It closes the connection when it meets such an argument, often before its answer, which
+        says so, can be read. So only the beginning of one is sent here.
+
+        Raises:
+            StoreError: It cannot be reached.
+        """
+        connection = await self.open()
+        try:
+            beginning = b"*2\r\n$4\r\nPING\r\n$%d\r\n" % length
+            await connection.send_packed_command(beginning, check_health=False)
+            await connection.read_response(disable_decoding=True, timeout=REFUSAL_TIMEOUT_S)
+        except exceptions.ResponseError as error:
+            return "bulk length" in str(error)
+        except (OSError, exceptions.RedisError) as error:
+            raise translated(error, self.place) from error
+        finally:
+            await self.dialer.drop(connection)
+        return False
+
+    async def drop_idle(self) -> None:
+        """Closes the connections that nobody uses."""
+        for places in self._lanes.values():
+            while places.idle:
+                await self.dialer.drop(places.idle.pop())
+
+    async def retire(self) -> None:
+        """Closes the connections that nobody uses, and the others when they are given back."""
+        self._retired = True
+        await self.drop_idle()

@@ -15,17 +15,35 @@ from collections.abc import Collection
 from typing import Final
 
 from pyncette.store import Write
-from pyncette.store.record import Delete, Patch, Record, State, record_of
+from pyncette.store.record import (
+    EARLIEST_INSTANT,
+    LATEST_INSTANT,
+    Delete,
+    Patch,
+    Record,
+    State,
+    record_of,
+)
 
 SLOTS: Final = 16_384
 FORMAT: Final = b"1"
 """Of keys and values. A release that changes them changes this, too."""
 
+VALUE_BYTES_MAX: Final = 64 * 1_024 * 1_024
+"""The longest texts of one record, together. Redis takes eight times of it by default."""
+
+LARGE: Final = 256 * 1_024
+"""Characters from which on a change is sent by itself. A server may be told to take no more than
+a megabyte (``proto-max-bulk-len``); if it gets more, it closes the connection."""
+
 _CHANNEL_BYTES_MAX: Final = 8_000
 _NO_TOKEN: Final = "-"
 
-# What ``*.lua`` take for the head of a value of ours, too.
-_HEAD: Final = re.compile(r"\d{1,16}\0(?:-\d{1,17}|\d{1,18})?\0[a-z]+\0\d{1,9}\0[^\0]*\0", re.ASCII)
+# What ``*.lua`` take for the head of a value of ours, too, and the numbers in it.
+_HEAD: Final = re.compile(
+    r"([1-9]\d{0,15})\0(-\d{1,17}|\d{0,18})\0[a-z]+\0\d{1,9}\0[^\0]*\0", re.ASCII
+)
+_VERSION_MAX: Final = 9_007_199_254_740_000
 _COLUMNS: Final = 8
 
 _ESCAPES: Final = str.maketrans({"%": "%25", "{": "%7B", "}": "%7D"})
@@ -97,7 +115,7 @@ def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Reco
         sound: A script has just written the head of it.
     """
     text = value.decode("utf-8", "replace")
-    if not sound and _HEAD.match(text) is None:
+    if not sound and not _is_ours(text):
         schedule = text.replace("\0", " ")
         return Record(group, key, None, 1, None, State.PARKED, 0, schedule, "", "")
     texts = text.split("\0", _COLUMNS - 1)
@@ -120,13 +138,23 @@ def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Reco
     )
 
 
+def _is_ours(text: str) -> bool:
+    head = _HEAD.match(text)
+    if head is None or int(head[1]) > _VERSION_MAX:
+        return False
+    # As numbers of Lua, so that both judge alike.
+    return not head[2] or EARLIEST_INSTANT <= float(head[2]) <= LATEST_INSTANT
+
+
 def change_texts(write: Write) -> tuple[str, ...]:
     """What to do and the new columns, as ``write.lua`` wants to have a change.
 
     Raises:
-        ValueError: A text has a NUL.
+        ValueError: It cannot be kept: it has a NUL or a lone surrogate, or is too long.
     """
     change = write.change
+    if not write.key.isascii():
+        encoded(write.key)
     if isinstance(change, Delete):
         return ("D",)
     due_at = "" if change.due_at is None else str(change.due_at)
@@ -143,6 +171,16 @@ def change_texts(write: Write) -> tuple[str, ...]:
         texts = ("U", due_at, f"{state}\0{unfinished_attempts}", divided)
     if divided.count("\0") != divisions:
         raise ValueError(f"A text of the record {write.key!r} holds a NUL character")
+    if not divided.isascii() or len(divided) > LARGE:
+        try:
+            size = len(divided.encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"A text of the record {write.key!r} holds a lone surrogate") from None
+        if size > VALUE_BYTES_MAX:
+            raise ValueError(
+                f"The texts of the record {write.key!r} have {size} bytes; the store in Redis "
+                f"keeps at most {VALUE_BYTES_MAX}"
+            )
     return texts
 
 

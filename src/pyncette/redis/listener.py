@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from pyncette import chance
 from pyncette.clock import realtime
-from pyncette.errors import StoreMisconfiguredError
-from pyncette.redis.connection import ask, drop, pack, translated
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.redis.connection import Server, ask, pack, translated
 from pyncette.redis.layout import woken_groups
 from pyncette.store import WakeCallback
 
@@ -49,17 +49,26 @@ class Listener:
 
     Args:
         channel: Its name.
-        open_one: Opens a connection, and says where it leads.
+        open_one: Opens a connection, and returns the server that it leads to.
     """
 
-    def __init__(self, channel: bytes, open_one: Callable[[], Awaitable[tuple[Any, str]]]) -> None:
+    def __init__(
+        self, channel: bytes, open_one: Callable[[], Awaitable[tuple[Any, Server]]]
+    ) -> None:
         self._channel = channel
         self._open_one = open_one
+        self._closed = False
         self._watches: list[Watch] = []
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch:
-        """Registers a callback; listening begins with the first one."""
+        """Registers a callback; listening begins with the first one.
+
+        Raises:
+            StoreUnavailableError: The listener is closed.
+        """
+        if self._closed:
+            raise StoreUnavailableError("Redis is not listened to any more: the store is closed")
         watch = Watch(frozenset(groups), on_wake, self._watches)
         if self._task is None:
             self._task = asyncio.create_task(self._listen(), name="pyncette listener")
@@ -67,6 +76,7 @@ class Listener:
 
     async def close(self) -> None:
         """Stops listening."""
+        self._closed = True
         self._watches.clear()
         if self._task is not None:
             self._task.cancel()
@@ -76,13 +86,13 @@ class Listener:
         delay = RECONNECT_DELAY_INITIAL_S
         while True:
             try:
-                connection, place = await self._open_one()
+                connection, server = await self._open_one()
                 try:
-                    await self._hear(connection, place)
+                    await self._hear(connection, server.place)
                     delay = RECONNECT_DELAY_INITIAL_S
                 finally:
-                    await drop(connection)
-                logger.info("%s stopped notifying; listening again", place)
+                    await server.dialer.drop(connection)
+                logger.info("%s stopped notifying; listening again", server.place)
             except Exception as error:
                 if delay == RECONNECT_DELAY_INITIAL_S:
                     logger.warning("Not notified for now, only polling: %s", error)

@@ -8,9 +8,11 @@
 -- Not HSCAN, which repeats what it has returned when the hash is resized, and takes its count as a
 -- hint.
 
--- Of a value: version, instant, state, starts. As in claim.lua, what is not one of our values is a
--- record that is parked.
-local HEAD = '^(%d+)%z(%-?%d*)%z(%l+)%z(%d+)%z[^%z]*%z'
+-- Of a value: version, instant, state, unfinished attempts. As in claim.lua, what is not one of our
+-- values is a record that is parked.
+local HEAD = '^([1-9]%d*)%z(%-?%d*)%z(%l+)%z(%d+)%z[^%z]*%z'
+-- These are also in claim.lua, write.lua and layout.py.
+local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local CHUNK = 250
 local first, last, limit, examine = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local before = ARGV[5]
@@ -33,13 +35,15 @@ while examine > 0 do
     local value = values[number]
     local wanted = value
     if value and (states or before ~= '') then
-      local version, due, state, starts = string.match(value, HEAD)
-      if not version or #version > 16 or #due > 18 or due == '-' or #starts > 9 then
-        due, state = '', 'parked'
+      local version, due, state, attempts = string.match(value, HEAD)
+      local at = tonumber(due)
+      if not version or #version > 16 or #due > 18 or #attempts > 9
+        or tonumber(version) > VERSION_MAX
+        or (due ~= '' and not (at and at >= DUE_MIN and at <= DUE_MAX)) then
+        at, state = nil, 'parked'
       end
-      due = tonumber(due)
       wanted = (not states or states[state]) and
-        (before == '' or (due and due < tonumber(before)))
+        (before == '' or (at and at < tonumber(before)))
     end
     if wanted then
       if #found == 2 * limit then return {cursor, found} end

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from pyncette.clock import realtime
@@ -17,6 +18,7 @@ from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailabl
 from pyncette.redis.connection import Argument, Command, Lane, NotExecutedError, Reply
 from pyncette.redis.layout import (
     FORMAT,
+    LARGE,
     Names,
     change_texts,
     decoded,
@@ -32,6 +34,7 @@ from pyncette.redis.topology import Call, Cluster, Outcome, Script, Topology, by
 from pyncette.store import (
     Applied,
     Claimed,
+    Failed,
     Filter,
     Group,
     Identity,
@@ -39,6 +42,7 @@ from pyncette.store import (
     Refused,
     Result,
     Source,
+    Unknown,
     WakeCallback,
     Write,
 )
@@ -48,10 +52,13 @@ logger = logging.getLogger(__name__)
 
 OLDEST_REDIS: Final = (6, 2)
 WRITES_MAX: Final = 1_000
-"""So many changes one script makes: it keeps the server from everybody else for some 10 ms."""
+"""Maximum changes made by one script, which blocks the server for some 10 ms."""
+
+CALL_CHARACTERS_MAX: Final = 8 * 1_024 * 1_024
+"""About how long the texts of the changes made by one script may be together."""
 
 EXAMINED_MAX: Final = 1_000
-"""So many records a page of a filtered scan looks at, for the same reason."""
+"""Maximum records that one page of a filtered scan examines, for the same reason."""
 
 WAIT_TIMEOUT_MS: Final = 1_000
 """How long replicas may take to confirm a write, where it has to be confirmed."""
@@ -69,6 +76,11 @@ _TOPOLOGIES: Final[dict[str, Callable[[Target], Topology]]] = {
     "cluster": Cluster,
 }
 
+LOST_MAX: Final = 10_000
+"""For how many sources lost leases are remembered, and how many of each."""
+
+LOST_OF_SOURCE_MAX: Final = 8
+
 _NEW, _HELD_AND_NEW, _HELD = "0", "1", "2"
 """What a claim may return: what it takes, what its token holds from before, or both."""
 
@@ -85,8 +97,34 @@ class _Part(NamedTuple):
     places: Sequence[int]
 
 
+class _Lost(NamedTuple):
+    """Leases that a claim may have taken, whose answer never came.
+
+    Attributes:
+        token: As the script has it.
+        lease_end: Of all of them.
+        due_at: When they were due at the latest.
+    """
+
+    token: str
+    lease_end: int
+    due_at: int
+
+
 class RedisStore:
-    """See ``pyncette.store.Store``. Made by ``pyncette.redis.redis_repository``."""
+    """See ``pyncette.store.Store``. Made by ``pyncette.redis.redis_repository``.
+
+    On a cluster each call is answered in part where a node does not answer:
+
+    * ``write``: the writes of that node are ``Unknown``; it raises if all are.
+    * ``claim``: its sources yield nothing, and their ``next_due`` is ``now``, so that they are
+      asked again. What the node may have leased without an answer is remembered, and the next
+      claim of these sources that it answers ends those leases first and then takes what is due:
+      no record waits for the end of a lease that nobody holds. Should the process end before,
+      they wait for it. It raises if no node of the cluster answers.
+    * ``get`` raises, but soon: see ``pyncette.redis.topology.Cluster``.
+    * ``now`` and notifications fall back to other nodes.
+    """
 
     def __init__(self, options: RedisOptions) -> None:
         target = options.target()
@@ -95,6 +133,9 @@ class RedisStore:
         self._topology: Topology = _TOPOLOGIES[target.kind](target)
         self._listener = Listener(self._names.channel, self._topology.open_listener)
         self._slots: dict[str, int] = {}
+        # By group and key; the key is empty where the source is a group.
+        self._lost: dict[tuple[str, str], list[_Lost]] = {}
+        self._missing: set[int] = set()
         self._home = slot_of(self._names.layout)
 
     # Opening.
@@ -148,18 +189,32 @@ class RedisStore:
             )
 
     async def close(self) -> None:
-        """Closes every connection."""
-        await self._listener.close()
-        await self._topology.close()
+        """Closes every connection; calls made from now on fail."""
+        # First what needs no waiting: whoever is cancelled here has closed all sockets.
+        try:
+            await self._topology.close()
+        finally:
+            await self._listener.close()
 
     # Calling.
 
     async def _ask(self, *command: Argument) -> Reply:
         """The answer to a command for the server that has the namespace's own keys."""
-        [replies] = _answers(
-            await self._topology.perform(Lane.CLAIMS, [Call(self._home, None, command)])
-        )
+        return await self._ask_at(self._home, command)
+
+    async def _ask_at(self, slot: int, command: Command) -> Reply:
+        [replies] = _answers(await self._topology.perform(Lane.CLAIMS, [Call(slot, None, command)]))
         return replies[0]
+
+    async def _ask_any(self, *command: Argument) -> Reply:
+        """As ``_ask``; where that server does not answer, another one is asked."""
+        try:
+            return await self._ask(*command)
+        except StoreUnavailableError:
+            for slot in self._topology.slots_beside(self._home):
+                with suppress(StoreUnavailableError):
+                    return await self._ask_at(slot, command)
+            raise
 
     def _slot(self, group: str) -> int:
         """The slot of a group."""
@@ -194,24 +249,29 @@ class RedisStore:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        claim = _Claim(sources, now, token)
+        if self._lost:
+            self._look_through_lost(sources, now, token)
+        claim = _Claim(sources, now, token, bounded, unfinished_max)
         parts = self._parts([source.group for source in sources])
         if len(parts) == 1:
             mode = _HELD_AND_NEW if repeated else _NEW
             await self._wave(claim, [(parts[0], limit)], mode)
         else:
             await self._waves(claim, parts, limit, repeated)
+        if claim.failed:
+            await self._settle_for_less(claim, repeated)
         return Claimed(claim.records, claim.next_due)
 
     async def _waves(self, claim: _Claim, parts: list[_Part], limit: int, repeated: bool) -> None:
         """Claims from sources that lie apart, all of them at once, and never more than the limit.
 
-        Which of them have something due is known only when they have answered: what room those
-        leave that have less than they may is offered in a further wave to those that have more.
+        Which of them have something due is known only when they have answered: the room left by
+        those that have less than they may yield is offered in a further wave to those that have
+        more. A part that failed is not asked again: its answers would not be complete.
         """
         if repeated:
             await self._wave(claim, [(part, limit) for part in parts], _HELD)
-        while parts:
+        while parts := [part for part in parts if part.slot not in claim.failed]:
             left = limit - len(claim.records)
             asked: list[tuple[_Part, int]] = []
             for part in parts:
@@ -230,38 +290,116 @@ class RedisStore:
     async def _wave(
         self, claim: _Claim, asked: Sequence[tuple[_Part, int]], mode: str
     ) -> list[int]:
-        """Asks each part for so many records at most; takes them in, and returns how many.
-
-        A part whose server certainly did nothing, a node of a cluster that is down, counts as one
-        that had something due and yielded nothing, so that the others go on.
-        """
-        calls = [self._claim_call(claim, part, limit, mode) for part, limit in asked]
+        """Asks each part for so many records at most; takes them in, and returns how many."""
+        sent = [self._lost_of(claim, part) for part, _ in asked] if self._lost else []
+        calls = [
+            self._claim_call(claim, part, limit, mode, sent[number] if sent else ())
+            for number, (part, limit) in enumerate(asked)
+        ]
         outcomes = await self._topology.perform(Lane.CLAIMS, calls)
-        refused = [outcome for outcome in outcomes if isinstance(outcome, NotExecutedError)]
-        if refused and len(refused) == len(outcomes):
-            raise refused[0]
         found = []
-        for (part, _), outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, NotExecutedError):
-                logger.warning("Nothing is claimed for now from a part of the cluster: %s", outcome)
-                claim.missed(part)
-                found.append(-1)
-            else:
-                [(next_due, values)] = _answers([outcome])[0]
-                found.append(claim.take_in(part, next_due, values))
+        for number, ((part, _), outcome) in enumerate(zip(asked, outcomes, strict=True)):
+            if isinstance(outcome, StoreError):
+                claim.failed[part.slot] = (part, outcome)
+                found.append(0)
+                continue
+            [(next_due, values)] = outcome
+            if sent:
+                self._forget_lost(sent[number])
+            if self._missing and part.slot in self._missing:
+                self._missing.discard(part.slot)
+                logger.info("Slot %d of the cluster can be claimed from again", part.slot)
+            found.append(claim.take_in(part, next_due, values))
         return found
 
-    def _claim_call(self, claim: _Claim, part: _Part, limit: int, mode: str) -> Call:
+    async def _settle_for_less(self, claim: _Claim, repeated: bool) -> None:
+        """Makes an answer of what some nodes of a cluster answered, where others did not.
+
+        Raises:
+            StoreError: No node answered.
+        """
+        error = next(iter(claim.failed.values()))[1]
+        if not claim.answered and not (
+            isinstance(error, StoreUnavailableError)
+            and await self._topology.answers_beside(claim.failed)
+        ):
+            raise error
+        found = claim.failed.keys() - self._missing
+        if found:
+            self._missing |= found
+            logger.warning(
+                "Nothing is claimed for now from %d slots of the cluster: %s", len(found), error
+            )
+        for part, error in claim.failed.values():
+            for place in part.places:
+                claim.next_due[place] = claim.now
+                # What it yielded before it failed has the same token and lease.
+                if (repeated or not isinstance(error, NotExecutedError)) and not claim.has_yielded(
+                    place
+                ):
+                    self._remember_lost(claim, place)
+
+    # Leases of which no answer told.
+
+    def _look_through_lost(self, sources: Sequence[Source], now: int, token: str) -> None:
+        """Drops what has ended by itself, and what this claim, being a repeated one, returns."""
+        mine = token_text(token)
+        for source in sources:
+            identity = _identity(source)
+            lost = self._lost.get(identity)
+            if lost is not None:
+                kept = [one for one in lost if one.lease_end > now and one.token != mine]
+                if kept:
+                    self._lost[identity] = kept
+                else:
+                    del self._lost[identity]
+
+    def _remember_lost(self, claim: _Claim, place: int) -> None:
+        source = claim.sources[place]
+        identity = _identity(source)
+        lost = _Lost(token_text(claim.token), claim.now + source.lease, claim.now)
+        known = self._lost.setdefault(identity, [])
+        known.append(lost)
+        del known[:-LOST_OF_SOURCE_MAX]
+        if len(self._lost) > LOST_MAX:
+            del self._lost[next(iter(self._lost))]
+
+    def _lost_of(self, claim: _Claim, part: _Part) -> list[tuple[tuple[str, str], _Lost]]:
+        """What is to be ended in a part."""
+        identities = [_identity(claim.sources[place]) for place in part.places]
+        return [(one, lost) for one in identities for lost in self._lost.get(one, ())]
+
+    def _forget_lost(self, ended: Iterable[tuple[tuple[str, str], _Lost]]) -> None:
+        for identity, lost in ended:
+            known = self._lost.get(identity, [])
+            if lost in known:
+                known.remove(lost)
+            if not known:
+                self._lost.pop(identity, None)
+
+    def _claim_call(
+        self,
+        claim: _Claim,
+        part: _Part,
+        limit: int,
+        mode: str,
+        lost: Sequence[tuple[tuple[str, str], _Lost]],
+    ) -> Call:
         keys: list[Argument] = []
         numbers: dict[str, int] = {}
         now = claim.now
+        for place in part.places:
+            group = claim.sources[place].group
+            if group not in numbers:
+                numbers[group] = len(numbers) + 1
+                keys += self._names.of(group)[:2]
         arguments: list[Argument] = [now, token_text(claim.token), limit, mode]
+        arguments += (claim.bounded, claim.unfinished_max, len(lost))
+        for (group, key), one in lost:
+            arguments += (numbers[group], key, one.lease_end, one.token, one.due_at)
         for place in part.places:
             source = claim.sources[place]
-            number = numbers.get(source.group)
-            if number is None:
-                number = numbers[source.group] = len(numbers) + 1
-                keys += self._names.of(source.group)[:2]
+            number = numbers[source.group]
             room = claim.room[place]
             if isinstance(source, Group):
                 arguments += (number, now + source.lease, source.before, room, "")
@@ -272,70 +410,126 @@ class RedisStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
+        if not batch:
+            if wake:
+                await self._ask_any("PUBLISH", self._names.channel, wake_payload(wake))
+            return []
         lane = Lane.USERS
         if any(write.token is not None for write in batch):
             lane = Lane.OUTCOMES
-        calls: list[Call] = []
-        places: list[Sequence[int]] = []
-        for part in self._parts([write.group for write in batch]):
-            for first in range(0, len(part.places), WRITES_MAX):
-                places.append(part.places[first : first + WRITES_MAX])
-                calls.append(self._write_call(part.slot, [batch[at] for at in places[-1]], now))
+        results: list[Result] = [Refused(None)] * len(batch)
+        writing = _Writing(batch, now, results)
+        calls, places = self._write_calls(writing)
         if wake:
             publish: Command = ("PUBLISH", self._names.channel, wake_payload(wake))
-            if not calls:
-                _answers(await self._topology.perform(lane, [Call(self._home, None, publish)]))
-                return []
-            calls[-1] = calls[-1]._replace(after=(publish, *calls[-1].after))
-        if not calls:
-            return []
-        results: list[Result] = [Refused(None)] * len(batch)
-        answers = _answers(await self._topology.perform(lane, calls))
-        applied = Applied(0)
-        for where, (replies, *after) in zip(places, answers, strict=True):
-            self._check_confirmed(after)
-            for at, reply in zip(where, replies, strict=True):
-                if type(reply) is int:
-                    # Most changes of a batch make the same version.
-                    if reply != applied.version:
-                        applied = Applied(reply)
-                    results[at] = applied
-                elif reply is not None:
-                    group, key = batch[at][:2]
-                    results[at] = Refused(record_from(group, key, reply))
+            if calls:
+                calls[-1] = calls[-1]._replace(after=(publish, *calls[-1].after))
+        if calls:
+            outcomes = await self._topology.perform(lane, calls)
+            for where, outcome in zip(places, outcomes, strict=True):
+                self._take_in(writing, where, outcome)
+        for at in writing.large:
+            call = self._write_call(self._slot(batch[at].group), writing, [at])
+            [outcome] = await self._topology.perform(lane, [call])
+            if isinstance(outcome, StoreError) and await self._is_too_long(call.slot, writing, at):
+                error = ValueError(
+                    f"The record {batch[at].key!r} is longer than the server takes. Make its "
+                    "arguments shorter, or raise the server's proto-max-bulk-len."
+                )
+                results[at] = Failed(error)
+            else:
+                self._take_in(writing, [at], outcome)
+        if wake and not calls:
+            with suppress(StoreUnavailableError):  # a notification may be lost
+                await self._ask_any(*publish)
+        first = results[0]
+        if type(first) is Unknown and all(type(result) is Unknown for result in results):
+            raise first.error
         return results
 
-    def _write_call(self, slot: int, writes: Iterable[Write], now: int) -> Call:
+    def _write_calls(self, writing: _Writing) -> tuple[list[Call], list[Sequence[int]]]:
+        """The calls for what can be sent together, and the numbers of the writes in each."""
+        kept = writing.kept
+        calls: list[Call] = []
+        places: list[Sequence[int]] = []
+        for part in self._parts([writing.batch[at].group for at in kept]):
+            numbers = (
+                part.places
+                if len(kept) == len(writing.batch)
+                else [kept[place] for place in part.places]
+            )
+            length = sum(len(writing.texts[at][-1]) for at in numbers)
+            step = WRITES_MAX
+            if length > CALL_CHARACTERS_MAX:
+                step = max(1, min(step, len(numbers) * CALL_CHARACTERS_MAX // length))
+            for first in range(0, len(numbers), step):
+                places.append(numbers[first : first + step])
+                calls.append(self._write_call(part.slot, writing, places[-1]))
+        return calls, places
+
+    def _write_call(self, slot: int, writing: _Writing, places: Iterable[int]) -> Call:
         keys: list[Argument] = []
         numbers: dict[str, int] = {}
         replicas = self._options.wait_replicas
-        arguments: list[Argument] = [now, 1 if replicas else 0]
-        for write in writes:
-            group, key, _, expect, token = write
+        arguments: list[Argument] = [writing.now, 1 if replicas else 0]
+        for at in places:
+            group, key, _, expect, token = writing.batch[at]
             number = numbers.get(group)
             if number is None:
                 number = numbers[group] = len(numbers) + 1
                 keys += self._names.of(group)
             held = "" if token is None else f"={token}"
-            arguments += (number, key, expect, held, *change_texts(write))
+            arguments += (number, key, expect, held, *writing.texts[at])
         after: tuple[Command, ...] = (("WAIT", replicas, WAIT_TIMEOUT_MS),) if replicas else ()
         return Call(slot, _WRITE, (len(keys), *keys, *arguments), after)
 
-    def _check_confirmed(self, after: Sequence[Reply]) -> None:
-        """Raises where fewer replicas than wanted have what was written.
+    def _take_in(self, writing: _Writing, places: Sequence[int], outcome: Outcome) -> None:
+        """Notes the answers to the writes of one call."""
+        results = writing.results
+        if isinstance(outcome, StoreError):
+            for at in places:
+                results[at] = Unknown(outcome)
+            return
+        replies, *after = outcome
+        unconfirmed = self._unconfirmed(after)
+        if unconfirmed is not None:
+            for at in places:
+                results[at] = Unknown(unconfirmed)
+            return
+        applied = writing.applied
+        for at, reply in zip(places, replies, strict=True):
+            if type(reply) is int:
+                # Most changes of a batch make the same version.
+                if reply != applied.version:
+                    applied = writing.applied = Applied(reply)
+                results[at] = applied
+            elif reply is not None:
+                group, key = writing.batch[at][:2]
+                results[at] = Refused(record_from(group, key, reply))
 
-        Raises:
-            StoreUnavailableError: It is written all the same, and may be lost in a failover.
+    async def _is_too_long(self, slot: int, writing: _Writing, at: int) -> bool:
+        """Whether the server refuses a change for its length; False if that cannot be told."""
+        try:
+            server = await self._topology.server_of(slot)
+            return await server.refuses_length(len(writing.texts[at][-1].encode()))
+        except StoreError:
+            return False
+
+    def _unconfirmed(self, after: Sequence[Reply]) -> StoreUnavailableError | None:
+        """The error where fewer replicas than wanted have what was written.
+
+        It is written all the same, and may be lost in a failover.
         """
         wanted = self._options.wait_replicas
         if not wanted:
-            return
+            return None
         confirmed = after[-1]
-        if not isinstance(confirmed, int) or confirmed < wanted:
-            raise StoreUnavailableError(
-                f"{confirmed} of the {wanted} replicas that redis_wait_replicas asks for have "
-                f"confirmed a write within {WAIT_TIMEOUT_MS} ms"
-            )
+        if isinstance(confirmed, int) and confirmed >= wanted:
+            return None
+        return StoreUnavailableError(
+            f"{confirmed} of the {wanted} replicas that redis_wait_replicas asks for have "
+            f"confirmed a write within {WAIT_TIMEOUT_MS} ms"
+        )
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         groups: dict[str, list[int]] = {}
@@ -380,23 +574,78 @@ class RedisStore:
         )
 
     async def now(self) -> int | None:
-        seconds, microseconds = await self._ask("TIME")
+        seconds, microseconds = await self._ask_any("TIME")
         return int(seconds) * 1_000_000 + int(microseconds)
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         return self._listener.watch(groups, on_wake)
 
 
-class _Claim:
-    """A claim, and what came of it so far."""
+class _Writing:
+    """A batch of writes on its way.
 
-    def __init__(self, sources: Sequence[Source], now: int, token: str) -> None:
+    Attributes:
+        batch, now: As they were handed in.
+        results: The answers known so far.
+        texts: Of each change, as ``write.lua`` wants to have it; empty where it cannot be kept.
+        kept: The numbers of the writes that are sent together.
+        large: The numbers of those that are sent one by one.
+    """
+
+    def __init__(self, batch: Sequence[Write], now: int, results: list[Result]) -> None:
+        self.batch = batch
+        self.now = now
+        self.results = results
+        self.texts: list[tuple[str, ...]] = []
+        self.kept: Sequence[int] = range(len(batch))
+        self.large: list[int] = []
+        self.applied = Applied(0)
+        unusual = False
+        for at, write in enumerate(batch):
+            try:
+                texts = change_texts(write)
+            except ValueError as error:
+                results[at] = Failed(error)
+                texts = ()
+            self.texts.append(texts)
+            unusual = unusual or not texts or len(texts[-1]) > LARGE
+        if unusual:
+            self.large = [
+                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) > LARGE
+            ]
+            self.kept = [
+                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) <= LARGE
+            ]
+
+
+class _Claim:
+    """A claim, and what came of it so far.
+
+    Attributes:
+        bounded, unfinished_max: As ``claim.lua`` wants to have them.
+        room: How many records each source may still yield.
+        failed: By slot, the parts that were not answered, and why.
+        answered: Whether a part was.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        now: int,
+        token: str,
+        bounded: bool,
+        unfinished_max: int | None,
+    ) -> None:
         self.sources = sources
         self.now = now
         self.token = token
+        self.bounded = "1" if bounded else "0"
+        self.unfinished_max = "" if unfinished_max is None else unfinished_max
         self.room = [source.share if isinstance(source, Group) else 1 for source in sources]
         self.records: list[Record] = []
         self.next_due: list[int | None] = [None] * len(sources)
+        self.failed: dict[int, tuple[_Part, StoreError]] = {}
+        self.answered = False
 
     def room_of(self, part: _Part) -> int:
         """How many records its sources may still yield."""
@@ -411,13 +660,14 @@ class _Claim:
                 return True
         return False
 
-    def missed(self, part: _Part) -> None:
-        """Its server was not reached: somebody has to ask again."""
-        for place in part.places:
-            self.next_due[place] = self.now
+    def has_yielded(self, place: int) -> bool:
+        """Whether records of this source were taken in."""
+        source = self.sources[place]
+        return self.room[place] < (source.share if isinstance(source, Group) else 1)
 
     def take_in(self, part: _Part, next_due: list[bytes | None], values: list[Any]) -> int:
         """Takes in what ``claim.lua`` answered; returns how many records that are."""
+        self.answered = True
         for place, due_at in zip(part.places, next_due, strict=True):
             self.next_due[place] = None if due_at is None else _instant(due_at)
         groups = list(dict.fromkeys(self.sources[place].group for place in part.places))
@@ -426,16 +676,16 @@ class _Claim:
             for number, key, value in zip(values[::3], values[1::3], values[2::3], strict=True)
         ]
         self.records += records
-        if len(self.sources) > len(part.places):
-            yielding = {self._identity(place): place for place in part.places}
+        if records and len(self.sources) > len(part.places):
+            yielding = {_identity(self.sources[place]): place for place in part.places}
             for group, key, *_ in records:
-                place = yielding.get((group, None), -1)
+                place = yielding.get((group, ""), -1)
                 self.room[yielding[group, key] if place < 0 else place] -= 1
         return len(records)
 
-    def _identity(self, place: int) -> tuple[str, str | None]:
-        source = self.sources[place]
-        return source.group, None if isinstance(source, Group) else source.key
+
+def _identity(source: Source) -> tuple[str, str]:
+    return source.group, "" if isinstance(source, Group) else source.key
 
 
 def _instant(text: bytes) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -24,7 +25,6 @@ from pyncette.redis.connection import (
     Reply,
     Server,
     ask,
-    drop,
     translated,
 )
 from pyncette.redis.layout import SLOTS
@@ -33,9 +33,26 @@ from pyncette.redis.options import Target, place_of
 ATTEMPTS: Final = 6
 """How often a call is sent on when a cluster redirects it or is moving its keys."""
 
-PAUSE_INITIAL_S: Final = 0.01
+PAUSE_INITIAL_S: Final = 0.005
+"""Doubles with each attempt; together they stay below ``NODE_GRACE_S``."""
+
 LOOK_TIMEOUT_S: Final = 2.0
 """How long one sentinel, or one node, may take to say where the others are."""
+
+LOOK_INTERVAL_S: Final = 0.25
+"""How often the nodes are asked, at most, who has replaced one that is out of reach."""
+
+NODE_GRACE_S: Final = 0.4
+"""How long a node may leave every call unanswered before it is suspected to hang. With the time to
+ask another node it is less than the shortest deadline of a call (1 s)."""
+
+LOOK_AGAIN_S: Final = 0.05
+"""How often a node that was suspected is looked at again."""
+
+WITNESS_TIMEOUT_S: Final = 0.2
+"""How long a node may take to show that it is not the whole cluster that does not answer."""
+
+WITNESSES_MAX: Final = 2
 
 
 class Script:
@@ -95,12 +112,28 @@ class Topology(Protocol):
         """Makes all calls, in as few trips as there can be."""
         ...
 
-    async def open_listener(self) -> tuple[Any, str]:
-        """A connection that hears what is published, and where it leads, in words."""
+    async def server_of(self, slot: int) -> Server:
+        """The server that has a slot.
+
+        Raises:
+            StoreError: It cannot be told.
+        """
+        ...
+
+    async def answers_beside(self, slots: Collection[int]) -> bool:
+        """Whether a server answers that has none of these slots."""
+        ...
+
+    def slots_beside(self, slot: int) -> list[int]:
+        """A slot of each other server that may answer."""
+        ...
+
+    async def open_listener(self) -> tuple[Any, Server]:
+        """A connection that hears what is published, and where it leads."""
         ...
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection, and opens none from now on."""
 
 
 async def _send(server: Server, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
@@ -143,12 +176,14 @@ class Direct:
 
     apart = False
 
-    def __init__(self, find: Callable[[Server | None], Awaitable[Server]]) -> None:
+    def __init__(self, target: Target, find: Callable[[Server | None], Awaitable[Server]]) -> None:
         """Prepares the way.
 
         Args:
+            target: Its dialers are closed in the end.
             find: Returns the server; given the one that it returned before, if any.
         """
+        self._target = target
         self._find = find
         self._server: Server | None = None
         self._doubtful = True
@@ -166,7 +201,7 @@ class Direct:
                 self._server = await self._find(before)
                 self._doubtful = False
                 if before is not None and before is not self._server:
-                    await before.close()
+                    await before.retire()
             return self._server
 
     async def perform(self, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
@@ -185,22 +220,37 @@ class Direct:
                 break
             # It may have failed over: what is connected to it is as doubtful as it is.
             self._doubtful = True
-            await server.close(and_forget=False)
+            await server.drop_idle()
             if not all(isinstance(outcome, NotExecutedError) for outcome in outcomes):
                 break
         return outcomes
 
-    async def open_listener(self) -> tuple[Any, str]:
+    async def server_of(self, slot: int) -> Server:
+        return await self._current()
+
+    async def answers_beside(self, slots: Collection[int]) -> bool:
+        return False
+
+    def slots_beside(self, slot: int) -> list[int]:
+        return []
+
+    async def open_listener(self) -> tuple[Any, Server]:
         server = await self._current()
         try:
-            return await server.open(), server.place
+            return await server.open(), server
         except StoreUnavailableError:
             self._doubtful = True
             raise
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.close()
+        await _close(self._target)
+
+
+async def _close(target: Target) -> None:
+    try:
+        await target.dialer.close()
+    finally:
+        await target.sentinel_dialer.close()
 
 
 def fixed(target: Target) -> Direct:
@@ -211,7 +261,7 @@ def fixed(target: Target) -> Direct:
     async def find(before: Server | None) -> Server:
         return server
 
-    return Direct(find)
+    return Direct(target, find)
 
 
 def by_sentinels(target: Target) -> Direct:
@@ -240,7 +290,7 @@ def by_sentinels(target: Target) -> Direct:
         text = f"No sentinel knows a master of '{target.service}': {'; '.join(reasons)}"
         raise StoreMisconfiguredError(text) if misconfigured else NotExecutedError(text)
 
-    return Direct(find)
+    return Direct(target, find)
 
 
 async def _master_known_to(target: Target, address: dict[str, Any], place: str) -> dict[str, Any]:
@@ -250,7 +300,7 @@ async def _master_known_to(target: Target, address: dict[str, Any], place: str) 
     except Exception as error:
         raise translated(error, place) from error
     finally:
-        await drop(connection)
+        await target.sentinel_dialer.drop(connection)
     if not found:
         raise StoreMisconfiguredError(f"{place} knows no service '{target.service}'")
     return {"host": found[0].decode(), "port": int(found[1])}
@@ -264,7 +314,7 @@ async def _check_master(server: Server) -> None:
     except Exception as error:
         raise translated(error, server.place) from error
     finally:
-        await drop(connection)
+        await server.dialer.drop(connection)
     if role[0] != b"master":
         raise NotExecutedError(f"{server.place} is no master yet")
 
@@ -274,6 +324,11 @@ Address = tuple[str, int]
 
 class Cluster:
     """Redis Cluster: each slot lies on one master, until it moves.
+
+    A node that hangs holds up nobody for long. Once it has left calls unanswered for
+    ``NODE_GRACE_S``, another node is asked, to tell it from a network that is slow or a process
+    that is busy. If that one answers, all calls of the first are given up, and for
+    ``connection.SILENT_FOR_S`` calls to it fail at once. The next one afterwards tries it again.
 
     Args:
         target: Some of its nodes, and how to connect.
@@ -286,6 +341,7 @@ class Cluster:
         self._nodes: dict[Address, Server] = {}
         self._owners: list[Address | None] = [None] * SLOTS
         self._looks = 0
+        self._looked_at = 0.0
         self._looking = asyncio.Lock()
 
     async def start(self) -> None:
@@ -300,11 +356,14 @@ class Cluster:
         async with self._looking:
             if seen is not None and seen != self._looks:
                 return
-            known = [server.address for server in self._nodes.values()]
+            self._looked_at = realtime.monotonic()
+            known = list(self._nodes.values())
             chance.current().shuffle(known)
+            known.sort(key=lambda server: server.silent)
+            addresses = [server.address for server in known]
             reasons: list[str] = []
             misconfigured = True
-            for address in [*known, *self._target.addresses]:
+            for address in [*addresses, *self._target.addresses]:
                 try:
                     async with realtime.timeout(LOOK_TIMEOUT_S):
                         ranges = await self._slots_known_to(address)
@@ -325,7 +384,7 @@ class Cluster:
         except Exception as error:
             raise translated(error, place) from error
         finally:
-            await drop(connection)
+            await self._target.dialer.drop(connection)
         return [
             (first, last, self._reached((node[0] or b"").decode() or address["host"], node[1]))
             for first, last, node, *_ in ranges
@@ -343,7 +402,7 @@ class Cluster:
         self._owners = owners
         current = set(owners)
         for gone in [address for address in self._nodes if address not in current]:
-            await self._nodes.pop(gone).close()
+            await self._nodes.pop(gone).retire()
 
     def _node(self, address: Address) -> Server:
         server = self._nodes.get(address)
@@ -354,24 +413,30 @@ class Cluster:
         return server
 
     async def perform(self, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-        looks = self._looks
         routes: dict[Address | None, list[int]] = {}
         for at, call in enumerate(calls):
             routes.setdefault(self._owners[call.slot], []).append(at)
         if len(routes) == 1:
             [owner] = routes
-            outcomes = await self._send_to(owner, lane, calls)
-        else:
-            outcomes = [NotExecutedError("not sent")] * len(calls)
-            answers = await asyncio.gather(
-                *(
-                    self._send_to(owner, lane, [calls[at] for at in places])
-                    for owner, places in routes.items()
-                )
+            return await self._perform_at(owner, lane, calls)
+        parts = await asyncio.gather(
+            *(
+                self._perform_at(owner, lane, [calls[at] for at in places])
+                for owner, places in routes.items()
             )
-            for places, answer in zip(routes.values(), answers, strict=True):
-                for at, outcome in zip(places, answer, strict=True):
-                    outcomes[at] = outcome
+        )
+        outcomes: list[Outcome] = [NotExecutedError("not sent")] * len(calls)
+        for places, part in zip(routes.values(), parts, strict=True):
+            for at, outcome in zip(places, part, strict=True):
+                outcomes[at] = outcome
+        return outcomes
+
+    async def _perform_at(
+        self, owner: Address | None, lane: Lane, calls: Sequence[Call]
+    ) -> list[Outcome]:
+        """Makes calls at a node, and sends on those that it redirects or certainly did not do."""
+        looks = self._looks
+        outcomes = await self._send_to(owner, lane, calls)
         strays = [at for at, outcome in enumerate(outcomes) if _is_stray(outcome)]
         if strays:
             followed = await asyncio.gather(
@@ -387,10 +452,84 @@ class Cluster:
         if owner is None:
             return [NotExecutedError("No node of the cluster has this slot")] * len(calls)
         server = self._node(owner)
-        outcomes = await _send(server, lane, calls)
+        if server.silent:
+            silent = NotExecutedError(f"{server.place} did not answer a moment ago")
+            return [silent] * len(calls)
+        sending = asyncio.create_task(_send(server, lane, calls))
+        try:
+            while not sending.done():
+                with suppress(TimeoutError):
+                    async with realtime.timeout(max(NODE_GRACE_S - server.silence, LOOK_AGAIN_S)):
+                        await asyncio.wait([sending])
+                if not sending.done() and await self._hangs(owner, server):
+                    break
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait([sending])
+        if sending.cancelled():
+            text = f"{server.place} did not answer within {NODE_GRACE_S:g} s, while others did"
+            return [StoreUnavailableError(text)] * len(calls)
         return [
             outcome if _is_redirected(outcome) else _refusal(outcome, server.place)
-            for outcome in outcomes
+            for outcome in sending.result()
+        ]
+
+    async def _hangs(self, owner: Address, server: Server) -> bool:
+        """Whether a node leaves calls unanswered while another one answers.
+
+        Asking another one also gives this process time to read an answer that came while its
+        event loop was blocked.
+        """
+        async with server.judging:
+            if server.silent:
+                return True
+            if server.silence < NODE_GRACE_S or not await self._answers_beside({owner}):
+                return False
+            if server.silence < NODE_GRACE_S:
+                return False
+            server.found_silent()
+            return True
+
+    async def server_of(self, slot: int) -> Server:
+        owner = self._owners[slot]
+        if owner is None:
+            raise NotExecutedError("No node of the cluster has this slot")
+        return self._node(owner)
+
+    async def answers_beside(self, slots: Collection[int]) -> bool:
+        return await self._answers_beside({self._owners[slot] for slot in slots})
+
+    async def _answers_beside(self, owners: Collection[Address | None]) -> bool:
+        others = [server for owner, server in self._others(owners) if not server.silent]
+        for server in others[:WITNESSES_MAX]:
+            try:
+                async with realtime.timeout(WITNESS_TIMEOUT_S):
+                    connection = await server.open()
+                    try:
+                        await ask(connection, "PING")
+                    finally:
+                        await server.dialer.drop(connection)
+            except Exception:  # whatever it is, this one shows nothing
+                continue
+            return True
+        return False
+
+    def _others(self, owners: Collection[Address | None]) -> list[tuple[Address, Server]]:
+        """The nodes that have slots, apart from some, in any order."""
+        others = [
+            (owner, self._node(owner))
+            for owner in set(self._owners)
+            if owner is not None and owner not in owners
+        ]
+        chance.current().shuffle(others)
+        return others
+
+    def slots_beside(self, slot: int) -> list[int]:
+        return [
+            self._owners.index(owner)
+            for owner, server in self._others({self._owners[slot]})
+            if not server.silent
         ]
 
     async def _follow(self, lane: Lane, call: Call, outcome: Outcome, looks: int) -> Outcome:
@@ -414,6 +553,9 @@ class Cluster:
                 await realtime.sleep(pause)
                 pause *= 2
             else:
+                moved = isinstance(reply, exceptions.MovedError)
+                if not moved and looks == self._looks and not self._may_look():
+                    return outcome
                 try:
                     await self._look(looks)
                 except StoreError as error:
@@ -431,24 +573,26 @@ class Cluster:
             return NotExecutedError(f"The cluster keeps moving slot {call.slot}: {outcome[0]}")
         return outcome
 
+    def _may_look(self) -> bool:
+        return realtime.monotonic() - self._looked_at >= LOOK_INTERVAL_S
+
     def _told(self, reply: Any, owner: Address | None) -> Address:
         """The address that a redirection names; without a host it is that of who redirects."""
         return self._reached(reply.host or (owner[0] if owner else ""), int(reply.port))
 
-    async def open_listener(self) -> tuple[Any, str]:
-        owners = [address for address in set(self._owners) if address is not None]
-        if not owners:
+    async def open_listener(self) -> tuple[Any, Server]:
+        servers = [server for _, server in self._others(())]
+        if not servers:
             raise NotExecutedError("No node of the cluster is known")
-        server = self._node(chance.current().choice(owners))
+        server = min(servers, key=lambda server: server.silent)
         try:
-            return await server.open(), server.place
+            return await server.open(), server
         except StoreUnavailableError:
             await self._look(self._looks)
             raise
 
     async def close(self) -> None:
-        for server in self._nodes.values():
-            await server.close()
+        await _close(self._target)
 
 
 def _is_redirected(outcome: Outcome) -> bool:

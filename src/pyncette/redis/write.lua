@@ -13,8 +13,10 @@
 -- WAIT waits for replicas to have what its connection wrote last. Where a repeated write finds
 -- that it was made before, perhaps on another connection, writing that again makes WAIT mean it.
 
--- Of a value: version, instant, starts, token, and where its progress begins.
-local HEAD = '^(%d+)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- Of a value: version, instant, unfinished attempts, token, and where its progress begins.
+local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- These are also in claim.lua, scan.lua and layout.py.
+local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local CHUNK = 1000
 local STRIDES = {D = 5, U = 8, P = 8, p = 7}
 local now_text, touches = ARGV[1], ARGV[2] == '1'
@@ -44,9 +46,13 @@ end
 
 -- As in claim.lua: what is not one of our values is a record of version 1 that says nothing.
 local function parsed(value)
-  local version, due, starts, holder, rest = string.match(value, HEAD)
-  if version and #version <= 16 and #due <= 18 and due ~= '-' and #starts <= 9 then
-    return version, holder, rest, value
+  local version, due, attempts, holder, rest = string.match(value, HEAD)
+  if version and #version <= 16 and #due <= 18 and #attempts <= 9
+    and tonumber(version) <= VERSION_MAX then
+    local at = tonumber(due)
+    if due == '' or (at and at >= DUE_MIN and at <= DUE_MAX) then
+      return version, holder, rest, value
+    end
   end
   return '1', '-', 1, '\0' .. string.gsub(value, '%z', ' ') .. '\0'
 end
