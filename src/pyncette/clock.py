@@ -186,7 +186,7 @@ class StoreClock(Clock):
     _DRIFT_PPM: Final = 500
     _LARGE: Final = _SECOND
     # A call to a server nearby takes a millisecond; one that took longer is soon made again.
-    _VAGUE: Final = 20_000
+    _VAGUE: Final = 50_000
 
     def __init__(self, source: Clock, lease: int = 60 * _SECOND) -> None:
         """Create the view; nothing is measured yet.
@@ -310,8 +310,14 @@ class StoreClock(Clock):
         self._aim(lowest, refines)
         return True
 
-    async def measure(self, ask: Callable[[], Awaitable[int | None]]) -> bool:
+    async def measure(
+        self, ask: Callable[[], Awaitable[int | None]], resolution: Callable[[], int] = lambda: 1
+    ) -> bool:
         """Ask the store for its instant, and take in the answer.
+
+        Args:
+            ask: gives the instant, or None where the store has no clock.
+            resolution: by how much the true instant may have been ahead of the last answer.
 
         Returns:
             False when there is nothing to measure: the store has no clock of its own.
@@ -325,7 +331,7 @@ class StoreClock(Clock):
             instant = await ask()
             if instant is None:
                 return False
-            if self.observe(sent, self.monotonic(), instant):
+            if self.observe(sent, self.monotonic(), instant, resolution()):
                 break
         return True
 

@@ -59,7 +59,7 @@ async def open_context(
         stack.push_async_callback(closing.background.close)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
         if isinstance(clock, StoreClock):
-            await clock.measure(store.now)
+            await clock.measure(store.now, lambda: store.now_uncertainty)
         executor = parts.executor_cls(**parts.configuration)
         async with AsyncExitStack() as executing:
             running = await executing.enter_async_context(executor)

@@ -312,6 +312,11 @@ class _MeasuredStore:
         with self._measure("now"):
             return await self._store.now()
 
+    @property
+    def now_uncertainty(self) -> int:
+        uncertainty: int = getattr(self._store, "now_uncertainty", 1)
+        return uncertainty
+
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         with self._measure("watch"):
             return await self._store.watch(groups, on_wake)

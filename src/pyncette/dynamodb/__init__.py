@@ -301,6 +301,11 @@ class DynamoDBStore:
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._users.scan(group, where, cursor, limit)
 
+    @property
+    def now_uncertainty(self) -> int:
+        """How far ahead of ``now`` the server's clock may be, in microseconds."""
+        return self._clock.width
+
     async def now(self) -> int | None:
         """The earliest instant that the server's clock may show: see ``DateClock``."""
         await self._claims.get([_CLOCK])

@@ -153,7 +153,9 @@ class Loop:
             return
         monotonic = clock.monotonic()
         if monotonic >= self._measure_at or clock.is_vague():
-            has_clock = await clock.measure(self._worker.store.now)
+            has_clock = await clock.measure(
+                self._worker.store.now, lambda: self._worker.store.now_uncertainty
+            )
             self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
 
     async def _watch_changes(self) -> None:

@@ -253,7 +253,11 @@ class Store(Protocol):
         ...
 
     async def now(self) -> int | None:
-        """The instant on the store's own clock; None where it is this machine's."""
+        """The instant on the store's own clock; None where it is this machine's.
+
+        Where the clock cannot be read exactly, the earliest instant that it may show. The store
+        then has an attribute ``now_uncertainty``: by how many microseconds it may be ahead.
+        """
         ...
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:

@@ -104,5 +104,11 @@ class DeadlineStore:
     async def now(self) -> int | None:
         return await self._bounded("now", self._store.now())
 
+    @property
+    def now_uncertainty(self) -> int:
+        """By how many microseconds the store's clock may be ahead of the last ``now()``."""
+        uncertainty: int = getattr(self._store, "now_uncertainty", 1)
+        return uncertainty
+
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         return await self._bounded("watch", self._store.watch(groups, on_wake))

@@ -398,6 +398,11 @@ class FaultyStore:
     async def now(self) -> int | None:
         return await self._faults.strike("now", (), self._store.now)
 
+    @property
+    def now_uncertainty(self) -> int:
+        uncertainty: int = getattr(self._store, "now_uncertainty", 1)
+        return uncertainty
+
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         return await self._faults.strike(
             "watch", (groups, on_wake), lambda: self._store.watch(groups, on_wake)
