@@ -123,8 +123,12 @@ class SqliteTable:
             for column in COLUMNS
         )
         claimed_version = f"max({version} + 1, ?)"
-        eligible = f'WHERE "group" = ? AND due_at <= ? AND {unfinished} <= ?'
-        due = f"{eligible} ORDER BY due_at, rowid LIMIT ?"
+        # Few claims bound the attempts, and the condition costs a tenth of a claim.
+        of_any = 'WHERE "group" = ? AND due_at <= ? ORDER BY due_at, rowid LIMIT ?'
+        of_few = (
+            f'WHERE "group" = ? AND due_at <= ? AND {unfinished} <= ? '
+            "ORDER BY due_at, rowid LIMIT ?"
+        )
         keyed = f'FROM json_each(?) AS j CROSS JOIN {name} AS t ON t."group" = ?'
         running = (
             f"state = '{State.RUNNING}', unfinished_attempts = {unfinished} + 1, "
@@ -136,24 +140,24 @@ class SqliteTable:
             f'SELECT CAST(due_at AS INTEGER) FROM {name} WHERE "group" = ? '
             f"AND due_at <= {_INSTANT_MAX} ORDER BY due_at LIMIT 1"
         )
-        self._due = (
-            "SELECT json_group_array(json_array(r, k, v, s, p, a, g)) FROM ("
-            'SELECT rowid AS r, CASE WHEN typeof("key") = \'text\' THEN "key" END AS k, '
-            f"{claimed_version} AS v, {unfinished} + 1 AS s, {texts['schedule']} AS p, "
-            f"{texts['args']} AS a, {texts['progress']} AS g FROM {name} {due})"
-        )
-        self._take_due = (
-            f"UPDATE {name} SET due_at = ?, token = ?, {running} "
-            f"WHERE rowid IN (SELECT rowid FROM {name} {due})"
+        self._due, self._take_due, self._park_due, self._rowids = (
+            {bounded: statement + due + ")" for bounded, due in ((False, of_any), (True, of_few))}
+            for statement in (
+                "SELECT json_group_array(json_array(k, v, s, p, a, g)) FROM ("
+                'SELECT CASE WHEN typeof("key") = \'text\' THEN "key" END AS k, '
+                f"{claimed_version} AS v, {unfinished} + 1 AS s, {texts['schedule']} AS p, "
+                f"{texts['args']} AS a, {texts['progress']} AS g FROM {name} ",
+                f"UPDATE {name} SET due_at = ?, token = ?, {running} "
+                f"WHERE rowid IN (SELECT rowid FROM {name} ",
+                f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
+                f"version = {claimed_version}, progress = ? "
+                f"WHERE rowid IN (SELECT rowid FROM {name} ",
+                f"SELECT json_group_array(rowid) FROM (SELECT rowid FROM {name} ",
+            )
         )
         self._held = (
             f"SELECT {columns} FROM {name} AS t "
             f'WHERE t."group" = ? AND t.due_at = ? AND t.token = ? AND {unfinished} <= ? LIMIT ?'
-        )
-        self._park_due = (
-            f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
-            f"version = {claimed_version}, progress = ? "
-            f"WHERE rowid IN (SELECT rowid FROM {name} {due})"
         )
         # Of one group and many keys, by the primary key.
         self._next_due_of_keys = (
@@ -212,10 +216,10 @@ class SqliteTable:
             "AND (? IS NULL OR state IN (SELECT value FROM json_each(?))) "
             'ORDER BY "key" LIMIT ?'
         )
-        # Of rows that a claim took.
         self._park = (
             f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
-            "progress = ? WHERE rowid IN (SELECT value FROM json_each(?))"
+            f"progress = ?, version = {claimed_version} "
+            "WHERE rowid IN (SELECT value FROM json_each(?))"
         )
 
     def make(self, connection: sqlite3.Connection, place: str) -> None:
@@ -285,8 +289,6 @@ class SqliteTable:
         unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``."""
-        if unfinished_max is None:
-            unfinished_max = _UNFINISHED_MAX
         of_keys = self._due_of_keys(connection, sources)
         claimed: list[Record] = []
         shares: dict[Source, int] = {}
@@ -337,11 +339,11 @@ class SqliteTable:
         limit: int,
         now: int,
         token: str,
-        unfinished_max: int,
+        unfinished_max: int | None,
     ) -> list[Record]:
         lease_end = now + source.lease
         # The claim that is repeated has counted one more.
-        counted_max = unfinished_max + 1
+        counted_max = 1 + (_UNFINISHED_MAX if unfinished_max is None else unfinished_max)
         if isinstance(source, Key):
             record = self.one(connection, source.group, source.key)
             held = (
@@ -364,14 +366,15 @@ class SqliteTable:
         limit: int,
         now: int,
         token: str,
-        unfinished_max: int,
+        unfinished_max: int | None,
     ) -> list[Record]:
         group, lease, _, before = source
-        eligible = (group, before, unfinished_max)
+        bounded = unfinished_max is not None
+        eligible = (group, before, unfinished_max) if bounded else (group, before)
         rows: list[tuple[Any, ...]] = []
         while limit > 0:
             try:
-                due = connection.execute(self._due, (now, *eligible, limit)).fetchone()[0]
+                due = connection.execute(self._due[bounded], (now, *eligible, limit)).fetchone()[0]
                 rows = json.loads(due)
                 break
             except Exception as error:
@@ -380,21 +383,32 @@ class SqliteTable:
             if limit == 1:
                 # Alone it is more than can be handed on, now and always.
                 parked = _unreadable("its texts are too long to be read")
-                connection.execute(self._park_due, (now, parked, *eligible, 1))
+                connection.execute(self._park_due[bounded], (now, parked, *eligible, 1))
                 break
             limit //= 2
         if not rows:
             return []
+        strict = connection.text_factory is str
+        unreachable = [
+            place
+            for place, row in enumerate(rows)
+            if row[0] is None or not (strict or _is_utf_8(row[0]))
+        ]
+        if unreachable:
+            # No write reaches what has such a key.
+            found = connection.execute(self._rowids[bounded], (*eligible, limit)).fetchone()[0]
+            rowids = json.loads(found)
+            parked = _unreadable("the key is not UTF-8")
+            bad = json.dumps([rowids[place] for place in unreachable])
+            connection.execute(self._park, (parked, now, bad))
+            limit -= len(unreachable)
+            for place in reversed(unreachable):
+                del rows[place]
         lease_end = now + lease
-        connection.execute(self._take_due, (lease_end, token, now, *eligible, limit))
+        connection.execute(self._take_due[bounded], (lease_end, token, now, *eligible, limit))
         running = State.RUNNING.value
-        records: list[Record] = []
-        unreachable: list[int] = []
-        for rowid, key, version, unfinished_attempts, schedule, args, progress in rows:
-            if key is None or (connection.text_factory is not str and not _is_utf_8(key)):
-                unreachable.append(rowid)
-                continue
-            record = (
+        records = [
+            (
                 group,
                 key,
                 lease_end,
@@ -406,12 +420,11 @@ class SqliteTable:
                 args,
                 progress,
             )
-            records.append(_record(connection, record))
-        if unreachable:
-            # No write reaches them.
-            parked = _unreadable("the key is not UTF-8")
-            connection.execute(self._park, (parked, json.dumps(unreachable)))
-        return records
+            for key, version, unfinished_attempts, schedule, args, progress in rows
+        ]
+        if strict:
+            return [record_of(record) for record in records]
+        return [_record(connection, record) for record in records]
 
     def _claim_key(
         self,
@@ -419,9 +432,11 @@ class SqliteTable:
         source: Key,
         now: int,
         token: str,
-        unfinished_max: int,
+        unfinished_max: int | None,
     ) -> Record | None:
         group, key, lease = source
+        if unfinished_max is None:
+            unfinished_max = _UNFINISHED_MAX
         taken = connection.execute(
             self._take_key, (now + lease, token, now, group, key, unfinished_max)
         )
