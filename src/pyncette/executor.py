@@ -2,15 +2,15 @@
 
 An executor of your own needs ``async spawn_task(awaitable)``, which returns once the work has
 started and holds the caller back while no more can be taken on. It may have
-``concurrency_limit``, the maximum that it runs at once.
+``concurrency_limit``, the maximum that it runs at once, and ``start(coroutine)``, which does the
+same without holding anybody back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections.abc import Awaitable, Coroutine
 from types import CoroutineType
 from typing import Any, Final, Self
 
@@ -18,12 +18,18 @@ DEFAULT_CONCURRENCY_LIMIT: Final = 100
 
 _SWEEP_MIN: Final = 256
 
-# Naming a task costs as much as half of its creation where the name has to be made.
-_start: Final[Callable[..., asyncio.Task[Any]]] = (
-    partial(asyncio.Task, eager_start=True)  # type: ignore[call-arg]
-    if sys.version_info >= (3, 12)
-    else partial(asyncio.Task, name="pyncette execution")
-)
+_Task = asyncio.Task[Any]
+
+if sys.version_info >= (3, 12):
+
+    def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
+        return asyncio.Task(work, loop=loop, eager_start=True)
+
+else:
+
+    def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
+        # Making a name up costs as much as half of making the task.
+        return asyncio.Task(work, loop=loop, name="pyncette execution")
 
 
 class DefaultExecutor:
@@ -50,10 +56,13 @@ class DefaultExecutor:
 
     async def spawn_task(self, awaitable: Awaitable[Any]) -> None:
         """Starts the work and returns."""
+        self.start(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        """As ``spawn_task``, for a coroutine and without a step of the caller."""
         loop = self._loop
-        work = awaitable if type(awaitable) is CoroutineType else _awaited(awaitable)
         if loop.get_task_factory() is None:
-            task = _start(work, loop=loop)
+            task = _start(work, loop)
             if task.done():
                 return
         else:

@@ -74,7 +74,7 @@ class Dispatcher:
         self.executions: dict[Execution, None] = {}
         self._worker = worker
         self._parts: dict[Task, TaskParts] = {}
-        self._suspect: Execution | None = None
+        self.suspect: Execution | None = None
         # How often each record was released because this worker cannot read it.
         self._released: dict[Identity, int] = {}
         self._outlived: set[Task] = set()
@@ -82,7 +82,7 @@ class Dispatcher:
     @property
     def unfinished_max(self) -> int | None:
         """What a claim may take: while a suspect runs here, no other suspect."""
-        return None if self._suspect is None else rules.SUSPECT_ATTEMPTS - 1
+        return None if self.suspect is None else rules.SUSPECT_ATTEMPTS - 1
 
     def lease(self, task: Task) -> int:
         """Microseconds for which a claim of the task's records holds."""
@@ -106,6 +106,7 @@ class Dispatcher:
         worker = self._worker
         batches: dict[Task, Batch] = {}
         spawn = worker.executor.spawn_task
+        start: Callable[[Any], None] | None = getattr(worker.executor, "start", None)
         left = iter(records)
         try:
             for record in left:
@@ -123,7 +124,10 @@ class Dispatcher:
                 self.executions[execution] = None
                 run = execution.run()
                 try:
-                    await spawn(run)
+                    if start is None:
+                        await spawn(run)
+                    else:
+                        start(run)
                 except (Exception, asyncio.CancelledError) as error:
                     self._not_started(execution, run, error)
         except BaseException:
@@ -146,14 +150,6 @@ class Dispatcher:
         for execution in list(self.executions):
             if execution.begun and not execution.in_body:
                 execution.cancel()
-
-    def forget(self, execution: Execution) -> bool:
-        """An execution has ended; whether suspects that waited for it may be claimed now."""
-        self.executions.pop(execution, None)
-        if execution is not self._suspect:
-            return False
-        self._suspect = None
-        return True
 
     def give_back(self, record: Record, delay: int = 0) -> None:
         """Gives up a record that was claimed and not run, or not to its end."""
@@ -217,13 +213,13 @@ class Dispatcher:
             return Execution(batch, reading)
         if not rules.suspect(record):
             return Execution(batch, reading)
-        if self._suspect is not None:
+        if self.suspect is not None:
             self.give_back(record, SUSPECT_DELAY)
             return None
         # The heartbeat is written together with what is given back: nobody waits for those
         # records if this one kills the process.
-        self._suspect = Execution(batch._replace(extend=True), reading)
-        return self._suspect
+        self.suspect = Execution(batch._replace(extend=True), reading)
+        return self.suspect
 
     def _runs(self, record: Record) -> bool:
         """Whether an earlier execution of this record still runs in this worker."""

@@ -141,8 +141,11 @@ class Worker:
 
     def execution_ended(self, execution: Execution) -> None:
         """An execution needs its slot no more."""
-        if self.dispatcher.forget(execution):
-            self.wake_groups(None)
+        dispatcher = self.dispatcher
+        dispatcher.executions.pop(execution, None)
+        if execution is dispatcher.suspect:
+            dispatcher.suspect = None
+            self.wake_groups(None)  # suspects that waited for it may be claimed now
         if self.stopping:
             self._changed.set()
         self.alarm.ring()

@@ -83,6 +83,8 @@ def again(write: Write, refused: Refused) -> Next:
     return Next.BACK_OFF if expectation_holds(write, refused.current) else Next.RETRY
 
 
+_DONE: Final = Next.DONE
+
 Commit = Callable[[Sequence[Write], int], Awaitable[list[Result]]]
 
 
@@ -121,6 +123,7 @@ class WriteQueue:
         self._busy: set[Identity] = set()
         self._large = 0
         self._writing = False
+        self._waiting = False
         self._closed = False
         self._changed = asyncio.Event()
 
@@ -134,14 +137,14 @@ class WriteQueue:
             _abandon(entry, StoreUnavailableError("The app is closed: nothing is written any more"))
             return
         (self._urgent if urgent else self._queue).append(entry)
-        self._start()
+        if not self._writing:
+            self._start()
+        elif self._waiting:
+            self._changed.set()
 
     def _start(self) -> None:
-        if self._writing:
-            self._changed.set()
-        else:
-            self._writing = True
-            self._background.start(self._write_all(), "pyncette writes")
+        self._writing = True
+        self._background.start(self._write_all(), "pyncette writes")
 
     async def drained(self) -> None:
         """Waits until nothing is queued or under way."""
@@ -194,19 +197,22 @@ class WriteQueue:
 
     async def _wait(self) -> None:
         """Until an entry is added, a large write has ended, or a deferred entry is ready."""
+        pause: float | None = None
+        if self._deferred:
+            pause = self._deferred[0][0] - realtime.monotonic()
+            if pause <= 0:
+                return
+        elif not self._busy:
+            return
         self._changed.clear()
-        if not self._deferred:
-            if self._busy:
-                await self._changed.wait()
-            return
-        pause = self._deferred[0][0] - realtime.monotonic()
-        if pause <= 0:
-            return
+        self._waiting = True
         try:
             async with realtime.timeout(pause):
                 await self._changed.wait()
         except TimeoutError:
             pass
+        finally:
+            self._waiting = False
 
     def _take_ready(self) -> None:
         now = realtime.monotonic() if self._deferred else 0.0
@@ -238,7 +244,7 @@ class WriteQueue:
                 identity = write[:2]
                 if identity in chosen:
                     waiting.append(entry)
-                elif not _is_large(write):
+                elif type(write.change) is not Put or not _is_large(write.change):
                     chosen.add(identity)
                     entries.append(entry)
                     writes.append(write)
@@ -262,7 +268,7 @@ class WriteQueue:
             self._large -= 1
             self._busy.discard(write[:2])
             self._changed.set()
-            if len(self) and not self._closed:
+            if len(self) and not self._closed and not self._writing:
                 self._start()
 
     async def _write(self, batch: _Batch) -> None:
@@ -296,7 +302,7 @@ class WriteQueue:
                 logger.exception("The answer of the store could not be taken in")
                 self._end(entry, error)
                 continue
-            if following is Next.DONE:
+            if following is _DONE:
                 if self._delays:
                     self._delays.pop(entry, None)
             elif self._closed:
@@ -327,12 +333,8 @@ def _abandon(entry: Entry, error: Exception) -> None:
         logger.exception("A write could not be abandoned in order")
 
 
-def _is_large(write: Write) -> bool:
-    change = write.change
-    return (
-        type(change) is Put
-        and len(change.args) + len(change.schedule) + len(change.progress) > LARGE_CHARACTERS
-    )
+def _is_large(change: Put) -> bool:
+    return len(change.args) + len(change.schedule) + len(change.progress) > LARGE_CHARACTERS
 
 
 def _some_names(entries: Sequence[Entry], now: int) -> str:
