@@ -450,6 +450,9 @@ class RedisStore:
     def _write_calls(self, writing: _Writing) -> tuple[list[Call], list[Sequence[int]]]:
         """The calls for what can be sent together, and the numbers of the writes in each."""
         kept = writing.kept
+        step = WRITES_MAX
+        if writing.length > CALL_CHARACTERS_MAX:
+            step = max(1, min(step, len(kept) * CALL_CHARACTERS_MAX // writing.length))
         calls: list[Call] = []
         places: list[Sequence[int]] = []
         for part in self._parts([writing.batch[at].group for at in kept]):
@@ -458,10 +461,6 @@ class RedisStore:
                 if len(kept) == len(writing.batch)
                 else [kept[place] for place in part.places]
             )
-            length = sum(len(writing.texts[at][-1]) for at in numbers)
-            step = WRITES_MAX
-            if length > CALL_CHARACTERS_MAX:
-                step = max(1, min(step, len(numbers) * CALL_CHARACTERS_MAX // length))
             for first in range(0, len(numbers), step):
                 places.append(numbers[first : first + step])
                 calls.append(self._write_call(part.slot, writing, places[-1]))
@@ -472,14 +471,15 @@ class RedisStore:
         numbers: dict[str, int] = {}
         replicas = self._options.wait_replicas
         arguments: list[Argument] = [writing.now, 1 if replicas else 0]
+        batch, texts = writing.batch, writing.texts
         for at in places:
-            group, key, _, expect, token = writing.batch[at]
+            group, key, _, expect, token = batch[at]
             number = numbers.get(group)
             if number is None:
                 number = numbers[group] = len(numbers) + 1
                 keys += self._names.of(group)
             held = "" if token is None else f"={token}"
-            arguments += (number, key, expect, held, *writing.texts[at])
+            arguments += (number, key, expect, held, *texts[at])
         after: tuple[Command, ...] = (("WAIT", replicas, WAIT_TIMEOUT_MS),) if replicas else ()
         return Call(slot, _WRITE, (len(keys), *keys, *arguments), after)
 
@@ -590,32 +590,32 @@ class _Writing:
         texts: Of each change, as ``write.lua`` wants to have it; empty where it cannot be kept.
         kept: The numbers of the writes that are sent together.
         large: The numbers of those that are sent one by one.
+        length: Characters of all of them.
     """
 
     def __init__(self, batch: Sequence[Write], now: int, results: list[Result]) -> None:
         self.batch = batch
         self.now = now
         self.results = results
-        self.texts: list[tuple[str, ...]] = []
         self.kept: Sequence[int] = range(len(batch))
         self.large: list[int] = []
         self.applied = Applied(0)
-        unusual = False
-        for at, write in enumerate(batch):
-            try:
-                texts = change_texts(write)
-            except ValueError as error:
-                results[at] = Failed(error)
-                texts = ()
-            self.texts.append(texts)
-            unusual = unusual or not texts or len(texts[-1]) > LARGE
-        if unusual:
-            self.large = [
-                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) > LARGE
-            ]
-            self.kept = [
-                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) <= LARGE
-            ]
+        try:
+            self.texts = [change_texts(write) for write in batch]
+        except ValueError:
+            self.texts = [self._texts_of(at) for at in self.kept]
+            self.kept = [at for at in self.kept if self.texts[at]]
+        self.length = sum([len(self.texts[at][-1]) for at in self.kept])
+        if self.length > LARGE:
+            self.large = [at for at in self.kept if len(self.texts[at][-1]) > LARGE]
+            self.kept = [at for at in self.kept if len(self.texts[at][-1]) <= LARGE]
+
+    def _texts_of(self, at: int) -> tuple[str, ...]:
+        try:
+            return change_texts(self.batch[at])
+        except ValueError as error:
+            self.results[at] = Failed(error)
+            return ()
 
 
 class _Claim:
