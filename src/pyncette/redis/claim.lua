@@ -37,8 +37,8 @@ if ARGV[5] == '1' then
   bound_text = string.format('%.0f', bound)
 end
 
--- What a value says; its version as a number. If somebody edited it into something else, its text is returned as the
--- schedule of a record, so that the worker that reads the record finds it unreadable and parks it.
+-- What a value says; its version as a number. If it was edited into something else, its text is
+-- returned as the schedule of a record, so that the worker finds it unreadable and parks it.
 local function parsed(value, otherwise)
   local version, due, attempts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
@@ -117,7 +117,7 @@ local function take(source, key, version, attempts, rest)
   keep(source, key, value)
 end
 
--- Puts right what the index says of a record, where somebody edited one or the other.
+-- Puts right what the index says of a record, where one or the other was edited by hand.
 local function mend(source, key, value, due)
   if not value or due == '' then
     redis.call('ZREM', KEYS[2 * source.group - 1], key)
