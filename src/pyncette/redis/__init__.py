@@ -38,16 +38,17 @@ async def redis_repository(
         redis_timeout: Seconds, or a duration, within which a connection is opened and a call is
             answered. By default five seconds for the first; the scheduler sets the deadline of
             calls.
-        redis_pool_size: Most connections to one server, beside one that listens; by default 10,
-            at least 3.
-        redis_wait_replicas: So many replicas have to confirm every write, within a second.
-        redis_client: A ``redis.asyncio.Redis`` or ``RedisCluster`` of the application's that tells
-            where to connect, and how. Its own connections are left alone, and it is left open.
+        redis_pool_size: Maximum connections to one server, besides one that listens; by default
+            10, at least 3.
+        redis_wait_replicas: How many replicas must confirm every write, within a second.
+        redis_client: A ``redis.asyncio.Redis`` or ``RedisCluster`` of the application. Address,
+            credentials and options are taken from it. It is not used for commands, and stays
+            open.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreMisconfiguredError: The server does not let us in, is older than Redis 6.2, or its
-            data is not ours to use.
+        ValueError: An option is not valid.
+        StoreMisconfiguredError: The server refuses the credentials, is older than Redis 6.2, or
+            holds data of another format.
         StoreUnavailableError: The server cannot be reached.
     """
     options = RedisOptions(

@@ -37,18 +37,17 @@ if ARGV[5] == '1' then
   bound_text = string.format('%.0f', bound)
 end
 
--- What a value says. If somebody edited it into something else, its text is returned as the
--- schedule of a record, so that the worker that reads the record finds it unreadable and parks it.
+-- What a value says; its version as a number. If it was edited into something else, its text is
+-- returned as the schedule of a record, so that the worker finds it unreadable and parks it.
 local function parsed(value, otherwise)
   local version, due, attempts, holder, rest = string.match(value, HEAD)
-  if version and #version <= 16 and #due <= 18 and #attempts <= 9
-    and tonumber(version) <= VERSION_MAX then
-    local at = tonumber(due)
-    if due == '' or (at and at >= DUE_MIN and at <= DUE_MAX) then
-      return version, due, attempts, holder, string.sub(value, rest), at
+  if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
+    local number, at = tonumber(version), tonumber(due)
+    if number <= VERSION_MAX and (due == '' or (at and at >= DUE_MIN and at <= DUE_MAX)) then
+      return number, due, attempts, holder, string.sub(value, rest), at
     end
   end
-  return '1', otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0', tonumber(otherwise)
+  return 1, otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0', tonumber(otherwise)
 end
 
 -- Whether one instant lies at or before another. Rounding keeps the order, so that only what
@@ -93,7 +92,7 @@ local function flush(group)
 end
 
 local function take(source, key, version, attempts, rest)
-  local next_version = tonumber(version) + 1
+  local next_version = version + 1
   if next_version <= instant then
     version = now
   else
@@ -118,7 +117,7 @@ local function take(source, key, version, attempts, rest)
   keep(source, key, value)
 end
 
--- Puts right what the index says of a record, where somebody edited one or the other.
+-- Puts right what the index says of a record, where one or the other was edited by hand.
 local function mend(source, key, value, due)
   if not value or due == '' then
     redis.call('ZREM', KEYS[2 * source.group - 1], key)
@@ -153,7 +152,7 @@ local function release(lost, key, value)
   if not value then return end
   local version, due, attempts, holder, rest = parsed(value, '')
   if due ~= lost.lease_end or holder ~= lost.token then return end
-  local next_version = math.max(tonumber(version) + 1, instant)
+  local next_version = math.max(version + 1, instant)
   attempts = string.format('%.0f', math.max(tonumber(attempts) - 1, 0))
   redis.call('HSET', KEYS[2 * lost.group], key, string.format('%.0f', next_version) .. '\0'
     .. lost.due .. '\0running\0' .. attempts .. '\0-\0' .. rest)

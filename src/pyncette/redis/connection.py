@@ -69,7 +69,7 @@ def pack(command: Command) -> bytes:
     """A command as it is sent. redis-py's asynchronous connections do this in Python only."""
     try:
         packed: bytes = _pack_quickly(tuple(command))
-    except UnicodeEncodeError:  # a key that somebody else wrote, and that is no text
+    except UnicodeEncodeError:  # a key that another program wrote, and that is no text
         return _pack_plainly(command)
     return packed
 
@@ -228,7 +228,7 @@ async def _disconnect(connection: Any) -> None:
 
 
 def is_alive(connection: Any) -> bool:
-    """Whether the server has not closed a connection that nobody uses at present.
+    """Whether the server has not closed an idle connection.
 
     The driver's own look (``can_read``) has another name in each release.
     """
@@ -365,7 +365,7 @@ class Server:
         return await self.open()
 
     async def refuses_length(self, length: int) -> bool:
-        """Whether the server takes no argument of so many bytes (``proto-max-bulk-len``).
+        """Whether the server takes no argument of this many bytes (``proto-max-bulk-len``).
 
         It closes the connection when it meets such an argument, often before its answer, which
         says so, can be read. So only the beginning of one is sent here.
@@ -387,12 +387,12 @@ class Server:
         return False
 
     async def drop_idle(self) -> None:
-        """Closes the connections that nobody uses."""
+        """Closes the idle connections."""
         for places in self._lanes.values():
             while places.idle:
                 await self.dialer.drop(places.idle.pop())
 
     async def retire(self) -> None:
-        """Closes the connections that nobody uses, and the others when they are given back."""
+        """Closes the idle connections, and the others when their calls end."""
         self._retired = True
         await self.drop_idle()

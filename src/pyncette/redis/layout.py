@@ -105,7 +105,7 @@ def token_text(token: str | None) -> str:
 def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Record:
     """The record that a value holds.
 
-    What somebody made of it by hand stands as its plan, so that whoever reads it finds it
+    A value that was edited by hand is returned as the schedule, so that the worker finds it
     unreadable and parks it.
 
     Args:
@@ -191,7 +191,7 @@ def wake_payload(groups: Collection[str]) -> bytes:
 
 
 def woken_groups(payload: object) -> frozenset[str] | None:
-    """The groups of a message; None where any may be meant, or somebody else sent it."""
+    """The groups of a message; None where any may be meant, or another program sent it."""
     if not isinstance(payload, bytes):
         return None
     try:

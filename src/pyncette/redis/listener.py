@@ -1,7 +1,7 @@
 """Hears what other processes publish, on a connection of its own, and tells the watches.
 
 A connection that is lost, also one of which only our half is still open, is noticed within two
-ping intervals and replaced. Whoever watches is then told that anything may have come due.
+ping intervals and replaced. All watches are then told that anything may have come due.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class RedisOptions:
         namespace: Keeps applications on one server apart.
         timeout_s: Seconds within which a connection is opened and a call is answered.
         pool_size: Most connections to one server, beside one that listens.
-        wait_replicas: So many replicas have to confirm each write.
+        wait_replicas: How many replicas must confirm each write.
         client: Of the application's, in place of a URL.
 
     Raises:

@@ -120,8 +120,8 @@ class RedisStore:
     * ``claim``: its sources yield nothing, and their ``next_due`` is ``now``, so that they are
       asked again. What the node may have leased without an answer is remembered, and the next
       claim of these sources that it answers ends those leases first and then takes what is due:
-      no record waits for the end of a lease that nobody holds. Should the process end before,
-      they wait for it. It raises if no node of the cluster answers.
+      no record waits for the end of a lease that nobody holds. If the process ends before that,
+      they do wait for it. It raises if no node of the cluster answers.
     * ``get`` raises, but soon: see ``pyncette.redis.topology.Cluster``.
     * ``now`` and notifications fall back to other nodes.
     """
@@ -190,7 +190,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Closes every connection; calls made from now on fail."""
-        # First what needs no waiting: whoever is cancelled here has closed all sockets.
+        # All sockets are closed before the first wait, so a cancellation leaves none open.
         try:
             await self._topology.close()
         finally:
@@ -207,7 +207,7 @@ class RedisStore:
         return replies[0]
 
     async def _ask_any(self, *command: Argument) -> Reply:
-        """As ``_ask``; where that server does not answer, another one is asked."""
+        """As ``_ask``; if that server does not answer, another one is asked."""
         try:
             return await self._ask(*command)
         except StoreUnavailableError:
@@ -290,7 +290,7 @@ class RedisStore:
     async def _wave(
         self, claim: _Claim, asked: Sequence[tuple[_Part, int]], mode: str
     ) -> list[int]:
-        """Asks each part for so many records at most; takes them in, and returns how many."""
+        """Asks each part for a number of records at most; returns how many each yielded."""
         sent = [self._lost_of(claim, part) for part, _ in asked] if self._lost else []
         calls = [
             self._claim_call(claim, part, limit, mode, sent[number] if sent else ())
@@ -313,7 +313,7 @@ class RedisStore:
         return found
 
     async def _settle_for_less(self, claim: _Claim, repeated: bool) -> None:
-        """Makes an answer of what some nodes of a cluster answered, where others did not.
+        """Completes the answer to a claim that some nodes of a cluster did not answer.
 
         Raises:
             StoreError: No node answered.
@@ -339,10 +339,10 @@ class RedisStore:
                 ):
                     self._remember_lost(claim, place)
 
-    # Leases of which no answer told.
+    # Leases that may have been granted by a node whose answer was lost.
 
     def _look_through_lost(self, sources: Sequence[Source], now: int, token: str) -> None:
-        """Drops what has ended by itself, and what this claim, being a repeated one, returns."""
+        """Forgets leases that have ended, and those of this token: a repeated claim finds them."""
         mine = token_text(token)
         for source in sources:
             identity = _identity(source)
@@ -365,7 +365,7 @@ class RedisStore:
             del self._lost[next(iter(self._lost))]
 
     def _lost_of(self, claim: _Claim, part: _Part) -> list[tuple[tuple[str, str], _Lost]]:
-        """What is to be ended in a part."""
+        """The lost leases that a claim of this part ends, with their sources."""
         identities = [_identity(claim.sources[place]) for place in part.places]
         return [(one, lost) for one in identities for lost in self._lost.get(one, ())]
 
@@ -450,6 +450,9 @@ class RedisStore:
     def _write_calls(self, writing: _Writing) -> tuple[list[Call], list[Sequence[int]]]:
         """The calls for what can be sent together, and the numbers of the writes in each."""
         kept = writing.kept
+        step = WRITES_MAX
+        if writing.length > CALL_CHARACTERS_MAX:
+            step = max(1, min(step, len(kept) * CALL_CHARACTERS_MAX // writing.length))
         calls: list[Call] = []
         places: list[Sequence[int]] = []
         for part in self._parts([writing.batch[at].group for at in kept]):
@@ -458,10 +461,6 @@ class RedisStore:
                 if len(kept) == len(writing.batch)
                 else [kept[place] for place in part.places]
             )
-            length = sum(len(writing.texts[at][-1]) for at in numbers)
-            step = WRITES_MAX
-            if length > CALL_CHARACTERS_MAX:
-                step = max(1, min(step, len(numbers) * CALL_CHARACTERS_MAX // length))
             for first in range(0, len(numbers), step):
                 places.append(numbers[first : first + step])
                 calls.append(self._write_call(part.slot, writing, places[-1]))
@@ -472,14 +471,15 @@ class RedisStore:
         numbers: dict[str, int] = {}
         replicas = self._options.wait_replicas
         arguments: list[Argument] = [writing.now, 1 if replicas else 0]
+        batch, texts = writing.batch, writing.texts
         for at in places:
-            group, key, _, expect, token = writing.batch[at]
+            group, key, _, expect, token = batch[at]
             number = numbers.get(group)
             if number is None:
                 number = numbers[group] = len(numbers) + 1
                 keys += self._names.of(group)
             held = "" if token is None else f"={token}"
-            arguments += (number, key, expect, held, *writing.texts[at])
+            arguments += (number, key, expect, held, *texts[at])
         after: tuple[Command, ...] = (("WAIT", replicas, WAIT_TIMEOUT_MS),) if replicas else ()
         return Call(slot, _WRITE, (len(keys), *keys, *arguments), after)
 
@@ -590,32 +590,32 @@ class _Writing:
         texts: Of each change, as ``write.lua`` wants to have it; empty where it cannot be kept.
         kept: The numbers of the writes that are sent together.
         large: The numbers of those that are sent one by one.
+        length: Characters of all of them.
     """
 
     def __init__(self, batch: Sequence[Write], now: int, results: list[Result]) -> None:
         self.batch = batch
         self.now = now
         self.results = results
-        self.texts: list[tuple[str, ...]] = []
         self.kept: Sequence[int] = range(len(batch))
         self.large: list[int] = []
         self.applied = Applied(0)
-        unusual = False
-        for at, write in enumerate(batch):
-            try:
-                texts = change_texts(write)
-            except ValueError as error:
-                results[at] = Failed(error)
-                texts = ()
-            self.texts.append(texts)
-            unusual = unusual or not texts or len(texts[-1]) > LARGE
-        if unusual:
-            self.large = [
-                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) > LARGE
-            ]
-            self.kept = [
-                at for at, texts in enumerate(self.texts) if texts and len(texts[-1]) <= LARGE
-            ]
+        try:
+            self.texts = [change_texts(write) for write in batch]
+        except ValueError:
+            self.texts = [self._texts_of(at) for at in self.kept]
+            self.kept = [at for at in self.kept if self.texts[at]]
+        self.length = sum([len(self.texts[at][-1]) for at in self.kept])
+        if self.length > LARGE:
+            self.large = [at for at in self.kept if len(self.texts[at][-1]) > LARGE]
+            self.kept = [at for at in self.kept if len(self.texts[at][-1]) <= LARGE]
+
+    def _texts_of(self, at: int) -> tuple[str, ...]:
+        try:
+            return change_texts(self.batch[at])
+        except ValueError as error:
+            self.results[at] = Failed(error)
+            return ()
 
 
 class _Claim:

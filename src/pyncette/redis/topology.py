@@ -325,7 +325,7 @@ Address = tuple[str, int]
 class Cluster:
     """Redis Cluster: each slot lies on one master, until it moves.
 
-    A node that hangs holds up nobody for long. Once it has left calls unanswered for
+    A node that hangs does not delay calls to others for long. Once it has left calls unanswered for
     ``NODE_GRACE_S``, another node is asked, to tell it from a network that is slow or a process
     that is busy. If that one answers, all calls of the first are given up, and for
     ``connection.SILENT_FOR_S`` calls to it fail at once. The next one afterwards tries it again.
@@ -348,7 +348,7 @@ class Cluster:
         await self._look()
 
     async def _look(self, seen: int | None = None) -> None:
-        """Asks the nodes who has which slot, unless somebody has since the look ``seen``.
+        """Asks a node which node has which slot, unless that was done since the look ``seen``.
 
         Raises:
             StoreError: None of them answers.
@@ -602,5 +602,5 @@ def _is_redirected(outcome: Outcome) -> bool:
 
 
 def _is_stray(outcome: Outcome) -> bool:
-    """Whether a call was certainly not done, and may be by somebody else."""
+    """Whether a call was certainly not done, and may be sent to another node."""
     return isinstance(outcome, NotExecutedError) or _is_redirected(outcome)

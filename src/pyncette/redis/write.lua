@@ -47,14 +47,13 @@ end
 -- As in claim.lua: what is not one of our values is a record of version 1 that says nothing.
 local function parsed(value)
   local version, due, attempts, holder, rest = string.match(value, HEAD)
-  if version and #version <= 16 and #due <= 18 and #attempts <= 9
-    and tonumber(version) <= VERSION_MAX then
-    local at = tonumber(due)
-    if due == '' or (at and at >= DUE_MIN and at <= DUE_MAX) then
-      return version, holder, rest, value
+  if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
+    local number, at = tonumber(version), tonumber(due)
+    if number <= VERSION_MAX and (due == '' or (at and at >= DUE_MIN and at <= DUE_MAX)) then
+      return version, number, holder, rest, value
     end
   end
-  return '1', '-', 1, '\0' .. string.gsub(value, '%z', ' ') .. '\0'
+  return '1', 1, '-', 1, '\0' .. string.gsub(value, '%z', ' ') .. '\0'
 end
 
 local function listed(lists, group)
@@ -73,8 +72,8 @@ while at <= #ARGV do
   local group, key, expect, holder = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local what = ARGV[at + 4]
   local value = values[at]
-  local version, token, rest, whole = '0', nil, nil, nil
-  if value then version, token, rest, whole = parsed(value) end
+  local version, number, token, rest, whole = '0', 0, nil, nil, nil
+  if value then version, number, token, rest, whole = parsed(value) end
   local result
   if (expect ~= '-1' and expect ~= version) or (holder ~= '' and holder ~= token) then
     result = value
@@ -90,7 +89,7 @@ while at <= #ARGV do
   else
     local due, head = ARGV[at + 5], ARGV[at + 6]
     local text = now_text
-    result = tonumber(version) + 1
+    result = number + 1
     if result <= now then result = now else text = string.format('%.0f', result) end
     local new = text .. '\0' .. due .. '\0' .. head .. '\0'
     if what == 'U' then
