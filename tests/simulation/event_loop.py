@@ -93,9 +93,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def tasks_of(self, process: str) -> list[asyncio.Task[Any]]:
         """The tasks of a process that are not done."""
         return [
-            task
-            for task, owner in self._processes.items()
-            if owner == process and not task.done()
+            task for task, owner in self._processes.items() if owner == process and not task.done()
         ]
 
     def unretrieved(self) -> list[tuple[str, BaseException]]:
@@ -176,7 +174,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._time
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         context = copy_context() if context is None else context
@@ -190,9 +188,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._enqueue(process, handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self,
         delay: float,
         callback: Callable[..., object],
@@ -201,7 +199,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         return self.call_at(self._time + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
@@ -244,9 +242,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                 options["context"] = context
             task = self._task_factory(self, coro, **options)
         else:
-            task = asyncio.Task(
-                cast(Any, coro), loop=self, name=name, context=context, **options
-            )
+            task = asyncio.Task(cast(Any, coro), loop=self, name=name, context=context, **options)
         return task
 
     def _register(self, task: asyncio.Task[Any], process: str) -> None:
@@ -290,20 +286,30 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._timers.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for task in {**self._processes, **dict.fromkeys(asyncio.all_tasks(self))}:
-                if task.done():
-                    continue
-                cast(Any, task)._log_destroy_pending = False
-                coroutine = task.get_coro()
-                # User code that swallows everything may need to be told more than once.
-                for _ in range(10):
-                    try:
-                        if coroutine is not None:
-                            coroutine.close()
-                    except BaseException:  # noqa: S112
-                        continue
-                    break
+            ended: set[asyncio.Task[Any]] = set()
+            # What is ended may start more, in its last words.
+            while left := [
+                task
+                for task in {**self._processes, **dict.fromkeys(asyncio.all_tasks(self))}
+                if task not in ended and not task.done()
+            ]:
+                for task in left:
+                    ended.add(task)
+                    _end(task)
         self._futures.clear()
+
+
+def _end(task: asyncio.Task[Any]) -> None:
+    cast(Any, task)._log_destroy_pending = False
+    coroutine = task.get_coro()
+    # User code that swallows everything may need to be told more than once.
+    for _ in range(10):
+        try:
+            if coroutine is not None:
+                coroutine.close()
+        except BaseException:
+            continue
+        return
 
 
 def _world() -> Context:

@@ -50,6 +50,10 @@ class TaskPlan(NamedTuple):
     interval_s: float = 5.0
     """Of a static task; the default of none."""
     partitions: int | None = None
+    manners: tuple[Manner, ...] = ()
+    """How its bodies behave, where not as the plan says."""
+    args_bytes: int = 0
+    """So large are the arguments of its instances."""
 
 
 class Death(StrEnum):
@@ -119,6 +123,8 @@ class Fault(NamedTuple):
         start, length: When, in seconds.
         process: Where, if it is about one process.
         strength: A probability, a number of seconds of delay, or of a step.
+        only: Only this call of the store.
+        how: Of what may become of a call that fails, only this; see ``world.flaky``.
     """
 
     kind: Kind
@@ -126,6 +132,8 @@ class Fault(NamedTuple):
     length: float = 0.0
     process: str = ""
     strength: float = 0.0
+    only: str = ""
+    how: str = ""
 
     @property
     def end(self) -> float:
@@ -216,9 +224,7 @@ def draw(seed: int, profile: str) -> Plan:
     duration = random.uniform(4, 20)
     tasks = _tasks(random, calm)
     workers = random.randint(1, 3 if calm else 4)
-    lives = [
-        life for number in range(workers) for life in _lives(random, number, duration, calm)
-    ]
+    lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
     processes = ["users", *(life.process for life in lives)]
     return Plan(
@@ -254,32 +260,22 @@ def draw(seed: int, profile: str) -> Plan:
 
 
 def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
-    tasks = []
-    for number in range(random.randint(1, 3)):
-        tasks.append(
-            TaskPlan(
-                f"d{number}",
-                True,
-                at_most_once=random.random() < 0.35,
-                failure_mode=random.choice(tuple(FailureMode)),
-                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
-                fast_forward=random.random() < 0.2,
-                partitions=random.choice((None, None, 4)),
-            )
+    def draw(name: str, dynamic: bool) -> TaskPlan:
+        return TaskPlan(
+            name,
+            dynamic,
+            at_most_once=random.random() < 0.35,
+            failure_mode=random.choice(tuple(FailureMode)),
+            lease_s=3.0 if calm else random.choice((1.0, 1.5, 3.0)),
+            fast_forward=random.random() < 0.2,
+            interval_s=random.choice((1.0, 2.0, 5.0)),
+            partitions=random.choice((None, None, 4)),
         )
-    for number in range(random.randint(0, 2)):
-        tasks.append(
-            TaskPlan(
-                f"s{number}",
-                False,
-                at_most_once=random.random() < 0.35,
-                failure_mode=random.choice(tuple(FailureMode)),
-                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
-                fast_forward=random.random() < 0.2,
-                interval_s=random.choice((1.0, 2.0, 5.0)),
-            )
-        )
-    return tasks
+
+    return [
+        *(draw(f"d{number}", True) for number in range(random.randint(1, 3))),
+        *(draw(f"s{number}", False) for number in range(random.randint(0, 2))),
+    ]
 
 
 def _lives(random: Random, number: int, duration: float, calm: bool) -> list[Life]:
@@ -309,9 +305,7 @@ def _actions(
     names = [f"i{number}" for number in range(random.choice((1, 2, 4, 12)))]
     for call in range(1, random.randint(3, 25)):
         task = random.choice(dynamic)
-        what = random.choice(
-            (*(What.SCHEDULE,) * 6, *(What.FORCE,) * 2, *(What.UNSCHEDULE,) * 2)
-        )
+        what = random.choice((*(What.SCHEDULE,) * 6, *(What.FORCE,) * 2, *(What.UNSCHEDULE,) * 2))
         once = random.random() < 0.5
         actions.append(
             Action(
@@ -345,9 +339,7 @@ _STORE_FAULTS: Final = (
 )
 
 
-def _faults(
-    random: Random, profile: str, duration: float, processes: list[str]
-) -> list[Fault]:
+def _faults(random: Random, profile: str, duration: float, processes: list[str]) -> list[Fault]:
     if profile == "calm":
         return []
     kinds = list(_STORE_FAULTS)

@@ -24,7 +24,7 @@ LONG_S: Final = 4.0
 """The longest that a body takes by itself."""
 
 
-class Unprintable(Exception):
+class Unprintable(Exception):  # noqa: N818
     """Cannot be printed."""
 
     def __str__(self) -> NoReturn:
@@ -67,7 +67,9 @@ class Apps:
         )
         if plan.middleware:
 
-            async def middleware(context: Context, following: Callable[[], Awaitable[None]]) -> None:
+            async def middleware(
+                context: Context, following: Callable[[], Awaitable[None]]
+            ) -> None:
                 await asyncio.sleep(0)
                 await following()
 
@@ -104,7 +106,7 @@ class Apps:
         occurrence = (subject, call, scheduled_at)
         attempt = self._begun[occurrence] = self._begun.get(occurrence, 0) + 1
         random = world.random("body", *occurrence, attempt)
-        manner = random.choice(world.plan.manners)
+        manner = random.choice(task.manners or world.plan.manners)
         if world.loop.time() >= world.plan.duration:
             manner = Manner.RETURN
         self._runs += 1
@@ -216,6 +218,9 @@ class Apps:
         elif action.delay_s is not None:
             due = world.store_time() + round(action.delay_s * 1_000_000)
             options["execute_at"] = from_microseconds(due)
+        size = world.plan.task(action.task).args_bytes
+        if size:
+            options["filler"] = "x" * size
         process = action.process if action.process in self.open else "users"
         world.note(
             process,
@@ -243,9 +248,3 @@ class Apps:
         finally:
             # Also when it was cancelled: what became of it is then unknown.
             world.note(process, f"{what}", subject, call=action.call, answer=answer)
-
-
-
-
-
-
