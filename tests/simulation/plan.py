@@ -54,6 +54,8 @@ class TaskPlan(NamedTuple):
     """How its bodies behave, where not as the plan says."""
     args_bytes: int = 0
     """So large are the arguments of its instances."""
+    declared_by: str = ""
+    """Only by processes whose name begins with this. A name may be declared twice, differently."""
 
 
 class Death(StrEnum):
@@ -113,6 +115,7 @@ class Kind(StrEnum):
     FREEZE = "process is frozen"
     STEP_WALL = "wall clock of the process steps"
     STEP_STORE = "clock of the store steps"
+    EDIT = "somebody edits a record"
 
 
 class Fault(NamedTuple):
@@ -124,7 +127,8 @@ class Fault(NamedTuple):
         process: Where, if it is about one process.
         strength: A probability, a number of seconds of delay, or of a step.
         only: Only this call of the store.
-        how: Of what may become of a call that fails, only this; see ``world.flaky``.
+        how: Of what may become of a call that fails, only this; see ``world.flaky``. For an edit,
+            the column and its new text.
     """
 
     kind: Kind
@@ -178,6 +182,8 @@ class Plan:
     clocks: tuple[ClockPlan, ...] = ()
     manners: tuple[Manner, ...] = (Manner.RETURN,)
     middleware: bool = False
+    bytes_per_s: float = 0.0
+    """How fast answers travel; 0: at once."""
 
     @property
     def end(self) -> float:

@@ -148,6 +148,8 @@ class _Director:
                 at(fault.start, world.step, "store", fault.strength)
             case Kind.RESTART:
                 at(fault.start, world.store.restart)
+            case Kind.EDIT:
+                at(fault.start, world.store.edit, fault.only, fault.how)
             case Kind.RESTORE:
                 at(max(fault.start - fault.length, 0.0), world.store.save)
                 at(fault.start, world.store.restore)
