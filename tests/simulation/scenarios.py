@@ -414,8 +414,8 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 [MOST._replace(lease_s=1.0)],
                 [_each(MOST)],
                 [
-                    Fault(Kind.SLOW, 0.9, 6.0, "w0", 3.0, only="write"),
-                    Fault(Kind.FLAKY, 0.9, 6.0, "w0", 0.5, only="write", how="answer lost"),
+                    Fault(Kind.SLOW, 0.9, 6.0, "", 6.0, only="write"),
+                    Fault(Kind.FLAKY, 0.9, 6.0, "", 0.5, only="write", how="answer lost"),
                 ],
                 TWO,
             ),
@@ -480,7 +480,9 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 (),
                 tuple(Life(f"w{number}", number * 1.4) for number in range(8)),
             ),
-            _starts("d0/i3", 3),
+            lambda history: any(
+                event.kind == "start" and event.details["attempt"] > 2 for event in history
+            ),
         ),
     )
     yield (
@@ -488,7 +490,7 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         Scenario(
             _plan(
                 [MOST._replace(lease_s=0.2)],
-                [_each(MOST)],
+                [_each(MOST, at=2.0)],
                 (),
                 TWO,
                 latency_s=0.15,
@@ -724,7 +726,7 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         Scenario(
             _plan(
                 (LEAST._replace(args_bytes=20_000), EVERY),
-                [_each(LEAST, f"i{number}", 0.01, number + 1) for number in range(60)],
+                [_once(LEAST, f"i{number}", 0.1, number + 1) for number in range(60)],
                 (),
                 (Life("w0", 4.0),),
                 bytes_per_s=200_000.0,
