@@ -11,10 +11,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
 
 from tests.simulation.checker import check
 from tests.simulation.plan import PROFILES, draw
+from tests.simulation.scenarios import scenarios
 from tests.simulation.shrinking import report, shrink
 from tests.simulation.simulation import simulate
 
@@ -28,7 +30,12 @@ def main() -> int:
     parser.add_argument("--no-shrink", action="store_true", help="print failing seeds as they are")
     parser.add_argument("--calls", action="store_true", help="print the whole history of each seed")
     parser.add_argument("--failures", type=int, default=20, help="stop after so many")
+    parser.add_argument(
+        "--any", action="store_true", help="stop at the first failure, scenarios too"
+    )
     options = parser.parse_args()
+    if options.any:
+        return _any(options.seeds)
     profiles = options.profile or list(PROFILES)
     began, seeds, failing = time.monotonic(), 0, 0
     virtual_s = 0.0
@@ -57,6 +64,23 @@ def main() -> int:
         f"{failing} broke a promise"
     )
     return 1 if failing else 0
+
+
+def _any(seeds: str) -> int:
+    """Whether anything fails: what a mutant is looked at with."""
+    for name, scenario in scenarios():
+        for seed in range(2):
+            plan = replace(scenario.plan, seed=seed)
+            if violations := check(plan, simulate(plan)):
+                print(f"scenario {name!r}, seed {seed}: {violations[0]}")
+                return 1
+    for seed in _seeds(seeds, None):
+        for profile in PROFILES:
+            plan = draw(seed, profile)
+            if violations := check(plan, simulate(plan)):
+                print(f"seed {seed} of {profile}: {violations[0]}")
+                return 1
+    return 0
 
 
 def _seeds(given: str, minutes: float | None) -> Iterator[int]:

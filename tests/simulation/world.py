@@ -271,9 +271,11 @@ class Server:
     Attributes:
         records: What is there.
         under_way: Calls that wait for an answer, and their processes.
+        strict: Whether a claim that breaks the contract is refused.
     """
 
     def __init__(self, world: World) -> None:
+        self.strict = True
         self._world = world
         self.records: dict[Identity, Record] = {}
         self.under_way: dict[asyncio.Future[Any], str] = {}
@@ -295,7 +297,8 @@ class Server:
         unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``."""
-        _check_sources(sources, limit)
+        if self.strict:
+            _check_sources(sources, limit)
         world = self._world
         time = world.store_time()
         edge = min(now, time) if bounded and world.plan.store_clock else now
