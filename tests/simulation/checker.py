@@ -38,6 +38,8 @@ class Promise(StrEnum):
     PUNCTUAL = "without a fault, a due record starts at once"
     CLOSES = "closing ends in time"
     RETURNS = "run() returns soon after shutdown()"
+    CANCELLED = "who cancels a worker cancels what runs in it"
+    FIXTURES = "fixtures outlive the bodies that use them"
     SILENT_AFTER = "nothing of a closed worker runs"
     NO_STRAYS = "no task is left behind, and no exception is lost"
     HEALTHY = "a worker lives until it is told to stop"
@@ -153,6 +155,9 @@ class Checker:
             for task in plan.tasks
             for fault in plan.faults
             if fault.kind is Kind.EDIT
+            and not any(
+                action.instance == fault.only and action.at > fault.end for action in plan.actions
+            )
         }
         self._restored = any(fault.kind is Kind.RESTORE for fault in plan.faults)
         self._calm = not plan.faults and all(
@@ -166,6 +171,7 @@ class Checker:
             *self._simple(),
             *self._contract(),
             *self._life(),
+            *self._cancelled(),
             *self._frugal(),
         ]
         if not self._stepped:
@@ -216,7 +222,12 @@ class Checker:
 
     def _contract(self) -> Iterator[Violation]:
         closed: dict[str, float] = {}
+        undone: set[str] = set()
         for event in self._events:
+            if event.kind == "fixture closed":
+                undone.add(event.process)
+            elif event.process in undone and event.kind in ("start", "end", "raise", "cancelled"):
+                yield Violation(Promise.FIXTURES, event.time, event.line().strip())
             if event.kind == "closed":
                 closed[event.process] = event.time
             elif event.process in closed and (
@@ -277,6 +288,31 @@ class Checker:
                             yield Violation(
                                 Promise.CLOSES, event.time, f"{process}: after {took:.1f} s"
                             )
+
+    def _cancelled(self) -> Iterator[Violation]:
+        told = {
+            event.process: event.time
+            for event in self._kinds["told to stop"]
+            if event.details["how"].startswith("cancel")
+        }
+        for subject, runs in self._runs.items():
+            for run in runs:
+                start = run.start
+                since = told.get(start.process)
+                if since is None or start.time > since:
+                    continue
+                if since + 1.0 < self._thawed(start.process, since + 1.0):
+                    continue
+                ended = self._counted if run.end is None else run.end.time
+                slow = start.details["manner"] in ("swallow cancellation", "kill its process")
+                if ended > since + (2.0 if slow else 0.5):
+                    crashed = self._crashed(start.process)
+                    if crashed is None:
+                        yield Violation(
+                            Promise.CANCELLED,
+                            since,
+                            f"{subject} at {start.process} goes on until {ended:.4f}",
+                        )
 
     # Calls.
 

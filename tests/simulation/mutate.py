@@ -39,7 +39,7 @@ IN_STORE: Final = frozenset(
 
 TIMEOUT_S: Final = 300.0
 
-SIMULATION: Final = ("-m", "tests.simulation", "--any", "--seeds")
+SIMULATION: Final = ("-m", "tests.simulation", "--any")
 EXPLORER: Final = (
     "-m",
     "pytest",
@@ -220,14 +220,14 @@ def _replaced(tree: ast.Module, number: int, replacement: ast.AST) -> ast.AST:
     return _Replace(_nodes(changed)[number][0], copy.deepcopy(replacement)).visit(changed)  # type: ignore[no-any-return]
 
 
-def try_out(mutant: Mutant, place: Path, seeds: str, tests_too: bool) -> Result:
+def try_out(mutant: Mutant, place: Path, options: argparse.Namespace) -> Result:
     """Writes the mutant into a copy of the sources, and runs what may notice."""
     target = place / mutant.path
     original = target.read_text()
     target.write_text(mutant.text)
     try:
-        runs: list[tuple[str, tuple[str, ...]]] = [("simulation", (*SIMULATION, seeds))]
-        if tests_too:
+        runs: list[tuple[str, tuple[str, ...]]] = [("simulation", _simulation(options))]
+        if options.tests_too:
             if mutant.path in STORE:
                 runs.append(("conformance", CONFORMANCE))
             if mutant.path.endswith(("rules.py", "model.py")):
@@ -241,6 +241,10 @@ def try_out(mutant: Mutant, place: Path, seeds: str, tests_too: bool) -> Result:
         return Result(mutant, None, "")
     finally:
         target.write_text(original)
+
+
+def _simulation(options: argparse.Namespace) -> tuple[str, ...]:
+    return (*SIMULATION, "--seeds", options.seeds, "--skip", options.skip)
 
 
 def _fails(place: Path, command: tuple[str, ...]) -> str | None:
@@ -281,6 +285,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tests-too", action="store_true", help="explorer, unit, conformance too")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
+    parser.add_argument("--skip", default="", help="a scenario that fails without a mutation")
     parser.add_argument("--source", type=Path, default=ROOT, help="the root of another tree")
     options = parser.parse_args()
     root = options.source.resolve()
@@ -305,14 +310,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         places = [_copy(root, Path(directory) / str(job)) for job in range(options.jobs)]
         for place in places:
-            if (how := _fails(place, (*SIMULATION, options.seeds))) is not None:
+            if (how := _fails(place, _simulation(options))) is not None:
                 print(f"Without a mutation it fails, too: {how}")
                 return 2
         shares = [found[job :: options.jobs] for job in range(options.jobs)]
 
         def work(job: int) -> None:
             for mutant in shares[job]:
-                result = try_out(mutant, places[job], options.seeds, options.tests_too)
+                result = try_out(mutant, places[job], options)
                 results.append(result)
                 if result.killer is None:
                     print(f"SURVIVES {mutant.path}:{mutant.line}: {mutant.what}", flush=True)

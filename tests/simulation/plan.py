@@ -115,6 +115,7 @@ class Kind(StrEnum):
     FREEZE = "process is frozen"
     STEP_WALL = "wall clock of the process steps"
     STEP_STORE = "clock of the store steps"
+    SHORT = "the store gives too few answers"
     EDIT = "somebody edits a record"
 
 

@@ -404,6 +404,9 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
         )
 
 
+NOWHERE: Final = "schedule=1 cron Mars/Olympus * * * * *"
+
+
 def _histories() -> Iterator[tuple[str, Scenario]]:
     asked = (_once(LEAST), _once(MOST, call=2))
     quick = LEAST._replace(lease_s=1.0)
@@ -707,6 +710,49 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 store_clock=False,
             ),
             _has("start", "s0"),
+        ),
+    )
+    yield (
+        "40: an instance in a zone that no worker knows is scheduled anew",
+        Scenario(
+            _plan(
+                [LEAST, EVERY],
+                [
+                    _each(LEAST, "mended"),
+                    Action(8.0, 2, What.SCHEDULE, "d0", "mended", interval_s=1.0),
+                ],
+                [Fault(Kind.EDIT, 2.7, only="mended", how=NOWHERE)],
+                TWO,
+            ),
+            _has("start", "d0/mended", call=2),
+        ),
+    )
+    yield (
+        "a store gives too few answers",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                [_each(LEAST), _each(MOST, call=2), _each(LEAST, "i1", at=3.3, call=3)],
+                [Fault(Kind.SHORT, 3.2, 2.0)],
+                (Life("w0", 0.0, 4.0), Life("w1", 0.0)),
+            ),
+            _has("schedule", answer="unknown"),
+        ),
+    )
+    yield (
+        "the machine's clock is set back while the store fails",
+        Scenario(
+            _plan(
+                [EVERY],
+                (),
+                [
+                    Fault(Kind.DOWN, 2.0, 4.0),
+                    Fault(Kind.STEP_WALL, 4.0, 0.0, "w0", -600.0),
+                ],
+                ONE,
+                store_clock=False,
+            ),
+            _has("fault"),
         ),
     )
     yield (

@@ -6,7 +6,7 @@ Both are written against the public interface alone, and note what they see in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
@@ -71,6 +71,13 @@ class Apps:
             batch_size=plan.batch_size,
             concurrency_limit=plan.concurrency_limit,
         )
+        note = self._world.note
+
+        async def fixture(context: PyncetteContext) -> AsyncIterator[None]:
+            yield
+            note(process, "fixture closed")
+
+        app.use_fixture("used_by_bodies", fixture)
         if plan.middleware:
 
             async def middleware(

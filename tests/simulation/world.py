@@ -572,9 +572,10 @@ class Client:
     ) -> list[Result]:
         batch, wake = list(batch), list(wake)
         server, process = self._world.store, self._process
-        return await self._call(
+        results = await self._call(
             "write", lambda partial: server.write(process, batch, now, wake, partial)
         )
+        return results[:-1] if list(self._world.active(Kind.SHORT, process)) else results
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         identities = list(identities)
