@@ -38,11 +38,14 @@ class Promise(StrEnum):
     PUNCTUAL = "without a fault, a due record starts at once"
     CLOSES = "closing ends in time"
     RETURNS = "run() returns soon after shutdown()"
+    CANCELLED = "who cancels a worker cancels what runs in it"
+    FIXTURES = "fixtures outlive the bodies that use them"
     SILENT_AFTER = "nothing of a closed worker runs"
     NO_STRAYS = "no task is left behind, and no exception is lost"
     HEALTHY = "a worker lives until it is told to stop"
     FRUGAL = "the number of calls to the store is bounded"
     FRESH = "last_tick is fresh"
+    APART = "runs do not see each other, nor who called first"
     CONTRACT = "the contract of the store is kept"
     ANSWERED = "every call of a user is answered"
     ENDS = "the simulation ends"
@@ -142,10 +145,25 @@ class Checker:
         self._stepped = any(fault.kind is Kind.STEP_STORE for fault in plan.faults) or (
             not plan.store_clock and any(fault.kind is Kind.STEP_WALL for fault in plan.faults)
         )
+        # Leases that were given by a clock that was ahead end late.
+        self._set_back = self._stepped and any(
+            fault.strength < 0 and fault.kind in (Kind.STEP_STORE, Kind.STEP_WALL)
+            for fault in plan.faults
+        )
+        self._edited = {
+            f"{task.name}/{fault.only}"
+            for task in plan.tasks
+            for fault in plan.faults
+            if fault.kind is Kind.EDIT
+            and not any(
+                action.instance == fault.only and action.at > fault.end for action in plan.actions
+            )
+        }
         self._restored = any(fault.kind is Kind.RESTORE for fault in plan.faults)
         self._calm = not plan.faults and all(
             life.how == "shutdown" for life in plan.lives if life.end is not None
         )
+        self._calm = self._calm and not self._kinds["crash"] and not plan.bytes_per_s
 
     def violations(self) -> list[Violation]:
         """All that did not hold, in the order in which it came about."""
@@ -153,19 +171,23 @@ class Checker:
             *self._simple(),
             *self._contract(),
             *self._life(),
+            *self._cancelled(),
             *self._frugal(),
         ]
         if not self._stepped:
             found += self._time()
         for subject in {**self._runs, **self._calls}:
             task = self._task(subject)
-            if task is not None:
+            if task is not None and subject not in self._edited:
                 found += self._record(subject, task)
         return sorted(found, key=lambda violation: violation.time)
 
     def _task(self, subject: str) -> TaskPlan | None:
         name = subject.partition("/")[0]
-        return next((task for task in self._plan.tasks if task.name == name), None)
+        versions = [task for task in self._plan.tasks if task.name == name]
+        # Of several versions, the one that is left at the end.
+        versions.sort(key=lambda task: not "last".startswith(task.declared_by))
+        return versions[0] if versions else None
 
     # What must never be seen.
 
@@ -175,6 +197,7 @@ class Checker:
             ("unretrieved", Promise.NO_STRAYS),
             ("unhandled", Promise.NO_STRAYS),
             ("left behind", Promise.NO_STRAYS),
+            ("crossed", Promise.APART),
             ("never closed", Promise.CLOSES),
             ("stuck", Promise.ENDS),
         ):
@@ -199,11 +222,17 @@ class Checker:
 
     def _contract(self) -> Iterator[Violation]:
         closed: dict[str, float] = {}
+        undone: set[str] = set()
         for event in self._events:
+            if event.kind == "fixture closed":
+                undone.add(event.process)
+            elif event.process in undone and event.kind in ("start", "end", "raise", "cancelled"):
+                yield Violation(Promise.FIXTURES, event.time, event.line().strip())
             if event.kind == "closed":
                 closed[event.process] = event.time
-            elif event.process in closed and event.kind in (
-                *("start", "end", "raise", "cancelled", "call", "heartbeat"),
+            elif event.process in closed and (
+                event.kind in ("start", "end", "raise", "cancelled", "heartbeat")
+                or (event.kind == "call" and event.subject in ("claim", "now", "watch"))
             ):
                 yield Violation(Promise.SILENT_AFTER, event.time, event.line().strip())
 
@@ -237,7 +266,7 @@ class Checker:
                     elif not self._plan.synchronous and told[""].details["how"] == "shutdown":
                         took = event.time - told[""].time - frozen_s
                         # A store call that is under way may take its deadline.
-                        if took > (0.1 if self._calm else 24):
+                        if took > (0.1 + 12 * self._plan.latency_s if self._calm else 24):
                             yield Violation(
                                 Promise.RETURNS, event.time, f"{process}: after {took:.1f} s"
                             )
@@ -260,22 +289,52 @@ class Checker:
                                 Promise.CLOSES, event.time, f"{process}: after {took:.1f} s"
                             )
 
+    def _cancelled(self) -> Iterator[Violation]:
+        told = {
+            event.process: event.time
+            for event in self._kinds["told to stop"]
+            if event.details["how"].startswith("cancel")
+        }
+        for subject, runs in self._runs.items():
+            for run in runs:
+                start = run.start
+                since = told.get(start.process)
+                if since is None or start.time > since:
+                    continue
+                if since + 1.0 < self._thawed(start.process, since + 1.0):
+                    continue
+                ended = self._counted if run.end is None else run.end.time
+                slow = start.details["manner"] in ("swallow cancellation", "kill its process")
+                if ended > since + (2.0 if slow else 0.5):
+                    crashed = self._crashed(start.process)
+                    if crashed is None:
+                        yield Violation(
+                            Promise.CANCELLED,
+                            since,
+                            f"{subject} at {start.process} goes on until {ended:.4f}",
+                        )
+
     # Calls.
 
     def _frugal(self) -> Iterator[Violation]:
         calls: Counter[tuple[str, int]] = Counter()
-        work: Counter[tuple[str, int]] = Counter()
+        work: Counter[int] = Counter()
+        waits: Counter[int] = Counter()
         for event in self._events:
-            bucket = (event.process, int(event.time))
+            second = int(event.time)
             if event.kind == "call":
-                calls[bucket] += 1
-            elif event.kind in ("claimed", "start", "written", "heartbeat", "lease lost") or (
-                event.kind.endswith("…")
-            ):
-                work[bucket] += 1
+                calls[event.process, second] += 1
+            elif event.kind in ("claimed", "start", "written", "heartbeat", "lease lost"):
+                work[second] += 1
+            elif event.kind.endswith("…"):
+                work[second] += 1
+                task = self._task(event.subject)
+                # A caller looks again and again, for a second at most, until it has moved on.
+                waits[second] += task is not None and task.at_most_once
         for (process, second), number in calls.items():
-            busy = sum(work[process, second + delta] for delta in (-1, 0, 1))
-            if number > 40 + 10 / self._plan.poll_s + 4 * busy:
+            busy = sum(work[second + delta] for delta in (-1, 0, 1))
+            waiting = sum(waits[second + delta] for delta in (-2, -1, 0))
+            if number > 40 + 10 / self._plan.poll_s + 4 * busy + 200 * waiting:
                 yield Violation(
                     Promise.FRUGAL, second, f"{process}: {number} calls in a second, work {busy}"
                 )
@@ -284,7 +343,7 @@ class Checker:
 
     def _time(self) -> Iterator[Violation]:
         for subject, claims in self._claims.items():
-            for claim in claims:
+            for claim in claims if subject not in self._edited else ():
                 was_due = claim.details["was_due"]
                 if was_due is not None and was_due > claim.store_time + 1:
                     promise = (
@@ -300,15 +359,15 @@ class Checker:
                     )
         for subject, runs in self._runs.items():
             task = self._task(subject)
-            for run in runs:
+            for run in runs if subject not in self._edited else ():
                 start = run.start
                 if run.occurrence > start.store_time:
                     early = (run.occurrence - start.store_time) / SECOND
                     yield Violation(
                         Promise.NOT_EARLY, start.time, f"{subject} starts {early:.6f} s early"
                     )
-                claim = self._claim_of(run)
-                if claim is None:
+                own = self._claim_of(run)
+                if own is None:
                     yield Violation(
                         Promise.CONTRACT, start.time, f"{subject} starts without a claim"
                     )
@@ -316,9 +375,9 @@ class Checker:
                     task is not None
                     and not task.at_most_once
                     and start.store_time
-                    > self._lease_end(claim, run) + SECOND * task.lease_s * 0.001 + 1
+                    > self._lease_end(own, run) + SECOND * task.lease_s * 0.001 + 1
                 ):
-                    late = (start.store_time - self._lease_end(claim, run)) / SECOND
+                    late = (start.store_time - self._lease_end(own, run)) / SECOND
                     yield Violation(
                         Promise.IN_LEASE,
                         start.time,
@@ -364,7 +423,11 @@ class Checker:
         if not self._restored:
             yield from self._superseded(subject, runs)
             yield from self._complete(subject, task, runs)
-        if self._calm:
+        longest = max(
+            ((self._counted if run.end is None else run.end.time) - run.start.time for run in runs),
+            default=0.0,
+        )
+        if self._calm and longest < task.lease_s - 0.1 - 12 * self._plan.latency_s:
             yield from self._calm_record(subject, task, runs)
 
     def _superseded(self, subject: str, runs: list[Run]) -> Iterator[Violation]:
@@ -415,6 +478,8 @@ class Checker:
                 interval = call.begun.details.get("interval", 0.0)
             yield from self._grid(subject, task, mine, interval, number)
         last = self._last_call(subject) if task.dynamic else None
+        if not "last".startswith(task.declared_by) or self._leased(subject, task):
+            return
         if not task.dynamic:
             yield from self._still_runs(subject, task, by_call.get(0, []), task.interval_s, 0)
         elif last is not None:
@@ -423,6 +488,8 @@ class Checker:
     def _grid(
         self, subject: str, task: TaskPlan, runs: list[Run], interval: float, number: int
     ) -> Iterator[Violation]:
+        if sum(other.name == task.name for other in self._plan.tasks) > 1:
+            return  # each version plans for itself
         occurrences = sorted({run.occurrence for run in runs})
         step = round(interval * SECOND)
         if not step:
@@ -435,12 +502,14 @@ class Checker:
             return
         for before, after in pairwise(occurrences):
             distance = after - before
-            whole = distance % step == 0
+            # A clock that was wrong has planned it, and the plan was mended.
+            whole = distance % step == 0 or self._stepped
             # With fast_forward occurrences collapse; one that is at most once may be lost.
             if not whole or (
                 distance != step
                 and not task.fast_forward
                 and not (task.at_most_once and not self._calm)
+                and not self._stepped
             ):
                 time = min(run.start.time for run in runs if run.occurrence == after)
                 yield Violation(
@@ -449,17 +518,28 @@ class Checker:
                     f"{subject} of call {number}: {distance / SECOND:.6f} s between two "
                     f"occurrences, the interval is {interval} s",
                 )
-        if task.at_most_once:
+        # A plan that was mended takes the place of what was in hand.
+        if task.at_most_once or self._set_back:
             return
         done = {run.occurrence for run in runs if self._done(task, run)}
         for occurrence in occurrences[:-1]:
             if occurrence not in done:
+                begun = [run.start.time for run in runs if run.occurrence == occurrence]
                 yield Violation(
                     Promise.AT_LEAST_ONCE,
                     self._counted,
                     f"{subject} of call {number}: an occurrence was begun, never ended, and "
-                    f"the next one ran: {[r.start.time for r in runs if r.occurrence == occurrence]}",
+                    f"the next one ran: {begun}",
                 )
+
+    def _leased(self, subject: str, task: TaskPlan) -> bool:
+        """Whether a lease that is longer than everything still holds at the end."""
+        return task.lease_s > 60 and any(
+            event.subject == subject
+            and event.details["state"] == "running"
+            and event.details["due"] > self._counted_store
+            for event in self._kinds["record"]
+        )
 
     def _last_call(self, subject: str) -> Call | None:
         """The call that has the last word about a record, if there is one."""
@@ -486,7 +566,7 @@ class Checker:
             yield from self._still_runs(subject, task, runs, interval, call.number)
             return
         due = int(call.begun.details["at"])
-        if due > self._counted_store - 5 * SECOND:
+        if self._set_back or due > self._counted_store - 5 * SECOND:
             return
         if subject in there:
             yield Violation(
@@ -531,7 +611,7 @@ class Checker:
                 by_number[run.call].over if run.call in by_number else 0.0,
             )
             if attempt > 1:
-                failed = previous.end if previous is not None else None
+                failed: Event | None = previous.end if previous is not None else None
                 if (
                     previous is None
                     or failed is None
@@ -571,7 +651,8 @@ class Checker:
             writer = [other for other in self._writes[subject] if other.time < claimed]
             if writer and not self._lives(writer[-1], start.time):
                 late -= plan.poll_s
-            if late > slack and not plan.synchronous and self._served(ready, start.time):
+            full = plan.synchronous or plan.concurrency_limit < 100
+            if late > slack and not full and self._served(ready, start.time):
                 yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
 

@@ -174,7 +174,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self._time
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         context = copy_context() if context is None else context
@@ -188,9 +188,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             self._enqueue(process, handle)
         return handle
 
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_later(
+    def call_later(  # type: ignore[override]
         self,
         delay: float,
         callback: Callable[..., object],
@@ -199,7 +199,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         return self.call_at(self._time + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self,
         when: float,
         callback: Callable[..., object],
@@ -286,20 +286,30 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._timers.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for task in {**self._processes, **dict.fromkeys(asyncio.all_tasks(self))}:
-                if task.done():
-                    continue
-                cast(Any, task)._log_destroy_pending = False
-                coroutine = task.get_coro()
-                # User code that swallows everything may need to be told more than once.
-                for _ in range(10):
-                    try:
-                        if coroutine is not None:
-                            coroutine.close()
-                    except BaseException:
-                        continue
-                    break
+            ended: set[asyncio.Task[Any]] = set()
+            # What is ended may start more, in its last words.
+            while left := [
+                task
+                for task in {**self._processes, **dict.fromkeys(asyncio.all_tasks(self))}
+                if task not in ended and not task.done()
+            ]:
+                for task in left:
+                    ended.add(task)
+                    _end(task)
         self._futures.clear()
+
+
+def _end(task: asyncio.Task[Any]) -> None:
+    cast(Any, task)._log_destroy_pending = False
+    coroutine = task.get_coro()
+    # User code that swallows everything may need to be told more than once.
+    for _ in range(10):
+        try:
+            if coroutine is not None:
+                coroutine.close()
+        except BaseException:
+            continue
+        return
 
 
 def _world() -> Context:

@@ -50,6 +50,12 @@ class TaskPlan(NamedTuple):
     interval_s: float = 5.0
     """Of a static task; the default of none."""
     partitions: int | None = None
+    manners: tuple[Manner, ...] = ()
+    """How its bodies behave, where not as the plan says."""
+    args_bytes: int = 0
+    """So large are the arguments of its instances."""
+    declared_by: str = ""
+    """Only by processes whose name begins with this. A name may be declared twice, differently."""
 
 
 class Death(StrEnum):
@@ -109,6 +115,8 @@ class Kind(StrEnum):
     FREEZE = "process is frozen"
     STEP_WALL = "wall clock of the process steps"
     STEP_STORE = "clock of the store steps"
+    SHORT = "the store gives too few answers"
+    EDIT = "somebody edits a record"
 
 
 class Fault(NamedTuple):
@@ -119,6 +127,9 @@ class Fault(NamedTuple):
         start, length: When, in seconds.
         process: Where, if it is about one process.
         strength: A probability, a number of seconds of delay, or of a step.
+        only: Only this call of the store.
+        how: Of what may become of a call that fails, only this; see ``world.flaky``. For an edit,
+            the column and its new text.
     """
 
     kind: Kind
@@ -126,6 +137,8 @@ class Fault(NamedTuple):
     length: float = 0.0
     process: str = ""
     strength: float = 0.0
+    only: str = ""
+    how: str = ""
 
     @property
     def end(self) -> float:
@@ -170,6 +183,8 @@ class Plan:
     clocks: tuple[ClockPlan, ...] = ()
     manners: tuple[Manner, ...] = (Manner.RETURN,)
     middleware: bool = False
+    bytes_per_s: float = 0.0
+    """How fast answers travel; 0: at once."""
 
     @property
     def end(self) -> float:
@@ -252,32 +267,22 @@ def draw(seed: int, profile: str) -> Plan:
 
 
 def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
-    tasks = []
-    for number in range(random.randint(1, 3)):
-        tasks.append(
-            TaskPlan(
-                f"d{number}",
-                True,
-                at_most_once=random.random() < 0.35,
-                failure_mode=random.choice(tuple(FailureMode)),
-                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
-                fast_forward=random.random() < 0.2,
-                partitions=random.choice((None, None, 4)),
-            )
+    def draw(name: str, dynamic: bool) -> TaskPlan:
+        return TaskPlan(
+            name,
+            dynamic,
+            at_most_once=random.random() < 0.35,
+            failure_mode=random.choice(tuple(FailureMode)),
+            lease_s=3.0 if calm else random.choice((1.0, 1.5, 3.0)),
+            fast_forward=random.random() < 0.2,
+            interval_s=random.choice((1.0, 2.0, 5.0)),
+            partitions=random.choice((None, None, 4)),
         )
-    for number in range(random.randint(0, 2)):
-        tasks.append(
-            TaskPlan(
-                f"s{number}",
-                False,
-                at_most_once=random.random() < 0.35,
-                failure_mode=random.choice(tuple(FailureMode)),
-                lease_s=random.choice((1.0, 1.5, 3.0)) if not calm else 3.0,
-                fast_forward=random.random() < 0.2,
-                interval_s=random.choice((1.0, 2.0, 5.0)),
-            )
-        )
-    return tasks
+
+    return [
+        *(draw(f"d{number}", True) for number in range(random.randint(1, 3))),
+        *(draw(f"s{number}", False) for number in range(random.randint(0, 2))),
+    ]
 
 
 def _lives(random: Random, number: int, duration: float, calm: bool) -> list[Life]:

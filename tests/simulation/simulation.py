@@ -28,7 +28,10 @@ CLOSING_S = 120.0
 
 def simulate(plan: Plan, shuffled: bool = False) -> History:
     """What happens in a plan."""
-    loop = SimulatedLoop(Random(f"order:{plan.seed}"), shuffled)
+    # What needs a real system is not there.
+    loop = SimulatedLoop(  # type: ignore[abstract]
+        Random(f"order:{plan.seed}"), shuffled
+    )
     world = World(plan, loop)
     if plan.eager and sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
@@ -113,11 +116,8 @@ class _Director:
         world.note(WORLD, "closing")
         for process in self._mains:
             self._ask_to_stop(process, Death.SHUTDOWN)
-        deadline = loop.time() + CLOSING_S
-        while loop.time() < deadline and any(
-            loop.alive(process) and not main.done() for process, main in self._mains.items()
-        ):
-            await asyncio.sleep(0.5)
+        left = [main for process, main in self._mains.items() if loop.alive(process)]
+        await asyncio.wait(left, timeout=CLOSING_S)
         for process, main in self._mains.items():
             if loop.alive(process) and not main.done():
                 world.note(process, "never closed")
@@ -148,6 +148,8 @@ class _Director:
                 at(fault.start, world.step, "store", fault.strength)
             case Kind.RESTART:
                 at(fault.start, world.store.restart)
+            case Kind.EDIT:
+                at(fault.start, world.store.edit, fault.only, fault.how)
             case Kind.RESTORE:
                 at(max(fault.start - fault.length, 0.0), world.store.save)
                 at(fault.start, world.store.restore)
@@ -155,6 +157,7 @@ class _Director:
     # Processes.
 
     def _start(self, life: Life) -> None:
+        self._stops[life.process] = [asyncio.Event(), None]
         main = self._loop.start(life.process, self._live(life), f"main of {life.process}")
         self._mains[life.process] = main
         main.add_done_callback(lambda main: self._ended(life.process, main))
@@ -165,8 +168,7 @@ class _Director:
         """What a program does with an app."""
         world, process = self._world, life.process
         app, tasks = self._apps.declare(process)
-        stopped = asyncio.Event()
-        self._stops[process] = [stopped, None, None]
+        stopped: asyncio.Event = self._stops[process][0]
         while not stopped.is_set():
             world.note(process, "opening")
             try:
@@ -181,7 +183,6 @@ class _Director:
                             pass
                         elif life.how is Death.CANCEL_AND_LEAVE:
                             running = asyncio.create_task(context.run(), name="run")
-                            self._stops[process][2] = running
                             await asyncio.wait(
                                 [running, asyncio.ensure_future(stopped.wait())],
                                 return_when=asyncio.FIRST_COMPLETED,
@@ -208,12 +209,11 @@ class _Director:
             self._crash(process)
             return
         world.note(process, "told to stop", how=str(how))
-        stops = self._stops.get(process)
+        stops = self._stops[process]
 
         async def stop() -> None:
-            if stops is not None:
-                stops[0].set()
-            if how in (Death.CANCEL, Death.CANCEL_TWICE) or stops is None:
+            stops[0].set()
+            if how in (Death.CANCEL, Death.CANCEL_TWICE):
                 main.cancel()
                 if how is Death.CANCEL_TWICE:
                     await asyncio.sleep(world.random("twice", process).choice((0, 0.001, 0.5)))

@@ -6,13 +6,14 @@ Both are written against the public interface alone, and note what they see in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, NoReturn
 
 from tests.simulation.plan import Action, Manner, TaskPlan, What
-from tests.simulation.world import World
+from tests.simulation.world import USER, World
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
 from pyncette.clock import from_microseconds, to_microseconds
@@ -24,7 +25,11 @@ LONG_S: Final = 4.0
 """The longest that a body takes by itself."""
 
 
-class Unprintable(Exception):
+RUN: ContextVar[str | None] = ContextVar("run", default=None)
+"""Set by each body: the next one must not see it."""
+
+
+class Unprintable(Exception):  # noqa: N818
     """Cannot be printed."""
 
     def __str__(self) -> NoReturn:
@@ -52,6 +57,7 @@ class Apps:
         self.open: dict[str, tuple[PyncetteContext, dict[str, Task]]] = {}
         self._begun: dict[tuple[Any, ...], int] = {}
         self._runs = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def declare(self, process: str) -> tuple[Pyncette, dict[str, Task]]:
         """The app of a process."""
@@ -65,6 +71,13 @@ class Apps:
             batch_size=plan.batch_size,
             concurrency_limit=plan.concurrency_limit,
         )
+        note = self._world.note
+
+        async def fixture(context: PyncetteContext) -> AsyncIterator[None]:
+            yield
+            note(process, "fixture closed")
+
+        app.use_fixture("used_by_bodies", fixture)
         if plan.middleware:
 
             async def middleware(
@@ -76,6 +89,10 @@ class Apps:
             app.middleware(middleware)
         tasks = {}
         for task in plan.tasks:
+            if not process.startswith(task.declared_by) and process != "users":
+                continue
+            if task.name in tasks:
+                continue
             body = partial(self._body, process, task)
             options: dict[str, Any] = {
                 "name": task.name,
@@ -87,7 +104,9 @@ class Apps:
             else:
                 options["failure_mode"] = task.failure_mode
             if not task.dynamic:
-                declared = app.task(interval=timedelta(seconds=task.interval_s), **options)(body)
+                options["interval"] = timedelta(seconds=task.interval_s)
+                # A list, which every run finds empty, although each appends to it.
+                declared = app.task(marks=[], **options)(body)
             elif task.partitions is not None:
                 declared = app.partitioned_task(task.partitions, **options)(body)
             else:
@@ -99,6 +118,7 @@ class Apps:
 
     async def _body(self, process: str, task: TaskPlan, context: Context) -> None:
         world = self._world
+        self._look_for_others(process, context)
         call = context.args.get("call", 0)
         scheduled_at = to_microseconds(context.scheduled_at)
         instance = context.task.name
@@ -106,7 +126,7 @@ class Apps:
         occurrence = (subject, call, scheduled_at)
         attempt = self._begun[occurrence] = self._begun.get(occurrence, 0) + 1
         random = world.random("body", *occurrence, attempt)
-        manner = random.choice(world.plan.manners)
+        manner = random.choice(task.manners or world.plan.manners)
         if world.loop.time() >= world.plan.duration:
             manner = Manner.RETURN
         self._runs += 1
@@ -122,6 +142,23 @@ class Apps:
             note("raise", error=type(error).__name__)
             raise
         note("end")
+
+    def _look_for_others(self, process: str, context: Context) -> None:
+        """Notes what another run has left for this one."""
+        task = asyncio.current_task()
+        marks = context.args.get("marks", [])
+        left = [*marks]
+        marks.append("a run")
+        if RUN.get() is not None and not self._world.plan.synchronous:
+            left.append("a context variable")
+        RUN.set(process)
+        if not self._world.plan.synchronous:
+            if task in self._tasks:
+                left.append("its asyncio task")
+            if task is not None:
+                self._tasks.add(task)
+        if left:
+            self._world.note(process, "crossed", context.task.name, what=", ".join(left))
 
     async def _behave(
         self, manner: Manner, process: str, task: TaskPlan, context: Context, draw: float
@@ -170,6 +207,7 @@ class Apps:
                 await self._reschedule(manner, process, task, context, draw)
 
     async def _heartbeat(self, process: str, context: Context) -> None:
+        before = USER.set("a heartbeat")
         try:
             await context.heartbeat()
         except LeaseLostException:
@@ -178,6 +216,8 @@ class Apps:
             self._world.note(process, "no heartbeat", context.task.name)
         else:
             self._world.note(process, "heartbeat", context.task.name)
+        finally:
+            USER.reset(before)
 
     async def _reschedule(
         self, manner: Manner, process: str, task: TaskPlan, context: Context, draw: float
@@ -218,6 +258,9 @@ class Apps:
         elif action.delay_s is not None:
             due = world.store_time() + round(action.delay_s * 1_000_000)
             options["execute_at"] = from_microseconds(due)
+        size = world.plan.task(action.task).args_bytes
+        if size:
+            options["filler"] = "x" * size
         process = action.process if action.process in self.open else "users"
         world.note(
             process,
@@ -228,6 +271,7 @@ class Apps:
             **({"at": due} if due else {}),
         )
         answer = "?"
+        before = USER.set(f"call {action.call}")
         try:
             if what is What.UNSCHEDULE:
                 await context.unschedule_task(task, action.instance)
@@ -243,5 +287,6 @@ class Apps:
         except Exception as error:
             answer = f"error {error!r}"
         finally:
+            USER.reset(before)
             # Also when it was cancelled: what became of it is then unknown.
             world.note(process, f"{what}", subject, call=action.call, answer=answer)

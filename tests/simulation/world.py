@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import datetime
 from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
@@ -41,6 +42,14 @@ T = TypeVar("T")
 
 LATE_MAX_S: Final = 2.0
 """A call may arrive so much later than it was sent, also when nobody waits for it any more."""
+
+
+DRIFT_MAX_PPM: Final = 50
+"""No clock drifts faster."""
+
+
+USER: ContextVar[str | None] = ContextVar("user", default=None)
+"""Set while a user, or a body, calls: what the worker does on its own must not see it."""
 
 
 class Broken(AssertionError):  # noqa: N818
@@ -82,8 +91,8 @@ class World:
             Event(self.loop.time(), self.store_time(), process, kind, subject, details)
         )
 
-    def active(self, kind: Kind, process: str = "") -> Iterable[Fault]:
-        """The faults of a kind that strike now (in this process)."""
+    def active(self, kind: Kind, process: str = "", call: str = "") -> Iterable[Fault]:
+        """The faults of a kind that strike now (in this process, in this call)."""
         now = self.loop.time()
         return [
             fault
@@ -91,6 +100,7 @@ class World:
             if fault.kind is kind
             and fault.start <= now < fault.end
             and fault.process in ("", process)
+            and fault.only in ("", call)
         ]
 
     # Time.
@@ -136,6 +146,8 @@ class World:
         number = self.serial(f"call:{process}")
         fate = self._fate(process, name, number)
         self.note(process, "call", name, fate=fate.word)
+        if name == "write" and USER.get() is not None:
+            self.note(process, "crossed", name, what=f"sent in the context of {USER.get()}")
         answer: asyncio.Future[T] = self.loop.create_future()
 
         def arrive() -> None:
@@ -156,6 +168,10 @@ class World:
         def deliver(result: T | None, error: Exception | None) -> None:
             if fate.answered:
                 after = fate.answer_s
+                if self.plan.bytes_per_s and isinstance(result, Claimed):
+                    after += sum(len(record.args) for record in result.records) / (
+                        self.plan.bytes_per_s
+                    )
                 self.loop.at(self.loop.time() + after, settle, result, error)
 
         def settle(result: T, error: Exception | None) -> None:
@@ -163,6 +179,7 @@ class World:
                 return
             if error is not None:
                 answer.set_exception(error)
+                answer.exception()  # perhaps its caller has crashed
             else:
                 answer.set_result(result)
 
@@ -179,7 +196,7 @@ class World:
         request_s = latency * random.uniform(0.2, 1.0)
         answer_s = latency * random.uniform(0.2, 1.0)
         fate = Fate(request_s, answer_s)
-        for fault in self.active(Kind.SLOW, process):
+        for fault in self.active(Kind.SLOW, process, name):
             share = random.random()
             slow = fault.strength * random.uniform(0.3, 1.0)
             fate = fate._replace(
@@ -187,14 +204,16 @@ class World:
                 request_s=request_s + slow * share,
                 answer_s=answer_s + slow * (1 - share),
             )
-        if any(random.random() < fault.strength for fault in self.active(Kind.UNKNOWN, process)):
+        if any(
+            random.random() < fault.strength for fault in self.active(Kind.UNKNOWN, process, name)
+        ):
             fate = fate._replace(word="partly unknown", partial=True)
-        for fault in self.active(Kind.FLAKY, process):
+        for fault in self.active(Kind.FLAKY, process, name):
             if random.random() < fault.strength:
-                fate = _flaky(random, fate)
-        if list(self.active(Kind.DOWN, process)):
+                fate = flaky(random, fate, fault.how)
+        if list(self.active(Kind.DOWN, process, name)):
             fate = fate._replace(word="refused", applied=False)
-        if list(self.active(Kind.HANGS, process)):
+        if list(self.active(Kind.HANGS, process, name)):
             fate = fate._replace(
                 word="hangs",
                 applied=random.random() < 0.3,
@@ -229,17 +248,20 @@ class Fate(NamedTuple):
     dropped: bool = False
 
 
-def _flaky(random: Random, fate: Fate) -> Fate:
+def flaky(random: Random, fate: Fate, how: str = "") -> Fate:
+    """What becomes of a call that fails."""
     late = fate.request_s + random.uniform(0, LATE_MAX_S)
-    return random.choice(
-        (
-            fate._replace(word="fails before", applied=False),
-            fate._replace(word="fails after", raises=True),
-            fate._replace(word="answer lost", answered=False),
-            fate._replace(word="request lost", applied=False, answered=False),
-            fate._replace(word="late", request_s=late),
-            fate._replace(word="late or never", request_s=late, dropped=True),
-        )
+    return random.choice([fate for fate in _fates(fate, late) if how in ("", fate.word)])
+
+
+def _fates(fate: Fate, late: float) -> tuple[Fate, ...]:
+    return (
+        fate._replace(word="fails before", applied=False),
+        fate._replace(word="fails after", raises=True),
+        fate._replace(word="answer lost", answered=False),
+        fate._replace(word="request lost", applied=False, answered=False),
+        fate._replace(word="late", request_s=late),
+        fate._replace(word="late or never", request_s=late, dropped=True),
     )
 
 
@@ -249,9 +271,11 @@ class Server:
     Attributes:
         records: What is there.
         under_way: Calls that wait for an answer, and their processes.
+        strict: Whether a claim that breaks the contract is refused.
     """
 
     def __init__(self, world: World) -> None:
+        self.strict = True
         self._world = world
         self.records: dict[Identity, Record] = {}
         self.under_way: dict[asyncio.Future[Any], str] = {}
@@ -273,7 +297,8 @@ class Server:
         unfinished_max: int | None,
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``."""
-        _check_sources(sources, limit)
+        if self.strict:
+            _check_sources(sources, limit)
         world = self._world
         time = world.store_time()
         edge = min(now, time) if bounded and world.plan.store_clock else now
@@ -357,7 +382,7 @@ class Server:
 
     def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         """See ``pyncette.store.Store.scan``."""
-        records = []
+        records: list[Record] = []
         for key in sorted(key for of, key in self.records if of == group):
             record = self.records[group, key]
             if (cursor is not None and key <= cursor) or not key.startswith(where.prefix):
@@ -387,6 +412,15 @@ class Server:
         for future in list(self.under_way):
             if not future.done():
                 future.set_exception(StoreUnavailableError("simulated: the server went away"))
+                future.exception()
+
+    def edit(self, key: str, how: str) -> None:
+        """Writes a text into a column of a record, past everybody."""
+        column, _, text = how.partition("=")
+        for identity, record in list(self.records.items()):
+            if identity[1] == key:
+                value: Any = int(text) if text.lstrip("-").isdigit() else text
+                self._set(identity, record._replace(**{column: value}))
 
     def save(self) -> None:
         """Makes what is there durable."""
@@ -510,7 +544,7 @@ class Client:
 
     async def _call(self, name: str, make: Callable[[bool], T]) -> T:
         if self.closed:
-            self._world.note(WORLD, "broken contract", name, by=self._process, error="closed")
+            raise StoreUnavailableError("simulated: closed")
         return await self._world.call(self._process, name, make)
 
     async def claim(
@@ -538,9 +572,10 @@ class Client:
     ) -> list[Result]:
         batch, wake = list(batch), list(wake)
         server, process = self._world.store, self._process
-        return await self._call(
+        results = await self._call(
             "write", lambda partial: server.write(process, batch, now, wake, partial)
         )
+        return results[:-1] if list(self._world.active(Kind.SHORT, process)) else results
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         identities = list(identities)
@@ -578,11 +613,8 @@ class WorkerClock(SystemClock):
         return self._world.monotonic(self._process)
 
     async def sleep(self, seconds: float) -> None:
-        deadline = self.monotonic() + seconds
-        await asyncio.sleep(max(seconds, 0.0))
-        # Of a slow clock, less has passed than of the loop's.
-        while (left := deadline - self.monotonic()) > 0:
-            await asyncio.sleep(max(left, 1e-6))
+        # Of a slow clock, less passes than of the loop's.
+        await asyncio.sleep(max(seconds, 0.0) * (1 + 2 * DRIFT_MAX_PPM * 1e-6))
 
 
 def subject(group: str, key: str) -> str:

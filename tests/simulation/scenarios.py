@@ -1,0 +1,807 @@
+"""Named plans: each row of the failure table, and each history that one process can hold.
+
+A scenario is a plan, and what must be seen in its history for it to be that scenario at all. Its
+seed draws no more than the order of callbacks and the travel times; each is run with many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from tests.simulation.history import History
+from tests.simulation.plan import (
+    Action,
+    ClockPlan,
+    Death,
+    Fault,
+    Kind,
+    Life,
+    Manner,
+    Plan,
+    TaskPlan,
+    What,
+)
+
+from pyncette import FailureMode
+
+Seen = Callable[[History], bool]
+
+
+class Scenario(NamedTuple):
+    """A plan, and what tells that it is what its name says.
+
+    Attributes:
+        plan: What happens.
+        seen: Whether a history shows it; in some of the seeds it must.
+    """
+
+    plan: Plan
+    seen: Seen
+
+
+def _count(history: History, kind: str, subject: str = "", **details: object) -> int:
+    return sum(
+        event.kind == kind
+        and (not subject or event.subject == subject)
+        and all(event.details.get(name) == value for name, value in details.items())
+        for event in history
+    )
+
+
+def _starts(subject: str, least: int) -> Seen:
+    """A body of the record was started at least so many times for one occurrence."""
+
+    def seen(history: History) -> bool:
+        attempts = [
+            event.details["attempt"]
+            for event in history
+            if event.kind == "start" and event.subject == subject
+        ]
+        return max(attempts, default=0) >= least
+
+    return seen
+
+
+def _has(kind: str, subject: str = "", **details: object) -> Seen:
+    return lambda history: _count(history, kind, subject, **details) > 0
+
+
+def _fate(process: str, call: str, word: str) -> Seen:
+    return lambda history: any(
+        event.kind == "call"
+        and event.process == process
+        and event.subject == call
+        and event.details["fate"] == word
+        for event in history
+    )
+
+
+LAST: Final = Life("last", 12.0)
+ONE: Final = (Life("w0", 0.0),)
+TWO: Final = (Life("w0", 0.0), Life("w1", 0.0))
+
+LEAST: Final = TaskPlan("d0", True, lease_s=2.0, manners=(Manner.SLEEP,))
+MOST: Final = TaskPlan("m0", True, at_most_once=True, lease_s=2.0, manners=(Manner.SLEEP,))
+EVERY: Final = TaskPlan("s0", False, lease_s=2.0, interval_s=1.0)
+
+
+def _once(task: TaskPlan, name: str = "i0", at: float = 0.5, call: int = 1) -> Action:
+    return Action(at, call, What.SCHEDULE, task.name, name, delay_s=0.5)
+
+
+def _each(task: TaskPlan, name: str = "i0", at: float = 0.5, call: int = 1) -> Action:
+    return Action(at, call, What.SCHEDULE, task.name, name, interval_s=1.0)
+
+
+def _plan(
+    tasks: Sequence[TaskPlan],
+    actions: Sequence[Action] = (),
+    faults: Sequence[Fault] = (),
+    lives: Sequence[Life] = ONE,
+    **others: object,
+) -> Plan:
+    plan = Plan(
+        seed=0,
+        profile="scenario",
+        duration=LAST.start,
+        tasks=tuple(tasks),
+        actions=tuple(actions),
+        faults=tuple(faults),
+        lives=(*lives, LAST),
+    )
+    return replace(plan, **others)  # type: ignore[arg-type]
+
+
+def _lost_write(how: str, length: float = 0.6, process: str = "w0") -> Fault:
+    return Fault(Kind.FLAKY, 0.95, length, process, 1.0, only="write", how=how)
+
+
+def scenarios() -> Iterator[tuple[str, Scenario]]:
+    """All of them, by name."""
+    yield from _failure_table()
+    yield from _histories()
+
+
+def _failure_table() -> Iterator[tuple[str, Scenario]]:
+    both = (LEAST, MOST)
+    asked = (_once(LEAST), _once(MOST, call=2))
+    long = LEAST._replace(manners=(Manner.LONG,))
+    killer = LEAST._replace(manners=(Manner.KILL,))
+    yield (
+        "a worker is killed between the claim and the body",
+        Scenario(
+            _plan(
+                both,
+                asked,
+                [Fault(Kind.SLOW, 0.9, 0.3, "w0", 0.8, only="claim")],
+                (Life("w0", 0.0, 1.3, Death.CRASH),),
+            ),
+            _has("crash"),
+        ),
+    )
+    yield (
+        "a worker is killed in the body",
+        Scenario(
+            _plan(
+                (killer, MOST._replace(manners=(Manner.KILL,))),
+                asked,
+                (),
+                (Life("w0", 0.0), Life("w1", 2.0), Life("w2", 3.0)),
+            ),
+            _starts("d0/i0", 2),
+        ),
+    )
+    yield (
+        "a worker is killed after the body and before its outcome is written",
+        Scenario(
+            _plan(
+                both,
+                asked,
+                [Fault(Kind.SLOW, 1.02, 1.0, "w0", 1.0, only="write")],
+                (Life("w0", 0.0, 1.7, Death.CRASH), Life("w1", 2.0)),
+            ),
+            _has("crash"),
+        ),
+    )
+    for how in ("fails after", "answer lost", "fails before", "late", "late or never"):
+        yield (
+            f"the answer to an outcome is lost: {how}",
+            Scenario(
+                _plan(
+                    both,
+                    (*asked, _each(LEAST, "i1", call=3), _each(MOST, "i1", call=4)),
+                    [_lost_write(how)],
+                    TWO,
+                ),
+                lambda history, how=how: (
+                    _fate("w0", "write", how)(history)  # type: ignore[misc]
+                    or _fate("w1", "write", how)(history)
+                ),
+            ),
+        )
+    yield (
+        "a lease ends while its outcome is on the way, and another worker claims",
+        Scenario(
+            _plan(
+                [LEAST._replace(lease_s=1.0), MOST._replace(lease_s=1.0)],
+                (*asked, _each(LEAST, "i1", call=3)),
+                [Fault(Kind.SLOW, 0.9, 4.0, "w0", 3.0, only="write")],
+                TWO,
+            ),
+            _has("claimed", was="running"),
+        ),
+    )
+    for what in (What.FORCE, What.SCHEDULE, What.UNSCHEDULE):
+        yield (
+            f"a record is changed while it runs: {what}",
+            Scenario(
+                _plan(
+                    (long, MOST._replace(manners=(Manner.LONG,))),
+                    (
+                        *asked,
+                        Action(1.2, 3, what, "d0", "i0", interval_s=1.0),
+                        Action(1.2, 4, what, "m0", "i0", interval_s=1.0),
+                    ),
+                ),
+                _has(str(what)),
+            ),
+        )
+    yield (
+        "a record is unscheduled and created again while it runs",
+        Scenario(
+            _plan(
+                (long, MOST),
+                (
+                    *asked,
+                    Action(1.2, 3, What.UNSCHEDULE, "d0", "i0"),
+                    Action(1.3, 4, What.SCHEDULE, "d0", "i0", delay_s=0.2),
+                ),
+                (),
+                TWO,
+            ),
+            _has("start", "d0/i0", call=4),
+        ),
+    )
+    yield (
+        "a heartbeat arrives after the outcome",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.SHORT_HEARTBEAT,))],
+                [_each(LEAST)],
+                [Fault(Kind.FLAKY, 0.9, 5.0, "w0", 0.5, only="write", how="late")],
+                TWO,
+            ),
+            _has("no heartbeat"),
+        ),
+    )
+    yield (
+        "a body kills its process every time, and others run all the same",
+        Scenario(
+            _plan(
+                (killer, EVERY, MOST),
+                (_once(killer), _each(MOST, call=2)),
+                (),
+                tuple(Life(f"w{number}", number * 1.5) for number in range(7)),
+            ),
+            _starts("d0/i0", 4),
+        ),
+    )
+    yield (
+        "overdue records of another app and of a removed task",
+        Scenario(
+            _plan(
+                (
+                    *(
+                        EVERY._replace(name=f"a{number}", declared_by="other")
+                        for number in range(20)
+                    ),
+                    TaskPlan("o0", True, declared_by="other"),
+                    EVERY,
+                    LEAST,
+                ),
+                (
+                    *(
+                        _each(TaskPlan("o0", True), f"i{number}", call=10 + number)
+                        for number in range(20)
+                    ),
+                    _each(LEAST, at=4.0),
+                ),
+                (),
+                (Life("other", 0.0, 2.0), Life("w0", 3.0)),
+                batch_size=3,
+            ),
+            _has("start", "d0/i0"),
+        ),
+    )
+    yield (
+        "somebody holds locks for long",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                tuple(
+                    _each(task, f"i{number}", call=10 * number + at_most)
+                    for number in range(1, 6)
+                    for at_most, task in enumerate((LEAST, MOST))
+                ),
+                [Fault(Kind.LOCKED, 3.0, 7.0, "", 0.4)],
+            ),
+            _has("fault", what=str(Kind.LOCKED)),
+        ),
+    )
+    for kind in (Kind.DOWN, Kind.HANGS, Kind.RESTART):
+        yield (
+            f"the store is away for long: {kind}",
+            Scenario(
+                _plan(
+                    (LEAST, MOST, EVERY),
+                    (_each(LEAST), _each(MOST, call=2)),
+                    [Fault(kind, 2.0, 8.0)],
+                    (*TWO, Life("w2", 1.0, 4.0, Death.CRASH)),
+                ),
+                _has("fault"),
+            ),
+        )
+    yield (
+        "the store is restored from a snapshot",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                (_each(LEAST), _each(MOST, call=2)),
+                [Fault(Kind.RESTORE, 6.0, 2.0)],
+                TWO,
+            ),
+            _has("fault"),
+        ),
+    )
+    for step in (-300.0, -10.0, 10.0, 300.0):
+        yield (
+            f"the clock of the store steps by {step:g} s",
+            Scenario(
+                _plan(
+                    (LEAST, MOST, EVERY),
+                    (_each(LEAST), _each(MOST, call=2)),
+                    [Fault(Kind.STEP_STORE, 3.3, 0.0, "", step)],
+                    TWO,
+                ),
+                _has("fault"),
+            ),
+        )
+    yield (
+        "clocks of workers are off by five minutes, step and drift",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                (_each(LEAST), _each(MOST, call=2)),
+                [
+                    Fault(Kind.STEP_WALL, 2.0, 0.0, "w0", 300.0),
+                    Fault(Kind.STEP_WALL, 4.0, 0.0, "w1", -600.0),
+                    Fault(Kind.STEP_WALL, 6.0, 0.0, "users", -600.0),
+                ],
+                TWO,
+                clocks=(
+                    ClockPlan("w0", 300.0, 50.0),
+                    ClockPlan("w1", -300.0, -50.0),
+                    ClockPlan("users", 300.0),
+                ),
+            ),
+            _has("fault"),
+        ),
+    )
+    yield (
+        "a machine is suspended",
+        Scenario(
+            _plan(
+                (long, MOST, EVERY),
+                (_each(LEAST), _each(MOST, call=2)),
+                [Fault(Kind.FREEZE, 1.51, 6.0, "w0")],
+                TWO,
+            ),
+            _has("thawed"),
+        ),
+    )
+    yield (
+        "two versions of an app with different intervals",
+        Scenario(
+            _plan(
+                (
+                    EVERY._replace(interval_s=2.0, declared_by="w"),
+                    EVERY._replace(interval_s=3.0, declared_by="v"),
+                    EVERY._replace(interval_s=2.0, declared_by="last"),
+                ),
+                (),
+                (),
+                tuple(
+                    Life(f"{'wv'[number % 2]}{number}", number * 0.9, number * 0.9 + 0.8)
+                    for number in range(13)
+                ),
+            ),
+            lambda history: any(event.kind == "start" and event.time < 12 for event in history),
+        ),
+    )
+    for column in (
+        *("schedule=garbage", "progress=garbage", "args=garbage", "state=garbage"),
+        *("progress=1 - x", "unfinished_attempts=9000000000000000000", "schedule=7 every 1"),
+        *("version=9007199254740991", "token=garbage", "due_at=-9000000000000000000"),
+    ):
+        yield (
+            f"a row is edited by hand: {column}",
+            Scenario(
+                _plan(
+                    (LEAST, EVERY, MOST),
+                    (
+                        # What becomes of the edited one is nobody's promise.
+                        _each(LEAST, "edited"),
+                        _each(MOST, call=2),
+                        _each(LEAST, "i1", call=3),
+                    ),
+                    [Fault(Kind.EDIT, 2.7, only="edited", how=column)],
+                    TWO,
+                ),
+                _has("fault"),
+            ),
+        )
+
+
+NOWHERE: Final = "schedule=1 cron Mars/Olympus * * * * *"
+
+
+def _histories() -> Iterator[tuple[str, Scenario]]:
+    asked = (_once(LEAST), _once(MOST, call=2))
+    quick = LEAST._replace(lease_s=1.0)
+    yield (
+        "2: an at-most-once record moves on twice",
+        Scenario(
+            _plan(
+                [MOST._replace(lease_s=1.0)],
+                [_each(MOST)],
+                [
+                    Fault(Kind.SLOW, 0.9, 6.0, "", 6.0, only="write"),
+                    Fault(Kind.FLAKY, 0.9, 6.0, "", 0.5, only="write", how="answer lost"),
+                ],
+                TWO,
+            ),
+            _has("claimed", was="running"),
+        ),
+    )
+    yield (
+        "6: a one-off is replaced while it runs, and its worker dies",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.LONG,))],
+                [
+                    _once(LEAST),
+                    Action(1.1, 2, What.FORCE, "d0", "i0", delay_s=3.0),
+                ],
+                (),
+                (Life("w0", 0.0, 1.3, Death.CRASH),),
+            ),
+            _has("start", "d0/i0", call=2),
+        ),
+    )
+    yield (
+        "7: a caller schedules every second what always fails",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.RAISE,), failure_mode=FailureMode.UNLOCK)],
+                [_each(LEAST, at=0.5 + number, call=number + 1) for number in range(11)],
+            ),
+            _starts("d0/i0", 1),
+        ),
+    )
+    yield (
+        "8: the index lags",
+        Scenario(
+            _plan(
+                (LEAST._replace(manners=(Manner.LONG_HEARTBEAT,)), MOST, EVERY),
+                (_each(LEAST), _each(MOST, call=2)),
+                [Fault(Kind.LAGGING, 0.9, 10.0, "", 1.0)],
+                TWO,
+            ),
+            _has("heartbeat"),
+        ),
+    )
+    for how in ("answer lost", "fails after", "late"):
+        yield (
+            f"10: a claim was made, and its answer is lost: {how}",
+            Scenario(
+                _plan(
+                    (LEAST, MOST, EVERY),
+                    asked,
+                    [Fault(Kind.FLAKY, 0.95, 0.6, "w0", 1.0, only="claim", how=how)],
+                ),
+                _fate("w0", "claim", how),
+            ),
+        )
+    yield (
+        "11: suspects, and records given back at shutdown",
+        Scenario(
+            _plan(
+                (LEAST._replace(manners=(Manner.KILL,)), EVERY),
+                [_once(LEAST, f"i{number}", call=number + 1) for number in range(20)],
+                (),
+                tuple(Life(f"w{number}", number * 1.4) for number in range(8)),
+            ),
+            lambda history: any(
+                event.kind == "start" and event.details["attempt"] > 2 for event in history
+            ),
+        ),
+    )
+    yield (
+        "12: the store is slower than the lease of an at-most-once record",
+        Scenario(
+            _plan(
+                [MOST._replace(lease_s=0.2)],
+                [_each(MOST, at=2.0)],
+                (),
+                TWO,
+                latency_s=0.15,
+            ),
+            _has("start", "m0/i0"),
+        ),
+    )
+    yield (
+        "14: due records, and no slot is free",
+        Scenario(
+            _plan(
+                (quick._replace(manners=(Manner.LONG,)), EVERY),
+                [_each(quick, f"i{number}", call=number + 1) for number in range(12)],
+                (),
+                TWO,
+                concurrency_limit=2,
+            ),
+            _has("start"),
+        ),
+    )
+    yield (
+        "17: many partitions, one with work",
+        Scenario(
+            _plan(
+                [LEAST._replace(partitions=256)],
+                [_each(LEAST, f"i{number}", call=number + 1) for number in range(5)],
+                (),
+                TWO,
+                batch_size=10,
+            ),
+            _has("start", "d0/i4"),
+        ),
+    )
+    yield (
+        "19: every body schedules, and few slots are there",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.SCHEDULE_OTHER, Manner.SCHEDULE_SELF))],
+                [_each(LEAST, f"i{number}", call=number + 1) for number in range(10)],
+                (),
+                TWO,
+                concurrency_limit=3,
+                latency_s=0.02,
+            ),
+            _has("schedule", "d0/other"),
+        ),
+    )
+    yield (
+        "20: connections are half open during claims",
+        Scenario(
+            _plan(
+                (LEAST, EVERY),
+                [_each(LEAST)],
+                [Fault(Kind.HANGS, 2.0, 5.0, "w0", only="claim")],
+                TWO,
+            ),
+            _fate("w0", "claim", "hangs"),
+        ),
+    )
+    yield (
+        "21: one-second recurrences and several workers",
+        Scenario(
+            _plan(
+                [LEAST],
+                [_each(LEAST, f"i{number}", call=number + 1) for number in range(10)],
+                (),
+                (*TWO, Life("w2", 0.0), Life("w3", 0.0)),
+            ),
+            _has("start"),
+        ),
+    )
+    for start in (1.0005, 1.001, 1.0015, 1.002, 1.003, 1.005):
+        yield (
+            f"36: a worker is frozen between the claim and the start, at {start}",
+            Scenario(
+                _plan(
+                    [quick, MOST._replace(lease_s=1.0), EVERY],
+                    asked,
+                    [Fault(Kind.FREEZE, start, 5.0, "w0")],
+                    (Life("w0", 0.0), Life("w1", 2.0)),
+                ),
+                _has("thawed"),
+            ),
+        )
+    yield (
+        "39: the next occurrence comes sooner than the loop's sleep",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.RETURN,))],
+                [Action(0.5, 1, What.SCHEDULE, "d0", "i0", interval_s=0.1)],
+                poll_s=5.0,
+            ),
+            _has("start", "d0/i0"),
+        ),
+    )
+    yield (
+        "42, 44: runs side by side, begun eagerly where the interpreter can",
+        Scenario(
+            _plan(
+                (LEAST._replace(manners=tuple(Manner)[:7]), EVERY),
+                [_each(LEAST, f"i{number}", call=number + 1) for number in range(10)],
+                (),
+                TWO,
+                eager=True,
+            ),
+            _has("start"),
+        ),
+    )
+    yield (
+        "43: some writes of a batch are unknown",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                [
+                    _once(task, f"i{number}", 0.5 + number / 5, 10 * number + mode)
+                    for number in range(1, 20)
+                    for mode, task in enumerate((LEAST, MOST))
+                ],
+                [Fault(Kind.UNKNOWN, 0.9, 6.0, "", 1.0, only="write")],
+                TWO,
+            ),
+            _fate("w0", "write", "partly unknown"),
+        ),
+    )
+    yield (
+        "45: a body takes longer than its lease, again and again",
+        Scenario(
+            _plan(
+                (
+                    quick._replace(manners=(Manner.LONG,), lease_s=1.3),
+                    TaskPlan("d1", True, lease_s=1.0, manners=(Manner.LONG_HEARTBEAT,)),
+                    EVERY,
+                ),
+                [
+                    Action(0.5, 1, What.SCHEDULE, "d0", "i0", interval_s=2.0),
+                    Action(0.5, 2, What.SCHEDULE, "d1", "i0", interval_s=2.0),
+                ],
+            ),
+            _starts("d0/i0", 2),
+        ),
+    )
+    for how in (Death.CANCEL, Death.CANCEL_TWICE, Death.CANCEL_AND_LEAVE, Death.SHUTDOWN):
+        yield (
+            f"46: a worker is closed while bodies run: {how}",
+            Scenario(
+                _plan(
+                    (
+                        LEAST._replace(manners=(Manner.LONG, Manner.SWALLOW)),
+                        MOST._replace(manners=(Manner.LONG, Manner.SWALLOW)),
+                        EVERY,
+                    ),
+                    [
+                        *(_each(LEAST, f"i{number}", call=number + 1) for number in range(5)),
+                        *(_each(MOST, f"i{number}", call=number + 11) for number in range(5)),
+                    ],
+                    (),
+                    tuple(
+                        Life(f"w{number}", number * 1.3, number * 1.3 + 1.9, how)
+                        for number in range(7)
+                    ),
+                ),
+                _has("closed"),
+            ),
+        )
+        for kind in (Kind.DOWN, Kind.HANGS):
+            yield (
+                f"47: a worker is closed ({how}) while this holds: {kind}",
+                Scenario(
+                    _plan(
+                        (LEAST._replace(lease_s=3600.0), MOST, EVERY),
+                        [
+                            *(_each(LEAST, f"i{number}", call=number + 1) for number in range(5)),
+                            _each(MOST, call=9),
+                        ],
+                        [Fault(kind, 1.6, 10.0, "w0")],
+                        (Life("w0", 0.0, 1.7, how),),
+                    ),
+                    _has("leaving"),
+                ),
+            )
+    yield (
+        "48: exceptions that cannot be printed, or are no Exception",
+        Scenario(
+            _plan(
+                [
+                    TaskPlan(
+                        f"d{number}",
+                        True,
+                        failure_mode=mode,
+                        manners=(
+                            Manner.RAISE_BASE,
+                            Manner.RAISE_UNPRINTABLE,
+                            Manner.RAISE_CANCELLED,
+                        ),
+                    )
+                    for number, mode in enumerate(FailureMode)
+                ],
+                [_each(TaskPlan(f"d{number}", True), call=number + 1) for number in range(3)],
+            ),
+            lambda history: _count(history, "raise") + _count(history, "cancelled") > 3,
+        ),
+    )
+    yield (
+        "49: a clock was far ahead when a task was planned",
+        Scenario(
+            _plan(
+                [EVERY],
+                (),
+                [
+                    Fault(Kind.STEP_WALL, 0.0, 0.0, "w0", 1e8),
+                    Fault(Kind.STEP_WALL, 3.0, 0.0, "w0", -1e8),
+                ],
+                (Life("w0", 0.1, 2.0), Life("w1", 4.0)),
+                store_clock=False,
+            ),
+            _has("start", "s0"),
+        ),
+    )
+    yield (
+        "40: an instance in a zone that no worker knows is scheduled anew",
+        Scenario(
+            _plan(
+                [LEAST, EVERY],
+                [
+                    _each(LEAST, "mended"),
+                    Action(8.0, 2, What.SCHEDULE, "d0", "mended", interval_s=1.0),
+                ],
+                [Fault(Kind.EDIT, 2.7, only="mended", how=NOWHERE)],
+                TWO,
+            ),
+            _has("start", "d0/mended", call=2),
+        ),
+    )
+    yield (
+        "a store gives too few answers",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                [_each(LEAST), _each(MOST, call=2), _each(LEAST, "i1", at=3.3, call=3)],
+                [Fault(Kind.SHORT, 3.2, 2.0)],
+                (Life("w0", 0.0, 4.0), Life("w1", 0.0)),
+            ),
+            _has("schedule", answer="unknown"),
+        ),
+    )
+    yield (
+        "the machine's clock is set back while the store fails",
+        Scenario(
+            _plan(
+                [EVERY],
+                (),
+                [
+                    Fault(Kind.DOWN, 2.0, 4.0),
+                    Fault(Kind.STEP_WALL, 4.0, 0.0, "w0", -600.0),
+                ],
+                ONE,
+                store_clock=False,
+            ),
+            _has("fault"),
+        ),
+    )
+    yield (
+        "50: the store's clock is measured while requests are slow",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                (_each(LEAST, at=0.1), _each(MOST, at=0.1, call=2)),
+                [Fault(Kind.SLOW, 0.5, 8.0, "w1", 1.5)],
+                (Life("w0", 0.0), Life("w1", 0.6)),
+            ),
+            _has("start"),
+        ),
+    )
+    yield (
+        "51: a claim is too large to be answered in time",
+        Scenario(
+            _plan(
+                (LEAST._replace(args_bytes=20_000), EVERY),
+                [_once(LEAST, f"i{number}", 0.1, number + 1) for number in range(60)],
+                (),
+                (Life("w0", 4.0),),
+                bytes_per_s=200_000.0,
+            ),
+            _has("start", "d0/i9"),
+        ),
+    )
+    yield (
+        "51: one lost answer does not make a record too large",
+        Scenario(
+            _plan(
+                [EVERY],
+                (),
+                [Fault(Kind.FLAKY, 2.9, 0.3, "", 1.0, only="claim", how="answer lost")],
+                batch_size=1,
+            ),
+            _has("call", "claim", fate="answer lost"),
+        ),
+    )
+    yield (
+        "51: a slow store does not make records too large",
+        Scenario(
+            _plan(
+                (LEAST, EVERY),
+                [_each(LEAST)],
+                [Fault(Kind.SLOW, 2.0, 9.0, "", 1.5)],
+                TWO,
+                batch_size=3,
+            ),
+            _has("call", "claim", fate="slow"),
+        ),
+    )
