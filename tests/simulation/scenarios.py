@@ -489,6 +489,25 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         ),
     )
     yield (
+        "11: many suspects, and a slow body",
+        Scenario(
+            _plan(
+                (LEAST._replace(manners=(Manner.LONG,)), EVERY),
+                [
+                    _once(LEAST, f"i{number}", 3.0 + number / 400, number + 1)
+                    for number in range(50)
+                ],
+                [
+                    Fault(Kind.EDIT, 3.2, only=f"i{number}", how="unfinished_attempts=3")
+                    for number in range(50)
+                ],
+                TWO,
+                latency_s=0.0002,
+            ),
+            _has("start", "d0/i3"),
+        ),
+    )
+    yield (
         "12: the store is slower than the lease of an at-most-once record",
         Scenario(
             _plan(
@@ -668,8 +687,9 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                             *(_each(LEAST, f"i{number}", call=number + 1) for number in range(5)),
                             _each(MOST, call=9),
                         ],
-                        [Fault(kind, 1.6, 10.0, "w0")],
+                        [Fault(kind, 1.6, 55.0, "w0")],
                         (Life("w0", 0.0, 1.7, how),),
+                        duration=60.0,
                     ),
                     _has("leaving"),
                 ),
