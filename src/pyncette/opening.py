@@ -28,6 +28,7 @@ from pyncette.store.record import (
 from pyncette.task import Task
 
 OPENING_DEADLINE_S: Final = 10.0
+OPENING_PAUSE_INITIAL_S: Final = 0.05
 DEADLINE_MIN_S: Final = 1.0
 DEADLINE_MAX_S: Final = 10.0
 WORKER_NAME_MAX: Final = 200
@@ -59,7 +60,8 @@ async def open_context(
         stack.push_async_callback(closing.background.close)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
         if isinstance(clock, StoreClock):
-            await clock.measure(store.now, lambda: store.now_uncertainty)
+            measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
+            await _insisting(measuring)
         executor = parts.executor_cls(**parts.configuration)
         async with AsyncExitStack() as executing:
             running = await executing.enter_async_context(executor)
@@ -75,7 +77,7 @@ async def open_context(
                 settings._replace(concurrency_limit=limit),
                 closing.background,
             )
-            await check_templates(store, clock, parts.tasks)
+            await _insisting(lambda: check_templates(store, clock, parts.tasks))
             stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)
@@ -142,6 +144,26 @@ def deadline_for(tasks: Iterable[Task]) -> float:
     """Seconds that a call may take: half the shortest lease, but 1 to 10 s."""
     shortest = min((task.lease_duration.total_seconds() for task in tasks), default=60.0)
     return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
+
+
+async def _insisting(call: Callable[[], Awaitable[object]]) -> None:
+    """Makes a call again while the store is unavailable, as long as opening may take.
+
+    Raises:
+        StoreUnavailableError: It was so until then.
+    """
+    give_up_at = realtime.monotonic() + OPENING_DEADLINE_S
+    pause = OPENING_PAUSE_INITIAL_S
+    while True:
+        try:
+            await call()
+        except StoreUnavailableError:
+            if realtime.monotonic() + pause >= give_up_at:
+                raise
+        else:
+            return
+        await realtime.sleep(pause)
+        pause *= 2
 
 
 async def _opened(opening: Awaitable[Any]) -> Any:

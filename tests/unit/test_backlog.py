@@ -23,7 +23,7 @@ def test_a_task_that_was_off_for_a_day_is_said_to_be_behind_and_to_have_caught_u
     told: list[tuple[str, int, float]] = []
 
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(poll_interval=seconds(300))
         bench.app._backlog_observers.append(
             lambda task, count, age_s: told.append((task.name, count, age_s))
         )

@@ -228,6 +228,7 @@ class Loop:
         self._unanswered = None
         self._succeeded()
         answered_at = worker.clock.monotonic()
+        self._ask_for_more(question, claimed, answered_at - asked_at)
         took = answered_at - question.sent
         self._note_next_asks(question, claimed)
         if patient and answered_at - asked_at > worker.store.deadline_s:
@@ -296,10 +297,6 @@ class Loop:
 
     def _succeeded(self) -> None:
         self.last_tick = self._worker.clock.microseconds()
-        if self._careful:
-            self._careful -= 1
-        else:
-            self._claim_max = min(2 * self._claim_max, self._worker.settings.batch_size)
         if self._failures:
             logger.info("The store answers again")
             self._failures = 0
@@ -325,11 +322,19 @@ class Loop:
         if isinstance(error, DeadlineExceededError) and error.operation == "claim":
             self._ask_for_less(question)
 
+    def _ask_for_more(self, question: _Question, claimed: Claimed, took: float) -> None:
+        """A claim was answered: the next one may be larger if this one was full, and quick."""
+        if self._careful:
+            self._careful -= 1
+        elif len(claimed.records) >= question.limit and took < self._worker.store.deadline_s / 2:
+            self._claim_max = min(2 * self._claim_max, self._worker.settings.batch_size)
+
     def _ask_for_less(self, question: _Question | None) -> None:
         """A claim was not answered in time: perhaps its answer is too large."""
         if self._claim_max == 1:
             self._careful = CAREFUL_CLAIMS
-        self._claim_max = max(self._claim_max // 2, 1)
+        # Each try costs the records in it an attempt: few tries, and no crowd of suspects.
+        self._claim_max = max(self._claim_max // 4, 1)
         if question is not None:
             self._unanswered = question._replace(limit=min(question.limit, self._claim_max))
 
