@@ -2,8 +2,7 @@
 
 An executor of your own needs ``async spawn_task(awaitable)``, which returns once the work has
 started and holds the caller back while no more can be taken on. It may have
-``concurrency_limit``, the maximum that it runs at once, and ``start(coroutine)``, which does the
-same without holding anybody back.
+``concurrency_limit``, the maximum that it runs at once.
 """
 
 from __future__ import annotations
@@ -46,7 +45,6 @@ class DefaultExecutor:
         self._sweep_at = _SWEEP_MIN
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -60,7 +58,7 @@ class DefaultExecutor:
 
     def start(self, work: Coroutine[Any, Any, Any]) -> None:
         """As ``spawn_task``, for a coroutine and without a step of the caller."""
-        loop = self._loop
+        loop = asyncio.get_running_loop()
         if loop.get_task_factory() is None:
             task = _start(work, loop)
             if task.done():

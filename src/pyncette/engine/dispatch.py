@@ -19,6 +19,7 @@ from pyncette.engine.execution import Batch, Execution, TaskParts, compose
 from pyncette.engine.rules import Policy
 from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
+from pyncette.executor import DefaultExecutor
 from pyncette.model import ExecutionMode
 from pyncette.schedule import UnreadableHere
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
@@ -106,7 +107,7 @@ class Dispatcher:
         worker = self._worker
         batches: dict[Task, Batch] = {}
         spawn = worker.executor.spawn_task
-        start: Callable[[Any], None] | None = getattr(worker.executor, "start", None)
+        start = _direct_start(worker.executor)
         left = iter(records)
         try:
             for record in left:
@@ -277,6 +278,16 @@ class Dispatcher:
                 at_most_once,
             )
         return parts
+
+
+def _direct_start(executor: object) -> Callable[[Any], None] | None:
+    """How runs are started without a step of the caller, where nobody has changed that."""
+    if (
+        isinstance(executor, DefaultExecutor)
+        and type(executor).spawn_task is DefaultExecutor.spawn_task
+    ):
+        return executor.start
+    return None
 
 
 def _given_back(record: Record, now: int, delay: int) -> Change:
