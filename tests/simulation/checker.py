@@ -489,8 +489,20 @@ class Checker:
     def _grid(
         self, subject: str, task: TaskPlan, runs: list[Run], interval: float, number: int
     ) -> Iterator[Violation]:
-        if sum(other.name == task.name for other in self._plan.tasks) > 1:
-            return  # each version plans for itself
+        versions = [other for other in self._plan.tasks if other.name == task.name]
+        if len(versions) > 1:
+            # Each version plans for itself, but their starts must not put a run off for ever.
+            longest = 2 * max(version.interval_s for version in versions) + 2
+            opened = min(event.time for event in self._kinds["opened"])
+            times = [opened, *(run.start.time for run in runs), self._counted]
+            for before, after in pairwise(times):
+                if after - before > longest:
+                    yield Violation(
+                        Promise.AT_LEAST_ONCE,
+                        after,
+                        f"{subject} was not run for {after - before:.1f} s, whatever its version",
+                    )
+            return
         occurrences = sorted({run.occurrence for run in runs})
         step = round(interval * SECOND)
         if not step:
