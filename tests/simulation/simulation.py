@@ -27,7 +27,20 @@ CLOSING_S = 120.0
 
 
 def simulate(plan: Plan, shuffled: bool = False) -> History:
-    """What happens in a plan."""
+    """What happens in a plan.
+
+    Args:
+        plan: The plan.
+        shuffled: Shuffle the callbacks of one process, too; see ``SimulatedLoop``.
+    """
+    with _quiet():
+        history = _simulate(plan, shuffled)
+        # What was crashed is taken away here, where nobody listens to its last words.
+        gc.collect()
+    return history
+
+
+def _simulate(plan: Plan, shuffled: bool) -> History:
     # What needs a real system is not there.
     loop = SimulatedLoop(  # type: ignore[abstract]
         Random(f"order:{plan.seed}"), shuffled
@@ -35,45 +48,38 @@ def simulate(plan: Plan, shuffled: bool = False) -> History:
     world = World(plan, loop)
     if plan.eager and sys.version_info >= (3, 12):
         loop.set_task_factory(asyncio.eager_task_factory)
-    with _nothing_real(loop, plan):
-        try:
-            loop.run_until_complete(loop.start(WORLD, _Director(world).direct(), "director"))
-        except Stuck as stuck:
-            world.note(WORLD, "stuck", what=str(stuck))
-        _last_look(world)
-        history = world.history
-        history.closed = True
-        loop.close()
-        # What was crashed is told so here, where nobody listens.
-        del world, loop
-        gc.collect()
-    return history
+    module: Any = pyncette.clock
+    monotonic, module._monotonic = module._monotonic, loop.time
+    try:
+        with chance.use(Random(f"chance:{plan.seed}")):
+            try:
+                loop.run_until_complete(loop.start(WORLD, _Director(world).direct(), "director"))
+            except Stuck as stuck:
+                world.note(WORLD, "stuck", what=str(stuck))
+            _last_look(world)
+            world.history.closed = True
+            loop.close()
+    finally:
+        module._monotonic = monotonic
+    return world.history
 
 
 @contextmanager
-def _nothing_real(loop: SimulatedLoop, plan: Plan) -> Iterator[None]:
-    """No real time, no real randomness, no log, no word from what was crashed."""
-    module: Any = pyncette.clock
-    before = module._monotonic
-    logger = logging.getLogger("pyncette")
-    disabled, logger.disabled = logger.disabled, True
+def _quiet() -> Iterator[None]:
+    """No log, no word from what was crashed, and no garbage collection at other moments."""
+    level, logging.root.manager.disable = logging.root.manager.disable, logging.CRITICAL
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    manager = logging.root.manager
-    level, manager.disable = manager.disable, logging.CRITICAL
     collecting = gc.isenabled()
     gc.disable()
-    gc.freeze()  # so that only what the simulation has made is collected after it
-    module._monotonic = loop.time
+    gc.freeze()  # so that only what the simulation has made is looked at after it
     try:
-        with warnings.catch_warnings(), chance.use(Random(f"chance:{plan.seed}")):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        module._monotonic = before
-        logger.disabled = disabled
-        manager.disable = level
-        sys.unraisablehook = hook
         gc.unfreeze()
+        logging.root.manager.disable = level
+        sys.unraisablehook = hook
         if collecting:
             gc.enable()
 
