@@ -393,8 +393,9 @@ class PyncetteContext:
         """Stops claiming, and waits until nothing runs any more.
 
         Args:
-            queued: Whether to wait also for what the executor has taken on and not begun: it may
-                begin that only when it is left.
+            queued: Whether the executor has been left. Before, what it has taken on and not begun
+                is not waited for: it may begin that only when it is left. Afterwards, nothing
+                begins any more, and it is given back.
 
         Raises:
             RuntimeError: What runs sleeps on a clock that is moved by hand, and nobody moves it.
@@ -404,6 +405,8 @@ class PyncetteContext:
         worker.shutdown()
         if self._cancelled:
             worker.dispatcher.cancel()
+        if queued:
+            worker.dispatcher.withdraw_queued()
         by_hand = self.clock.moves_by_hand()
         pause_s = CLOSING_WORD_AFTER_BY_HAND_S if by_hand else CLOSING_WORD_AFTER_S
         waited_s = 0.0

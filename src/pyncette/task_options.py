@@ -275,8 +275,15 @@ def check_arguments(args: Mapping[str, Any]) -> None:
                 hint += f"; or did you mean the option '{meant}'?"
             raise ValueError(
                 f"Extra parameters must be JSON serializable, but '{name}' is "
-                f"{type(value).__name__} {repr(value)[:100]} ({error}){hint}"
+                f"{type(value).__name__} {_shown(value)} ({error}){hint}"
             ) from None
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:100]
+    except Exception:  # nested too deeply, or with a repr of its own
+        return "that cannot be shown"
 
 
 # A keyword that is no option is an argument of the task, and so is a misspelt option. No error can

@@ -342,3 +342,45 @@ def test_what_was_not_started_when_closing_is_cancelled_is_given_back() -> None:
         assert bench.runs == []
 
     run(main())
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+def test_what_an_executor_never_begins_is_given_back_when_it_has_been_left(cancels: bool) -> None:
+    async def main() -> None:
+        bench = Bench()
+        waiting: list[Any] = []
+
+        class Losing:
+            """Takes work on, and never begins it."""
+
+            def __init__(self, **configuration: Any) -> None:
+                pass
+
+            async def __aenter__(self) -> Losing:
+                return self
+
+            async def __aexit__(self, *exception: object) -> None:
+                for task in waiting:
+                    task.cancel()
+                if waiting:
+                    await asyncio.wait(waiting)
+
+            async def spawn_task(self, awaitable: Any) -> None:
+                task = asyncio.ensure_future(awaitable)
+                task.cancel()
+                if cancels:
+                    waiting.append(task)
+
+        app = bench.another_app(executor_cls=Losing)
+        task = app.task(name="tick", interval=1)(bench.note)
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            context.shutdown()
+            await loop
+        record = await bench.record(task)
+        assert record is not None
+        assert (record.state, record.unfinished_attempts) == ("scheduled", 0)
+        assert bench.runs == []
+
+    run(main())

@@ -1135,3 +1135,18 @@ def test_an_argument_called_name_is_refused_in_words() -> None:
                 await context.schedule_task(template, "x", name="y", interval=1)
 
     run(main())
+
+
+def test_arguments_that_are_nested_too_deeply_are_refused_in_words() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context:
+            with pytest.raises(ValueError, match="must be JSON serializable, but 'v'"):
+                await context.schedule_task(job, "x", interval=1, v=deep)
+
+    run(main())

@@ -346,7 +346,7 @@ def test_what_repeats_is_parsed_once_and_one_off_instants_are_not_kept() -> None
     assert loads("1 at 77") is not loads("1 at 77")
 
 
-@pytest.mark.parametrize("text", ["2 cron UTC 0 9 * * *", "2", "12 whatever", "9" * 300])
+@pytest.mark.parametrize("text", ["2 cron UTC 0 9 * * *", "2", "12 whatever"])
 def test_the_text_of_a_newer_release_is_recognised(text: str) -> None:
     with pytest.raises(NewerFormat, match="stored by a newer release"):
         loads(text)

@@ -146,6 +146,14 @@ class Dispatcher:
         for execution in list(self.executions):
             execution.cancel(give_back)
 
+    def withdraw_queued(self) -> None:
+        """Gives back what the executor has taken on and never began, once it has been left."""
+        for execution in list(self.executions):
+            if not execution.begun:
+                execution.cancel()
+                self._worker.execution_ended(execution)
+                self.give_back(execution.reading.record)
+
     def cancel_waiting(self) -> None:
         """Cancels what waits for the store before its body may start."""
         for execution in list(self.executions):

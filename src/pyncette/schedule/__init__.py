@@ -443,7 +443,12 @@ def loads(text: str) -> Schedule:
 def _read(text: str) -> Schedule:
     version, _, rest = text.partition(" ")
     if version != str(FORMAT):
-        if version.isascii() and version.isdecimal() and int(version[:9]) > FORMAT:
+        if (
+            version.isascii()
+            and version.isdecimal()
+            and len(version) <= 4
+            and int(version) > FORMAT
+        ):
             raise NewerFormat(f"A schedule was stored by a newer release: {_shown(text)}")
         raise _unreadable(text)
     kind, _, value = rest.partition(" ")

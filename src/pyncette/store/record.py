@@ -199,6 +199,11 @@ def read(record: Record) -> Reading:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"schedule: {error}") from error
+    if record.args and not record.args.startswith("1 "):
+        # Unreadable arguments fail the run, which reads them. Newer ones are for newer workers.
+        args_error = _not_ours("args", record.args)
+        if isinstance(args_error, NewerFormat):
+            raise args_error
     return _reading_of((record, schedule, load_progress(record.progress)))
 
 
@@ -313,7 +318,8 @@ def load_args(text: str) -> dict[str, Any]:
 
 def _not_ours(what: str, text: str) -> ValueError:
     version = text.partition(" ")[0]
-    if version.isascii() and version.isdigit() and int(version) > 1:
+    # Not more than four digits: a long number is an instant, in a row that was edited.
+    if version.isascii() and version.isdigit() and len(version) <= 4 and int(version) > 1:
         return NewerFormat(f"{what} has format {version}, this release reads format 1")
     return UnreadableRecord(f"{what} '{text[:100]}': not of a known format")
 
