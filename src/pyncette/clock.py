@@ -2,8 +2,8 @@
 
 All decisions about runs read a `Clock`, which the application chooses and which tests move. All
 physical waits (the deadline of a call, the delay before a reconnect) use `realtime`, because no
-test clock can make a socket answer sooner. `StoreClock` keeps a worker's time equal to the clock of the
-store, so that workers agree with each other even if the clocks of their machines do not.
+test clock can make a socket answer sooner. `StoreClock` keeps a worker's time equal to the clock
+of the store, so that workers agree with each other even if the clocks of their machines do not.
 
 Instants are whole microseconds since 1970-01-01 UTC inside the engine, and aware datetimes in the
 public interface; two functions convert exactly. This module knows nothing of tasks, records or
@@ -170,9 +170,9 @@ class StoreClock(Clock):
     The *earliest* edge of the result is used, so that now is not ahead of the store's clock. So no
     run starts early, and no lease is taken over before it ends, even if the measuring calls were
     slow. The width of the interval is the `uncertainty`. A slow call has a wide interval and
-    changes very little. A measurement that contradicts the known interval is ignored at first. If the next
-    one contradicts it in the same direction, the store's clock was moved, for example by a failover
-    to another server, and this measurement replaces the known interval.
+    changes very little. A measurement that contradicts the known interval is ignored at first. If
+    the next one contradicts it in the same direction, the store's clock was moved, for example by a
+    failover to another server, and this measurement replaces the known interval.
 
     The first measurement applies at once, since no decision was made before. Later corrections are
     slewed: up to a second at a tenth of real speed, a larger one spread over one lease. From the
