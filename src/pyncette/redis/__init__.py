@@ -1,4 +1,4 @@
-"""The store in Redis or Valkey: one server, behind Sentinel, or a cluster."""
+"""The store in Redis or Valkey: one server, a server behind Sentinel, or a cluster."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ async def redis_repository(
 
     Args:
         redis_url: Required, unless there is a client. ``redis://``, ``rediss://`` (TLS) and
-            ``unix://`` as redis-py has them, options of its connections included;
+            ``unix://`` as in redis-py, including the options of its connections;
             ``redis+sentinel://host,host/service/database`` and ``redis+cluster://host,host``,
             also with ``rediss``.
-        redis_namespace: Keeps applications on one server apart.
-        redis_timeout: Seconds, or a duration, within which a connection is opened and a call is
-            answered. By default five seconds for the first; the scheduler sets the deadline of
+        redis_namespace: Separates applications on one server.
+        redis_timeout: Seconds, or a duration: the limit for opening a connection and for a call.
+            The default is five seconds to open a connection; the scheduler sets the deadline of
             calls.
-        redis_pool_size: Most connections to one server, beside one that listens; by default 10,
-            at least 3.
-        redis_wait_replicas: So many replicas have to confirm every write, within a second.
-        redis_client: A ``redis.asyncio.Redis`` or ``RedisCluster`` of the application's that tells
-            where to connect, and how. Its own connections are left alone, and it is left open.
+        redis_pool_size: Maximum connections to one server, and one more that listens; by default
+            10, at least 3.
+        redis_wait_replicas: Number of replicas that must confirm every write, within a second.
+        redis_client: The application's own ``redis.asyncio.Redis`` or ``RedisCluster``, from which
+            addresses and credentials are taken. Its connections are not used, and it is not closed.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreMisconfiguredError: The server does not let us in, is older than Redis 6.2, or its
-            data is not ours to use.
+        ValueError: An option is not valid.
+        StoreMisconfiguredError: The server refuses the login, is older than Redis 6.2, or its
+            data cannot be used by this release.
         StoreUnavailableError: The server cannot be reached.
     """
     options = RedisOptions(

@@ -1,7 +1,7 @@
-"""Hears what other processes publish, on a connection of its own, and tells the watches.
+"""Listens for messages of other processes, on its own connection, and notifies the watches.
 
-A connection that is lost, also one of which only our half is still open, is noticed within two
-ping intervals and replaced. Whoever watches is then told that anything may have come due.
+A lost connection, also a half-open one, is detected within two ping intervals and replaced. Every
+watch is then notified that records may have come due in any group.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ class Listener:
             await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
 
     async def _hear(self, connection: Any, place: str) -> None:
-        """Listens for as long as the connection answers.
+        """Listens as long as the connection answers.
 
         Raises:
-            StoreError: It could not begin.
+            StoreError: Listening could not begin.
         """
         try:
             async with realtime.timeout(PING_INTERVAL_S):

@@ -1,4 +1,4 @@
-"""The options of the store in Redis, and what a URL says."""
+"""The options of the Redis store, and the parsing of its URL."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Target(NamedTuple):
         addresses: Keyword arguments of a connection: of the server, the sentinels, some nodes.
         dialer: Opens connections to servers.
         sentinel_dialer: Opens connections to sentinels.
-        service: What the sentinels call the server.
+        service: The name of the service at the sentinels.
         database: The number of the database.
-        pool_size: Most connections to one server.
-        remap: The address at which a node of a cluster is reached from here, of its own one.
+        pool_size: Maximum connections to one server.
+        remap: Translates a node's own address to the address that reaches it from here.
     """
 
     kind: str
@@ -59,15 +59,15 @@ class RedisOptions:
     """The options of the store.
 
     Attributes:
-        url: Where the server is, the sentinels or the nodes of a cluster are.
-        namespace: Keeps applications on one server apart.
-        timeout_s: Seconds within which a connection is opened and a call is answered.
-        pool_size: Most connections to one server, beside one that listens.
-        wait_replicas: So many replicas have to confirm each write.
-        client: Of the application's, in place of a URL.
+        url: The addresses of the server, the sentinels or the nodes of a cluster.
+        namespace: Separates applications on one server.
+        timeout_s: The limit, in seconds, for opening a connection and for a call.
+        pool_size: Maximum connections to one server, and one more that listens.
+        wait_replicas: Number of replicas that must confirm each write.
+        client: The application's own client, instead of a URL.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: An option is not valid.
     """
 
     url: str | None = field(repr=False)
