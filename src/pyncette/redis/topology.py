@@ -96,7 +96,7 @@ class Call(NamedTuple):
 
 
 Outcome = list[Reply] | StoreError
-"""The answers to a call and to what follows it, or why there is none."""
+"""The answers to a call and to the commands after it, or the error."""
 
 
 class Topology(Protocol):
