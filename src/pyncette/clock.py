@@ -1,14 +1,13 @@
 """The only source of time in the package.
 
-What decides about runs reads a `Clock`, which the application chooses and which tests move by
-hand. What waits for the physical world (the deadline of a call, the pause before a reconnect)
-uses `realtime`, because no test clock can make a socket answer sooner. `StoreClock` keeps a
-worker's notion of now in step with the clock of the store, so that workers agree with each other
-although the clocks of their machines do not.
+All decisions about runs read a `Clock`, which the application chooses and which tests move. All
+physical waits (the deadline of a call, the delay before a reconnect) use `realtime`, because no
+test clock can make a socket answer sooner. `StoreClock` keeps a worker's time equal to the clock
+of the store, so that workers agree with each other even if the clocks of their machines do not.
 
 Instants are whole microseconds since 1970-01-01 UTC inside the engine, and aware datetimes in the
-public interface; the two functions below convert exactly. This module knows nothing of tasks,
-records or stores: whoever calls a store measures, and tells `StoreClock.observe`.
+public interface; two functions convert exactly. This module knows nothing of tasks, records or
+stores: the caller of a store measures its clock, and reports it with `StoreClock.observe`.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ __all__ = [
 
 _SECOND: Final = 1_000_000
 
-# Keeps no state, so that one serves all callers at once.
+# It has no state, so all callers can share one.
 _NO_HOLD: Final[AbstractContextManager[None]] = nullcontext()
 
 
 def _monotonic_source() -> Callable[[], float]:
-    """The monotonic clock that also counts the time a machine is suspended, where there is one.
+    """Returns the monotonic clock, if possible one that counts the time a machine is suspended.
 
-    A lease goes on running out while a laptop sleeps or a virtual machine is paused.
-    CLOCK_BOOTTIME counts that time, Linux's CLOCK_MONOTONIC (`time.monotonic`) does not.
+    A lease continues to run while a laptop sleeps or a virtual machine is paused. CLOCK_BOOTTIME
+    counts that time, Linux's CLOCK_MONOTONIC (`time.monotonic`) does not.
     """
     boot_time = getattr(time, "CLOCK_BOOTTIME", None)
     # Read before every body: a partial saves the frame of a function.
@@ -55,11 +54,11 @@ _monotonic: Final = _monotonic_source()
 
 
 class Clock(ABC):
-    """Where the library takes time from.
+    """The source of time of the library.
 
-    A clock of your own needs `now`, `monotonic` and `sleep`; the other two methods have defaults
-    that are right for every clock that moves by itself. The three must belong together:
-    `sleep(s)` returns once `monotonic()` has grown by `s`, and never sooner.
+    Your own clock needs `now`, `monotonic` and `sleep`; the defaults of the other methods are right
+    for every clock that moves by itself. The three must agree: `sleep(s)` returns when
+    `monotonic()` has advanced by `s`, and never sooner.
     """
 
     @abstractmethod
@@ -81,20 +80,21 @@ class Clock(ABC):
     def uncertainty(self) -> int:
         """By how many microseconds the true instant may be ahead of `now`.
 
-        What decides whether a run is due, or a lease of another worker over, takes `now`, which is
-        never ahead. How long one's own lease still holds is decided with `now` plus this.
+        Whether a run is due, or the lease of another worker has ended, is decided with `now`, which
+        is never ahead. Whether the worker's own lease is still held is decided with `now` plus
+        this.
         """
         return 0
 
     def moves_by_hand(self) -> bool:
-        """Whether time passes only when somebody moves this clock, as in tests."""
+        """Whether time passes only when a test moves this clock."""
         return False
 
     def hold(self) -> AbstractContextManager[None]:
-        """Say that work is under way that no sleep of this clock shows, such as a call to a store.
+        """Hold the clock during work that does not sleep on it, such as a call to a store.
 
-        A clock that is moved by hand does not move before it is released; any other clock does
-        nothing. Inside, never sleep on this clock: a clock moved by hand would wait for ever.
+        A clock that a test moves does not move until it is released; any other clock does nothing.
+        Never sleep on this clock inside: a clock that a test moves would wait for ever.
         """
         return _NO_HOLD
 
@@ -102,8 +102,8 @@ class Clock(ABC):
 class SystemClock(Clock):
     """The machine's own clock."""
 
-    # Timers of an event loop stand still while the machine is suspended, so that a long sleep
-    # looks up in between: after a resume it is late by this at most.
+    # Timers of an event loop stand still while the machine is suspended. So a long sleep checks the
+    # time at this interval: after a resume it is late by this at most.
     _longest_sleep_s: float = 10.0
 
     def now(self) -> datetime:
@@ -125,10 +125,10 @@ class SystemClock(Clock):
 
 
 class _Realtime:
-    """Physical waits and deadlines. They pass at their own pace whatever the application's clock.
+    """Physical waits and deadlines, which do not depend on the application's clock.
 
-    For gaps between transactions, deadlines of calls, pauses before reconnects, and nothing else:
-    whatever decides about runs reads the application's `Clock`.
+    Use it only for gaps between transactions, deadlines of calls, and delays before reconnects. All
+    decisions about runs read the application's `Clock`.
     """
 
     @staticmethod
@@ -143,9 +143,9 @@ class _Realtime:
 
     @staticmethod
     def timeout(seconds: float | None) -> asyncio.Timeout:
-        """An async context manager that raises `TimeoutError` when its body takes longer.
+        """Return an async context manager that raises `TimeoutError` if its body takes longer.
 
-        As `asyncio.timeout`: the body is cancelled, and None sets no deadline.
+        Like `asyncio.timeout`: the body is cancelled, and None sets no deadline.
         """
         return asyncio.timeout(seconds)
 
@@ -154,42 +154,42 @@ realtime: Final = _Realtime()
 
 
 class StoreClock(Clock):
-    """Now as the clock of the store tells it, read between two measurements from monotonic time.
+    """The time of the store's clock; between two measurements it advances by monotonic time.
 
     After a measurement, now is the instant of the store at that moment plus the monotonic time
-    that has passed since: the wall clock of this machine matters nowhere, be it wrong or stepped.
-    Before the first measurement, and for a store that has no clock of its own (memory, SQLite:
-    one machine, one clock), now is the wall clock of `source`, its steps included.
+    that has passed since. The wall clock of this machine has no effect, even if it is wrong or is
+    stepped. Before the first measurement, and for a store that has no clock of its own (memory,
+    SQLite: one machine, one clock), now is the wall clock of `source`, including its steps.
 
-    A measurement is a call that asks the store for its instant. The store answered somewhere
-    between sending and receiving, so that the offset (the store's instant less our monotonic
-    reading) lies in an interval as wide as the call took (F. Cristian, "Probabilistic clock
+    A measurement is a call that asks the store for its instant. The store answered at some time
+    between sending and receiving. So the offset (the store's instant minus the monotonic reading)
+    lies in an interval as wide as the call took (F. Cristian, "Probabilistic clock
     synchronization", 1989). Intervals of successive measurements are intersected, after the older
-    one has been widened by what two clocks may drift apart meanwhile (K. Marzullo, 1984).
+    one has been widened by the possible drift of the two clocks (K. Marzullo, 1984).
 
-    Of what is left the *earliest* edge is used, so that now is not ahead of the store's clock: no
-    run starts early, and no lease that is alive is taken over, however slow the calls were that
-    measured. The width of the interval is the `uncertainty`. A slow call, whose interval is wide,
-    changes next to nothing; one that contradicts what is known is set aside. A second one in a
-    row that contradicts in the same direction says that the store's clock was moved, as a
-    fail-over to another server does, and replaces what was known.
+    The *earliest* edge of the result is used, so that now is not ahead of the store's clock. So no
+    run starts early, and no lease is taken over before it ends, even if the measuring calls were
+    slow. The width of the interval is the `uncertainty`. A slow call has a wide interval and
+    changes very little. A measurement that contradicts the known interval is ignored at first. If
+    the next one contradicts it in the same direction, the store's clock was moved, for example by a
+    failover to another server, and this measurement replaces the known interval.
 
-    The first measurement holds at once, since nothing has been decided yet. Later corrections are
+    The first measurement applies at once, since no decision was made before. Later corrections are
     slewed: up to a second at a tenth of real speed, a larger one spread over one lease. From the
-    first measurement on this clock never goes backwards: while a backward correction is worked
-    off it runs slower, down to a tenth of real speed, for longer than a lease if need be.
+    first measurement on this clock never goes backwards: during a backward correction it runs
+    slower, down to a tenth of real speed, if necessary for longer than a lease.
 
-    Reading is safe from any thread; `observe` belongs to one.
+    Reading is safe from any thread; `observe` must be called from one thread only.
     """
 
     # Parts per million; the fastest that adjtime(2), hence any NTP daemon, slews a clock.
     _DRIFT_PPM: Final = 500
     _LARGE: Final = _SECOND
-    # A call to a server nearby takes a millisecond; one that took longer is soon made again.
+    # A call to a near server takes a millisecond. If it took longer than this, measure again soon.
     _VAGUE: Final = 50_000
 
     def __init__(self, source: Clock, lease: int = 60 * _SECOND) -> None:
-        """Create the view; nothing is measured yet.
+        """Create the clock; nothing is measured yet.
 
         Args:
             source: the clock that is read between measurements.
@@ -228,11 +228,11 @@ class StoreClock(Clock):
 
     @property
     def is_measured(self) -> bool:
-        """Whether the store has a clock, which was measured."""
+        """Whether the store has a clock, and it was measured."""
         return self._known is not None
 
     def is_vague(self) -> bool:
-        """Whether the last measurements say so little that another one is worth its call."""
+        """Whether the uncertainty is so large that another measurement is worth its call."""
         return self._known is not None and self.uncertainty() > self._VAGUE
 
     def uncertainty(self) -> int:
@@ -251,9 +251,10 @@ class StoreClock(Clock):
         return self._source.hold()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until `now` has moved on by `seconds`, also while a correction is worked off.
+        """Wait until `now` has advanced by `seconds`, also during a correction.
 
-        Never too short. A forward correction that is measured meanwhile does not cut it short.
+        It never ends too early. A forward correction that is measured meanwhile does not shorten
+        it.
         """
         slew = self._slew
         if slew is None or seconds <= 0:
@@ -267,20 +268,20 @@ class StoreClock(Clock):
     def observe(
         self, sent_monotonic: float, received_monotonic: float, store_now: int, resolution: int = 1
     ) -> bool:
-        """Take in one measurement.
+        """Use one measurement.
 
         Args:
-            sent_monotonic: `monotonic()` just before the store was asked.
-            received_monotonic: `monotonic()` just after it answered.
-            store_now: what it answered, in microseconds since 1970-01-01 UTC.
-            resolution: what `store_now` was rounded down to, in microseconds.
+            sent_monotonic: `monotonic()` just before the call was sent.
+            received_monotonic: `monotonic()` just after its answer.
+            store_now: the answer, in microseconds since 1970-01-01 UTC.
+            resolution: the unit to which `store_now` was rounded down, in microseconds.
 
         Returns:
-            False when the measurement contradicts what is known and was set aside: measure again
+            False if the measurement contradicts the known interval and was ignored. Measure again
             soon, to tell a bad answer from a store whose clock was moved.
 
         Raises:
-            ValueError: it was received before it was sent, or `resolution` is not positive.
+            ValueError: the answer came before the call was sent, or `resolution` is not positive.
         """
         if received_monotonic < sent_monotonic or resolution <= 0:
             raise ValueError(
@@ -313,17 +314,17 @@ class StoreClock(Clock):
     async def measure(
         self, ask: Callable[[], Awaitable[int | None]], resolution: Callable[[], int] = lambda: 1
     ) -> bool:
-        """Ask the store for its instant, and take in the answer.
+        """Ask the store for its instant, and use the answer.
 
         Args:
-            ask: gives the instant, or None where the store has no clock.
+            ask: returns the instant, or None if the store has no clock.
             resolution: by how much the true instant may have been ahead of the last answer.
 
         Returns:
-            False when there is nothing to measure: the store has no clock of its own.
+            False if the store has no clock of its own, so that there is nothing to measure.
         """
-        # A first call may have to connect, which takes long and is over before the store looks at
-        # its clock: half of that would be the error of all that is decided until the next one.
+        # The first call may have to connect, which takes long. That time would widen the interval,
+        # until the next measurement, although the store reads its clock only afterwards.
         if self._known is None and await ask() is None:
             return False
         for _ in range(3):
@@ -336,12 +337,12 @@ class StoreClock(Clock):
         return True
 
     def _aim(self, offset: int, refines: bool) -> None:
-        """Head for `offset` from where the clock stands.
+        """Begin a correction from the current offset to `offset`.
 
         Args:
             offset: the earliest offset that the measurements allow.
-            refines: whether it only says better what was known before. Then a step forward is
-                taken at once: the clock was behind, and is still not ahead.
+            refines: whether it agrees with the known interval, and only narrows it. Then a forward
+                correction is made at once: the clock was behind, and is still not ahead.
         """
         monotonic = round(self._source.monotonic() * _SECOND)
         if self._slew is None:
@@ -356,12 +357,12 @@ class StoreClock(Clock):
         if abs(correction) <= self._LARGE:
             duration = abs(correction) * 10
         else:
-            # Backwards at nine tenths of real speed at most: now still moves on at one tenth.
+            # Backwards at nine tenths of real speed at most, so now still advances at one tenth.
             duration = max(self._lease, -correction * 10 // 9)
         self._slew = (monotonic, start, correction, duration)
 
     def _real(self, microseconds: int, slew: tuple[int, int, int, int]) -> int:
-        """How long it takes until `now` has moved on by so much, rounded up."""
+        """Return how long it takes until `now` has advanced by `microseconds`, rounded up."""
         since, _, correction, duration = slew
         left = since + duration - round(self._source.monotonic() * _SECOND)
         if left <= 0:
@@ -373,10 +374,10 @@ class StoreClock(Clock):
 
 
 def corrected(clock: Clock, lease: int = 60 * _SECOND) -> Clock:
-    """The clock to decide by: the store's view of a `SystemClock`, any other clock as it is.
+    """Return the clock for decisions: a `SystemClock` corrected by the store's, any other as it is.
 
-    Only the machine's clock is at odds with the store's. A virtual clock, a scaled one, or one of
-    the user's is what the application wants time to be, and has no offset.
+    Only the machine's clock needs a correction. A virtual or scaled clock, or the user's own, is
+    the time that the application has chosen.
 
     Args:
         clock: the application's clock.

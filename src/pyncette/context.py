@@ -1,6 +1,6 @@
-"""What users call at run time: a store that is open, the loop on it, and the tasks' instances.
+"""The context of an open app: it runs the loop, and creates, changes and lists instances.
 
-One app may be opened several times at once: all that changes while it runs lives here.
+One app may be opened several times at once: all state that changes at run time is kept here.
 """
 
 from __future__ import annotations
@@ -55,32 +55,32 @@ CALLS_MAX: Final = 10_000
 """Maximum calls of users that wait for the store; more are refused at once."""
 
 CLOSING_PATIENCE_S: Final = 10.0
-"""How long closing goes on writing what is left, where the store does not answer."""
+"""How long closing retries the writes that are left, if the store does not answer."""
 
 CLOSING_WORD_AFTER_S: Final = 10.0
-"""When closing says for the first time which tasks it waits for; later ever less often."""
+"""When closing first logs which tasks it waits for; it repeats this with growing pauses."""
 
 CLOSING_WORD_AFTER_BY_HAND_S: Final = 1.0
-"""The same where the clock is moved by hand: what sleeps on it may sleep for ever."""
+"""The same if a test moves the clock: a task that sleeps on it may sleep for ever."""
 
 CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
 
 CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
-"""When what sleeps on such a clock is cancelled, and closing fails."""
+"""When tasks that sleep on such a clock are cancelled, and closing fails."""
 
 LOCKED_PAUSE_INITIAL_S: Final = 0.02
 LOCKED_PAUSE_MAX_S: Final = 0.5
-"""Between tries to update a record that somebody's open transaction holds."""
+"""Delay between retries of an update to a record that an open transaction holds."""
 
 ADVANCE_PATIENCE_S: Final = 1.0
 ADVANCE_LOOK_S: Final = 0.005
 
 PAGE_LIMIT_MAX: Final = 1 << 30
-"""What every store can count to; a page may always be shorter than it was asked to be."""
+"""The largest limit that every store accepts; a page may always be shorter than its limit."""
 
 
 class AppParts(NamedTuple):
-    """What an app hands to each context that it opens."""
+    """The parts of an app that each of its contexts gets."""
 
     repository_factory: Callable[..., Any]
     executor_cls: Callable[..., Any]
@@ -94,10 +94,10 @@ class AppParts(NamedTuple):
 
 
 class PyncetteContext:
-    """An app that is open: schedules instances, tells their state, and runs the loop.
+    """An open app: schedules instances, returns their state, and runs the loop.
 
     Attributes:
-        clock: The app's clock; where that is the machine's own, corrected by the store's.
+        clock: The app's clock. The machine's own clock is corrected by the clock of the store.
     """
 
     def __init__(
@@ -140,16 +140,19 @@ class PyncetteContext:
 
     @property
     def poll_interval(self) -> timedelta:
-        """How often the loop looks at everything; in between, it wakes when something is due."""
+        """How often the worker polls for changes it was not notified of.
+
+        The loop also wakes whenever a run is due.
+        """
         return timedelta(microseconds=self._settings.poll_interval)
 
     # The loop.
 
     async def run(self) -> None:
-        """Runs tasks until ``shutdown``; does not wait for those that still run then.
+        """Runs tasks until ``shutdown``. Does not wait for tasks that are still running then.
 
         Raises:
-            PyncetteException: It is being run already, or was shut down after it had run.
+            PyncetteException: ``run`` was called before on this context.
         """
         if self._started:
             raise PyncetteException("This context runs already, or has run: open another one")
@@ -165,9 +168,9 @@ class PyncetteContext:
             raise
 
     def shutdown(self) -> None:
-        """Stops claiming. What runs goes on, and is awaited when the context closes.
+        """Stops claiming. Running tasks continue; closing the context waits for them.
 
-        May be called from a signal handler and from another thread, too.
+        May also be called from a signal handler and from another thread.
         """
         self._worker.shutdown()
 
@@ -187,27 +190,27 @@ class PyncetteContext:
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
 
-        On an existing one, options and arguments are replaced, and the sooner of its old and its
-        new next time is kept, so that repeated calls cannot put it off for ever.
+        If the instance exists, its options and arguments are replaced, and the sooner of its old
+        and its new next time is kept, so that repeated calls cannot postpone a run for ever.
 
         Args:
             task: The template.
             instance_name: The name of the instance, unique in the template.
-            force: Replace all, even a running instance: its execution then loses its lease.
+            force: Replace the instance even if it is running; its execution then loses its lease.
             schedule: Cron expression, see ``pyncette.schedule.Cron``.
             interval: Distance between two runs; the first is one interval after the record is
                 created.
-            execute_at: The instant of the only run; a past one runs at once.
-            timezone: The zone in which ``schedule`` holds.
+            execute_at: The instant of the only run; if it is in the past, the task runs at once.
+            timezone: The time zone of ``schedule``.
             args: Arguments of the task: any other keyword, JSON-serialisable.
 
         Returns:
             The instance.
 
         Raises:
-            TaskLockedException: It is being executed, and ``force`` is not set.
+            TaskLockedException: The instance is running, and ``force`` is not set.
             ValueError: An option or argument is invalid.
-            StoreError: The store failed; whether the call took effect is then unknown.
+            StoreError: The store failed; it is unknown whether the instance was written.
         """
         _check_declared(task)
         if "name" in args:
@@ -245,7 +248,7 @@ class PyncetteContext:
     async def _merge(
         self, instance: Task, wanted: Wanted, current: Record | None, patience: float
     ) -> Write:
-        """The write that updates what is there."""
+        """Returns the write that updates the current record."""
         while True:
             now = self.clock.microseconds()
             if current is None:
@@ -253,10 +256,11 @@ class PyncetteContext:
                 return Write(instance.group, instance.key, fresh, ABSENT)
             change = rules.merged(current, wanted, now)
             if change is not None:
-                # The token tells it from a record that was made anew while the clock stood still.
+                # If the clock stands still, a record that was removed and created again has the
+                # same version, but another token.
                 identity = (instance.group, instance.key)
                 return Write(*identity, change, current.version, current.token)
-            # An at-most-once record is held for a moment only: until it has moved on.
+            # An at-most-once record is held only briefly, until it has advanced.
             if (
                 instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
                 or realtime.monotonic() >= patience
@@ -269,14 +273,14 @@ class PyncetteContext:
             [current] = await self._store.get([(instance.group, instance.key)])
 
     async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
-        """Removes an instance, running or not. It is no error if there is none.
+        """Removes an instance, even if it is running. Does nothing if the instance does not exist.
 
         Args:
             task: The template, or the instance itself.
-            instance_name: The name of the instance, with a template.
+            instance_name: The name of the instance, if ``task`` is a template.
 
         Raises:
-            ValueError: No instance is named, or a static task is.
+            ValueError: The name of the instance is missing, or the task is static.
         """
         _check_declared(task)
         if not task.dynamic and task.parent_task is None:
@@ -285,14 +289,14 @@ class PyncetteContext:
         await self._submit(Write(group, key, DELETE, ANY))
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
-        """The state of a static task or of an instance; None where the store has no record.
+        """Returns the state of a static task or of an instance; None if the store has no record.
 
         Args:
             task: The static task, the template, or the instance.
-            instance_name: The name of the instance, with a template.
+            instance_name: The name of the instance, if ``task`` is a template.
 
         Raises:
-            ValueError: A name was given with something that is no template.
+            ValueError: A name was given, but the task is not a template.
         """
         _check_declared(task)
         if task.dynamic and instance_name is None:
@@ -307,15 +311,15 @@ class PyncetteContext:
         limit: int | None = None,
         continuation_token: ContinuationToken | None = None,
     ) -> ListTasksResponse:
-        """A page of the instances of a template, in an order that is stable under writes.
+        """Returns a page of the instances of a template, in an order that writes do not change.
 
         Args:
             task: The template.
-            limit: At most so many; ``batch_size`` if not given.
-            continuation_token: From the page before.
+            limit: Maximum number of instances; default is ``batch_size``.
+            continuation_token: The token of the page before.
 
         Raises:
-            ValueError: The task is no template, or an argument is invalid.
+            ValueError: The task is not a template, or an argument is invalid.
         """
         _check_declared(task)
         if not task.dynamic:
@@ -336,10 +340,10 @@ class PyncetteContext:
         return ListTasksResponse([_state(task, record) for record in page.records], token)
 
     def add_to_context(self, name: str, value: Any) -> None:
-        """Makes a value an attribute of the context of every execution.
+        """Adds a value as an attribute to the context of every execution.
 
         Raises:
-            ValueError: The name is reserved or taken.
+            ValueError: The name is reserved or in use.
         """
         check_context_name(name)
         if name in self._names:
@@ -358,8 +362,8 @@ class PyncetteContext:
         """Makes one write, together with those of other callers.
 
         Raises:
-            StoreUnavailableError: It was not answered within the deadline of the store's calls,
-                counted from now; or too many calls wait already.
+            StoreUnavailableError: The store did not answer within the deadline of its calls,
+                counted from now; or too many calls are waiting.
         """
         if len(self._calls) >= CALLS_MAX:
             raise StoreUnavailableError(
@@ -390,7 +394,7 @@ class PyncetteContext:
     # Closing, in this order; see ``pyncette.opening``.
 
     async def _end_runs(self, queued: bool) -> None:
-        """Stops claiming, and waits until nothing runs any more.
+        """Stops claiming, and waits until no task runs any more.
 
         Args:
             queued: Whether the executor has been left. Before, what it has taken on and not begun
@@ -398,7 +402,7 @@ class PyncetteContext:
                 begins any more, and it is given back.
 
         Raises:
-            RuntimeError: What runs sleeps on a clock that is moved by hand, and nobody moves it.
+            RuntimeError: Tasks sleep on a clock that a test moves, and the clock does not move.
         """
         self._closing = True
         worker = self._worker
@@ -439,7 +443,7 @@ class PyncetteContext:
         return True
 
     def _give_up_runs(self) -> None:
-        """Closing was cancelled: what runs is cancelled, and its leases are given back."""
+        """Closing was cancelled: cancels running tasks, and releases their leases."""
         self._worker.dispatcher.cancel(give_back=True)
 
     async def _write_what_is_left(self) -> None:
@@ -456,10 +460,10 @@ _RESERVED: Final = frozenset(
 
 
 def check_context_name(name: str) -> None:
-    """Refuses names that the context of an execution needs for itself.
+    """Refuses names that the context of an execution uses itself.
 
     Raises:
-        ValueError: It is one of these, or no name.
+        ValueError: The name is one of these, or is not a name.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
@@ -509,7 +513,7 @@ def _state(task: Task, record: Record) -> TaskState:
 
 
 def _instant_or_none(instant: int | None) -> datetime | None:
-    # A row that somebody edited may hold what no datetime can.
+    # A row that was edited by hand may hold an instant that a datetime cannot represent.
     return None if instant is None or abs(instant) > LATEST_INSTANT else from_microseconds(instant)
 
 

@@ -1,8 +1,8 @@
-"""How executions are run: each in a task of its own, or one by one inside the loop.
+"""Executors: they run each execution in its own asyncio task, or one by one inside the loop.
 
-An executor of your own needs ``async spawn_task(awaitable)``, which returns once the work has
-started and holds the caller back while no more can be taken on. It may have
-``concurrency_limit``, the maximum that it runs at once.
+Your own executor needs ``async spawn_task(awaitable)``. It returns when the work has started, and
+waits while the executor cannot accept more. It may have a ``concurrency_limit``, the maximum number
+of executions at once.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ else:
 
 
 class DefaultExecutor:
-    """Runs any number of executions side by side, each in an asyncio task of its own.
+    """Runs any number of executions at the same time, each in its own asyncio task.
 
     From Python 3.12 on a task begins at once, in the call that starts it: a run that never waits
-    then costs no turn of the event loop. Leaving the executor waits for all that still run.
+    then needs no iteration of the event loop. Closing the executor waits for all running tasks.
     """
 
     def __init__(self, **configuration: Any) -> None:
-        """Creates an executor; how many run at once is ``concurrency_limit``'s to say."""
-        # Ended tasks leave when there are many: a callback for each would cost more than they do.
+        """Creates an executor; the app's ``concurrency_limit`` bounds the executions at once."""
+        # Ended tasks are removed when there are many: a callback for each would cost more.
         self._tasks: list[asyncio.Task[Any]] = []
         self._sweep_at = _SWEEP_MIN
 
@@ -79,7 +79,7 @@ async def _awaited(awaitable: Awaitable[Any]) -> Any:
 
 
 class SynchronousExecutor:
-    """Runs each execution inside the loop of the scheduler, one by one. Good for tests."""
+    """Runs executions one by one inside the loop of the scheduler. Use it in tests."""
 
     concurrency_limit: Final = 1
 

@@ -1,4 +1,4 @@
-"""The types that applications see, and those of the functions that they pass in."""
+"""The public types of values and functions that applications use."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class ExecutionMode(Enum):
-    """What happens to a run when its worker dies."""
+    """What happens to a run if its worker dies."""
 
     AT_LEAST_ONCE = 0
-    """It is run again: the record advances after the body has ended."""
+    """The run is repeated: the record advances after the task has ended."""
 
     AT_MOST_ONCE = 1
-    """It is not run again: the record advances before the body starts."""
+    """The run is not repeated: the record advances before the task starts."""
 
 
 class FailureMode(Enum):
-    """What happens when the body of an at-least-once task raises an exception."""
+    """What happens if an at-least-once task raises an exception."""
 
     NONE = 0
     """The lease stays; the run is retried when the lease expires."""
@@ -37,16 +37,16 @@ class FailureMode(Enum):
 
 
 class Context:
-    """What a task gets: one object for each execution.
+    """The argument of a task: one object for each execution.
 
-    Fixtures and context items are further attributes. Tasks and middlewares may set attributes of
-    their own. A test may create an empty one and set what the task reads.
+    Fixtures and context items are further attributes. Tasks and middlewares may set their own
+    attributes. A test may create an empty context and set the attributes that the task reads.
 
     Attributes:
         app_context: The context of the running app.
         task: The task, or the instance of a dynamic task, that is executed.
         scheduled_at: The planned time of this run, aware, in the task's time zone.
-        args: The arguments of this execution: a copy that it does not share.
+        args: The arguments of this execution: a copy of its own.
     """
 
     app_context: PyncetteContext
@@ -66,25 +66,25 @@ class Context:
         Does nothing for at-most-once tasks, which hold no lease while they run.
 
         Raises:
-            LeaseLostException: The record was claimed by another worker, replaced or removed. The
-                outcome of this execution will not be recorded.
+            LeaseLostException: Another worker has claimed the record, or it was replaced or
+                removed. The outcome of this execution will not be recorded.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
-    """What a store knows of a task.
+    """The state of a task in the store.
 
     Attributes:
         task: The static task, or the instance.
         scheduled_at: When it runs next, aware UTC; while it runs, the planned time of that run.
             None if there is no further run.
-        locked_until: End of the lease, aware UTC, only while the task runs (it lies in the past
-            if its worker died); else None.
+        locked_until: End of the lease, aware UTC, while the task runs (it lies in the past if its
+            worker died); else None.
         locked_by: The worker that runs it; else None.
         state: ``scheduled``, ``running``, ``retrying`` (waits for its next attempt), ``paused``,
             ``parked`` (kept, and never run: see ``reason``) or ``finished``.
-        reason: How the last attempt failed, or why the task is parked; None where all is well.
+        reason: How the last attempt failed, or why the task is parked; else None.
     """
 
     task: Task
@@ -116,13 +116,13 @@ Lease = NewType("Lease", str)
 """The token of a claim."""
 
 Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
-"""What an argument of a task may be, as far as a type can say it."""
+"""The type of a task's argument; the exact rules are stricter than the type."""
 
 TaskFunc = Callable[[Any], Awaitable[Any]]
-"""The body of a task: takes the context."""
+"""The function of a task: takes the context."""
 
 NextFunc = Callable[[], Awaitable[None]]
-"""The rest of an execution, as a middleware sees it."""
+"""The rest of an execution, which a middleware calls."""
 
 MiddlewareFunc = Callable[[Any, NextFunc], Awaitable[Any]]
 """Wraps each execution: takes the context and the rest of the execution."""
@@ -135,17 +135,17 @@ PartitionSelector = Callable[[int, str], int]
 
 
 class Heartbeater(Protocol):
-    """Something that can extend a lease."""
+    """An object that can extend a lease."""
 
     async def heartbeat(self) -> None:
-        """Extends it; see ``Context.heartbeat``."""
+        """Extends the lease; see ``Context.heartbeat``."""
 
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any], contravariant=True)
 
 
 class Decorator(Protocol[_Decorated]):
-    """A decorator that returns what it was given, or the task that was made of it."""
+    """A decorator that returns its function, or the task that it has created."""
 
     def __call__(self, func: _Decorated, /) -> Any:
         """Decorates ``func``."""

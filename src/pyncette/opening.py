@@ -40,9 +40,10 @@ async def open_context(
 ) -> AsyncIterator[PyncetteContext]:
     """Opens the store, the executor and the fixtures of an app, in this order.
 
-    It closes in the reverse order: what runs ends first. One who is cancelled meanwhile (or whose
-    ``asyncio.timeout`` ends) has what runs cancelled and its leases given back; fixtures and store
-    are closed only when no body runs any more. Then the cancellation goes on.
+    They are closed in the reverse order; running tasks end first. If the caller is cancelled
+    meanwhile (or its ``asyncio.timeout`` ends), running tasks are cancelled and their leases
+    released. Fixtures and store are closed only when no task runs any more. Then the cancellation
+    is raised again.
     """
     for name in context_items:
         check_context_name(name)
@@ -84,7 +85,7 @@ async def open_context(
             for name, fixture in parts.fixtures:
                 context._set_item(name, await stack.enter_async_context(_fixture(fixture)(context)))
             give_up = context._give_up_runs
-            # Once more, where an executor is left without waiting for what it runs.
+            # Once more, in case the executor does not wait for its tasks when it is closed.
             stack.push_async_callback(
                 closing.see_through, partial(context._end_runs, True), give_up
             )
@@ -96,7 +97,7 @@ async def open_context(
 
 
 class _Closing:
-    """Sees the steps of closing through, whoever is cancelled meanwhile."""
+    """Completes the steps of closing, even if the caller is cancelled meanwhile."""
 
     def __init__(self, background: Background) -> None:
         self.background = background
@@ -107,7 +108,7 @@ class _Closing:
         step: Callable[[], Coroutine[Any, Any, None]],
         on_cancel: Callable[[], None] = lambda: None,
     ) -> None:
-        """Waits for the end of a step, which a cancellation does not interrupt."""
+        """Waits for the end of a step. A cancellation does not interrupt the step."""
         task = self.background.start(step(), "pyncette closing", awaited=True)
         if await finished(task, on_cancel):
             self._cancelled = True
@@ -116,7 +117,7 @@ class _Closing:
     def leaving(
         self, executor: AsyncExitStack, on_cancel: Callable[[], None]
     ) -> Callable[..., Coroutine[Any, Any, bool]]:
-        """Leaves the executor, in the caller's own task; a cancellation is held up."""
+        """Closes the executor, in the caller's own task; a cancellation is postponed."""
 
         async def leave(*exception: Any) -> bool:
             try:
@@ -131,17 +132,17 @@ class _Closing:
         return leave
 
     async def go_on(self) -> None:
-        """Goes on with the cancellation that was held up.
+        """Raises the cancellation that was postponed.
 
         Raises:
-            asyncio.CancelledError: There was one.
+            asyncio.CancelledError: The caller was cancelled.
         """
         if self._cancelled:
             raise asyncio.CancelledError
 
 
 def deadline_for(tasks: Iterable[Task]) -> float:
-    """Seconds that a call may take: half the shortest lease, but 1 to 10 s."""
+    """Returns the deadline of a call in seconds: half the shortest lease, but 1 to 10 s."""
     shortest = min((task.lease_duration.total_seconds() for task in tasks), default=60.0)
     return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
 

@@ -1,7 +1,7 @@
 """Heartbeats in the background, for tasks that may take longer than their lease.
 
-Knows when to send a heartbeat, and what to do with a body whose lease is lost. What a heartbeat
-does is in the context; the engine does not record the outcome of a run that lost its lease.
+Knows when to send a heartbeat, and what to do with a task whose lease is lost. The heartbeat itself
+is in the context; the engine does not record the outcome of a run that lost its lease.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ _Context = TypeVar("_Context")
 def with_heartbeat(
     lease_remaining_ratio: float = 0.5, cancel_on_lease_lost: bool = False
 ) -> Callable[[Callable[[_Context], Awaitable[Any]]], Callable[[_Context], Awaitable[Any]]]:
-    """Decorates the function of a task: its lease is extended for as long as it runs.
+    """Decorates the function of a task: the lease is extended while the function runs.
 
     Write it below the decorator that declares the task. A heartbeat is sent every
-    ``lease_duration`` × ``lease_remaining_ratio``. If one fails, that is logged, and the next one
-    is sent when it is due: a small ratio leaves room for several attempts within a lease. After
+    ``lease_duration`` × ``lease_remaining_ratio``. If one fails, the failure is logged, and the
+    next one is sent at its usual time: a small ratio allows several attempts within a lease. After
     the lease is lost, no more are sent.
 
-    Of its context it needs ``task.lease_duration``, ``heartbeat()`` and ``app_context.clock``.
+    The context must have ``task.lease_duration``, ``heartbeat()`` and ``app_context.clock``.
     Heartbeats need the event loop: a function that blocks it for longer than a lease may lose
     the lease.
 
     Args:
         lease_remaining_ratio: The part of ``lease_duration`` between two heartbeats, more than 0
             and less than 1.
-        cancel_on_lease_lost: Whether the function is cancelled when its lease is lost. It then
-            raises ``LeaseLostException``, whether it lets the cancellation through or returns
-            all the same; an exception of its own wins. Otherwise it goes on, though its outcome
-            will not be recorded, and another worker may run the same occurrence.
+        cancel_on_lease_lost: If True, the function is cancelled when its lease is lost. It then
+            raises ``LeaseLostException``, also if it catches the cancellation and returns; if it
+            raises another exception, that one is raised. If False, the function continues, but its
+            outcome will not be recorded, and another worker may run the same occurrence.
 
     Raises:
         ValueError: ``lease_remaining_ratio`` is not between 0 and 1.
-        TypeError: It is no number, as in ``@with_heartbeat`` without parentheses; or what is
-            decorated cannot be the body of a task.
+        TypeError: ``lease_remaining_ratio`` is not a number, as in ``@with_heartbeat`` without
+            parentheses; or the decorated function cannot be used as a task.
     """
     if callable(lease_remaining_ratio):
         raise TypeError("with_heartbeat takes options: write @with_heartbeat()")
@@ -76,11 +76,11 @@ def with_heartbeat(
 
 
 class _Beating:
-    """Sends heartbeats while the block inside it runs, and cancels the block if it has to.
+    """Sends heartbeats while its block runs, and cancels the block if necessary.
 
-    The block stays in its asyncio task. It is cancelled as ``asyncio.timeout`` does it: each
-    ``cancel()`` of ours is followed by one ``uncancel()``, so that a cancellation from outside is
-    recognised and passed on.
+    The block stays in its asyncio task. It is cancelled like in ``asyncio.timeout``: each
+    ``cancel()`` here is followed by one ``uncancel()``, so that a cancellation from outside is
+    detected and raised again.
     """
 
     def __init__(self, context: Any, ratio: float, cancel_on_lease_lost: bool) -> None:

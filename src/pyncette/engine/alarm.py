@@ -12,11 +12,11 @@ _NEVER: Final = 1 << 63
 
 
 class Alarm:
-    """What the loop waits on.
+    """The loop waits on it, for an instant or a call of ``ring``.
 
-    Instants are monotonic: a clock that is set back must not put the loop to sleep. A sleep on
-    the clock is kept over many waits, since most of them end by a ring: it is set anew only when
-    a sooner instant is wanted. So a wait may also end too early.
+    Instants are monotonic: if the clock is set back, the loop must not sleep longer. A sleep on the
+    clock is kept over many waits, since most of them end by ``ring``. It is replaced only if a
+    sooner instant is needed. So a wait may also end too early.
     """
 
     def __init__(self, clock: Clock, background: Background) -> None:
@@ -29,7 +29,7 @@ class Alarm:
         self._rung = False
 
     async def wait_for(self, microseconds: int) -> None:
-        """Waits for so long, or returns at once if it rang since the last wait."""
+        """Waits for this time, or returns at once if ``ring`` was called since the last wait."""
         if self._rung:
             self._rung = False
             return
@@ -46,13 +46,13 @@ class Alarm:
         self._rung = False
 
     def ring(self) -> None:
-        """Ends the wait that is under way, or else the next one."""
+        """Ends the current wait; if there is none, the next wait returns at once."""
         self._rung = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
     def close(self) -> None:
-        """Lets nothing sleep any more."""
+        """Ends the sleep on the clock."""
         if self._sleeper is not None:
             self._sleeper.cancel()
         self._sleeper, self._set_for = None, _NEVER

@@ -1,9 +1,9 @@
-"""Internal tasks: started in the worker's own context, and never left behind.
+"""Internal tasks: they run in the worker's own context, and all of them end when it closes.
 
-An internal task belongs to the worker and not to whoever happened to call first, so it does not
-see the context variables (traces, tenants) of that caller. It is a plain task whatever task
-factory the event loop has: no code of ours has to work when it has ended before its creator goes
-on.
+An internal task belongs to the worker, not to the caller that happened to start it, so it does not
+see the context variables (traces, tenants) of that caller. It is a plain task even if the event
+loop has a task factory: with an eager factory, a task could end before the call that creates it
+returns.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Background:
         """Starts a coroutine as a task of the worker.
 
         Args:
-            coroutine: What it does.
+            coroutine: The coroutine.
             name: The name of the task.
-            awaited: Whether somebody takes its result; else an error is logged.
+            awaited: Whether the caller takes its result. If not, an error is logged.
         """
         task = asyncio.Task(coroutine, loop=self._loop, name=name, context=self._context.copy())
         self._tasks.add(task)
@@ -44,7 +44,7 @@ class Background:
 
     def call(self, function: Callable[[], None]) -> None:
         """Calls a function in the event loop soon; safe in signal handlers and other threads."""
-        with suppress(RuntimeError):  # the loop is closed: nothing is left that could hear it
+        with suppress(RuntimeError):  # the event loop is closed already
             self._loop.call_soon_threadsafe(function)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -53,7 +53,7 @@ class Background:
             logger.error("%s failed", task.get_name(), exc_info=error)
 
     async def close(self) -> None:
-        """Cancels what is left and waits for its end."""
+        """Cancels the tasks that are left and waits until they have ended."""
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
@@ -61,15 +61,15 @@ class Background:
 
 
 async def finished(task: asyncio.Task[Any], on_cancel: Callable[[], None]) -> bool:
-    """Waits for the end of a task, also where the caller is cancelled meanwhile.
+    """Waits for the end of a task, even if the caller is cancelled meanwhile.
 
     Args:
         task: An internal task.
         on_cancel: Called at each cancellation of the caller.
 
     Returns:
-        Whether the caller was cancelled: it has to raise ``CancelledError`` when it has done
-        what must be done.
+        Whether the caller was cancelled. If so, it must raise ``CancelledError`` after it has
+        completed its work.
     """
     cancelled = False
     while not task.done():
@@ -82,9 +82,9 @@ async def finished(task: asyncio.Task[Any], on_cancel: Callable[[], None]) -> bo
 
 
 def is_cancelled() -> bool:
-    """Whether somebody has asked to cancel the current task.
+    """Returns whether a cancellation of the current task was requested.
 
-    Tells a cancellation of this task from a ``CancelledError`` that came out of what it awaited.
+    This tells a cancellation of this task from a ``CancelledError`` that an awaited call raised.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,7 +1,7 @@
-"""Noticing tasks that are behind their schedule, and saying so.
+"""Detects tasks that are behind their schedule, and logs a warning.
 
-A task that was disabled for a day, or whose body takes longer than its interval, catches up one
-occurrence after the other. That may take hours, which nobody should have to find out by himself.
+A task that was disabled for a day, or that takes longer than its interval, catches up one
+occurrence after the other. This may take hours, so the user should be told.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _COUNTED_MAX: Final = 1_000
 
 
 def overdue_count(schedule: Schedule, planned: int, now: int) -> int:
-    """How many occurrences from the planned one on lie at or before ``now``.
+    """Returns the number of occurrences, from the planned one on, that lie at or before ``now``.
 
-    Exact for intervals and up to a thousand; beyond, estimated from the distance between those.
+    Exact for intervals, and up to a thousand. Beyond that it is estimated from the mean distance
+    of the first thousand.
     """
     if isinstance(schedule, Every):
         following = schedule.following(planned)
@@ -58,7 +59,7 @@ class Backlogs:
     """For each task that is behind, its record that is furthest behind."""
 
     def __init__(self, clock: Clock, tell: Callable[[Task, int, float], None]) -> None:
-        """Nothing is behind yet.
+        """Starts without any task that is behind.
 
         Args:
             clock: Paces the warnings.

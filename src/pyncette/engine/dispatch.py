@@ -1,7 +1,7 @@
 """From claimed records to running executions.
 
-Knows what a record leads to before any of it is run: an execution that is handed to the executor,
-or its being given back or parked. It counts what runs.
+Decides about each record: it is executed, released or parked. It also counts the running
+executions.
 """
 
 from __future__ import annotations
@@ -40,20 +40,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AT_MOST_ONCE_LEASE_MIN: Final = 2_000_000
-"""An at-most-once record is held only until it has moved on; a lease shorter than the store's
-latency would have it taken away before, again and again."""
+"""Minimum lease of an at-most-once record, in microseconds. The record is held only until it has
+advanced. With a lease shorter than the store's latency, other workers would claim it before that,
+again and again."""
 
 UNREADABLE_DELAY_MAX: Final = 60_000_000
-"""Maximum microseconds for which a record that this worker cannot read is left to others."""
+"""Maximum delay, in microseconds, of a record that this worker cannot read and releases."""
 
 UNREADABLE_KNOWN_MAX: Final = 10_000
 
 SUSPECT_DELAY: Final = 100_000
-"""Microseconds for which a suspect is given back that was claimed together with another one."""
+"""Delay, in microseconds, before a suspected crash-looper may be claimed again, if it was claimed
+while another one runs."""
 
 
 class Claim(NamedTuple):
-    """What is known of the claim that records came from.
+    """The claim that records came from.
 
     Attributes:
         sent: The monotonic instant at which it was sent.
@@ -71,7 +73,7 @@ class Dispatcher:
 
     def __init__(self, worker: Worker) -> None:
         """Prepares to dispatch for a worker."""
-        # An ordered set: what is done to all of them has the same order in every replay.
+        # An ordered set, so that loops over it have the same order in every replay.
         self.executions: dict[Execution, None] = {}
         self._worker = worker
         self._parts: dict[Task, TaskParts] = {}
@@ -86,7 +88,7 @@ class Dispatcher:
         return None if self.suspect is None else rules.SUSPECT_ATTEMPTS - 1
 
     def lease(self, task: Task) -> int:
-        """Microseconds for which a claim of the task's records holds."""
+        """Returns the lease of the task's records, in microseconds."""
         return self._task_parts(task).lease
 
     async def dispatch(
@@ -96,13 +98,14 @@ class Dispatcher:
         static_tasks: Mapping[str, Task],
         claim: Claim,
     ) -> None:
-        """Starts what was claimed.
+        """Starts the executions of claimed records.
 
         Args:
-            records: What was claimed.
+            records: The claimed records.
             groups: The templates by group.
-            static_tasks: The static tasks by key; apart, because one may be named like a group.
-            claim: Where the records came from.
+            static_tasks: The static tasks by key; separate, because one may have the name of a
+                group.
+            claim: The claim that the records came from.
         """
         worker = self._worker
         batches: dict[Task, Batch] = {}
@@ -132,16 +135,16 @@ class Dispatcher:
                 except (Exception, asyncio.CancelledError) as error:
                     self._not_started(execution, run, error)
         except BaseException:
-            # The loop is cancelled, or the process is to end.
+            # The loop is cancelled, or the process is ending.
             for record in left:
                 self.give_back(record)
             raise
 
     def cancel(self, give_back: bool = False) -> None:
-        """Cancels what runs, and lets nothing start any more.
+        """Cancels the executions, and prevents those that have not started from starting.
 
         Args:
-            give_back: Whether leases are given back as soon as the bodies have ended.
+            give_back: Whether to release the leases as soon as the tasks have ended.
         """
         for execution in list(self.executions):
             execution.cancel(give_back)
@@ -155,18 +158,18 @@ class Dispatcher:
                 self.give_back(execution.reading.record)
 
     def cancel_waiting(self) -> None:
-        """Cancels what waits for the store before its body may start."""
+        """Cancels the executions that wait for the store before their task may start."""
         for execution in list(self.executions):
             if execution.begun and not execution.in_body:
                 execution.cancel()
 
     def give_back(self, record: Record, delay: int = 0) -> None:
-        """Gives up a record that was claimed and not run, or not to its end."""
+        """Releases a claimed record whose task was not run, or not to its end."""
         clock = self._worker.clock
         self._give_up(record, lambda record: _given_back(record, clock.microseconds(), delay))
 
     def park(self, record: Record, reason: str) -> None:
-        """Keeps a record that cannot be run by anybody, with the reason."""
+        """Parks a record that no worker can run, with the reason."""
         incarnation = chance.new_id(4)
         self._give_up(record, lambda record: rules.parked(record, reason, incarnation))
 
@@ -177,7 +180,7 @@ class Dispatcher:
         return Batch(parts, claim.sent + holds_s, claim.took > lease_s / 10)
 
     def _execution(self, batch: Batch, record: Record, now: int) -> Execution | None:
-        """What a claimed record leads to: an execution, or its being given up."""
+        """Returns the execution of a claimed record; None if the record was released or parked."""
         task = batch.parts.task
         try:
             reading = read(record)
@@ -206,7 +209,7 @@ class Dispatcher:
         return Execution(batch, reading)
 
     def _once_more(self, batch: Batch, reading: Reading) -> Execution | None:
-        """An execution of a record whose last start ended without an outcome."""
+        """Returns the execution of a record whose last attempt ended without an outcome."""
         record = reading.record
         if self._runs(record):
             task = batch.parts.task
@@ -231,11 +234,11 @@ class Dispatcher:
         return self.suspect
 
     def _runs(self, record: Record) -> bool:
-        """Whether an earlier execution of this record still runs in this worker."""
+        """Returns whether an earlier execution of this record still runs in this worker."""
         return any(execution.reading.record[:2] == record[:2] for execution in self.executions)
 
     def _release(self, task: Task, record: Record, error: Exception) -> None:
-        """Leaves a record that cannot be read here to workers that can, for longer each time."""
+        """Releases a record that this worker cannot read, with a delay that grows each time."""
         identity = record[:2]
         if len(self._released) >= UNREADABLE_KNOWN_MAX:
             self._released.clear()
@@ -255,7 +258,7 @@ class Dispatcher:
     ) -> None:
         if isinstance(error, asyncio.CancelledError):
             self._withdraw(execution, run, 0)
-            # A body that is run inside the loop may be cancelled alone; the loop goes on then.
+            # With a synchronous executor, a task may be cancelled alone; then the loop continues.
             if is_cancelled():
                 raise error
         else:
@@ -263,7 +266,7 @@ class Dispatcher:
             self._withdraw(execution, run, self._worker.settings.poll_interval)
 
     def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:
-        """Gives back what the executor was handed, unless it has begun."""
+        """Releases the record of an execution, unless the execution has begun."""
         if not execution.begun:
             run.close()
             self._worker.execution_ended(execution)
@@ -307,7 +310,7 @@ def _given_back(record: Record, now: int, delay: int) -> Change:
 
 
 class _Release:
-    """An entry of the write queue: a claimed record that is given back or parked."""
+    """An entry of the write queue: a claimed record that is released or parked."""
 
     __slots__ = ("_decide", "_record", "_worker")
 
@@ -334,7 +337,7 @@ class _Release:
                 or current.state != State.RUNNING
             ):
                 return Next.DONE
-            self._record = current  # somebody has asked for something meanwhile
+            self._record = current  # a user has changed it meanwhile
             return again(write, answer)
         if isinstance(answer, Failed) and isinstance(answer.error, ValueError):
             self.abandon(answer.error)
@@ -342,5 +345,5 @@ class _Release:
         return Next.BACK_OFF if held.due_at is not None and now < held.due_at else Next.DONE
 
     def abandon(self, error: Exception) -> None:
-        """Nobody waits for it: the record falls due when its lease ends."""
+        """Only logs the error: the record comes due when its lease ends."""
         logger.debug("%s was not given back: %s", printable(self._record.key), describe(error))

@@ -1,8 +1,8 @@
-"""One run: from the record that was claimed to the outcome that is handed to the write queue.
+"""One run: from the claimed record to the outcome, which goes into the write queue.
 
-Knows the order of things (may it still start, advance first if at most once, the context, the
-middlewares, the body, the outcome) and what a refused write means for the run that asked for it.
-What is written is decided by ``pyncette.engine.rules``.
+Knows the order of the steps (check the lease, advance first if at most once, create the context,
+run the middlewares and the task, write the outcome), and what a refused write means for the run.
+``pyncette.engine.rules`` decides what is written.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 class RunContext(Context):
-    """The context of an execution. What is seldom looked at is made when it is.
+    """The context of an execution. Attributes that are rarely read are created when first read.
 
-    Each app that is opened has a subclass of its own, whose attributes are its fixtures and
-    context items.
+    Each open app has its own subclass, whose attributes are its fixtures and context items.
     """
 
     _execution: Execution
@@ -59,15 +58,15 @@ class RunContext(Context):
 
 
 class TaskParts(NamedTuple):
-    """What all executions of a task share.
+    """The parts that all executions of a task share.
 
     Attributes:
-        worker: The worker in which they run.
+        worker: The worker that runs them.
         task: The declared task.
-        handler: Middlewares and body.
+        handler: The middlewares and the function of the task.
         policy: The task's options about outcomes.
-        lease: Microseconds for which a claim of it holds.
-        at_most_once: Whether its record moves on before the body starts.
+        lease: The lease of a claim, in microseconds.
+        at_most_once: Whether the record advances before the task starts.
     """
 
     worker: Worker
@@ -79,12 +78,12 @@ class TaskParts(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the executions of a task from one claim share.
+    """The parts that the executions of a task from one claim share.
 
     Attributes:
-        parts: The task.
-        start_before: The monotonic instant at which their leases may have ended.
-        extend: Whether the lease has to be extended before the body starts.
+        parts: The parts of the task.
+        start_before: The monotonic instant from which their leases may have ended.
+        extend: Whether the lease must be extended before the task starts.
     """
 
     parts: TaskParts
@@ -95,10 +94,10 @@ class Batch(NamedTuple):
 class Execution:
     """One execution of one record.
 
-    It is itself the entry of its outcome in the write queue.
+    It is also the entry of its outcome in the write queue.
     """
 
-    # Class attributes: what is seldom otherwise costs nothing to set.
+    # Class attributes: the usual values need not be set for each execution.
     _lost = False
     _error: str | None = None
     _cancelled = False
@@ -109,14 +108,14 @@ class Execution:
     runner: asyncio.Task[Any] | None = None
 
     def __init__(self, batch: Batch, reading: Reading) -> None:
-        """Prepares an execution of a record as claimed."""
+        """Prepares an execution of a claimed record."""
         self._parts, self._start_before, self._extend = batch
         self.reading = reading
 
-    # What the body sees.
+    # Values that the task can read.
 
     def task(self) -> Task:
-        """The declared task, or the instance as it was stored."""
+        """Returns the declared task, or the instance as it was stored."""
         task = self._parts.task
         if not task.dynamic:
             return task
@@ -129,7 +128,7 @@ class Execution:
         return printable(self.task())
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments: what a body changes in them is seen by no other run."""
+        """Returns a copy of the arguments, so that a change by the task affects no other run."""
         task = self._parts.task
         return self.task().extra_args if task.dynamic else copy.deepcopy(task.extra_args)
 
@@ -146,7 +145,7 @@ class Execution:
     # The run.
 
     async def run(self) -> None:
-        """Runs it, unless it may not start any more."""
+        """Runs the task, unless it may not start any more."""
         parts = self._parts
         worker = parts.worker
         self.begun = True
@@ -181,10 +180,10 @@ class Execution:
         self._error = describe(error)
 
     def _ends_the_run(self, error: BaseException) -> bool:
-        """Whether what came out of the body is its outcome, although it is no ``Exception``.
+        """Returns whether a ``BaseException`` of the task is its outcome.
 
-        Not where somebody cancelled the run, where its coroutine is being closed, or where the
-        process is to end: then there is no outcome.
+        It is not if the run was cancelled, if its coroutine is being closed, or if the process is
+        ending: then there is no outcome.
         """
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             return False
@@ -193,7 +192,7 @@ class Execution:
         if not isinstance(error, asyncio.CancelledError):
             return True
         if not self._cancelled and not is_cancelled():
-            return True  # out of something that the body awaited
+            return True  # raised by something that the task awaited
         if not self._cancelled:
             logger.warning(
                 "Task %s was cancelled, but not by its worker: %s",
@@ -217,10 +216,10 @@ class Execution:
             self._parts.worker.dispatcher.give_back(self.reading.record)
 
     def cancel(self, give_back: bool = False) -> None:
-        """Cancels it, or keeps it from starting.
+        """Cancels the execution, or prevents its start.
 
         Args:
-            give_back: Whether its lease is given back when it has ended; else the lease stays.
+            give_back: Whether to release the lease when the execution has ended; else it stays.
         """
         self._cancelled = True
         self._give_back = self._give_back or give_back
@@ -241,7 +240,7 @@ class Execution:
         return True
 
     async def _advanced(self) -> bool:
-        """Moves the record on; whether the body may run."""
+        """Advances the record; returns whether the task may run."""
         advance = _Advance(self)
         self._parts.worker.writes.add(advance, urgent=True)
         return await advance.done
@@ -249,7 +248,7 @@ class Execution:
     # The outcome, as an entry of the write queue.
 
     def build(self, now: int) -> Write | None:
-        """The change that the outcome leads to."""
+        """Returns the change that follows from the outcome."""
         if self._lost:
             self._log_lost()
             return None
@@ -260,7 +259,7 @@ class Execution:
         return self.write(change)
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
-        """Takes the store's answer to the outcome."""
+        """Handles the store's answer to the outcome."""
         if isinstance(answer, Applied):
             if write.change is not DELETE:
                 self._parts.worker.wrote(write)
@@ -280,22 +279,22 @@ class Execution:
         return Next.DONE
 
     def abandon(self, error: Exception) -> None:
-        """The outcome stays unwritten: the run is repeated when its lease is over."""
+        """The outcome is not written: the run is repeated when its lease ends."""
         logger.warning("The outcome of %s could not be recorded: %s", self.label, describe(error))
 
     def _log_lost(self) -> None:
         logger.warning("%s lost its lease: its outcome is not recorded", self.label)
 
-    # What the three kinds of entries share.
+    # Shared by the three kinds of entries.
 
     def may_repeat(self, answer: Failed | Unknown, now: int) -> bool:
-        """Whether a write is worth repeating: while the lease lives, unless it can never work."""
+        """Returns whether to retry a write: until the lease ends, unless it can never succeed."""
         if isinstance(answer, Failed) and isinstance(answer.error, ValueError):
             return False
         return now < (self.reading.record.due_at or 0)
 
     def compare(self, current: Record | None) -> Verdict:
-        """Takes in the record that stands in the way of a write."""
+        """Compares with the current record after a write was refused."""
         found = rules.verdict(current, self.reading)
         if found is Verdict.HELD and current is not None:
             try:
@@ -306,17 +305,17 @@ class Execution:
         return found
 
     def take(self, record: Record) -> None:
-        """The record as it stands now."""
+        """Stores the record as it is now."""
         self.reading = self.reading._replace(record=record)
 
     def write(self, change: Change) -> Write:
-        """The change as a write that is conditional on holding the record."""
+        """Returns the change as a write with the condition that this worker holds the record."""
         record = self.reading.record
         return write_of((record.group, record.key, change, record.version, record.token))
 
 
 class _Heartbeat:
-    """A heartbeat under way."""
+    """The entry of a heartbeat in the write queue."""
 
     __slots__ = ("_execution", "done")
 
@@ -327,7 +326,7 @@ class _Heartbeat:
     def build(self, now: int) -> Write | None:
         execution = self._execution
         if execution.ended or self.done.done():
-            # The outcome says all, and comes first.
+            # The outcome supersedes the heartbeat.
             self._finish(None)
             return None
         if execution._lost:
@@ -349,8 +348,8 @@ class _Heartbeat:
                 return again(write, answer)
             self._finish(LeaseLostException(execution.task()) if found is Verdict.LOST else None)
         else:
-            # What became of it is unknown: whether it holds will show at the next write, which
-            # finds its own token. The caller is told, and may try again.
+            # It is unknown whether the heartbeat was written. The next write finds out, by its
+            # token, whether the lease is still held. The caller gets the error and may retry.
             self._finish(answer.error)
         return Next.DONE
 
@@ -367,7 +366,7 @@ class _Heartbeat:
 
 
 class _Advance:
-    """An at-most-once record moving on before its body runs; ``done`` tells whether it may."""
+    """The entry that advances an at-most-once record; ``done`` tells whether the task may run."""
 
     __slots__ = ("_execution", "_repeated", "done")
 
@@ -422,7 +421,7 @@ class _Advance:
 
 
 def compose(middlewares: Sequence[MiddlewareFunc], body: TaskFunc) -> Handler:
-    """The body wrapped in the middlewares; the first of them is outermost."""
+    """Wraps the function of a task in the middlewares; the first middleware is outermost."""
     handler = call_body(body)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)

@@ -1,7 +1,7 @@
-"""The loop: wait until something comes due, claim it, dispatch it; and again.
+"""The loop: it waits until a record comes due, claims it, dispatches it, and repeats this.
 
-Knows when to ask the store and for how much (``pyncette.engine.polling`` keeps the table), which
-slots are free, and what to do when the store fails. What becomes of a run is settled elsewhere.
+Knows when to claim and how many records (``pyncette.engine.polling`` keeps the table), how many
+slots are free, and what to do when the store fails. It does not handle the outcome of runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKLOG_MAX: Final = 1_000
-"""With so many outcomes waiting to be written, nothing more is claimed."""
+"""Number of outcomes waiting to be written from which the loop stops claiming."""
 
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
@@ -38,14 +38,14 @@ MEASURE_INTERVAL_S: Final = 10.0
 """How often the store's clock is measured; two clocks drift apart by some 50 us/s at most."""
 
 PATIENT_FACTOR: Final = 4
-"""How many deadlines a claim of a single record may take that was not answered within one."""
+"""How many deadlines a claim of a single record may take after it has exceeded one."""
 
 TOO_LARGE_CHARACTERS_MIN: Final = 100_000
-"""A smaller record is never too large: where reading it takes long, the store is slow."""
+"""A smaller record is never too large: if reading it takes long, the store is slow."""
 
 CAREFUL_CLAIMS: Final = 20
-"""How many claims ask for a single record after one that was not answered in time: the record that
-is too large is found among them, since sources are asked in random order."""
+"""Number of claims with a limit of one record after a claim that exceeded its deadline. One of them
+finds the record that is too large, since the order of the sources is random."""
 
 
 _LONG_AGO: Final = -(1 << 62)
@@ -54,14 +54,14 @@ _group_of_record = attrgetter("group")
 
 
 class _Question(NamedTuple):
-    """A claim as it was sent, to be repeated when its answer is lost.
+    """A claim as it was sent, so that it can be repeated if its answer is lost.
 
     Attributes:
-        asked: The sources, as the table knows them.
-        sources: The same, as the store is told.
-        limit, share: Maximum records, over all and of each group.
-        now, token: As the store is told.
-        sent: The monotonic instant at which it was made.
+        asked: The sources, as entries of the table.
+        sources: The same, as arguments of the claim.
+        limit, share: Maximum records, in total and of each group.
+        now, token: Arguments of the claim.
+        sent: The monotonic instant at which it was sent first.
         repeated: Whether it was sent before.
     """
 
@@ -78,7 +78,7 @@ class _Question(NamedTuple):
 class Loop:
     """The loop of one worker.
 
-    Everything that paces it is monotonic; only what decides about runs is the clock.
+    Its delays are monotonic time; only decisions about runs read the clock.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -89,11 +89,11 @@ class Loop:
         self.last_tick = worker.clock.microseconds()
         self._tokens = f"{worker.settings.worker_name}:{chance.new_id(4)}:"
         self._claims = 0
-        # Monotonic microseconds; whole ones, so that none is lost to rounding.
+        # Monotonic microseconds, as integers, so that rounding loses none.
         self._poll_at = _LONG_AGO
         self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
         self._claim_max = worker.settings.batch_size
-        # How many claims are still made with care: of one record each, and with patience.
+        # How many more claims have a limit of one record and a longer deadline.
         self._careful = 0
         self._unanswered: _Question | None = None
         self._failures = 0
@@ -104,7 +104,7 @@ class Loop:
         """Runs until the worker is shut down.
 
         Raises:
-            PyncetteException: It runs already.
+            PyncetteException: It is running already.
         """
         if self.running:
             raise PyncetteException("run() is under way already in this context")
@@ -147,7 +147,7 @@ class Loop:
             self._store_failed(error)
 
     async def _measure(self) -> None:
-        """Measures the store's clock now and then, where it has one."""
+        """Measures the store's clock at intervals, if it has one."""
         clock = self._worker.clock
         if not isinstance(clock, StoreClock):
             return
@@ -159,7 +159,7 @@ class Loop:
             self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
 
     async def _watch_changes(self) -> None:
-        """Asks to be notified of changes, where the store can; if that fails, again later."""
+        """Registers for notifications, if the store has them; if that fails, retries later."""
         if self._watching:
             return
         worker = self._worker
@@ -181,7 +181,7 @@ class Loop:
         return min(self._claim_max, max(slots, 0))
 
     def _ask(self, now: int, free: int, polls: bool) -> _Question:
-        """Decides what to ask: everything once per poll interval, else what is due."""
+        """Decides what to claim from: all sources once per poll interval, else those due."""
         worker = self._worker
         if polls:
             worker.sources.refresh(worker.tasks())
@@ -250,12 +250,12 @@ class Loop:
             await self._ensure_records(unplanned, starting=False)
 
     async def _store_answers(self) -> bool:
-        """Whether the store answers at all: else it is not a record that is too large."""
+        """Checks that the store answers at all; if it does not, no record is too large."""
         await self._worker.store.get([(CONTROL_GROUP, "layout")])
         return True
 
     def _park_too_large(self, records: Sequence[Record], took: float) -> list[Record]:
-        """Parks what is too large to be read in time; gives what was only read slowly."""
+        """Parks records that are too large to be read in time; returns the other records."""
         small: list[Record] = []
         for record in records:
             size = len(record.schedule) + len(record.args) + len(record.progress)
@@ -273,7 +273,7 @@ class Loop:
         return small
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
-        # A static task that was claimed has nothing due any more: groups are what counts.
+        # A claimed static task has no other due record, so only groups are counted.
         yielded = Counter(map(_group_of_record, claimed.records))
         full = len(claimed.records) >= question.limit
         sources = self._worker.sources
@@ -317,7 +317,7 @@ class Loop:
             return
         shortest = min((source.lease for source in question.sources), default=0)
         if self._worker.clock.monotonic() >= question.sent + shortest / 1_000_000:
-            # What it may have claimed falls due by itself.
+            # Records that it may have claimed come due when their leases end.
             self._unanswered = question = None
         if isinstance(error, DeadlineExceededError) and error.operation == "claim":
             self._ask_for_less(question)
@@ -341,7 +341,7 @@ class Loop:
     # Static tasks.
 
     async def _ensure_static_records(self) -> None:
-        """Makes the records of static tasks, and replans those whose schedule has changed."""
+        """Creates the records of static tasks, and replans those whose schedule has changed."""
         worker = self._worker
         while not worker.stopping:
             try:

@@ -1,9 +1,9 @@
-"""What a worker asks the store about, and when it asks next: one small table.
+"""The sources that a worker claims from, and when it claims from each next: one small table.
 
-A source is a group, or the key of a static task. Each is asked when something in it was told to
-come due, when somebody wakes it, and with all others once per poll interval. A source that showed
-due records and yielded fewer than asked, because others hold them or its index lags, is left
-alone for a while.
+A source is a group, or the key of a static task. The worker claims from a source when one of its
+records comes due, when it is notified, and from all sources once per poll interval. If a source had
+due records but yielded fewer than wanted, because other workers hold them or its index lags, the
+worker backs off from it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pyncette.store.record import STATIC_GROUP
 from pyncette.task import Task
 
 NEVER: Final = 1 << 62
-"""An instant that does not come."""
+"""An instant that is never reached."""
 
 BACKOFF_INITIAL: Final = 5_000
-"""Microseconds for which a source is left alone at first; doubles up to the poll interval."""
+"""First backoff from a source, in microseconds; doubles up to the poll interval."""
 
 _VOID_MAX: Final = 64
 
 
 class PolledSource:
-    """One source and its next ask."""
+    """One source, and when the worker claims from it next."""
 
     __slots__ = ("backoff", "group", "key", "next_ask", "seen", "serial", "task")
 
     def __init__(self, task: Task, group: str, key: str | None, serial: int) -> None:
-        """Creates a source that is to be asked at once."""
+        """Creates a source that is due at once."""
         self.serial = serial
         self.task = task
         self.group = group
@@ -46,7 +46,7 @@ class Sources:
 
     def __init__(self) -> None:
         self._table: dict[tuple[str, str | None], PolledSource] = {}
-        # An entry is void once its source has another instant; void ones go when they come up.
+        # An entry is void if its source has another instant now; it is removed when it is reached.
         self._heap: list[tuple[int, int, PolledSource]] = []
         self._serial = 0
         self._serials = count()
@@ -55,7 +55,7 @@ class Sources:
         return len(self._table)
 
     def refresh(self, tasks: Iterable[Task]) -> None:
-        """Takes in which tasks there are, and which of them this worker runs now."""
+        """Updates the table to the tasks that are declared, and that this worker runs now."""
         self._serial += 1
         for task in tasks:
             for group in task.active_groups():
@@ -73,15 +73,15 @@ class Sources:
                 del self._table[identity]
 
     def find(self, group: str, key: str) -> PolledSource | None:
-        """The source that a record belongs to, if this worker asks it."""
+        """Returns the source of a record, if this worker claims from it."""
         return self._table.get((group, key if group == STATIC_GROUP else None))
 
     def all(self) -> list[PolledSource]:
-        """Every source."""
+        """Returns every source."""
         return list(self._table.values())
 
     def ask_by(self, source: PolledSource, instant: int) -> bool:
-        """Has the source asked at this instant at the latest; whether that changed anything."""
+        """Claims from the source at this instant at the latest; returns whether that is sooner."""
         if instant >= source.next_ask:
             return False
         source.next_ask = instant
@@ -89,24 +89,24 @@ class Sources:
         return True
 
     def hold_off(self, source: PolledSource, now: int, longest: int) -> None:
-        """Leaves the source alone for a while, longer each time in a row."""
+        """Backs off from the source, longer each time in a row."""
         source.backoff = min(2 * source.backoff or BACKOFF_INITIAL, longest)
         self.ask_by(source, now + source.backoff)
 
     def soonest(self) -> int:
-        """When the next source is to be asked."""
+        """Returns when the next source is due."""
         heap = self._heap
         while heap and heap[0][2].next_ask != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else NEVER
 
     def due(self, now: int) -> list[PolledSource]:
-        """Takes out the sources that are to be asked now; each is asked never, until set."""
+        """Takes the sources that are due now. Their next instant is ``NEVER`` until it is set."""
         due: list[PolledSource] = []
         while self.soonest() <= now:
             source = heappop(self._heap)[2]
             source.next_ask = NEVER
-            # What was disabled since the last refresh is not asked any more.
+            # A task may have been disabled since the last refresh.
             if source.task.claims_from(source.group):
                 due.append(source)
         return due
@@ -116,7 +116,7 @@ class Sources:
             return
         heappush(self._heap, (source.next_ask, source.serial, source))
         if len(self._heap) > 2 * len(self._table) + _VOID_MAX:
-            # Every poll tells each source's instant again: most entries are the same.
+            # Every poll adds an entry for each source: most entries are duplicates.
             self._heap = [
                 (other.next_ask, other.serial, other)
                 for other in self._table.values()

@@ -1,32 +1,34 @@
 """The rules about runs: which change of a record follows from which event. Pure functions.
 
 ======================== ============================================================
-event                    what becomes of the record
+event                    the record afterwards
 ======================== ============================================================
-created                  scheduled for the first occurrence of its plan
-claimed (by a store)     running; due again when the lease ends; one more start
-heartbeat                due later
-succeeded, advanced      scheduled for the next occurrence; gone after the last one
-failed, ``NONE``         stays running until the lease ends, with no start counted
-failed, ``UNLOCK``       retrying, due soon
-failed, ``COMMIT``       as succeeded
-given back               as before the claim
-merged                   new plan and arguments, the sooner time kept; freed where it was
-                         parked because no worker could read it
-replaced                 as if newly created; while it runs, from the end of that run
-paused, resumed          no longer due; due again
-triggered                one run now; its plan stands still
-replanned                as its declaration in code has changed
-parked                   kept with the reason, never due
+created                  is scheduled for the first occurrence of its schedule
+claimed (by a store)     is running; is due when the lease ends; counts one more attempt
+heartbeat                is due later
+succeeded, advanced      is scheduled for the next occurrence; is deleted after the last one
+failed, ``NONE``         stays running until the lease ends; counts no unfinished attempt
+failed, ``UNLOCK``       is retrying, due soon
+failed, ``COMMIT``       is the same as after success
+given back               is as it was before the claim
+merged                   has the new schedule and arguments, and keeps the sooner time; is
+                         scheduled again if it was parked because no worker could read it
+replaced                 is as if newly created; while it runs, from the end of that run
+paused, resumed          is no longer due; is due again
+triggered                runs once now; its schedule does not advance
+replanned                follows the changed declaration in code
+parked                   is kept with the reason, and is never due
 ======================== ============================================================
 
-While a lease is alive, nobody but its holder changes plan, arguments or ``due_at``: what others
-ask for is written to ``pending`` and holds from the end of the run. Whoever else takes a record
-out of ``running``, or changes what is to be run in it, clears its token, so that ``running`` or a
-token of one's own always answers "is it mine?" and "was it I who settled it?" (``verdict``).
+While a worker holds the lease, only this worker changes schedule, arguments or ``due_at``. Requests
+of users are written to ``pending`` and apply when the run has ended. Any other change that ends
+``running``, or changes what the record runs, clears the token. So from the state and the token, the
+holder can always tell whether it still holds the record, and whether its own write has settled it
+(``verdict``).
 
-Nothing in here reads a clock, waits, logs, or knows a store. Instants and durations are integers:
-microseconds, UTC. A record is due when ``due_at <= now``; a lease is alive while ``due_at > now``.
+This module reads no clock, does not wait or log, and knows no store. Instants and durations are
+integers: microseconds, UTC. A record is due when ``due_at <= now``; a lease is held while
+``due_at > now``.
 """
 
 from __future__ import annotations
@@ -56,19 +58,19 @@ from pyncette.store.record import (
 )
 
 SUSPECT_ATTEMPTS: Final = 3
-"""From so many starts without a word on, a record is suspected of killing its process."""
+"""Number of attempts without an outcome from which a record is suspected of killing its process."""
 
 UNKNOWN_SCHEDULE: Final = "1 at 0"
-"""The plan of a static task's record that was taken over without its schedule: until a worker
-starts that has it in its code. No static task can be declared with such a plan."""
+"""The schedule of a static task's record that was migrated without its schedule. It stays until a
+worker starts that has the schedule in its code. No static task can be declared with it."""
 
 
 class Policy(NamedTuple):
-    """The options of a task that decide what an outcome leads to; from code, at each claim.
+    """The options of a task that decide what follows an outcome; from code, at each claim.
 
     Attributes:
-        fast_forward: Missed occurrences collapse into the one in hand.
-        failure_mode: What a failure leads to.
+        fast_forward: Missed occurrences run once, together.
+        failure_mode: What follows a failure.
         retry_after: Microseconds until an ``UNLOCK`` failure is retried.
     """
 
@@ -78,12 +80,12 @@ class Policy(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a caller wants a record to be.
+    """The content that a caller wants a record to have.
 
     Attributes:
-        plan: When it shall run.
-        args: With what, as text.
-        born: A new random id.
+        schedule: The schedule.
+        args: The arguments, as text.
+        incarnation: A new random id.
     """
 
     schedule: Schedule
@@ -92,37 +94,37 @@ class Wanted(NamedTuple):
 
 
 class Verdict(Enum):
-    """What a holder learns from the record that stands in the way of its write."""
+    """What the holder of a claim learns from the current record when its write is refused."""
 
     HELD = "held"
-    """Still its own: somebody asked for something meanwhile. Decide again from this record."""
+    """The worker still holds the record; a user has changed it. Decide again from this record."""
 
     SETTLED = "settled"
-    """It was its own earlier write that changed the record."""
+    """An earlier write of the same holder changed the record: the outcome is stored already."""
 
     LOST = "lost"
-    """Somebody else's, or gone."""
+    """The lease is lost: the record belongs to another claim, or was removed or replaced."""
 
 
 def alive(record: Record, now: int) -> bool:
-    """Whether somebody holds the record."""
+    """Returns whether a worker holds the lease of the record."""
     return record.state == State.RUNNING and record.due_at is not None and record.due_at > now
 
 
 def suspect(record: Record) -> bool:
-    """Whether the record may be one that kills its process, so that it should run alone."""
+    """Returns whether the record may kill its process, so that it should run alone."""
     return record.unfinished_attempts >= SUSPECT_ATTEMPTS
 
 
 def verdict(current: Record | None, held: Reading) -> Verdict:
-    """What a refused write means to the holder of a claim.
+    """Returns what a refused write means to the holder of a claim.
 
-    A failed run of mode ``NONE`` stays running with no start counted: that is how its own
-    holder, and only it, can leave a record. And where the claim was repeated, the first one may
-    arrive late and take, with the same token, an occurrence that this holder does not run.
+    A running record without unfinished attempts was written by its own holder: only the failure of
+    a run with mode ``NONE`` leaves a record like that. If a claim was repeated, the first call may
+    arrive late, and claim with the same token an occurrence that this holder does not run.
 
     Args:
-        current: What stands in the way.
+        current: The current record.
         held: The record as its holder last saw it, still running.
     """
     if current is None or current.token != held.record.token:
@@ -142,10 +144,10 @@ def _same_run(current: Record, held: Reading) -> bool:
     try:
         return load_progress(current.progress)[:3] == held.progress[:3]
     except (NewerFormat, UnreadableRecord):
-        return True  # it is read, and refused, when its holder decides again
+        return True  # reading it fails when its holder decides again
 
 
-# What the holder of a claim does.
+# Events of the holder of a claim.
 
 
 def heartbeat(record: Record, now: int, lease: int) -> Patch:
@@ -154,20 +156,20 @@ def heartbeat(record: Record, now: int, lease: int) -> Patch:
 
 
 def succeeded(reading: Reading, policy: Policy, now: int) -> Change:
-    """The occurrence in hand is done."""
+    """The current occurrence is done."""
     return _occurrence_done(reading, policy, now, None)
 
 
 advanced = succeeded
-"""An at-most-once record moves on before its body runs, as if that had been done."""
+"""An at-most-once record moves to the next occurrence before its task runs, as after success."""
 
 
 def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
-    """The body raised.
+    """The task raised an exception.
 
-    What was asked for while it ran holds from here: a replacement takes the place of the failed
-    occurrence, a pause keeps it for later. What a static task's new plan is to follow is retried
-    first.
+    Requests that were made while it ran now apply: a replacement takes the place of the failed
+    occurrence, a pause keeps it until the record is resumed. If a static task has a new schedule,
+    the failed occurrence is retried first.
     """
     record, _, progress = reading
     if policy.failure_mode is FailureMode.COMMIT:
@@ -185,9 +187,9 @@ def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
 
 
 def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
-    """The record was claimed and not started: the claim leaves no trace but its token.
+    """The record was claimed, but its task was not started: only the token of the claim stays.
 
-    With a ``delay`` it is not due before ``now + delay``.
+    With a ``delay`` the record is not due before ``now + delay``.
     """
     record, _, progress = reading
     unfinished_attempts = max(record.unfinished_attempts - 1, 0)
@@ -204,14 +206,14 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
 
 
 def given_back_unread(record: Record, now: int, delay: int) -> Patch:
-    """As ``given_back``, for a record whose texts a later release wrote."""
+    """The same as ``given_back``, for a record whose texts a later release wrote."""
     return Patch(now + delay, State.RETRYING, max(record.unfinished_attempts - 1, 0))
 
 
 def exhausted(reading: Reading, error: str) -> Change:
-    """The last attempt that was allowed has failed: the record is parked with its error.
+    """The last allowed attempt has failed: the record is parked with its error.
 
-    Where it was triggered meanwhile it is tried once more, as a parked one would be.
+    If the record was triggered meanwhile, it gets one more attempt, like a parked record.
     """
     record, _, progress = reading
     replacement = _replacement(progress)
@@ -227,7 +229,7 @@ def exhausted(reading: Reading, error: str) -> Change:
 
 
 def parked(record: Record, reason: str, incarnation: str) -> Patch:
-    """The record cannot be read: it is kept with the reason, and what can be read of it."""
+    """The record cannot be read: it is kept, with the reason and the readable part."""
     try:
         progress = load_progress(record.progress)._replace(error=reason)
     except NewerFormat:
@@ -237,13 +239,13 @@ def parked(record: Record, reason: str, incarnation: str) -> Patch:
     return Patch(None, State.PARKED, 0, dump_progress(progress))
 
 
-# What anybody may ask for.
+# Requests of users.
 
 
 def created(wanted: Wanted, now: int) -> Put:
-    """A new record, or one that takes the place of whatever was there, lease included.
+    """A new record, or one that replaces the current record including its lease.
 
-    A plan without a first occurrence gives a finished record.
+    If the schedule has no first occurrence, the record is finished.
     """
     first = wanted.schedule.first(now)
     return Put(
@@ -258,16 +260,16 @@ def created(wanted: Wanted, now: int) -> Put:
 
 
 def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
-    """New plan and arguments, the sooner of the old and the new next time kept.
+    """New schedule and arguments; the sooner of the old and the new next time is kept.
 
-    A record that waits for a retry, or whose worker died, keeps its time and its starts, and
-    takes plan and arguments from the next attempt on, so that a caller who repeats himself
-    defeats no backoff. A worker that is not dead but slow loses it: what it ran, it ran with the
-    old arguments. Paused and parked ones stay so, but for one that was parked because no worker
-    could read it: that is made anew.
+    A record that waits for a retry, or whose worker died, keeps its time and its unfinished
+    attempts. The new schedule and arguments apply from the next attempt on, so that a caller that
+    schedules repeatedly does not defeat a backoff. If its worker is slow but not dead, that worker
+    loses the lease, because it has run the old arguments. Paused and parked records stay paused and
+    parked. Only a record that was parked because no worker could read it is created anew.
 
     Returns:
-        The change, or None where the record is being run.
+        The change, or None if the task is running.
 
     Raises:
         NewerFormat: A later release wrote the record.
@@ -281,7 +283,7 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     if _parked_unread(current, progress):
         return created(wanted, now)
     if progress.pending is not None:
-        # What is wanted now came later than what a run that died was to be replaced with.
+        # This request is newer than the replacement that was pending when the worker died.
         progress = progress._replace(pending=_only_flags(progress.pending))
     due_at, state = current.due_at, current.state
     if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
@@ -301,7 +303,7 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
 
 
 def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
-    """As if newly created; where the record is being run, from the end of that run.
+    """The same as newly created; if the task is running, from the end of that run.
 
     Raises:
         NewerFormat: A later release wrote the record.
@@ -311,7 +313,7 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
-        # Nobody can tell what is run, nor settle it. Its lease is all that can be kept.
+        # The run cannot be identified, and its outcome cannot be written. Only its lease is kept.
         new = created(wanted, now)
         if new.due_at is None or current.due_at is None:
             return new
@@ -326,10 +328,10 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
 
 
 def paused(reading: Reading, now: int) -> Change | None:
-    """Not due until resumed; where it is being run, from the end of that run.
+    """Not due until resumed; if the task is running, from the end of that run.
 
     Returns:
-        The change, or None where it is paused, parked or finished.
+        The change, or None if the record is paused, parked or finished.
     """
     record, _, progress = reading
     if record.state in (State.PAUSED, State.PARKED, State.FINISHED):
@@ -349,10 +351,10 @@ def paused(reading: Reading, now: int) -> Change | None:
 
 
 def resumed(reading: Reading, now: int) -> Change | None:
-    """Due again: what was missed meanwhile is handled as after any other delay.
+    """Due again: missed occurrences are handled as after any other delay.
 
     Returns:
-        The change, or None where it is neither paused nor about to be.
+        The change, or None if the record is not paused and no pause is pending.
     """
     record, _, progress = reading
     if record.state != State.PAUSED:
@@ -368,13 +370,13 @@ def resumed(reading: Reading, now: int) -> Change | None:
 
 
 def triggered(reading: Reading, now: int) -> Change | None:
-    """One run now, after which the plan goes on as if nothing had been.
+    """One run now; the schedule is not changed by it.
 
-    A running record runs once more at the end of that run; one that waits for a retry, or is
-    parked, gets its next attempt now; a paused one stays paused afterwards.
+    A running record runs once more at the end of that run. A record that waits for a retry, or is
+    parked, gets its next attempt now. A paused record stays paused afterwards.
 
     Returns:
-        The change, or None where such a run is already in hand.
+        The change, or None if such a run is already under way or requested.
     """
     record, schedule, progress = reading
     match record.state:
@@ -405,21 +407,22 @@ def triggered(reading: Reading, now: int) -> Change | None:
 def replanned(
     current: Record, schedule: Schedule, now: int, at_most_once: bool = False
 ) -> Put | Patch | None:
-    """A static task's record as its declaration in code wants it, when a worker starts.
+    """Brings a static task's record up to date with its declaration in code, when a worker starts.
 
-    A new schedule holds from the next occurrence on, and the sooner of the old and the new next
-    time is kept: workers that start again and again, of two releases perhaps, must not put a run
-    off for ever. An occurrence that is overdue, or in hand, is finished; the new schedule gives
-    those after it. So is the one of a record that was taken over without its schedule
-    (``UNKNOWN_SCHEDULE``), which is not another one: it is filled in at once, also while a lease
-    lasts that was taken over with it.
+    A new schedule applies from the next occurrence on, and the sooner of the old and the new next
+    time is kept. So workers that start again and again, perhaps of two releases, cannot postpone a
+    run for ever. An occurrence that is overdue or running is finished; the new schedule gives the
+    occurrences after it. A record that was migrated without its schedule (``UNKNOWN_SCHEDULE``)
+    also keeps its occurrence. Its schedule is filled in at once, even while a lease lasts that was
+    migrated with it, because it is not a different schedule.
 
-    A record that was parked because no worker could read it is freed. One whose planned time
-    contradicts its own schedule (see ``contradicts``) is planned anew; at most once only where it
-    was never claimed: else the clock that was ahead may have run what is planned now.
+    A record that was parked because no worker could read it is scheduled again. A record whose
+    planned time contradicts its own schedule (see ``contradicts``) is planned anew. With
+    at-most-once this is done only if the record was never claimed: otherwise a clock that was
+    ahead may already have run the occurrences that would be planned now.
 
     Returns:
-        The change, or None where the record is, or will be, as it should.
+        The change, or None if the record is already up to date, or will be after its run.
 
     Raises:
         UnreadableHere: A later release wrote the record.
@@ -429,8 +432,8 @@ def replanned(
         progress = load_progress(current.progress)
     except UnreadableRecord:
         if current.state != State.PARKED:
-            return None  # the claim that meets it parks it
-        # Its incarnation cannot be read either; a version is never given twice.
+            return None  # the next claim parks it
+        # Its incarnation cannot be read either. The version is unique, so it serves as a new one.
         progress = Progress(None, f"{current.version:x}")
     first = schedule.first(now)
     if current.state == State.PARKED and _parked_unread(current, progress):
@@ -445,7 +448,7 @@ def replanned(
         return None
     unknown = current.schedule == UNKNOWN_SCHEDULE
     if current.state == State.RUNNING and not unknown:
-        # The occurrences belong to the same task: it is not born again.
+        # The occurrences belong to the same task, so its incarnation stays.
         pending = (pending or Pending())._replace(
             schedule=text, args=current.args, planned=first, incarnation=progress.incarnation
         )
@@ -484,14 +487,14 @@ def replanned(
 
 
 CLOCK_ERROR_MAX: Final = 60_000_000
-"""Microseconds by which clocks of workers may differ before a planned time is taken for wrong."""
+"""Microseconds by which clocks of workers may differ before a planned time counts as wrong."""
 
 
 def contradicts(record: Record, progress: Progress, schedule: Schedule, now: int) -> bool:
-    """Whether a record is planned for later than its own schedule can have said.
+    """Returns whether a record is planned for later than its own schedule allows.
 
-    That happens where it was planned by a clock that was ahead, of a machine that booted without
-    the right time perhaps: it would sleep until then, for years.
+    This happens if it was planned by a clock that was ahead, for example when a machine booted with
+    a wrong time. Otherwise the task would not run until that time, perhaps for years.
     """
     if record.state != State.SCHEDULED or progress.triggered is not None:
         return False
@@ -500,7 +503,7 @@ def contradicts(record: Record, progress: Progress, schedule: Schedule, now: int
 
 
 def _planned_anew(current: Record, text: str, progress: Progress, first: int | None) -> Put:
-    """The record of a static task as if it had just been made, but for its incarnation."""
+    """The record of a static task as if newly created, with the same incarnation."""
     return Put(
         first,
         State.FINISHED if first is None else State.SCHEDULED,
@@ -513,7 +516,7 @@ def _planned_anew(current: Record, text: str, progress: Progress, first: int | N
 
 
 def _parked_unread(record: Record, progress: Progress) -> bool:
-    """Whether a record was parked because no worker could read it."""
+    """Returns whether a record was parked because no worker could read it."""
     if record.state != State.PARKED:
         return False
     if progress.occurrence is None:
@@ -527,11 +530,11 @@ def _parked_unread(record: Record, progress: Progress) -> bool:
     return False
 
 
-# The steps that they share.
+# Steps that several events share.
 
 
 def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | None) -> Change:
-    """What follows the occurrence in hand: what is pending, or the next one of the plan."""
+    """What follows the current occurrence: a pending request, or the next occurrence."""
     record, schedule, progress = reading
     pending = progress.pending
     planned = progress.planned
@@ -551,7 +554,7 @@ def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | No
 
 
 def _next(record: Record, progress: Progress, pending: Pending) -> Change:
-    """The next occurrence of the plan, where something was asked for."""
+    """The next occurrence of the schedule, if a request is pending."""
     if pending.triggered is not None:
         left = _pending_or_none(pending._replace(triggered=None))
         progress = progress._replace(triggered=pending.triggered, pending=left)
@@ -566,7 +569,7 @@ def _next(record: Record, progress: Progress, pending: Pending) -> Change:
 
 
 def _promoted(record: Record, pending: Pending) -> Put:
-    """The replacement that was asked for while the record ran takes its place."""
+    """The replacement that was requested during the run takes the place of the record."""
     assert pending.schedule is not None
     assert pending.args is not None
     assert pending.incarnation is not None
@@ -587,16 +590,16 @@ def _promoted(record: Record, pending: Pending) -> Put:
 
 
 def _nothing_left(record: Record, incarnation: str, error: str | None) -> Patch | Delete:
-    """The plan has no further occurrence: a static task is kept, or a start would recreate it."""
+    """No further occurrence. A static task's record is kept; else the next start recreates it."""
     if record.group != STATIC_GROUP:
         return DELETE
     return Patch(None, State.FINISHED, 0, dump_progress(Progress(None, incarnation, error=error)))
 
 
 def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> Patch:
-    """Paused in the middle of an occurrence, which goes on when the record is resumed.
+    """Paused during an occurrence, which continues when the record is resumed.
 
-    Where it was triggered, too, that run comes first, as it does when a paused one is triggered.
+    If the record was also triggered, that run comes first, as when a paused record is triggered.
     """
     pending = progress.pending
     if pending is not None and pending.triggered is not None:
@@ -608,15 +611,15 @@ def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> 
 
 
 def _moved(record: Record, progress: Progress) -> Patch:
-    """The record stays as it is, but for its progress."""
+    """Only the progress of the record changes."""
     return Patch(record.due_at, record.state, record.unfinished_attempts, dump_progress(progress))
 
 
 def _replacement(progress: Progress) -> Pending | None:
-    """What takes the place of an occurrence even if it was not done.
+    """The pending replacement, which takes the place of an occurrence even if it was not done.
 
-    The new plan of a static task is none: it goes on where the old one was, and is not born
-    again.
+    The new schedule of a static task is not a replacement: it continues the old one, with the same
+    incarnation.
     """
     pending = progress.pending
     if pending is None or pending.schedule is None or pending.incarnation == progress.incarnation:
@@ -625,7 +628,7 @@ def _replacement(progress: Progress) -> Pending | None:
 
 
 def _stood_still(progress: Progress, pending: Pending, now: int) -> bool:
-    """Whether a triggered run let an occurrence become overdue that comes before the new plan."""
+    """Whether an occurrence before the new schedule became overdue during a triggered run."""
     planned = progress.planned
     if progress.triggered is None or planned is None or planned > now:
         return False

@@ -24,22 +24,23 @@ logger = logging.getLogger(__name__)
 async def ensure_records(
     store: Store, clock: Clock, tasks: Sequence[Task], starting: bool
 ) -> list[Write]:
-    """Makes the records that are missing.
+    """Creates the records that are missing.
 
-    Of several workers that start at once, one succeeds; the others see what it did.
+    If several workers start at once, one of them succeeds; the others see its records.
 
     Args:
-        store: Where the records are.
-        clock: Tells when a first occurrence follows.
+        store: The store of the records.
+        clock: The first occurrence follows its current instant.
         tasks: Static tasks.
-        starting: Whether records that differ from the declaration in code are changed, too. Only
-            a worker that starts does so, or two releases side by side would take turns.
+        starting: Whether to change records that differ from the declaration in code, too. Only a
+            worker that starts does this. Otherwise two releases that run at the same time would
+            change a record again and again.
 
     Returns:
-        What was written.
+        The writes that were applied.
 
     Raises:
-        StoreError: The store failed, or somebody's transaction holds one of the records.
+        StoreError: The store failed, or an open transaction holds one of the records.
     """
     written: list[Write] = []
     if not tasks:

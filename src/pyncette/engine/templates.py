@@ -1,8 +1,8 @@
-"""What a store was filled with, against what the app declares.
+"""Checks that the kind of each declared task matches the instances in the store.
 
-For each template with partitions the store keeps one control record: how many there are. A release
-that declares the same name as something else would leave the instances where nobody claims or
-lists them; it is refused before it does any harm.
+For each template with partitions the store keeps one control record with the number of partitions.
+If a release declared the same name as a different kind of task, no worker would claim or list the
+existing instances. Opening such an app is refused.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class _Kind(NamedTuple):
-    """What a name is declared as.
+    """The kind of task that a name is declared as.
 
     Attributes:
         dynamic: Whether it is a template.
-        partition_count: How many partitions it has; None: none.
+        partition_count: Number of partitions; None: without partitions.
     """
 
     dynamic: bool
@@ -50,17 +50,17 @@ class _Kind(NamedTuple):
         return f"a dynamic task with {self.partition_count} partitions"
 
     def groups(self, name: str) -> list[str]:
-        """Where its instances are."""
+        """Returns the groups of its instances."""
         if self.partition_count is None:
             return [group_of(name)]
         return [group_of(name, number) for number in range(self.partition_count)]
 
 
 async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
-    """Refuses tasks whose instances the store holds as something else; notes new partitions.
+    """Refuses tasks whose instances the store holds as another kind; stores new partition counts.
 
     Raises:
-        PyncetteException: Instances would be left behind.
+        PyncetteException: Existing instances would never run again.
         StoreError: The store failed.
     """
     if not declared:
@@ -88,7 +88,7 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
 
 
 async def _checked(store: Store, name: str, declared: _Kind, fact: Record | None) -> Write | None:
-    """The fact to write, if it is another one than the store knows."""
+    """Returns the fact to write, if it differs from the stored one."""
     before = _Kind(True) if fact is None else _stored_kind(fact)
     if before == declared or (fact is None and not declared.dynamic):
         return None
@@ -115,7 +115,7 @@ def _left_behind(name: str, declared: _Kind, before: _Kind) -> PyncetteException
 async def _check_static_names(store: Store, clock: Clock, tasks: Sequence[Task]) -> None:
     """Refuses a static task that was a template without partitions, and has instances.
 
-    A claim of nothing tells of all groups in one call whether something in them will come due.
+    A claim with a limit of 0 returns in one call, for each group, whether a record will come due.
     """
     if not tasks:
         return
@@ -139,7 +139,7 @@ async def _first_key(store: Store, group: str) -> str | None:
 
 
 async def _look_for_static_records(store: Store, templates: Sequence[Task]) -> None:
-    """Says where a static task has become a template: its record stays, and never runs."""
+    """Warns if a static task has become a template: its record stays, and never runs."""
     records = await store.get([(STATIC_GROUP, task.name) for task in templates])
     for task, record in zip(templates, records, strict=True):
         if record is not None and record.state != State.FINISHED:

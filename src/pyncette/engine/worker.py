@@ -1,9 +1,8 @@
-"""One worker: what its members share, and what they report.
+"""One worker: the state that its members share, and the events that they report.
 
-The loop decides when to ask the store, the dispatcher turns records into executions, executions
-hand their outcomes to the write queue. Each of them knows the worker and nothing else of the
-others: what flows down goes through their methods, what comes up goes through the few methods
-here.
+The loop decides when to claim, the dispatcher turns records into executions, and executions add
+their outcomes to the write queue. The members know each other only through the worker: the worker
+calls their methods, and they report events through the few methods here.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from pyncette.task import Task
 
 
 class Executor(Protocol):
-    """What runs executions."""
+    """Runs executions."""
 
     async def spawn_task(self, awaitable: Any, /) -> None:
         """Returns once the work has started."""
 
 
 class Settings(NamedTuple):
-    """What a worker is told once.
+    """The options of a worker, which do not change.
 
     Attributes:
-        worker_name: Its name.
-        poll_interval: Microseconds between two polls of everything.
+        worker_name: The name of the worker.
+        poll_interval: Microseconds between two polls of all sources.
         batch_size: Maximum records in one claim.
         concurrency_limit: Maximum executions at once.
     """
@@ -52,10 +51,10 @@ class Settings(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What an app wants to be told.
+    """Callbacks of the app.
 
     Attributes:
-        tick: Entered for each pass of the loop that calls the store; sees it fail.
+        tick: Entered for each iteration of the loop that calls the store; gets its errors.
         backlog: Called with a task, the number of its occurrences that are overdue, and the age
             of the oldest in seconds.
     """
@@ -68,19 +67,19 @@ class Worker:
     """One worker.
 
     Attributes:
-        store: Where the records are.
-        executor: What runs executions.
-        clock: Decides what is due.
-        settings: See there.
-        tasks: The declared tasks, at any moment.
-        middlewares: Wrapped around each body, the first outermost.
+        store: The store of the records.
+        executor: Runs executions.
+        clock: Decides which records are due.
+        settings: See ``Settings``.
+        tasks: Returns the tasks that are declared now.
+        middlewares: Wrapped around each task, the first outermost.
         context_class: The app's class of contexts.
-        hooks: What the app wants to be told.
+        hooks: Callbacks of the app.
         background: Starts internal tasks.
-        sources: What to ask the store about, and when.
-        alarm: What the loop waits on.
-        writes: Carries outcomes and heartbeats to the store.
-        backlogs: Notices tasks that are behind their schedule.
+        sources: The sources to claim from, and when to claim next.
+        alarm: The loop waits on it.
+        writes: Writes outcomes and heartbeats to the store.
+        backlogs: Detects tasks that are behind their schedule.
         dispatcher: Turns records into executions.
         loop: Waits, claims, dispatches.
     """
@@ -97,7 +96,7 @@ class Worker:
         hooks: Hooks,
         background: Background,
     ) -> None:
-        """Makes a worker that does nothing yet."""
+        """Creates a worker that does nothing yet."""
         self.store = store
         self.executor = executor
         self.clock = clock
@@ -117,16 +116,16 @@ class Worker:
         self.loop = Loop(self)
         self._changed = asyncio.Event()
 
-    # What its members report.
+    # Events that the members report.
 
     def wake(self, group: str, key: str, due_at: int) -> None:
-        """A record comes due at this instant, perhaps sooner than was known."""
+        """A record comes due at this instant, perhaps sooner than the last claim has told."""
         source = self.sources.find(group, key)
         if source is not None and self.sources.ask_by(source, due_at):
             self.alarm.ring()
 
     def wake_groups(self, groups: Iterable[str] | None) -> None:
-        """Something may have changed in these groups, or in any."""
+        """Records may have changed in these groups; None: in any group."""
         now = self.clock.microseconds()
         for source in self.sources.all():
             if groups is None or source.group in groups:
@@ -157,7 +156,7 @@ class Worker:
     # Ending.
 
     def shutdown(self) -> None:
-        """Claims nothing more, and lets the loop return. Safe in signal handlers and threads."""
+        """Stops claiming, and lets the loop return. Safe in signal handlers and threads."""
         self.stopping = True
         self.background.call(self.alarm.ring)
 
@@ -166,10 +165,11 @@ class Worker:
         self._changed.set()
 
     async def at_rest(self, queued: bool) -> None:
-        """Waits until the loop has returned and nothing runs. After ``shutdown``.
+        """Waits until the loop has returned and no task runs. Call it after ``shutdown``.
 
         Args:
-            queued: Whether to wait also for what the executor has taken on and not begun.
+            queued: Whether to wait also for executions that the executor has accepted but not
+                begun.
         """
         while self.loop.running or any(
             execution.begun or queued for execution in self.dispatcher.executions

@@ -1,10 +1,9 @@
-"""The write queue: many small writes, asked for one by one, go to the store in batches.
+"""The write queue: it sends many small writes to the store in batches.
 
-While one batch is under way, entries collect for the next: no timer, no added latency, and batches
-that grow with the load. One queue carries the outcomes and heartbeats of executions, so that one
-never overtakes the other; a second one carries what users ask for. What is written is decided by
-the entries themselves at the moment when their batch leaves, and each entry gets an answer of its
-own.
+While one batch is under way, entries collect for the next. So there is no timer and no added
+latency, and batches grow with the load. One queue has the outcomes and heartbeats of executions, so
+that they keep their order; a second one has the calls of users. An entry decides what to write when
+its batch is sent, and each entry gets its own answer.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ BATCH_MAX: Final = 1_000
 """Maximum writes in one batch."""
 
 LARGE_CHARACTERS: Final = 200_000
-"""A write with longer texts leaves alone, beside the others: it may take long, or be refused."""
+"""A write with longer texts is sent alone, in parallel: it may take long, or be refused."""
 
 LARGE_WRITES_MAX: Final = 4
 """Maximum large writes under way at once."""
@@ -48,37 +47,37 @@ RETRY_DELAY_MAX_S: Final = 2.0
 
 
 class Next(Enum):
-    """What an entry wants after an answer."""
+    """What the queue does with an entry after an answer."""
 
     DONE = "done"
-    """Nothing more."""
+    """The entry has ended."""
 
     RETRY = "retry"
-    """Build and write again with the next batch: the record has changed meanwhile."""
+    """Build and write it again with the next batch: the record has changed meanwhile."""
 
     BACK_OFF = "back off"
-    """Build and write again after a pause that doubles each time: the store is in trouble."""
+    """Build and write it again after a delay that doubles each time: the store has failed."""
 
 
 class Entry(Protocol):
-    """Something that wants one record changed."""
+    """A change of one record that waits to be written."""
 
     def build(self, now: int) -> Write | None:
-        """What to write, decided now; None: nothing any more."""
+        """Decides what to write now; None if nothing is left to write."""
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
-        """Takes the store's answer to a write."""
+        """Handles the store's answer to a write."""
 
     def abandon(self, error: Exception) -> None:
-        """The entry will not be written (again): tells whoever waits for it."""
+        """Ends the entry, which will not be written (again); its caller gets the error."""
 
 
 def again(write: Write, refused: Refused) -> Next:
-    """How a write is repeated that was refused though its writer still holds the record.
+    """Decides how to retry a refused write if its writer still holds the record.
 
-    Where the record is not as the write expected, somebody has changed it: decide again at once.
-    Where it is, somebody's open transaction holds the row (see ``pyncette.store.Failed``), and
-    asking again at once would only keep the store busy.
+    If the record is not as the write expected, a user has changed it: decide again at once. If it
+    is, an open transaction holds the row (see ``pyncette.store.Failed``): back off, since a retry
+    at once would only add load to the store.
     """
     return Next.BACK_OFF if expectation_holds(write, refused.current) else Next.RETRY
 
@@ -115,11 +114,11 @@ class WriteQueue:
         self._background = background
         self._urgent: deque[Entry] = deque()
         self._queue: deque[Entry] = deque()
-        # Entries that wait after a failure: when they may be written, a serial, the entry.
+        # Entries that back off after a failure: when they may be written, a serial, the entry.
         self._deferred: list[tuple[float, int, Entry]] = []
         self._delays: dict[Entry, float] = {}
         self._serial = 0
-        # Records that a batch under way changes, and how many entries that is.
+        # Records that large writes under way change, and the number of these writes.
         self._busy: set[Identity] = set()
         self._large = 0
         self._writing = False
@@ -128,11 +127,11 @@ class WriteQueue:
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
-        """How many entries wait to be written."""
+        """Returns the number of entries that wait to be written."""
         return len(self._queue) + len(self._urgent) + len(self._deferred)
 
     def add(self, entry: Entry, urgent: bool = False) -> None:
-        """Queues an entry; urgent ones leave first."""
+        """Queues an entry; urgent entries are sent first."""
         if self._closed:
             _abandon(entry, StoreUnavailableError("The app is closed: nothing is written any more"))
             return
@@ -153,7 +152,7 @@ class WriteQueue:
             await self._changed.wait()
 
     async def close(self, patience_s: float) -> None:
-        """Writes what is left, for some time; then abandons it and says what was not written."""
+        """Writes what is left, for a limited time; abandons and logs what was not written."""
         try:
             async with realtime.timeout(patience_s):
                 await self.drained()
@@ -220,7 +219,7 @@ class WriteQueue:
             self._urgent.append(heappop(self._deferred)[2])
 
     def _next_batch(self) -> _Batch:
-        """Takes what fits into one batch; of two writes to one record, the second waits."""
+        """Takes the entries for one batch; of two writes to one record, the second waits."""
         now = self._now()
         entries: list[Entry] = []
         writes: list[Write] = []
@@ -234,7 +233,7 @@ class WriteQueue:
                 try:
                     write = entry.build(now)
                 except Exception as error:
-                    # A defect, or a row that nobody thought of: it ends this entry alone.
+                    # A defect, or an unexpected row: only this entry ends.
                     logger.exception("What to write could not be decided")
                     self._end(entry, error)
                     continue
@@ -288,7 +287,7 @@ class WriteQueue:
         except asyncio.CancelledError:
             closed = StoreUnavailableError("The app was closed while this was being written")
             if is_cancelled():
-                # The worker is being torn down: whoever waits for these has to be told.
+                # The worker is being torn down: the callers of these entries must get an error.
                 for entry in entries:
                     self._end(entry, closed)
                 raise
@@ -350,14 +349,14 @@ def _some_names(entries: Sequence[Entry], now: int) -> str:
 
 
 class Call:
-    """An entry that a caller awaits: one write, made as it is, never repeated."""
+    """An entry that a caller awaits: one write, which is not decided again and not retried."""
 
     __slots__ = ("answer", "sent", "write")
 
     def __init__(self, write: Write) -> None:
         """Creates an entry for a write."""
         self.write = write
-        # Whether it has left: what became of it is unknown from then on until it is answered.
+        # Whether it was sent: from then until its answer, its outcome is unknown.
         self.sent = False
         self.answer: asyncio.Future[Applied | Refused] = asyncio.get_running_loop().create_future()
 
@@ -381,14 +380,14 @@ class Call:
 
 
 class Waker:
-    """Collects which groups' watchers to notify, and does so at most once in a while."""
+    """Collects groups whose watchers to notify, and notifies at most once per interval."""
 
     INTERVAL_S: Final = 0.01
 
     def __init__(
         self, notify: Callable[[Collection[str]], Awaitable[object]], background: Background
     ) -> None:
-        """Creates a waker that has nobody to notify."""
+        """Creates a waker without groups."""
         self._notify = notify
         self._background = background
         self._groups: set[str] = set()
@@ -397,11 +396,11 @@ class Waker:
         self._ended = asyncio.Event()
 
     def add(self, group: str) -> None:
-        """Something in this group comes due soon."""
+        """Adds a group in which a record comes due soon."""
         self._groups.add(group)
 
     def take(self) -> Collection[str]:
-        """The groups to notify along with a write that is made now; later ones follow alone."""
+        """Returns the groups to notify with a write that is made now; others are notified later."""
         if not self._groups:
             return ()
         if realtime.monotonic() - self._notified < self.INTERVAL_S:
@@ -426,7 +425,7 @@ class Waker:
             self._ended.set()
 
     async def close(self) -> None:
-        """Waits until nobody is left to notify."""
+        """Waits until all notifications have been sent."""
         while self._later:
             self._ended.clear()
             await self._ended.wait()

@@ -1,10 +1,10 @@
-"""Taking over what release 1.x left in a store.
+"""Migrates the data of release 1.x in a store.
 
 ``python -m pyncette migrate`` is ``migrate`` as a command; docs/from-1.x.md is its manual.
 
-SQL stores: everything is copied to a table beside the old one, which is then renamed to
-``<table>_1x`` while the copy takes its name, in one step. Until then 1.x is as it was. Redis and
-DynamoDB: everything is copied to another namespace or table, and the old data stay untouched.
+SQL stores: all records are copied to a second table. Then, in one step, the old table is renamed to
+``<table>_1x`` and the copy gets its name. Until then the data of 1.x are unchanged. Redis and
+DynamoDB: all records are copied to another namespace or table, and the old data stay unchanged.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pyncette.migrate.copying import (
 )
 
 PASSES_MAX: Final = 3
-"""So often everything is copied anew because the old store was changed meanwhile."""
+"""Maximum number of times that all records are copied again because the old store has changed."""
 
 _SOURCES: Final = {
     "sqlite_database": "sqlite",
@@ -39,20 +39,20 @@ _SOURCES: Final = {
     "redis_url": "redis",
     "dynamodb_table_name": "dynamodb",
 }
-"""The option that says that a store is meant, and the module that reads it."""
+"""The option that selects a store, and the module that reads it."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``migrate`` found and did.
+    """The result of ``migrate``.
 
     Attributes:
-        place: The store, in words.
-        found: What 1.x had left there; None where the migration had been done before.
+        place: The name of the store.
+        found: The data of 1.x; None if the migration was completed before.
         written: Records that were written now.
         present: Records that an earlier, interrupted migration had written.
         finished: Whether the new store is complete and in its place.
-        kept: Where the old data are, in words; None where they were removed, or never moved.
+        kept: Where the old data are; None if they were removed, or never moved.
         dropped: Whether old data were removed.
     """
 
@@ -74,32 +74,32 @@ async def migrate(
     clock: Clock | None = None,
     **configuration: Any,
 ) -> Report:
-    """Turns a store of 1.x into one of this release. All workers must be stopped meanwhile.
+    """Converts a store of 1.x to one of this release. Stop all workers before.
 
-    It may be stopped at any time, and called again: it goes on, and no record is lost or stands
-    there twice. Where it has been done before, nothing is done.
+    You may interrupt it at any time and call it again: it continues, and no record is lost or
+    duplicated. If the migration was completed before, it does nothing.
 
     Args:
-        dry_run: Only count; nothing is changed.
-        force: Also where records are leased, and where ``drop_old`` would remove rows that could
-            not be copied.
-        drop_old: Remove the old data once everything has been copied, or where that was done
-            before. Not for DynamoDB.
-        progress: Called with how many records have been copied, of how many.
-        clock: Tells which leases lie ahead.
+        dry_run: Only count the records; change nothing.
+        force: Continue even if records are leased, or if ``drop_old`` removes rows that could not
+            be copied.
+        drop_old: Remove the old data after all records have been copied, now or in an earlier
+            call. Not for DynamoDB.
+        progress: Called with the number of copied records, and the number of all records.
+        clock: Tells which leases have not ended.
         configuration: The options of the store, as the app has them: ``sqlite_database``,
             ``postgres_url``, ``mysql_url`` or ``mysql_host``, ``redis_url``, or
             ``dynamodb_table_name``, with the others of that store. ``to_namespace`` (Redis) or
             ``to_table`` (DynamoDB) names the place of the new data.
 
     Returns:
-        What was found and done.
+        The result.
 
     Raises:
-        ValueError: An option makes no sense.
+        ValueError: An option is not valid.
         WorkersRunningError: Records are leased, and ``force`` is not set.
-        MigrationError: There is nothing of 1.x, or it cannot be taken over now.
-        StoreError: The store cannot be reached, or not like this.
+        MigrationError: There are no data of 1.x, or they cannot be migrated now.
+        StoreError: The store cannot be reached, or cannot be used with these options.
     """
     clock = SystemClock() if clock is None else clock
     async with _opened(configuration, clock) as source:

@@ -1,4 +1,4 @@
-"""The store in Redis or Valkey: one server, behind Sentinel, or a cluster."""
+"""The store in Redis or Valkey: one server, a server behind Sentinel, or a cluster."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ async def redis_repository(
 
     Args:
         redis_url: Required, unless there is a client. ``redis://``, ``rediss://`` (TLS) and
-            ``unix://`` as redis-py has them, options of its connections included;
+            ``unix://`` as in redis-py, including the options of its connections;
             ``redis+sentinel://host,host/service/database`` and ``redis+cluster://host,host``,
             also with ``rediss``.
-        redis_namespace: Keeps applications on one server apart.
-        redis_timeout: Seconds, or a duration, within which a connection is opened and a call is
-            answered. By default five seconds for the first; the scheduler sets the deadline of
+        redis_namespace: Separates applications on one server.
+        redis_timeout: Seconds, or a duration: the limit for opening a connection and for a call.
+            The default is five seconds to open a connection; the scheduler sets the deadline of
             calls.
         redis_pool_size: Maximum connections to one server, besides one that listens; by default
             10, at least 3.

@@ -1,9 +1,8 @@
-"""Connections to one Redis server: opened when needed, bounded in number, dropped when in doubt.
+"""Connections to one Redis server: opened when needed, bounded in number, closed if uncertain.
 
-Knows the driver and what its errors mean; knows neither keys nor scripts. Commands go straight
-through connections of redis-py, past its clients and pools: these repeat by themselves what was
-not answered, so that a claim whose answer is late would be made again and again. Nothing is
-repeated here.
+Knows the driver and its errors; knows neither keys nor scripts. Commands are sent directly through
+connections of redis-py, without its clients and pools. Those retry a command that was not answered,
+so a claim whose answer is late would be made again and again. This module retries nothing.
 """
 
 from __future__ import annotations
@@ -24,26 +23,26 @@ from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailabl
 from pyncette.redis.layout import encoded
 
 CONNECT_TIMEOUT_S: Final = 5.0
-"""How long opening a connection may take, where ``redis_timeout`` does not say."""
+"""How long opening a connection may take, if ``redis_timeout`` is not set."""
 
 REFUSAL_TIMEOUT_S: Final = 0.3
 """How long a server may take to refuse an argument for its length."""
 
 SILENT_FOR_S: Final = 1.0
-"""How long a silent node of a cluster is not asked again."""
+"""How long no call is sent to a node of a cluster that does not answer."""
 
 Argument = bytes | str | int
 Command = Sequence[Argument]
 Reply = Any
-"""What the server answers; an error that it answers is an exception, returned and not raised."""
+"""An answer of the server. If it answers with an error, that is returned and not raised."""
 
 
 class NotExecutedError(StoreUnavailableError):
-    """The server is out of reach, or refused for now: it is certain that nothing was done."""
+    """The server cannot be reached, or refused the call: the call was certainly not executed."""
 
 
 class Lane(Enum):
-    """Who uses a connection. Each has its own, so that none waits for what others do."""
+    """The kinds of calls. Each kind has its own connections, so that none waits for another."""
 
     CLAIMS = "claims"
     OUTCOMES = "outcomes"
@@ -93,12 +92,12 @@ _HINTS: Final = {
 
 
 def translated(error: Exception, place: str, executed: bool = True) -> StoreError:
-    """An error of the driver, of the network or of the server as one of ours.
+    """Translates an error of the driver, the network or the server to one of Pyncette's.
 
     Args:
-        error: What was raised, or answered.
-        place: The server, in words.
-        executed: Whether the server may have done what it was asked to.
+        error: The error that was raised or answered.
+        place: The name of the server, for messages.
+        executed: Whether the server may have executed the command.
     """
     if isinstance(error, StoreError):
         return error
@@ -119,7 +118,7 @@ def translated(error: Exception, place: str, executed: bool = True) -> StoreErro
 
 
 class Dialer:
-    """Opens connections, and closes all of them in the end: those that are in use, too.
+    """Opens connections, and closes all of them at the end, including those in use.
 
     Args:
         connection_class: Of redis-py.
@@ -217,7 +216,7 @@ def _transport_of(connection: Any) -> asyncio.WriteTransport | None:
 
 
 def _abort(transport: asyncio.WriteTransport | None) -> None:
-    """Closes the socket at once, whatever was not sent yet."""
+    """Closes the socket at once, without sending the rest."""
     if transport is not None:
         transport.abort()
 
@@ -230,7 +229,7 @@ async def _disconnect(connection: Any) -> None:
 def is_alive(connection: Any) -> bool:
     """Whether the server has not closed an idle connection.
 
-    The driver's own look (``can_read``) has another name in each release.
+    The driver's own check (``can_read``) has a different name in each release.
     """
     reader = getattr(connection, "_reader", None)
     return bool(connection.is_connected) and not (
@@ -239,10 +238,10 @@ def is_alive(connection: Any) -> bool:
 
 
 async def exchange(connection: Any, commands: Iterable[Command]) -> list[Reply]:
-    """Sends commands in one go and returns what is answered to each.
+    """Sends commands together and returns the answer to each.
 
     Raises:
-        Exception: The connection is lost; whatever was sent may have been done or not.
+        Exception: The connection is lost; the commands may have been executed or not.
     """
     packed = [pack(command) for command in commands]
     await connection.send_packed_command(packed, check_health=False)
@@ -281,10 +280,10 @@ class Server:
     """One server, with connections for each lane.
 
     Args:
-        place: In words.
+        place: The name of the server, for messages.
         dialer: Opens connections.
         address: Keyword arguments of a connection.
-        pool_size: Most connections: one for claims, one for outcomes, the others for users.
+        pool_size: Maximum connections: one for claims, one for outcomes, the others for users.
     """
 
     def __init__(self, place: str, dialer: Dialer, address: dict[str, Any], pool_size: int) -> None:
@@ -304,16 +303,16 @@ class Server:
 
     @property
     def silence(self) -> float:
-        """Seconds for which it has answered none of the calls under way."""
+        """Returns for how many seconds the server has answered none of the calls under way."""
         return realtime.monotonic() - self._heard_at if self._under_way else 0.0
 
     @property
     def silent(self) -> bool:
-        """Whether it was given up on within the last ``SILENT_FOR_S`` seconds."""
+        """Whether the server was marked as silent within the last ``SILENT_FOR_S`` seconds."""
         return self._silent_until > 0.0 and realtime.monotonic() < self._silent_until
 
     def found_silent(self) -> None:
-        """Gives up on it for a while."""
+        """Marks the server as silent for ``SILENT_FOR_S`` seconds."""
         self._silent_until = realtime.monotonic() + SILENT_FOR_S
 
     async def open(self) -> Any:
@@ -321,12 +320,12 @@ class Server:
         return await self.dialer.open(self.address, self.place)
 
     async def send(self, lane: Lane, commands: Sequence[Command]) -> list[Reply]:
-        """Sends commands in one go and returns what is answered to each.
+        """Sends commands together and returns the answer to each.
 
-        A connection that fails, or whose call is cancelled, is dropped.
+        A connection that fails, or whose call is cancelled, is closed.
 
         Raises:
-            NotExecutedError: There is no connection to be had.
+            NotExecutedError: No connection could be opened.
             StoreError: The connection was lost.
         """
         places = self._lanes[lane]

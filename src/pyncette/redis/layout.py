@@ -1,9 +1,10 @@
-"""How records lie in Redis: names of keys and channels, the text of a record.
+"""The layout of records in Redis: the names of keys and channels, and the text of a record.
 
-A group is three keys that share a hash tag, so that on a cluster they lie in one slot: a sorted
-set of what comes due, a hash of the records, and a sorted set of all keys for scans. A record is
-one value of the hash, its columns divided by NUL: version, instant, state, starts, token, progress,
-plan, args. ``*.lua`` know that form, too: what a claim changes stands first.
+A group has three keys with the same hash tag, so that on a cluster they are in one slot: a sorted
+set of records that will come due, a hash of the records, and a sorted set of all keys for scans.
+A record is one value of the hash, with its columns separated by NUL: version, instant, state,
+unfinished attempts, token, progress, schedule, args. The scripts (``*.lua``) use the same form. The
+columns that a claim changes come first.
 """
 
 from __future__ import annotations
@@ -103,16 +104,16 @@ def token_text(token: str | None) -> str:
 
 
 def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Record:
-    """The record that a value holds.
+    """Reads the record from a value of the hash.
 
     A value that was edited by hand is returned as the schedule, so that the worker finds it
     unreadable and parks it.
 
     Args:
-        group: Of the record.
-        key: Of the record.
-        value: As it lies in the hash.
-        sound: A script has just written the head of it.
+        group: The group of the record.
+        key: The key of the record.
+        value: The value in the hash.
+        sound: A script has just written the beginning of it.
     """
     text = value.decode("utf-8", "replace")
     if not sound and not _is_ours(text):
@@ -147,10 +148,10 @@ def _is_ours(text: str) -> bool:
 
 
 def change_texts(write: Write) -> tuple[str, ...]:
-    """What to do and the new columns, as ``write.lua`` wants to have a change.
+    """Returns a change in the form that ``write.lua`` expects: the kind and the new columns.
 
     Raises:
-        ValueError: It cannot be kept: it has a NUL or a lone surrogate, or is too long.
+        ValueError: Redis cannot keep it: it has a NUL or a lone surrogate, or is too long.
     """
     change = write.change
     if not write.key.isascii():
@@ -185,7 +186,7 @@ def change_texts(write: Write) -> tuple[str, ...]:
 
 
 def wake_payload(groups: Collection[str]) -> bytes:
-    """The groups as a message; where that is too long, what stands for any group."""
+    """Returns the groups as a message; if it is too long, the message for any group."""
     payload = json.dumps(sorted(groups)).encode()
     return payload if len(payload) <= _CHANNEL_BYTES_MAX else b""
 

@@ -1,4 +1,4 @@
-"""Hears what other processes publish, on a connection of its own, and tells the watches.
+"""Listens for messages of other processes, on its own connection, and notifies the watches.
 
 A connection that is lost, also one of which only our half is still open, is noticed within two
 ping intervals and replaced. All watches are then told that anything may have come due.
@@ -102,10 +102,10 @@ class Listener:
             await realtime.sleep(delay * chance.current().uniform(0.5, 1.0))
 
     async def _hear(self, connection: Any, place: str) -> None:
-        """Listens for as long as the connection answers.
+        """Listens as long as the connection answers.
 
         Raises:
-            StoreError: It could not begin.
+            StoreError: Listening could not begin.
         """
         try:
             async with realtime.timeout(PING_INTERVAL_S):

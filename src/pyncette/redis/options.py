@@ -1,4 +1,4 @@
-"""The options of the store in Redis, and what a URL says."""
+"""The options of the Redis store, and the parsing of its URL."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Target(NamedTuple):
         addresses: Keyword arguments of a connection: of the server, the sentinels, some nodes.
         dialer: Opens connections to servers.
         sentinel_dialer: Opens connections to sentinels.
-        service: What the sentinels call the server.
+        service: The name of the service at the sentinels.
         database: The number of the database.
-        pool_size: Most connections to one server.
-        remap: The address at which a node of a cluster is reached from here, of its own one.
+        pool_size: Maximum connections to one server.
+        remap: Translates a node's own address to the address that reaches it from here.
     """
 
     kind: str
@@ -67,7 +67,7 @@ class RedisOptions:
         client: Of the application's, in place of a URL.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: An option is not valid.
     """
 
     url: str | None = field(repr=False)

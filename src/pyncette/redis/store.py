@@ -1,8 +1,8 @@
 """The store in Redis: each call of the storage contract as commands and scripts.
 
-Which server they go to is ``pyncette.redis.topology``'s business, and how records lie there
-that of ``pyncette.redis.layout`` and of the scripts (``*.lua``), each of which does its whole
-batch at once, alone on its server.
+``pyncette.redis.topology`` decides to which server they are sent. ``pyncette.redis.layout`` and the
+scripts (``*.lua``) know the layout of records. A script handles its whole batch at once; its server
+does nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ WRITES_MAX: Final = 1_000
 """Maximum changes made by one script, which blocks the server for some 10 ms."""
 
 CALL_CHARACTERS_MAX: Final = 8 * 1_024 * 1_024
-"""About how long the texts of the changes made by one script may be together."""
+"""Approximate maximum length of all texts of the changes made by one script."""
 
 EXAMINED_MAX: Final = 1_000
 """Maximum records that one page of a filtered scan examines, for the same reason."""
 
 WAIT_TIMEOUT_MS: Final = 1_000
-"""How long replicas may take to confirm a write, where it has to be confirmed."""
+"""How long replicas may take to confirm a write, if ``redis_wait_replicas`` is set."""
 
 LEGACY_LOOK_S: Final = 2.0
 """How long to look for what 1.x left, the first time that a namespace is opened."""
@@ -98,12 +98,12 @@ class _Part(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """Leases that a claim may have taken, whose answer never came.
+    """Leases that a claim without an answer may have taken.
 
     Attributes:
-        token: As the script has it.
-        lease_end: Of all of them.
-        due_at: When they were due at the latest.
+        token: The token in the form of the script.
+        lease_end: The end of all of these leases.
+        due_at: The latest instant at which their records were due.
     """
 
     token: str
@@ -114,7 +114,7 @@ class _Lost(NamedTuple):
 class RedisStore:
     """See ``pyncette.store.Store``. Made by ``pyncette.redis.redis_repository``.
 
-    On a cluster each call is answered in part where a node does not answer:
+    If a node of a cluster does not answer, each call is answered in part:
 
     * ``write``: the writes of that node are ``Unknown``; it raises if all are.
     * ``claim``: its sources yield nothing, and their ``next_due`` is ``now``, so that they are
@@ -123,7 +123,7 @@ class RedisStore:
       no record waits for the end of a lease that nobody holds. If the process ends before that,
       they do wait for it. It raises if no node of the cluster answers.
     * ``get`` raises, but soon: see ``pyncette.redis.topology.Cluster``.
-    * ``now`` and notifications fall back to other nodes.
+    * ``now`` and notifications use other nodes instead.
     """
 
     def __init__(self, options: RedisOptions) -> None:
@@ -171,7 +171,7 @@ class RedisStore:
             )
 
     async def _look_for_legacy(self) -> None:
-        """Refuses a namespace in which 1.x keeps tasks."""
+        """Refuses a namespace that contains tasks of 1.x."""
         found = await self._ask("EXISTS", self._names.legacy_static)
         until = realtime.monotonic() + LEGACY_LOOK_S
         cursor: bytes = b"0"
@@ -582,12 +582,12 @@ class RedisStore:
 
 
 class _Writing:
-    """A batch of writes on its way.
+    """A batch of writes under way.
 
     Attributes:
-        batch, now: As they were handed in.
+        batch, now: The arguments of the call.
         results: The answers known so far.
-        texts: Of each change, as ``write.lua`` wants to have it; empty where it cannot be kept.
+        texts: Each change in the form of ``write.lua``; empty if Redis cannot keep it.
         kept: The numbers of the writes that are sent together.
         large: The numbers of those that are sent one by one.
         length: Characters of all of them.
@@ -619,13 +619,13 @@ class _Writing:
 
 
 class _Claim:
-    """A claim, and what came of it so far.
+    """A claim, and its results so far.
 
     Attributes:
-        bounded, unfinished_max: As ``claim.lua`` wants to have them.
+        bounded, unfinished_max: The arguments, in the form of ``claim.lua``.
         room: How many records each source may still yield.
         failed: By slot, the parts that were not answered, and why.
-        answered: Whether a part was.
+        answered: Whether any part was answered.
     """
 
     def __init__(
@@ -689,7 +689,7 @@ def _identity(source: Source) -> tuple[str, str]:
 
 
 def _instant(text: bytes) -> int:
-    """An instant as a record, or as a score of an index, tells it: that may have an exponent."""
+    """Reads an instant from a record, or from a score of an index, which may have an exponent."""
     try:
         return int(text)
     except ValueError:

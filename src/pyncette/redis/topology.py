@@ -1,7 +1,7 @@
-"""Which server a call goes to: the one there is, the master that sentinels name, a cluster's.
+"""Finds the server of a call: the only one, the master that sentinels report, or a cluster's node.
 
-Knows slots, redirections and failovers; knows no keys and no records. What is sent again here was
-certainly not done before: the server said so, or was never reached.
+Knows slots, redirections and failovers; knows no keys and no records. A call is sent again only if
+it was certainly not executed before: the server said so, or was never reached.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pyncette.redis.layout import SLOTS
 from pyncette.redis.options import Target, place_of
 
 ATTEMPTS: Final = 6
-"""How often a call is sent on when a cluster redirects it or is moving its keys."""
+"""How often a call is sent to another node if a cluster redirects it or is moving its keys."""
 
 PAUSE_INITIAL_S: Final = 0.005
 """Doubles with each attempt; together they stay below ``NODE_GRACE_S``."""
 
 LOOK_TIMEOUT_S: Final = 2.0
-"""How long one sentinel, or one node, may take to say where the others are."""
+"""How long one sentinel, or one node, may take to report the other servers."""
 
 LOOK_INTERVAL_S: Final = 0.25
-"""How often the nodes are asked, at most, who has replaced one that is out of reach."""
+"""Maximum number of times that the nodes are asked which node has replaced an unreachable one."""
 
 NODE_GRACE_S: Final = 0.4
 """How long a node may leave every call unanswered before it is suspected to hang. With the time to
@@ -68,7 +68,7 @@ class Script:
 
 
 class Call(NamedTuple):
-    """A command or a script for the server that has a slot, and what follows right behind it.
+    """A command or a script for the server of a slot, and the commands that follow it.
 
     Attributes:
         slot: Any, where there is no cluster.
@@ -96,27 +96,27 @@ class Call(NamedTuple):
 
 
 Outcome = list[Reply] | StoreError
-"""The answers to a call and to what follows it, or why there is none."""
+"""The answers to a call and to the commands after it, or the error."""
 
 
 class Topology(Protocol):
-    """The servers, and the way to each."""
+    """The servers, and the connections to each."""
 
     apart: bool
-    """Whether slots lie apart, so that no call may touch two of them."""
+    """Whether slots may be on different servers, so that no call may use two of them."""
 
     async def start(self) -> None:
         """Finds the servers."""
 
     async def perform(self, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-        """Makes all calls, in as few trips as there can be."""
+        """Makes all calls, in as few round trips as possible."""
         ...
 
     async def server_of(self, slot: int) -> Server:
-        """The server that has a slot.
+        """Returns the server of a slot.
 
         Raises:
-            StoreError: It cannot be told.
+            StoreError: The server cannot be determined.
         """
         ...
 
@@ -137,7 +137,7 @@ class Topology(Protocol):
 
 
 async def _send(server: Server, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-    """Makes calls on one server, scripts that it does not know included."""
+    """Makes calls on one server, and sends scripts that it does not know."""
     outcomes: list[Outcome] = [[] for _ in calls]
     left = list(range(len(calls)))
     for with_source in (False, True):
@@ -265,7 +265,7 @@ def fixed(target: Target) -> Direct:
 
 
 def by_sentinels(target: Target) -> Direct:
-    """The master that sentinels name (Redis, "Guidelines for Redis clients with Sentinel")."""
+    """The master that sentinels report (Redis, "Guidelines for Redis clients with Sentinel")."""
 
     async def find(before: Server | None) -> Server:
         reasons: list[str] = []
@@ -307,7 +307,7 @@ async def _master_known_to(target: Target, address: dict[str, Any], place: str) 
 
 
 async def _check_master(server: Server) -> None:
-    """Refuses a server that sentinels take for the master, and that knows nothing of it yet."""
+    """Refuses a server that the sentinels report as the master, but that is not the master yet."""
     connection = await server.open()
     try:
         role = await ask(connection, "ROLE")
@@ -323,7 +323,7 @@ Address = tuple[str, int]
 
 
 class Cluster:
-    """Redis Cluster: each slot lies on one master, until it moves.
+    """Redis Cluster: each slot is on one master, until it moves.
 
     A node that hangs does not delay calls to others for long. Once it has left calls unanswered for
     ``NODE_GRACE_S``, another node is asked, to tell it from a network that is slow or a process
@@ -434,7 +434,7 @@ class Cluster:
     async def _perform_at(
         self, owner: Address | None, lane: Lane, calls: Sequence[Call]
     ) -> list[Outcome]:
-        """Makes calls at a node, and sends on those that it redirects or certainly did not do."""
+        """Makes calls at a node; sends those that it did not execute to another node."""
         looks = self._looks
         outcomes = await self._send_to(owner, lane, calls)
         strays = [at for at, outcome in enumerate(outcomes) if _is_stray(outcome)]
@@ -533,12 +533,12 @@ class Cluster:
         ]
 
     async def _follow(self, lane: Lane, call: Call, outcome: Outcome, looks: int) -> Outcome:
-        """Sends a call on that was redirected, or whose node is out of reach.
+        """Sends a call to another node, if it was redirected or its node cannot be reached.
 
         Args:
-            lane: For whom.
-            call: What was not done.
-            outcome: Why.
+            lane: The kind of call.
+            call: The call that was not executed.
+            outcome: Why it was not.
             looks: How often the nodes had been asked for their slots before it was sent.
         """
         owner = self._owners[call.slot]

@@ -1,8 +1,8 @@
 """The store in a SQLite database: in memory, or a file that several processes share.
 
-This module opens the database and hands each call to the thread that owns the connection
-(``pyncette.sqlite.thread``), which puts all calls that are queued into one transaction. The
-statements are in ``pyncette.sqlite.table``.
+This module opens the database and passes each call to the thread that owns the connection
+(``pyncette.sqlite.thread``). The thread runs all queued calls in one transaction. The statements
+are in ``pyncette.sqlite.table``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pyncette.store.sql.rows import check_table_name
 MEMORY: Final = ":memory:"
 OLDEST_SQLITE: Final = (3, 35, 0)
 JOURNAL_BYTES_MAX: Final = 64 * 1024 * 1024
-"""What a write-ahead log is cut down to when it starts again from its beginning."""
+"""The size to which a write-ahead log is truncated when it starts again from its beginning."""
 
 _SYNCHRONOUS: Final = ("NORMAL", "FULL")
 
@@ -47,13 +47,13 @@ class SqliteOptions:
 
     Attributes:
         database: Path of the file, or ``:memory:``.
-        table_name: The table in it; made where it is missing.
-        synchronous: ``FULL``: what was acknowledged survives a crash of the machine. ``NORMAL``:
-            it survives a crash of the process, and the last moments before a crash of the machine
-            may be lost, though the file stays sound.
+        table_name: The table; created if it is missing.
+        synchronous: ``FULL``: acknowledged writes survive a crash of the machine. ``NORMAL``: they
+            survive a crash of the process, but the last writes before a crash of the machine may
+            be lost. The file stays valid in both cases.
 
     Raises:
-        ValueError: One of them makes no sense.
+        ValueError: An option is not valid.
     """
 
     database: str = MEMORY
@@ -80,16 +80,16 @@ async def sqlite_repository(
     """Opens a store in a SQLite database.
 
     Args:
-        sqlite_database: Path of the file, made where it is missing, or ``:memory:``: a database of
-            its own for each context, gone when the context closes.
-        sqlite_table_name: The table in it, made where it is missing.
+        sqlite_database: Path of the file, which is created if it is missing; or ``:memory:``: each
+            context has its own database, which is lost when the context closes.
+        sqlite_table_name: The table; created if it is missing.
         sqlite_synchronous: ``NORMAL`` or ``FULL``, see ``SqliteOptions``.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreMisconfiguredError: The file cannot be used, its table is not one of ours, or SQLite
-            is older than 3.35.
-        StoreUnavailableError: Somebody else keeps the file locked.
+        ValueError: An option is not valid.
+        StoreMisconfiguredError: The file cannot be used, Pyncette did not create its table, or
+            SQLite is older than 3.35.
+        StoreUnavailableError: Another process keeps the file locked.
     """
     if isinstance(sqlite_database, os.PathLike):
         sqlite_database = os.fspath(sqlite_database)
@@ -103,7 +103,7 @@ async def sqlite_repository(
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
-    """The statements that make the table and its index.
+    """Returns the statements that create the table and its index.
 
     Raises:
         ValueError: The name is not a lower-case ASCII identifier.
@@ -134,11 +134,11 @@ class SqliteStore:
         )
 
     async def open(self) -> None:
-        """Opens the database and makes the table where it is missing."""
+        """Opens the database and creates the table if it is missing."""
         await self._thread.open()
 
     async def close(self) -> None:
-        """Finishes what was asked for and closes the database."""
+        """Completes the queued calls and closes the database."""
         self._watches.clear()
         await self._thread.close()
 
@@ -155,8 +155,7 @@ class SqliteStore:
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``.
 
-        ``bounded`` is ignored: the clock of this store is the machine's, which is the one that
-        ``now`` was read from.
+        ``bounded`` is ignored: this store uses the machine's clock, from which ``now`` was read.
         """
 
         def read(connection: sqlite3.Connection) -> Claimed | None:
@@ -299,9 +298,9 @@ def _any_due(sources: Iterable[Source], next_due: Iterable[int | None], now: int
 
 
 def _why_unusable(database: str, making: bool) -> str | None:
-    """Why the file cannot be used, in words; None where it can, or where it may be made.
+    """Returns why the file cannot be used; None if it can be used or created.
 
-    Without this, SQLite would open a file that it may not write to, and fail later.
+    Without this check, SQLite would open a file that is not writable, and fail later.
     """
     directory = os.path.dirname(database)
     if os.path.isdir(database):
@@ -318,7 +317,7 @@ def _why_unusable(database: str, making: bool) -> str | None:
 
 
 def _uri_path(path: str) -> str:
-    """A path within a URI: without urllib, which takes longer to import than all of SQLite."""
+    """Quotes a path in a URI, without urllib, which takes longer to import than all of SQLite."""
     return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 

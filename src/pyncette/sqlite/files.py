@@ -1,7 +1,7 @@
-"""Which files a SQLite connection has open, and whether they are still those at its path.
+"""The files that a SQLite connection has open; checks whether they are still those at its path.
 
-A file that is deleted or replaced stays open in the processes that have it open. SQLite goes on
-reading and writing it, and nothing of what it writes is ever seen by anybody who opens the path.
+A file that is deleted or replaced stays open in the processes that have it open. SQLite continues
+to read and write it, but a process that opens the path never sees these writes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ _LOG: Final = "-wal"
 _INDEX: Final = "-shm"
 
 _Identity = tuple[int, int] | None
-"""Device and inode; None where there is no file."""
+"""Device and inode; None if there is no file."""
 
 
 class OpenedFiles:
     """The database, its write-ahead log and the index of that log, as a connection opened them.
 
     Args:
-        path: Of the database, as it was named. Made absolute here, since the process may change
-            its directory.
+        path: The path of the database. It is made absolute here, since the process may change its
+            directory.
 
-    A connection has to be open on the path, and to have read from it: the log and its index are
-    made then, and stay until the last connection closes.
+    A connection must be open on the path, and must have read from it: the log and its index are
+    created then, and stay until the last connection closes.
     """
 
     def __init__(self, path: str) -> None:
@@ -36,17 +36,17 @@ class OpenedFiles:
         self._opened = self._now()
 
     def moved(self) -> bool:
-        """Whether a file at one of the paths is no longer the one that was opened."""
+        """Returns whether a file at one of the paths is no longer the one that was opened."""
         return self._now() != self._opened
 
     @property
     def database_moved(self) -> bool:
-        """Whether it is the database itself that was deleted or replaced."""
+        """Returns whether the database file itself was deleted or replaced."""
         return _identity(self._path) != self._opened[0]
 
     @property
     def log_is_ours(self) -> bool:
-        """Whether the log at the path still is the one that was opened."""
+        """Returns whether the log at the path is still the one that was opened."""
         return _identity(self._log) == self._opened[1] is not None
 
     def _now(self) -> tuple[_Identity, ...]:

@@ -1,15 +1,15 @@
-"""The table of a SQLite database, and what is done to it: statements, rows, records.
+"""The table of a SQLite database: its statements, rows and records.
 
 Every function works on the connection that it is given, within the transaction that is open on
 it. Threads, transactions and files are in ``pyncette.sqlite.thread``.
 
-The driver gives up Python's global lock around every row that it fetches and every set of
-parameters that it binds. A thread that shares the interpreter with a busy event loop waits for
-the lock each time, so that what is hot moves a hundred rows in one step of one statement: a claim
-fetches one text, a settle binds all rows at once.
+The driver releases Python's global lock around every row that it fetches and every set of
+parameters that it binds. A thread that shares the interpreter with a busy event loop waits for the
+lock each time. So the frequent statements move a hundred rows in one step: a claim fetches one
+text, and a write of outcomes binds all rows at once.
 
-The table keeps its rowid: rows lie in the order in which they were made, which is often about the
-order in which they come due, so that a claim touches few pages whatever the keys look like
+The table keeps its rowid: rows are stored in the order in which they were created, which is often
+about the order in which they come due. So a claim reads few pages, whatever the keys are
 (docs/stores/sqlite.md has the figures of both layouts).
 """
 
@@ -61,11 +61,11 @@ _VERSION_MAX: Final = 1 << 61
 _UNFINISHED_MAX: Final = 1 << 30
 _INSTANT_MAX: Final = (1 << 63) - 1
 
-# A row may be edited by hand into anything. The checks refuse what SQLite would compare or count
-# wrongly; but checks can be switched off, and dropped. So whatever a row holds is read as a value
-# of the right type: a version or a count that is absurd counts as 1 or 0, an instant that is no
-# number is never due, a text that is missing is empty. The engine then finds such a record
-# unreadable, and parks it.
+# A row may be edited by hand to any value. The checks refuse values that SQLite would compare or
+# count wrongly; but checks can be switched off, and dropped. So every value is read as a value of
+# the right type: an invalid version counts as 1, an invalid count as 0, an instant that is not a
+# number is never due, a missing text is empty. The engine then finds such a record unreadable, and
+# parks it.
 _TABLE: Final = """\
 CREATE TABLE IF NOT EXISTS {table} (
     "group"  TEXT    NOT NULL CHECK (typeof("group") = 'text'),
@@ -88,7 +88,7 @@ CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at
 class SqliteTable:
     """The statements on one table. Each is prepared once: the driver keeps them by their text.
 
-    Parameters have no numbers: Python 3.12.0 to 3.12.3 warn of those in a sequence.
+    Parameters have no numbers: Python 3.12.0 to 3.12.3 warn if they are given as a sequence.
 
     Args:
         name: A lower-case ASCII identifier.
@@ -223,10 +223,10 @@ class SqliteTable:
         )
 
     def make(self, connection: sqlite3.Connection, place: str) -> None:
-        """Makes the table and its index where they are missing.
+        """Creates the table and its index if they are missing.
 
         Raises:
-            StoreMisconfiguredError: There is a table of that name that is not one of ours.
+            StoreMisconfiguredError: A table of that name exists that Pyncette did not create.
         """
         if self.is_complete(connection, place):
             return
@@ -237,10 +237,10 @@ class SqliteTable:
         connection.execute("COMMIT")
 
     def is_complete(self, connection: sqlite3.Connection, place: str) -> bool:
-        """Whether the table and its index are there.
+        """Returns whether the table and its index exist.
 
         Raises:
-            StoreMisconfiguredError: There is a table of that name that is not one of ours.
+            StoreMisconfiguredError: A table of that name exists that Pyncette did not create.
         """
         columns = [row[1] for row in connection.execute(f"PRAGMA table_info({self.name})")]
         if columns and columns != list(COLUMNS):
@@ -253,7 +253,7 @@ class SqliteTable:
     def next_due(
         self, connection: sqlite3.Connection, sources: Sequence[Source]
     ) -> list[int | None]:
-        """The soonest ``due_at`` in each source."""
+        """Returns the soonest ``due_at`` in each source."""
         of_keys = self._due_of_keys(connection, sources)
         next_due: list[int | None] = []
         for source in sources:
@@ -381,7 +381,7 @@ class SqliteTable:
                 if not is_too_big(error):
                     raise
             if limit == 1:
-                # Alone it is more than can be handed on, now and always.
+                # Even alone the record is too large to be returned, now and in future.
                 parked = _unreadable("its texts are too long to be read")
                 connection.execute(self._park_due[bounded], (now, parked, *eligible, 1))
                 break
@@ -395,7 +395,7 @@ class SqliteTable:
             if row[0] is None or not (strict or _is_utf_8(row[0]))
         ]
         if unreachable:
-            # No write reaches what has such a key.
+            # No write can reach a record with such a key.
             found = connection.execute(self._rowids[bounded], (*eligible, limit)).fetchone()[0]
             rowids = json.loads(found)
             parked = _unreadable("the key is not UTF-8")
@@ -452,8 +452,8 @@ class SqliteTable:
     ) -> list[Result]:
         """See ``pyncette.store.Store.write``.
 
-        Writes that are alike go in one statement. If it changes fewer rows than it should, or
-        SQLite refuses a value in it, it is undone and each of its writes is made on its own.
+        Writes of the same kind are made by one statement. If it changes fewer rows than it should,
+        or SQLite refuses a value, it is rolled back, and each of its writes is made separately.
         """
         results: list[Result] = [Applied(ABSENT)] * len(batch)
         kinds: dict[tuple[Any, ...], list[int]] = {}
@@ -498,7 +498,7 @@ class SqliteTable:
         writes: Sequence[Write],
         now: int,
     ) -> int | None:
-        """Makes all these writes and returns the version that they give; or none, and None."""
+        """Makes all these writes and returns their new version; or makes none, and returns None."""
         version = ABSENT
         steps: list[tuple[str, Sequence[Any]]]
         if len(kind) == 3:
@@ -598,10 +598,10 @@ class SqliteTable:
 
 
 def decode_leniently(text: bytes) -> str:
-    """A text of the database, where some are not UTF-8: as ``connection.text_factory``.
+    """Decodes a text that may not be UTF-8; used as ``connection.text_factory``.
 
-    Other bytes become lone surrogates, which are never part of a text in UTF-8, so that one can
-    tell such a text, and go back to its bytes.
+    Invalid bytes become lone surrogates, which never occur in valid UTF-8. So such a text can be
+    detected, and converted back to its bytes.
     """
     return text.decode(errors="surrogateescape")
 
@@ -619,7 +619,7 @@ def _is_utf_8(text: str) -> bool:
 
 
 def _record(connection: sqlite3.Connection, row: tuple[Any, ...]) -> Record:
-    """A row as a record; what is not UTF-8 in it is replaced."""
+    """Makes a record of a row; bytes that are not UTF-8 are replaced."""
     if connection.text_factory is not str:
         row = tuple(
             _bytes(value).decode(errors="replace") if isinstance(value, str) else value
@@ -642,7 +642,7 @@ def _failed(write: Write, error: BaseException) -> Failed:
 def _written(
     connection: sqlite3.Connection, steps: Sequence[tuple[str, Sequence[Any]]]
 ) -> int | None:
-    """How many rows the statements changed; None where SQLite refuses a value in one of them."""
+    """Returns how many rows the statements changed; None if SQLite refuses a value."""
     try:
         return sum(connection.execute(*step).rowcount for step in steps)
     except Exception as error:
@@ -675,7 +675,7 @@ def _in_steps(
     rows: Sequence[tuple[Any, ...]],
     tail: tuple[Any, ...],
 ) -> list[tuple[str, Sequence[Any]]]:
-    """Statements, with their parameters, that write all the rows: as few as there can be."""
+    """Yields the statements, with their parameters, that write all rows: as few as possible."""
     steps: list[tuple[str, Sequence[Any]]] = []
     start = 0
     for size, statement in statements.items():

@@ -1,10 +1,10 @@
 """The one thread that owns a SQLite connection, and the queue of calls in front of it.
 
 All calls that are queued when the thread is free run in one transaction, so that they share the
-cost of a commit. It knows transactions, other users of the file, and what to do when the file is
+cost of a commit. It knows transactions, other users of the file, and what to do if the file is
 deleted or replaced; it knows nothing of tables and records, which are in ``pyncette.sqlite``.
 
-Where a text in the database is not UTF-8, the calls that meet it are made again with a
+If a text in the database is not UTF-8, the calls that read it are repeated with a
 ``text_factory`` other than ``str``, see ``pyncette.sqlite.table.decode_leniently``.
 """
 
@@ -28,11 +28,11 @@ from pyncette.sqlite.table import decode_leniently
 logger = logging.getLogger(__name__)
 
 LOOK_INTERVAL_S: Final = 0.03
-"""How often a watched file is checked for writes of others; a check takes some 3 µs."""
+"""How often a watched file is checked for writes of other processes; a check takes some 3 µs."""
 
 GAP_S: Final = 0.0005
-"""Pause between two write transactions while others write to the file, too. Without it, a process
-that commits back to back keeps all others out until they give up."""
+"""Pause between two write transactions while other processes write to the file, too. Without it, a
+process that commits without a pause would lock out all others until they give up."""
 
 SHARED_FOR_S: Final = 2.0
 """How long the file counts as shared after a write by another connection."""
@@ -49,19 +49,19 @@ OTHER_CALLS_MAX: Final = 500
 Work = Callable[[sqlite3.Connection], Any]
 
 Connect = Callable[[bool], sqlite3.Connection]
-"""Opens the database. Whether it may make what is missing: the file, the table."""
+"""Opens the database. The argument tells whether it may create a missing file and table."""
 
 _T = TypeVar("_T")
 
 
 class Call(NamedTuple):
-    """What a caller asks of the connection. It may be tried several times.
+    """A call of the connection. It may be tried several times.
 
     Attributes:
-        read: Answers without writing, or returns None where it cannot.
+        read: Answers without writing, or returns None if it cannot.
         write: Answers within a write transaction. None for a call that only reads.
-        durable: What it writes must survive a crash of the machine.
-        future: Where the answer goes.
+        durable: Its writes must survive a crash of the machine.
+        future: Gets the answer.
     """
 
     read: Work | None
@@ -71,7 +71,7 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of a call: ``error`` where it failed, else ``result``."""
+    """The outcome of a call: ``error`` if it failed, else ``result``."""
 
     future: asyncio.Future[Any]
     result: Any
@@ -82,12 +82,13 @@ class ConnectionThread:
     """Owns a connection from its opening to its closing.
 
     Args:
-        place: The database, in words, for messages.
-        connect: Opens it; called in the thread, and again while it is locked by others, or when
-            the file at the path has become another.
-        path: Of the file; None for a database in memory, which no other connection can open.
-        synchronous: ``FULL``: a transaction with a durable call in it waits for the disk.
-            ``NORMAL``: none does.
+        place: The name of the database, for messages.
+        connect: Opens it; called in the thread, and again while another process has it locked, or
+            if the file at the path was replaced.
+        path: The path of the file; None for a database in memory, which no other connection can
+            open.
+        synchronous: ``FULL``: a transaction with a durable call waits for the disk. ``NORMAL``: no
+            transaction waits.
         on_change: Called in the event loop when another connection wrote, while ``watch`` is on.
     """
 
@@ -142,7 +143,7 @@ class ConnectionThread:
             raise
 
     async def close(self) -> None:
-        """Finishes the calls that are queued, closes the database and ends the thread."""
+        """Completes the queued calls, closes the database and ends the thread."""
         self._close_soon()
         await asyncio.shield(self._closed)
         self._thread.join()
@@ -155,13 +156,13 @@ class ConnectionThread:
     async def call(
         self, read: Work | None, write: Work | None, urgent: bool, durable: bool = True
     ) -> Any:
-        """Has a call made, and returns its answer.
+        """Makes a call in the thread, and returns its answer.
 
-        Urgent calls go before others; calls of the same kind go in the order in which they came.
-        See ``Call`` for the other arguments.
+        Urgent calls are made before others; calls of the same kind keep their order. See ``Call``
+        for the other arguments.
 
         Raises:
-            StoreError: It could not be made.
+            StoreError: The call could not be made.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
         call = Call(read, write, durable, future)
@@ -175,7 +176,7 @@ class ConnectionThread:
         return await future
 
     def watch(self, watched: bool) -> None:
-        """Whether changes made by others are to be reported."""
+        """Sets whether changes by other connections are reported."""
         if watched != self._watched and self._shared:
             with self._condition:
                 self._watched = watched
@@ -219,10 +220,10 @@ class ConnectionThread:
             connection.close()
 
     def _connected(self) -> sqlite3.Connection:
-        """The connection, to the file that is at the path now.
+        """Returns a connection to the file that is at the path now.
 
         Raises:
-            StoreUnavailableError: The file was deleted or replaced, and what is at the path now
+            StoreUnavailableError: The file was deleted or replaced, and the file at the path now
                 cannot be used.
         """
         if self._connection is not None and (self._files is None or not self._files.moved()):
@@ -247,10 +248,10 @@ class ConnectionThread:
         return connection
 
     def _let_go(self) -> None:
-        """Closes the former database, so that nothing of it gets into the one at the path.
+        """Closes the old database, so that its log is not applied to the one at the path.
 
         Raises:
-            StoreUnavailableError: Others still use the former database.
+            StoreUnavailableError: Another process still uses the old database.
         """
         connection, files = self._connection, self._files
         if connection is None or files is None:
@@ -279,7 +280,7 @@ class ConnectionThread:
             self._closing = True
 
     def _next_calls(self) -> list[Call]:
-        """All calls of the next transaction; none when the thread is to end."""
+        """Returns all calls of the next transaction; none if the thread must end."""
         while True:
             with self._condition:
                 if not self._urgent and not self._others and not self._closing:
@@ -307,7 +308,7 @@ class ConnectionThread:
             return calls
 
     def _look(self) -> None:
-        """Notices what other connections wrote."""
+        """Detects writes of other connections."""
         if self._connection is None:
             return
         try:
@@ -355,7 +356,7 @@ class ConnectionThread:
     def _transaction(
         self, connection: sqlite3.Connection, begin: str, calls: Sequence[Call]
     ) -> list[Answer]:
-        """Makes the calls in one transaction; one that fails does not undo the others."""
+        """Makes the calls in one transaction; a call that fails does not undo the others."""
 
         def attempt() -> list[Answer]:
             try:
@@ -395,7 +396,7 @@ class ConnectionThread:
             self._synchronous_now = synchronous
 
     def _patiently(self, attempt: Callable[[], _T], deadline_s: float) -> _T:
-        """Tries again while another connection has the database locked."""
+        """Retries while another connection has the database locked."""
         deadline = realtime.monotonic() + deadline_s
         while True:
             try:

@@ -1,12 +1,12 @@
-"""The storage contract: what a scheduler asks of a place that keeps records.
+"""The storage contract: the calls that the scheduler makes to a store.
 
-A store moves rows when a version matches. It holds no rule about runs: these are in
-``pyncette.engine.rules``. Whoever writes a store implements ``Store`` (six calls), or the
-four primitives of ``pyncette.store.cas.CasStore``, and proves it with
+A store keeps records, and changes a record if its version matches. It contains no rule about runs:
+these are in ``pyncette.engine.rules``. To write a store, implement ``Store`` (six calls), or the
+four primitives of ``pyncette.store.cas.CasBackend``, and test it with
 ``pyncette.testing.conformance``.
 
-All instants and leases are integers: microseconds (since the epoch, UTC). ``now`` is handed in
-with each call; a store never looks at a clock to decide.
+All instants and leases are integers: microseconds (since the epoch, UTC). Each call gets ``now`` as
+an argument; a store reads no clock to decide, except for ``bounded`` of a claim.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any, Final, NamedTuple, Protocol
 from pyncette.store.record import ABSENT, ANY, Change, Record, State
 
 RepositoryFactory = Callable[..., AbstractAsyncContextManager["Store"]]
-"""Opens a store: called with keywords only, ignores those that are not its own."""
+"""Opens a store. It is called with keywords only, and ignores those that it does not know."""
 
 WakeCallback = Callable[[Collection[str] | None], None]
-"""Called in the event loop with the groups in which something may have come due sooner than was
-told, or with None where that is not known and any may have."""
+"""Called in the event loop with the groups in which a record may come due sooner than the last
+claim has told. None means that it may be any group."""
 
 Identity = tuple[str, str]
 """The group and the key of a record."""
@@ -33,10 +33,11 @@ class Group(NamedTuple):
     """A source of claims: the records of one group.
 
     Attributes:
-        group: Its name.
-        lease: Microseconds for which a claim keeps others away.
-        share: At most so many records of this group in this claim.
-        before: Only records with ``due_at <= before``; at most ``now``.
+        group: The name of the group.
+        lease: How long a worker may take before another worker may run the task again, in
+            microseconds.
+        share: Maximum records of this group in this claim.
+        before: Only records with ``due_at <= before`` are claimed; at most ``now``.
     """
 
     group: str
@@ -60,12 +61,12 @@ class Claimed(NamedTuple):
     """The answer to a claim.
 
     Attributes:
-        records: What was claimed, as it stands after the claim, in any order.
-        next_due: For each source, in the order asked, the soonest ``due_at`` left in it *after*
-            the claim, whoever holds it, the records just claimed included. It lies at or before
-            ``now`` where due records were left (locked by others, beyond the share or the
-            limit). None where nothing in the source will come due. An index that lags may let
-            it lag.
+        records: The claimed records, as they are after the claim, in any order.
+        next_due: For each source, in the order of the sources, the soonest ``due_at`` in it *after*
+            the claim. It includes records that were just claimed, and records that another worker
+            holds. It lies at or before ``now`` if due records were left (locked by another
+            transaction, beyond the share or the limit). None if no record in the source has a
+            ``due_at``. It may lag if the store's index lags.
     """
 
     records: list[Record]
@@ -77,12 +78,11 @@ class Write(NamedTuple):
 
     Attributes:
         group, key: The record.
-        change: What to write.
-        expect: The version that must be there; ``ABSENT`` (0): there must be no record; ``ANY``
-            (-1): whatever is there. A ``Patch`` or a
-            ``Delete`` with ``ANY`` of an absent record is applied and does
-            nothing; neither is ever written with ``ABSENT``.
-        token: Where not None, the record must carry this token, too.
+        change: The change.
+        expect: The version that the record must have. ``ABSENT`` (0): there must be no record.
+            ``ANY`` (-1): there is no condition. A ``Patch`` or a ``Delete`` with ``ANY`` of an
+            absent record is applied and does nothing; neither is ever written with ``ABSENT``.
+        token: If not None, the token of the record must be this one, too.
     """
 
     group: str
@@ -95,38 +95,42 @@ class Write(NamedTuple):
 write_of: Final[Callable[[tuple[str, str, Change, int, str | None]], Write]] = partial(
     tuple.__new__, Write
 )
-"""A tuple of all fields as a write, at a third of the cost of ``Write(*fields)``."""
+"""Makes a write of a tuple of all fields, at a third of the cost of ``Write(*fields)``."""
 
 
 class Applied(NamedTuple):
-    """The write was made; the record now has this version (0 where it is gone)."""
+    """The write was made; the record now has this version (0 if it was removed)."""
 
     version: int
 
 
 class Refused(NamedTuple):
-    """The write was not made: this is what is there (None: nothing)."""
+    """The write was not made, because its condition did not hold.
+
+    Attributes:
+        current: The record as it is now; None if there is none.
+    """
 
     current: Record | None
 
 
 class Failed(NamedTuple):
-    """The write was not made, and cannot be for now, though those beside it were.
+    """The write was certainly not made. Other writes of the batch may have been made.
 
-    ``StoreUnavailableError``: somebody's open transaction holds the record, and for too long. That
-    is the answer to a creation, or to a write that expects ``ANY``; others are refused with the
-    record as it stands, and their writers come back with it. ``ValueError``: this store cannot
-    keep it, being too large, for example.
+    ``StoreUnavailableError``: an open transaction has held the record for too long. This is the
+    answer to a creation, or to a write that expects ``ANY``. Other writes are ``Refused`` with the
+    record as it is, and are retried from it. ``ValueError``: this store cannot keep the value, for
+    example because it is too large.
     """
 
     error: Exception
 
 
 class Unknown(NamedTuple):
-    """Nobody can tell whether the write was made, though those beside it have their answers.
+    """The write may have been made or not. Other writes of the batch have their own answers.
 
-    For example, one node of a cluster did not answer. Its writer repeats a conditional write,
-    which is safe by version and token, and tells the caller of any other.
+    For example, one node of a cluster did not answer. A conditional write can be retried: the
+    version and the token make that safe. For any other write, the caller gets the error.
     """
 
     error: Exception
@@ -137,12 +141,13 @@ Result = Applied | Refused | Failed | Unknown
 
 
 class Filter(NamedTuple):
-    """Which records of a group a scan returns; all conditions hold together.
+    """Which records of a group a scan returns. A record must match all conditions.
 
     Attributes:
-        states: Only records in one of these states; None: in any.
+        states: Only records in one of these states; None: in any state.
         prefix: Only keys that begin with this, compared bytewise in UTF-8.
-        due_before: Only records with ``due_at < due_before``; None: also those without one.
+        due_before: Only records with ``due_at < due_before``; None: no condition, so also records
+            without a ``due_at``.
     """
 
     states: frozenset[State] | None = None
@@ -157,8 +162,8 @@ class Page(NamedTuple):
     """Part of a scan.
 
     Attributes:
-        records: At most ``limit`` of them; perhaps none, though more pages follow.
-        cursor: Where to go on; None at the end.
+        records: At most ``limit`` records; perhaps none, although more pages follow.
+        cursor: Where the next page begins; None at the end.
     """
 
     records: list[Record]
@@ -169,23 +174,22 @@ class Watch(Protocol):
     """A registration made by ``Store.watch``."""
 
     def close(self) -> None:
-        """Ends it. No callback is made afterwards. May be called twice."""
+        """Ends the registration. No callback is made afterwards. May be called twice."""
 
 
 class Store(Protocol):
-    """What every store can do. All calls are safe to make concurrently.
+    """The calls of every store. All of them may be made concurrently.
 
-    * Each call handles its whole batch in as few trips as the store can make it.
-    * Versions: every write that is applied, a claim included, moves the version to
+    * Each call handles its whole batch in as few round trips as possible.
+    * Versions: every write that is applied, including a claim, sets the version to
       ``max(old + 1, now)``; see ``next_version``.
-    * No call waits long for a record that somebody else holds: a claim skips it, and a write of
-      it is ``Refused`` or ``Failed`` while the others of its batch are made.
-    * A call that is cancelled leaves the store usable (its connection is dropped if need be), and
-      what it asked for either happened or did not.
-    * Errors are ``StoreUnavailableError`` where trying again may help, and
-      ``StoreMisconfiguredError`` where it does not. Drivers must not repeat
-      a call by themselves.
-    * Keys, groups and texts come back exactly as they were written; keys compare bytewise.
+    * No call waits long for a record that another transaction has locked. A claim skips it. A write
+      of it is ``Refused`` or ``Failed``, and the other writes of the batch are made.
+    * A call may be cancelled. Its change has then either been made or not, and the store stays
+      usable (if necessary it closes the connection).
+    * Errors are ``StoreUnavailableError`` if a retry may help, else ``StoreMisconfiguredError``.
+      Drivers must not retry a call by themselves.
+    * Keys, groups and texts are returned exactly as they were written; keys compare bytewise.
     """
 
     async def claim(
@@ -199,83 +203,85 @@ class Store(Protocol):
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        """Takes the records that are due, at most ``limit`` of them, soonest first in a group.
+        """Claims records that are due, at most ``limit`` of them, soonest first in a group.
 
-        A record is due when ``due_at <= now`` (and ``<= before`` of its ``Group``), read
-        from the record itself, not from an index that may lag. Each one claimed gets
-        ``state = running``, ``token``, ``starts + 1``, ``due_at = now + lease`` and a new
-        version, if its version is still the one that was seen.
+        A record is due when ``due_at <= now`` (and ``<= before`` of its ``Group``). This is decided
+        from the record itself, not from an index that may lag. Each claimed record gets
+        ``state = running``, ``token``, ``unfinished_attempts + 1``, ``due_at = now + lease`` and a
+        new version, if its version is still the one that was read.
 
-        ``repeated`` says that a call with the same ``token`` and ``now`` was made before and its
-        answer was lost: the records of these sources that the token already holds from that call
-        (``token`` and ``due_at = now + lease`` both match) come first, those of all sources
-        before anything new, counted against share and limit.
+        ``repeated``: a call with the same ``token`` and ``now`` was made before, and its answer was
+        lost. The records of these sources that the token already holds from that call (``token``
+        and ``due_at = now + lease`` both match) come first, before new records of any source. They
+        count against share and limit.
 
-        ``sources`` names no source twice, and no key of a group that it names. With a ``limit``
-        of 0 nothing is claimed and ``next_due`` is told.
+        ``sources`` contains no source twice, and no key of a group that it contains. With a
+        ``limit`` of 0 nothing is claimed, and ``next_due`` is returned.
 
-        ``bounded``: a store that has a clock of its own (see ``now``) looks at it in the very
-        statement that claims, and takes nothing that is not due by that clock either. So no wrong
-        measurement of that clock starts a run early, or takes over a lease that is alive. Leases
-        still end at ``now + lease``. Never set while the app's time is not the machine's (tests).
+        ``bounded``: a store that has its own clock (see ``now``) compares with it in the statement
+        of the claim, and claims only records that are due by that clock too. So even if the clock
+        was measured wrongly, no run starts early, and no lease is taken over before it ends. Leases
+        still end at ``now + lease``. It is never set if the app's clock is not the machine's, as in
+        tests.
 
-        ``unfinished_max``: only records with ``unfinished_attempts <= unfinished_max`` are taken;
-        others stay as they are, also where the claim was repeated and they are held already. Of
-        those that the token already holds, the count before they were taken decides (one less
-        than it is now), so that the same claim, repeated, returns what it took.
-        ``next_due`` counts them, so it may lie in the past because of them alone.
+        ``unfinished_max``: only records with ``unfinished_attempts <= unfinished_max`` are claimed.
+        Other records stay as they are, even if the claim is repeated and the token holds them
+        already. For records that the token already holds, the count before they were claimed is
+        compared (one less than it is now), so that a repeated claim returns the same records.
+        ``next_due`` includes the other records, so it may lie in the past only because of them.
         """
         ...
 
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        """Makes each change whose expectation holds, and says for each what came of it.
+        """Makes each change whose condition holds, and returns an answer for each write.
 
         Writes of one batch are independent of each other: some may be applied, others refused,
-        failed (this value cannot be kept) or unknown (where they live did not answer). The call
-        raises only where nothing at all is known. No key stands twice in a batch. ``wake`` names
-        groups whose other watchers should look now; the batch may be empty, where earlier writes
-        are told of. A store without notifications ignores it.
+        failed (the store cannot keep the value) or unknown (the node that keeps the record did not
+        answer). The call raises only if no answer is known at all. A batch contains no key twice.
+        ``wake`` contains groups whose watchers in other workers should be notified. The batch may
+        be empty, to notify of earlier writes. A store without notifications ignores ``wake``.
         """
         ...
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        """The records of these identities, in this order; None for each that is not there."""
+        """Returns the records of these identities, in this order; None for each absent record."""
         ...
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        """A page of a group, from the beginning (``cursor`` None) or where another ended.
+        """Returns a page of a group: the first (``cursor`` None), or the one after a cursor.
 
-        Following the cursors from None to None returns every record that is there, and matches,
-        throughout exactly once, whatever else is written meanwhile.
+        All pages together contain every record that exists and matches during the whole scan
+        exactly once, even if records are written meanwhile.
         """
         ...
 
     async def now(self) -> int | None:
-        """The instant on the store's own clock; None where it is this machine's.
+        """Returns the instant on the store's own clock; None if it uses the machine's clock.
 
-        Where the clock cannot be read exactly, the earliest instant that it may show. The store
-        then has an attribute ``now_uncertainty``: by how many microseconds it may be ahead.
+        If the clock cannot be read exactly, this is the earliest instant that it may show. The
+        store then has an attribute ``now_uncertainty``: by how many microseconds the clock may be
+        ahead of that.
         """
         ...
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
-        """Asks to be told of due records in these groups, where the store can tell.
+        """Registers a callback for due records in these groups, if the store can notify.
 
-        Returns at once; None where it cannot (polling is the fallback, and enough). Telling too
-        often is allowed, and so is losing one.
+        Returns at once; None if the store cannot notify (polling is the fallback, and enough). The
+        store may notify too often, and may lose a notification.
         """
         ...
 
 
 def next_version(version: int, now: int) -> int:
-    """The version that a write gives to a record of the given version (0: to a new one)."""
+    """Returns the version after a write to a record of the given version (0: a new record)."""
     return version + 1 if version >= now else now
 
 
 def expectation_holds(write: Write, current: Record | None) -> bool:
-    """Whether the record that is there is the one that a write expects."""
+    """Returns whether the current record meets the condition of a write."""
     version = ABSENT if current is None else current.version
     if write.expect not in (version, ANY):
         return False
@@ -285,7 +291,7 @@ def expectation_holds(write: Write, current: Record | None) -> bool:
 async def scan_all(
     store: Store, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
 ) -> AsyncIterator[Record]:
-    """Every record of a group that matches, page by page."""
+    """Yields every record of a group that matches, page by page."""
     cursor: str | None = None
     while True:
         page = await store.scan(group, where, cursor, page_size)
@@ -297,10 +303,10 @@ async def scan_all(
 
 
 def check_store(store: Any, factory: Any) -> None:
-    """Refuses an object that is no store, such as a repository written for release 1.x.
+    """Refuses an object that is not a store, such as a repository written for release 1.x.
 
     Raises:
-        TypeError: It has no ``claim``.
+        TypeError: The object has no ``claim``.
     """
     if not callable(getattr(store, "claim", None)):
         raise TypeError(

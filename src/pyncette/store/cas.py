@@ -38,33 +38,33 @@ from pyncette.store.together import together
 logger = logging.getLogger(__name__)
 
 CLAIM_ROUNDS: Final = 4
-"""Maximum rounds of a claim: in each it tries for records that others did not take first. What is
-left stays due."""
+"""Maximum rounds of a claim. Each round tries records that other workers did not claim first.
+Records that are left stay due."""
 
 OVERFETCH: Final = 4
 """A claim that competed with others reads this many times the records it still wants, and picks
 among them at random."""
 
 HELD_MAX: Final = 10_000
-"""Maximum leases ending at one instant among which a repeated claim looks for its own."""
+"""Maximum leases that end at the same instant, among which a repeated claim finds its own."""
 
 LOOK_MAX: Final = 10_000
-"""Maximum entries of a group that a claim with ``unfinished_max`` reads to get past those that it
-must leave."""
+"""Maximum entries of a group that a claim with ``unfinished_max`` reads to get past the records
+that it must not claim."""
 
 LOOK_GROWTH: Final = 4
 """Factor by which such a claim reads more each time."""
 
 WRITE_ROUNDS_MAX: Final = 1_000
-"""Maximum rounds of a write. In each round the change of another writer was made first; more of
-them than this is an error elsewhere."""
+"""Maximum rounds of a write. A further round is needed if another writer made its change first.
+More rounds than this mean that something else is wrong."""
 
 REPORTED_MAX: Final = 100
 """Maximum records that cannot be claimed and are named in the log."""
 
 
 class Entry(NamedTuple):
-    """What an index of the due records shows of a record. The record may have changed since.
+    """The entry of a record in the index of due records. The record may have changed since.
 
     Attributes:
         due_at: Its instant. Records without one are not in the index.
@@ -80,15 +80,15 @@ class Entry(NamedTuple):
 
 
 class Swap(NamedTuple):
-    """A change that is made only if the record is the one that was seen.
+    """A change that is made only if the record is still the one that was read.
 
     Attributes:
         group, key: The record.
-        expect: The version that must be there; ``ABSENT`` (0): there must be no record.
-        columns: The columns of ``Record`` to write; all but group and key
-            for a new record, always with ``version``. None: the record is removed.
-        token: Where not None, the record must carry this token, too.
-        due_at: Where not None, the record must be due at this very instant, too.
+        expect: The version that the record must have; ``ABSENT`` (0): there must be no record.
+        columns: The columns of ``Record`` to write; all but group and key for a new record, always
+            with ``version``. None: the record is removed.
+        token: If not None, the token of the record must be this one, too.
+        due_at: If not None, the ``due_at`` of the record must be exactly this one, too.
     """
 
     group: str
@@ -100,17 +100,17 @@ class Swap(NamedTuple):
 
 
 class Made(NamedTuple):
-    """A swap was made: this is the record now (None: it is gone)."""
+    """A swap was made: this is the record now (None: it was removed)."""
 
     record: Record | None
 
 
 Swapped = Made | None | Failed | Unknown
-"""The answer to one swap. None: the record is not the one that was seen."""
+"""The answer to one swap. None: the record is no longer the one that was read."""
 
 
 class CasBackend(Protocol):
-    """The primitives. All are safe to call concurrently; none repeats anything by itself.
+    """The primitives. All are safe to call concurrently; none retries by itself.
 
     Errors and cancellation are as described at ``pyncette.store.Store``.
     """
@@ -122,21 +122,22 @@ class CasBackend(Protocol):
     async def swap(self, batch: Sequence[Swap]) -> Sequence[Swapped]:
         """Makes each swap whose conditions hold, and answers each one, in the order given.
 
-        ``Made``; None where a condition does not hold; ``Failed`` where the swap was certainly not
-        made, because of a ``ValueError`` (the database cannot keep this value) or a
-        ``StoreError`` (it was throttled, for example); ``Unknown`` where it may have been made.
-        Raises a ``StoreError`` only where that is true of all of them.
+        The answer is ``Made``; None if a condition does not hold; ``Failed`` if the swap was
+        certainly not made, because of a ``ValueError`` (the database cannot keep this value) or a
+        ``StoreError`` (it was throttled, for example); ``Unknown`` if it may have been made.
+        Raises a ``StoreError`` only if it applies to all swaps.
 
-        Each is atomic, the batch need not be. No record stands twice in a batch.
+        Each swap is atomic, the batch need not be. A batch contains no record twice.
         """
         ...
 
     async def due(
         self, group: str, since: int | None, before: int | None, limit: int
     ) -> list[Entry]:
-        """The soonest entries of a group with ``since <= due_at <= before``; None sets no bound.
+        """Returns the soonest entries of a group with ``since <= due_at <= before``.
 
-        At most ``limit``, soonest first; fewer only where there are no more. May lag.
+        None sets no bound. At most ``limit`` entries, soonest first; fewer only if there are no
+        more. May lag.
         """
         ...
 
@@ -148,12 +149,11 @@ class CasBackend(Protocol):
 class CasStore:
     """See ``pyncette.store.Store``.
 
-    A store with a clock, or one that can tell of due records, overrides ``now`` and
-    ``watch``.
+    A store with a clock overrides ``now``; a store that can notify overrides ``watch``.
     """
 
     def __init__(self, backend: CasBackend, random: Random | None = None) -> None:
-        """Builds a store on a backend, which stays its owner's to open and close.
+        """Builds a store on a backend, which its owner opens and closes.
 
         Args:
             backend: The primitives.
@@ -186,7 +186,7 @@ class CasStore:
         return Claimed(claim.records, await claim.next_due())
 
     def _report(self, refused: Mapping[Identity, Exception]) -> None:
-        """Logs once which records the database refuses to change; each claim meets them again."""
+        """Logs each record that the database refuses to change once; each claim reads it again."""
         for identity, error in refused.items():
             if identity not in self._reported and len(self._reported) < REPORTED_MAX:
                 self._reported.add(identity)
@@ -196,8 +196,8 @@ class CasStore:
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
         results: dict[int, Result] = {}
-        # A write that names its version is tried without reading. The others have to know what is
-        # there, and so does a refusal.
+        # A write that names its version is tried without reading. The other writes, and a refusal,
+        # need the current record.
         unseen = {n: _unseen(write, now) for n, write in enumerate(batch) if write.expect >= ABSENT}
         undecided = [n for n in range(len(batch)) if n not in unseen]
         undecided += await self._swap(results, unseen)
@@ -224,7 +224,7 @@ class CasStore:
         return answers
 
     async def _swap(self, results: dict[int, Result], swaps: Mapping[int, Swap]) -> list[int]:
-        """Makes swaps, notes those that have an answer, and returns the numbers of the others."""
+        """Makes swaps, stores the answers, and returns the numbers of the swaps without one."""
         if not swaps:
             return []
         try:
@@ -256,10 +256,10 @@ class CasStore:
 
 
 class _Claim:
-    """One claim: what it saw, what it took, and what it tried to take without success.
+    """One claim: the entries that it read, the records that it claimed, and those that it missed.
 
     Attributes:
-        records: What was taken.
+        records: The claimed records.
         refused: Records that the database refuses to change, with the reason.
     """
 
@@ -319,7 +319,7 @@ class _Claim:
         return self._unfinished_max is None or unfinished_attempts <= self._unfinished_max
 
     def _is_held(self, number: int, record: Record | None) -> bool:
-        """Whether the token holds this record, taken from this source at this instant."""
+        """Whether the token holds this record, claimed from this source at this instant."""
         return (
             record is not None
             and record.token == self._token
@@ -327,7 +327,7 @@ class _Claim:
         )
 
     async def find_held(self) -> None:
-        """Finds what the token holds from an earlier call: its leases end when these would."""
+        """Finds the records that the token holds from an earlier call, by their lease end."""
         groups = self._groups()
         ends = [self._now + source.lease for _, source in groups]
         found = await together(
@@ -354,7 +354,7 @@ class _Claim:
                 self._holds(number, record)
 
     async def look(self) -> None:
-        """Sees what is due: one more than wanted of each group, to tell whether some is left."""
+        """Reads the due entries: one more than wanted of each group, to see whether any is left."""
         wanted = [(number, min(self._room[number], self._left)) for number, _ in self._groups()]
         await together(
             [
@@ -372,7 +372,7 @@ class _Claim:
                 self._sees(number, [entry])
 
     async def _look_at_group(self, number: int, limit: int, needed: int) -> None:
-        """Sees the soonest entries, and more of them while too few may be taken."""
+        """Reads the soonest entries, and more of them while too few may be claimed."""
         group, before = self._sources[number].group, self._before(number)
         while True:
             entries = await self._backend.due(group, None, before, limit)
@@ -382,7 +382,7 @@ class _Claim:
             limit = min(limit * LOOK_GROWTH, LOOK_MAX)
 
     def _sees(self, number: int, entries: Iterable[Entry]) -> None:
-        """Takes in what is there; what must be left only counts for ``next_due``."""
+        """Stores the entries; those that must not be claimed only count for ``next_due``."""
         seen: list[Entry] = []
         for entry in entries:
             if self._admits(entry.unfinished_attempts):
@@ -396,11 +396,11 @@ class _Claim:
         return await self._backend.get(asked) if asked else []
 
     async def take(self) -> None:
-        """Takes what was seen; where others were faster, picks at random among more.
+        """Claims what was read; if other workers were faster, picks at random among more.
 
         Raises:
-            StoreError: Nothing was taken because of it, or it is unknown what was taken. In the
-                second case the claim is to be repeated, which first finds what it holds.
+            StoreError: Nothing was claimed because of it, or it is unknown what was claimed. In the
+                second case the claim must be repeated; it then first finds what it holds.
         """
         failure: Exception | None = None
         for _ in range(CLAIM_ROUNDS):
@@ -441,10 +441,10 @@ class _Claim:
     async def _find_taken(
         self, unknown: Sequence[tuple[int, Entry]], failure: Exception | None
     ) -> None:
-        """Decides what became of swaps without an answer.
+        """Finds out whether swaps without an answer were made.
 
-        A first claim raises: when it is repeated, even a swap that was still on its way has ended.
-        A repeated one reads the records, so that one that is never answered stops no other.
+        A first claim raises: when it is repeated, even a swap that was still under way has ended.
+        A repeated claim reads the records, so that one that is never answered does not stop others.
         """
         if not self._repeated and failure is not None:
             raise failure
@@ -482,7 +482,8 @@ class _Claim:
                 "state": State.RUNNING.value,
                 "unfinished_attempts": entry.unfinished_attempts + 1,
             },
-            # The version alone could be that of a record made again while time stood still.
+            # The version alone is not enough: if the clock stands still, a record that was removed
+            # and created again has the same version.
             due_at=entry.due_at,
         )
 
@@ -501,7 +502,7 @@ class _Claim:
         for number, seen in enumerate(self._seen):
             for entry in seen:
                 self._lower(number, entry.due_at)
-        # Where nothing due was left, what comes next was not looked at yet.
+        # In sources without due records that were left, the next entry was not read yet.
         beyond = [number for number, _ in self._groups() if not self._due_is_left(number)]
         entries = await together(
             self._backend.due(self._sources[number].group, self._before(number) + 1, None, 1)
@@ -525,11 +526,11 @@ def _outrun(write: Write) -> StoreUnavailableError:
 
 
 def _raise_if_all_failed(answers: Sequence[Result]) -> None:
-    """Raises where the store failed as a whole, so that callers back off.
+    """Raises if the store failed as a whole, so that callers back off.
 
     Raises:
-        StoreError: Of the first write, where no write was applied, refused, or has a value that
-            cannot be kept.
+        StoreError: The error of the first write, if no write was applied, refused, or has a value
+            that cannot be kept.
     """
     errors = [answer.error for answer in answers if isinstance(answer, (Failed, Unknown))]
     if errors and len(errors) == len(answers) and all(isinstance(e, StoreError) for e in errors):
@@ -543,7 +544,7 @@ def _unseen(write: Write, now: int) -> Swap:
 
 
 def _decide(write: Write, current: Record | None, now: int) -> Swap | Result:
-    """What comes of a write where this is there."""
+    """Decides a write from the current record."""
     version = ABSENT if current is None else current.version
     if write.expect not in (version, ANY) or (
         write.token is not None and (current is None or current.token != write.token)

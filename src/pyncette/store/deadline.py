@@ -1,8 +1,8 @@
 """A store whose every call has a deadline.
 
-The one place where calls to a store are wrapped: past its deadline a call is cancelled, so that
-the store drops its connection, and what became of it is unknown. While one is under way, the
-app's clock is held, in case it is one that is moved by hand.
+This is the only place where calls to a store are wrapped. A call that exceeds its deadline is
+cancelled, and the store closes its connection; the outcome of the call is then unknown. During a
+call the app's clock is held, in case a test moves it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Answer = TypeVar("_Answer")
 
 
 class DeadlineExceededError(StoreUnavailableError):
-    """A call was not answered in time; what became of it is unknown.
+    """A call was not answered within its deadline; its outcome is unknown.
 
     Attributes:
         operation: The name of the call.

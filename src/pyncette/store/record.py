@@ -1,9 +1,8 @@
 """The record of a task: its columns, the texts in them, and the changes that can be made to it.
 
-A store sees a ``Record`` and never looks inside its ``plan``, ``args`` and ``progress``;
-this module alone reads and writes these texts (``plan`` with the help of
-``pyncette.schedule``). Which change follows from which event is decided in
-``pyncette.engine.rules``.
+A store never reads the content of ``schedule``, ``args`` and ``progress``. Only this module reads
+and writes these texts (``schedule`` with the help of ``pyncette.schedule``). Which change follows
+from which event is decided in ``pyncette.engine.rules``.
 
 All instants are integers: microseconds since the epoch, UTC.
 """
@@ -24,7 +23,7 @@ STATIC_GROUP: Final = ":static"
 """The group of all static tasks. No template's group begins with a colon."""
 
 CONTROL_GROUP: Final = ":control"
-"""The group of control records: one record a fact, shared by all workers on the store."""
+"""The group of control records: one record for each fact, shared by all workers on the store."""
 
 IDENTITY_BYTES_MAX: Final = 1_000
 
@@ -32,17 +31,17 @@ LATEST_INSTANT: Final = 8_993_721_599_999_999
 """The last microsecond of 2254: from 2255 on a double no longer holds every microsecond."""
 
 EARLIEST_INSTANT: Final = -62_135_596_800_000_000
-"""The first microsecond of the year 1, where a datetime begins: who schedules for then, runs."""
+"""The first microsecond of the year 1, the earliest that a datetime can hold."""
 
 ABSENT: Final = 0
-"""As an expectation of a ``Write``: there is no such record."""
+"""The ``expect`` of a ``Write``: there must be no record."""
 
 ANY: Final = -1
-"""As an expectation of a ``Write``: whatever is there, if anything."""
+"""The ``expect`` of a ``Write``: there is no condition on the record."""
 
 
 class State(StrEnum):
-    """What a record is doing. Stores keep it as text, for conditions and filters."""
+    """The state of a record. Stores keep it as text, for conditions and filters."""
 
     SCHEDULED = "scheduled"
     RUNNING = "running"
@@ -56,18 +55,20 @@ class Record(NamedTuple):
     """One row of a store.
 
     Attributes:
-        group: What is claimed together: a template, one of its partitions, or a reserved group.
+        group: The records that are claimed together: a template, one of its partitions, or a
+            reserved group.
         key: The name of the instance or of the static task. Unique within the group.
-        due_at: The one indexed instant: planned run, retry, or end of the running lease. None
+        due_at: The only indexed instant: the planned run, the retry, or the end of the lease. None
             while paused, parked or finished.
-        version: Grows with every write; its value at the claim is the fencing token.
-        token: Of the last claim, unique over all workers and time; None where a record was never
-            claimed, or was taken away from its holder.
+        version: Increased by every write; its value at the claim is the fencing token.
+        token: The token of the last claim, unique over all workers and all time. None if the
+            record was never claimed, or was taken away from its holder.
         state: See ``State``.
-        starts: Starts of the occurrence in hand that have ended without a word.
-        plan: When it runs, as text (``pyncette.dump_schedule``).
-        args: With what it runs, as text (``dump_args``); empty for static tasks.
-        progress: Where it stands, as text (``Progress``).
+        unfinished_attempts: Attempts of this occurrence that ended without an outcome (crashed
+            workers), and the one that is running.
+        schedule: The schedule as text (``pyncette.schedule.dumps``).
+        args: The arguments as text (``dump_args``); empty for static tasks.
+        progress: The progress as text (``Progress``).
     """
 
     group: str
@@ -83,11 +84,11 @@ class Record(NamedTuple):
 
 
 record_of: Final[Callable[[tuple[Any, ...]], Record]] = partial(tuple.__new__, Record)
-"""A tuple of all columns as a record, at a third of the cost of ``Record(*row)``."""
+"""Makes a record of a tuple of all columns, at a third of the cost of ``Record(*row)``."""
 
 
 class Put(NamedTuple):
-    """Writes a whole record: a new one, or over all columns of an existing one."""
+    """Writes a whole record: creates it, or replaces all columns of an existing one."""
 
     due_at: int | None
     state: str
@@ -99,9 +100,9 @@ class Put(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """Writes what moves while a record runs; ``plan``, ``args`` and ``token`` stay.
+    """Writes the columns that change while a task runs.
 
-    A ``progress`` of None leaves that column, too.
+    It keeps ``schedule``, ``args`` and ``token``, and also ``progress`` if that is None.
     """
 
     due_at: int | None
@@ -115,21 +116,21 @@ class Delete(NamedTuple):
 
     @property
     def due_at(self) -> None:
-        """None: what is gone never comes due."""
+        """None: a removed record never comes due."""
 
 
 DELETE: Final = Delete()
-"""The only one that is needed."""
+"""The only instance that is needed."""
 
 Change = Put | Patch | Delete
 
 
 class Pending(NamedTuple):
-    """What was asked of a record while it ran, to hold from the end of that run.
+    """Requests that were made while the task ran. They apply when that run has ended.
 
     Attributes:
-        plan, args, planned, born: A replacement (all of them, or none).
-        paused: Pause when the occurrence in hand, and a triggered one after it, has ended.
+        schedule, args, planned, incarnation: A replacement (all of them, or none).
+        paused: Pause after the current occurrence, and after a triggered one that follows it.
         triggered: Run once more, planned for this instant.
     """
 
@@ -142,16 +143,16 @@ class Pending(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a record stands.
+    """The progress of a record through its schedule.
 
     Attributes:
-        planned: The instant that the plan gave for the occurrence in hand (or the next one, where
-            ``triggered`` is set). None when nothing is left of the plan.
-        born: A random id chosen when the record was made.
-        triggered: Set while a run that was asked for by hand is in hand: its instant.
-        failures: Failed attempts of the occurrence in hand.
+        planned: The planned instant of the current occurrence (if ``triggered`` is set, of the
+            next one). None if the schedule has no further occurrence.
+        incarnation: A random id chosen when the record was created.
+        triggered: The instant of the current run if a user has triggered it, else None.
+        failures: Failed attempts of the current occurrence.
         pending: See ``Pending``.
-        error: The end of the last failed attempt, in words.
+        error: The error of the last failed attempt, as text.
     """
 
     planned: int | None
@@ -163,7 +164,7 @@ class Progress(NamedTuple):
 
     @property
     def occurrence(self) -> int | None:
-        """The planned instant of the run in hand, or of the next one."""
+        """The planned instant of the current run, or of the next one."""
         return self.planned if self.triggered is None else self.triggered
 
 
@@ -171,7 +172,7 @@ _progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new
 
 
 class Reading(NamedTuple):
-    """A record together with what its texts say."""
+    """A record together with its parsed texts."""
 
     record: Record
     schedule: Schedule
@@ -182,16 +183,16 @@ _reading_of: Final[Callable[[tuple[Any, ...]], Reading]] = partial(tuple.__new__
 
 
 class UnreadableRecord(ValueError):  # noqa: N818
-    """A text of a record is not of the format that it claims to be: somebody else wrote it."""
+    """A text of a record does not have a valid format. Pyncette did not write it."""
 
 
 def read(record: Record) -> Reading:
-    """Reads the plan and the progress of a record (its arguments are read when first needed).
+    """Reads the schedule and the progress of a record (its arguments are read when first needed).
 
     Raises:
-        UnreadableHere: This worker cannot read it, another one may: a later release wrote it
-            (``NewerFormat``), or the tz data of this machine lack its zone.
-        UnreadableRecord: No worker can read it.
+        UnreadableHere: This worker cannot read the record, but another worker may: a later release
+            wrote it (``NewerFormat``), or the tz data of this machine lack its zone.
+        UnreadableRecord: No worker can read the record.
     """
     try:
         schedule = load_schedule(record.schedule)
@@ -209,12 +210,12 @@ def read(record: Record) -> Reading:
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
-# The common case of a progress is three words: no JSON is read or written on the hot path.
-# What is rare follows as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
+# In the common case, a progress is three words: no JSON is read or written on the hot path.
+# Rare fields follow as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
 
 
 def dump_progress(progress: Progress) -> str:
-    """Progress as text."""
+    """Returns the progress as text."""
     planned, incarnation, triggered, failures, pending, error = progress
     head = f"1 {'-' if planned is None else planned} {incarnation}"
     if triggered is None and not failures and pending is None and error is None:
@@ -235,11 +236,11 @@ def dump_progress(progress: Progress) -> str:
 
 
 def load_progress(text: str) -> Progress:
-    """Progress from text.
+    """Reads a progress from its text.
 
     Raises:
         NewerFormat: A later release wrote it.
-        UnreadableRecord: It cannot be read by any.
+        UnreadableRecord: No release can read it.
     """
     words = text.split(" ", 3)
     if words[0] != "1" or len(words) < 3 or not words[2]:
@@ -277,7 +278,7 @@ def _pending(fields: dict[str, Any]) -> Pending:
 
 
 def _plain(text: Any) -> bool:
-    """Whether a text may become a column: all that we write is printable ASCII."""
+    """Returns whether a text may become a column: Pyncette writes only printable ASCII."""
     return isinstance(text, str) and text.isascii() and text.isprintable()
 
 
@@ -294,16 +295,16 @@ def _count(value: Any) -> int:
 
 
 def dump_args(args: dict[str, Any]) -> str:
-    """Arguments of an instance as text; they are known to be serialisable."""
+    """Returns the arguments of an instance as text. They were checked to be serialisable before."""
     return f"1 {_encode(args)}" if args else "1 {}"
 
 
 def load_args(text: str) -> dict[str, Any]:
-    """Arguments of an instance from text: a new dictionary at each call.
+    """Reads the arguments of an instance from their text: a new dictionary at each call.
 
     Raises:
         NewerFormat: A later release wrote it.
-        UnreadableRecord: It cannot be read by any.
+        UnreadableRecord: No release can read it.
     """
     if not text.startswith("1 "):
         raise _not_ours("args", text)
@@ -325,7 +326,7 @@ def _not_ours(what: str, text: str) -> ValueError:
 
 
 def group_of(template: str, partition: int | None = None) -> str:
-    """The group of a template, or of one of its partitions.
+    """Returns the group of a template, or of one of its partitions.
 
     ``%`` and ``:`` in the template's name are percent-encoded, so that no two templates and
     partitions share a group, and none shares one with the reserved groups.
@@ -335,11 +336,16 @@ def group_of(template: str, partition: int | None = None) -> str:
 
 
 def check_identity(group: str, key: str, what: str) -> None:
-    """Refuses what some store could not keep apart, or not keep at all.
+    """Refuses names that some store cannot keep, or cannot tell from other names.
+
+    Args:
+        group: The group.
+        key: The name.
+        what: What the name is, for the error.
 
     Raises:
-        ValueError: ``what`` (the words for it) has a NUL, a lone surrogate, no character at all,
-            or is longer than 1,000 bytes together with its group.
+        ValueError: The name has a NUL or a lone surrogate, is empty, or is longer than 1,000 bytes
+            together with its group.
     """
     if not key:
         raise ValueError(f"{what} must not be empty")

@@ -1,7 +1,7 @@
-"""Calls that are made at the same time, and leave nothing running when one of them fails.
+"""Makes calls at the same time, and leaves none of them running when one fails.
 
-``asyncio.gather`` raises as soon as one call fails, and leaves the others running: a call that is
-then repeated meets them.
+``asyncio.gather`` raises as soon as one call fails, and leaves the others running. A retry would
+then run at the same time as these.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ _Answer = TypeVar("_Answer")
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, _Answer]]) -> list[_Answer]:
-    """The answers to calls made at the same time, in their order.
+    """Makes calls at the same time, and returns their answers in the order of the calls.
 
     Returns or raises when all calls have ended. A cancellation cancels all of them.
 
     Raises:
-        BaseException: What the first call in order raised that failed.
+        BaseException: The error of the first call, in this order, that failed.
     """
     made = list(calls)
     if len(made) == 1:

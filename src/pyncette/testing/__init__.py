@@ -1,4 +1,4 @@
-"""What a program that uses Pyncette, or a store written for it, is tested with."""
+"""Tools to test a program that uses Pyncette, or a store written for it."""
 
 from pyncette.testing.clocks import ScaledClock, VirtualClock
 

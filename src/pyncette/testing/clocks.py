@@ -1,6 +1,6 @@
-"""Clocks for tests: one that is moved by hand, and one that runs faster than the machine's.
+"""Clocks for tests: one that the test moves, and one that runs faster than the machine's.
 
-Both are plain `Clock`s and know nothing of applications or stores; give either to
+Both are `Clock`s and know nothing of applications or stores. Pass one of them to
 `Pyncette(clock=…)`.
 """
 
@@ -37,22 +37,22 @@ _PASSES_WHEN_HIDDEN: Final = 50
 class VirtualClock(Clock):
     """A clock that stands still until it is moved, and then moves at once.
 
-    `advance` wakes all who sleep on this clock and come due on the way, in the order of their
-    instants, those of one instant in the order in which they went to sleep. Each sees `now()` at
-    exactly the instant that it asked for, and time goes on only when nothing is left to do at
-    that instant. Sleeps that begin on the way count. No real time passes, save what the work
-    itself takes.
+    `advance` ends all sleeps on this clock that end until the target, in the order of their
+    instants; those of the same instant in the order in which they began. Each sleep ends when
+    `now()` is exactly its instant, and time moves on only when nothing is left to do at that
+    instant. Sleeps that begin while the clock moves count too. No real time passes, except for the
+    work itself.
 
-    Work that waits for something outside (a thread, a socket, another process) is waited for
-    while it holds the clock, see `hold`; the library does so around every call to a store and
-    around bodies that run in threads, so that a real server may answer as slowly as it likes.
+    If work waits for something outside (a thread, a socket, another process), hold the clock, see
+    `hold`: the clock then waits for it. The library does this around every call to a store and
+    around tasks that run in threads, so that a real server may be slow.
 
-    When it misleads: an `async def` body that awaits something outside by itself, such as an HTTP
-    call, `asyncio.to_thread` or `asyncio.sleep`, cannot be seen from here. Time moves on while
-    it waits, to its next heartbeat or past the end of its lease. Put such a wait under
-    `with clock.hold():`, or sleep on the clock instead. On a loop other than asyncio's own, such
-    as uvloop, what is ready to run cannot be seen either, and the clock lets the loop go round
-    50 times after the last use of the clock before it takes it for idle.
+    When the result is misleading: the clock does not see a task that waits for something outside
+    without `hold`, such as an HTTP call, `asyncio.to_thread` or `asyncio.sleep`. Time moves on
+    while the task waits, to its next heartbeat or past the end of its lease. Put such a wait under
+    `with clock.hold():`, or sleep on the clock instead. On a loop other than asyncio's own, such as
+    uvloop, the clock cannot see either whether something is ready to run. It lets the loop run 50
+    iterations after the last use of the clock, then assumes that the loop is idle.
 
     A clock belongs to one event loop at a time. `hold` may be used from any thread.
     """
@@ -68,12 +68,12 @@ class VirtualClock(Clock):
 
         Args:
             start: an aware datetime; 2026-01-01 00:00 UTC by default, the same on every run.
-            passes_max: how often the event loop may go round at one instant before the work
-                there is taken to be endless.
-            patience: real time after which a hold is taken to be one that is never released.
+            passes_max: maximum iterations of the event loop at one instant; with more, the work is
+                assumed to be endless.
+            patience: real time after which a hold is assumed never to be released.
 
         Raises:
-            ValueError: `start` is naive, so that it names no instant.
+            ValueError: `start` is naive, so it is not an instant.
         """
         self._start = self._now = to_microseconds(_DEFAULT_START if start is None else start)
         self._passes_max = passes_max
@@ -117,15 +117,15 @@ class VirtualClock(Clock):
                 del self._sleepers[bisect_left(self._sleepers, sleeper)]
 
     def moves_by_hand(self) -> bool:
-        """True: nobody but the test moves it."""
+        """True: only the test moves this clock."""
         return True
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep the clock from moving until the block is left; blocks may overlap and nest.
+        """Keep the clock from moving until the block ends; blocks may overlap and nest.
 
-        Never sleep on the clock inside: `advance` would wait for the block, the block for
-        `advance`. It gives up after the clock's patience, with an error.
+        Never sleep on the clock inside: `advance` and the block would wait for each other.
+        `advance` raises an error after the clock's patience.
         """
         with self._holds_lock:
             self._holds += 1
@@ -141,13 +141,13 @@ class VirtualClock(Clock):
                     released.get_loop().call_soon_threadsafe(_resolve, released)
 
     async def advance(self, by: timedelta) -> None:
-        """Move the clock by `by`; return when all that came due on the way has been done.
+        """Move the clock by `by`; return when everything that came due has been done.
 
         Moving by nothing is the same as `settle`.
 
         Raises:
             ValueError: `by` is negative.
-            OverflowError: the clock would leave the years that datetime knows.
+            OverflowError: the new instant is out of the range of datetime.
             RuntimeError: the clock is already being moved; or work at one instant does not end,
                 or a hold is not released. The clock then stands at that instant.
         """
@@ -156,7 +156,7 @@ class VirtualClock(Clock):
         await self._move_to(self._now + by // timedelta(microseconds=1))
 
     async def advance_to(self, instant: datetime) -> None:
-        """Move the clock to `instant`, an aware datetime; else as `advance`.
+        """Move the clock to `instant`, an aware datetime; otherwise the same as `advance`.
 
         Raises:
             ValueError: `instant` is naive, or lies before now.
@@ -167,10 +167,10 @@ class VirtualClock(Clock):
         await self._move_to(target)
 
     async def settle(self) -> None:
-        """Let all work that is possible without time passing be done; now stays what it is.
+        """Wait until all work that is possible at this instant is done. The clock does not move.
 
         Raises:
-            RuntimeError: as for `advance`.
+            RuntimeError: the same as for `advance`.
         """
         await self._move_to(self._now)
 
@@ -247,14 +247,14 @@ def _resolve(future: asyncio.Future[None]) -> None:
 class ScaledClock(Clock):
     """A clock that runs `speed` times as fast as the machine's: a week in a minute at 10,080.
 
-    For real processes in compressed time. Processes of one machine whose clocks were given the
-    same `speed`, `epoch` and `origin` agree on now. The first one leaves `origin` out and hands
-    its own on (`clock.origin`, on a command line as `repr`); a clock that is pickled into a child
-    process takes it along.
+    Use it for real processes in compressed time. Processes of one machine have the same time if
+    their clocks have the same `speed`, `epoch` and `origin`. The first process gives no `origin`,
+    and passes its own to the others (`clock.origin`, on a command line as `repr`). A clock that is
+    pickled into a child process keeps its origin.
 
-    What the machine does in real time grows with the speed: a timer that fires a millisecond
-    late is ten seconds late at a speed of 10,000, and a store that answers in two milliseconds
-    takes twenty seconds. Leases and poll intervals have to be long in scaled time accordingly.
+    Real delays are multiplied by the speed: at a speed of 10,000 a timer that fires a millisecond
+    late is ten seconds late, and a store that answers in two milliseconds takes twenty seconds. So
+    leases and poll intervals must be long in scaled time.
     """
 
     def __init__(self, speed: float, epoch: datetime, origin: float | None = None) -> None:
@@ -264,7 +264,7 @@ class ScaledClock(Clock):
             speed: scaled seconds per real second.
             epoch: an aware datetime.
             origin: the reading of `pyncette.clock.realtime.monotonic()`, which is the same in all
-                processes of a machine and knows no steps; by default the present one.
+                processes of a machine and has no steps; by default the current reading.
 
         Raises:
             ValueError: `speed` is not a positive finite number, or `epoch` is naive.

@@ -1,14 +1,14 @@
-"""The suite that proves a store: every sentence of the storage contract as a test.
+"""The conformance suite for stores: it tests every sentence of the storage contract.
 
-Needs pytest and Hypothesis. A store is proven in five lines::
+Needs pytest and Hypothesis. To test a store, write five lines::
 
     class TestMyStore(StoreConformance):
         @pytest.fixture
         def place(self, tmp_path):
             return Place(my_repository, {"my_database": tmp_path / "tasks"})
 
-The place must be empty at the beginning of each test. Where the store can do more than the least,
-or less than is usual, class attributes say so: see ``StoreConformance``.
+The place must be empty at the beginning of each test. If the store can do more than the minimum, or
+less than usual, set class attributes: see ``StoreConformance``.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["Place", "StoreConformance"]
 
 
 class StoreConformance(Claiming, Choosing, Writing, Reading, Editing, Sharing, Agreeing):
-    """Inherit from it, with a fixture ``place`` that returns an empty ``Place``.
+    """Inherit from this class, and add a fixture ``place`` that returns an empty ``Place``.
 
     Class attributes:
 
     * ``contexts = True``: two openings of one place see the same records.
-    * ``processes = False``: so do two processes. The factory must then be importable.
-    * ``wakes = False``: ``watch`` tells of what other openings of the place write.
-    * ``bounds_claims = True``: a store with a clock compares with it in the statement that claims
-      (``bounded``). Set False where the database cannot; the store then ignores ``bounded``.
-    * ``edits = False``: set True and override ``edit``, which changes a column of a row past the
-      store, and returns False where the database refuses the value.
-    * ``index_lags = False``: a claim may miss what was written a moment ago; override
-      ``async def index_catches_up(self, store)``, too.
+    * ``processes = False``: two processes see the same records. The factory must be importable.
+    * ``wakes = False``: ``watch`` notifies of writes by other openings of the place.
+    * ``bounds_claims = True``: a store with a clock compares with it in the statement of the claim
+      (``bounded``). Set False if the database cannot; the store then ignores ``bounded``.
+    * ``edits = False``: set True and override ``edit``, which changes a column of a row without
+      the store, and returns False if the database refuses the value.
+    * ``index_lags = False``: a claim may miss a record that was just written. Also override
+      ``async def index_catches_up(self, store)``.
     """

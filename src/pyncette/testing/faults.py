@@ -1,8 +1,8 @@
-"""A store that fails on demand, around a real one.
+"""Wraps a real store in one that fails on demand.
 
-For tests of what a program, or Pyncette itself, does when a call to its store fails, is answered
-too late, is answered in part, or is made while its answer is lost. It knows only the storage
-contract::
+Use it to test what a program, or Pyncette itself, does when a call to its store fails, when the
+answer comes too late or in part, or when the call is made and its answer is lost. It knows only the
+storage contract::
 
     faults = Faults()
     app = Pyncette(faulty(sqlite_repository, faults))
@@ -47,12 +47,12 @@ CALLS: Final = ("claim", "write", "get", "scan", "now", "watch")
 
 
 class Call(NamedTuple):
-    """A call that was asked for.
+    """A call to the store.
 
     Attributes:
         name: One of ``CALLS``.
-        arguments: In the order of the contract.
-        fault: What was done to it, if anything.
+        arguments: Its arguments, in the order of the contract.
+        fault: The fault that was applied to it, if any.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Call(NamedTuple):
 
 
 class Fault(Protocol):
-    """Something that happens to a call. A ``WriteFault`` looks at the writes of a batch, too."""
+    """A fault of a call. A ``WriteFault`` can treat each write of a batch differently."""
 
     async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
         """Makes the call, or does not, and returns its answer, or raises."""
@@ -70,7 +70,7 @@ class Fault(Protocol):
 
 @runtime_checkable
 class WriteFault(Fault, Protocol):
-    """A fault that tells the writes of a batch apart. Calls other than writes go to ``strike``."""
+    """A fault that can treat each write of a batch differently. Other calls go to ``strike``."""
 
     async def strike_writes(
         self,
@@ -92,7 +92,7 @@ class Fail:
 
 
 class LoseAnswer:
-    """The call is made, and raises all the same."""
+    """The call is made, and raises."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
@@ -103,10 +103,10 @@ class LoseAnswer:
 
 
 class Delay:
-    """The call is made, or its answer arrives, after a while on a clock.
+    """The call is made, or its answer arrives, after a delay on a clock.
 
-    Where the clock is held during calls (``pyncette.clock.Clock.hold``), as a program does
-    with its own, it never gets there: use a ``Gate``.
+    If the clock is held during calls (``pyncette.clock.Clock.hold``), as a program does with its
+    own clock, the delay never ends: use a ``Gate``.
     """
 
     def __init__(self, clock: Clock, seconds: float, *, answer: bool = False) -> None:
@@ -125,9 +125,9 @@ class Delay:
 
 
 class Gate:
-    """The call, or its answer, waits until the test lets it through.
+    """The call, or its answer, waits until the test calls ``release``.
 
-    One gate serves any number of calls; after it was released it stays open.
+    One gate can hold any number of calls; after ``release`` it stays open.
     """
 
     def __init__(self, *, answer: bool = False) -> None:
@@ -137,11 +137,11 @@ class Gate:
         self._released = asyncio.Event()
 
     async def reached(self) -> None:
-        """Returns when a call stands at the gate."""
+        """Returns when a call waits at the gate."""
         await self._reached.wait()
 
     def release(self) -> None:
-        """Lets all through, from now on."""
+        """Lets all calls through, from now on."""
         self._released.set()
 
     async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -158,10 +158,10 @@ class Gate:
 
 
 class AnswerWrites:
-    """Some writes of a batch are answered with an error; the others are made as ever.
+    """Some writes of a batch are answered with an error; the others are made as usual.
 
-    So a store answers when one value cannot be kept (``Failed``), or when one node of a cluster
-    does not answer (``Unknown``). Calls other than writes pass.
+    A store answers like this if it cannot keep one value (``Failed``), or if one node of a cluster
+    does not answer (``Unknown``). Other calls are made as usual.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class AnswerWrites:
         Args:
             answer: The answer to the chosen writes.
             chosen: Which writes; None: all of them.
-            made: The chosen writes are made, too: only their answer is another one.
+            made: Whether the chosen writes are made, too, and only their answer is replaced.
 
         Raises:
             ValueError: A write that is made cannot be answered with ``Failed``.
@@ -208,10 +208,10 @@ class AnswerWrites:
 
 
 class Truncate:
-    """The call is made, and its answer holds too few results, as no store is allowed to answer.
+    """The call is made, and its answer has too few results, which the contract forbids.
 
-    Of a write and a get the results are cut, of a claim ``next_due``, of a page the records. The
-    answers to other calls stay as they are.
+    It shortens the results of a write and a get, ``next_due`` of a claim, and the records of a
+    page. The answers to other calls stay as they are.
     """
 
     def __init__(self, keep: int = 0) -> None:
@@ -239,9 +239,9 @@ class _Planned(NamedTuple):
 
 
 class Faults:
-    """Which calls are struck, and a record of all that were made.
+    """Chooses the calls that get a fault, and records all calls.
 
-    What was planned by ``next`` comes first, then what ``down`` says, then chance.
+    Faults planned by ``next`` come first, then those of ``down``, then random ones.
     """
 
     def __init__(
@@ -254,13 +254,13 @@ class Faults:
         """Creates a plan.
 
         Args:
-            seed: The same seed strikes the same calls, as long as they come in the same order.
-            probability: The probability that a call is struck, from 0 to 1.
+            seed: The same seed chooses the same calls, if they come in the same order.
+            probability: The probability that a call gets a fault, from 0 to 1.
             kinds: The faults to choose from at random. Default: a call or an answer is lost.
-            calls_max: Maximum calls to remember; the oldest are forgotten.
+            calls_max: Maximum calls to record; the oldest are removed.
 
         Raises:
-            ValueError: The probability is not one.
+            ValueError: The probability is not between 0 and 1.
         """
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must lie between 0 and 1, not {probability}")
@@ -273,13 +273,13 @@ class Faults:
         self._down: list[tuple[Collection[str], Fault]] = []
 
     def next(self, name: str, *faults: Fault, matches: Callable[..., bool] | None = None) -> None:
-        """Strikes the next calls of this name, one with each fault, in this order.
+        """Applies each fault to one of the next calls of this name, in this order.
 
         Args:
             name: One of ``CALLS``.
-            faults: What is done to them.
-            matches: Called with the arguments of a call; only calls for which it returns True are
-                struck.
+            faults: The faults.
+            matches: Called with the arguments of a call; only calls for which it returns True get
+                a fault.
 
         Raises:
             ValueError: There is no such call.
@@ -290,7 +290,7 @@ class Faults:
 
     @contextmanager
     def down(self, *names: str, fault: Fault | None = None) -> Iterator[None]:
-        """Strikes every call of these names (of any, where none is given) within the block."""
+        """Makes every call of these names (of any name, if none is given) fail in the block."""
         entry: tuple[Collection[str], Fault] = (names or CALLS, fault or Fail())
         self._down.append(entry)
         try:
@@ -299,7 +299,7 @@ class Faults:
             self._down.remove(entry)
 
     def made(self, name: str) -> list[Call]:
-        """The calls of this name, in the order in which they came."""
+        """Returns the calls of this name, in the order in which they came."""
         return [call for call in self.calls if call.name == name]
 
     async def strike(
@@ -325,7 +325,7 @@ class Faults:
         return await fault.strike(lambda: make(batch))
 
     def _note(self, name: str, arguments: tuple[Any, ...]) -> Fault | None:
-        """What is done to a call; the call is remembered."""
+        """Returns the fault of a call, if any, and records the call."""
         fault = self._fault_for(name, arguments)
         self.calls.append(Call(name, arguments, fault))
         if len(self.calls) > self._calls_max:
@@ -346,7 +346,7 @@ class Faults:
 
 
 class FaultyStore:
-    """Passes the calls of ``pyncette.store.Store`` on, as far as the faults let it."""
+    """Passes the calls of ``pyncette.store.Store`` on, with the faults applied."""
 
     def __init__(self, store: Store, faults: Faults) -> None:
         """Wraps a store."""
@@ -410,7 +410,7 @@ class FaultyStore:
 
 
 def faulty(factory: RepositoryFactory, faults: Faults) -> RepositoryFactory:
-    """A factory that opens the stores of another one, with these faults."""
+    """Returns a factory that opens the stores of another factory, with these faults."""
 
     @asynccontextmanager
     async def open_faulty(**configuration: Any) -> AsyncIterator[FaultyStore]:

@@ -1,4 +1,4 @@
-"""What the tests of the conformance suite stand on: a place to open, builders, leak checks.
+"""Helpers of the conformance suite: a place to open, builders, leak checks.
 
 Knows the storage contract's types and pytest, and nothing of any particular store.
 """
@@ -47,7 +47,7 @@ _PASSES_UNTIL_TASKS_HAVE_ENDED: Final = 20
 
 
 class Place(NamedTuple):
-    """Where a store under test keeps its records: empty at the beginning of each test.
+    """The place where a store under test keeps its records: empty when each test begins.
 
     Attributes:
         factory: Opens the store. For tests with several processes it has to be importable by
@@ -64,19 +64,19 @@ class Place(NamedTuple):
 
 
 class Suite:
-    """What a store declares about itself, and what the tests share.
+    """The declarations about a store, and the helpers that the tests share.
 
     Attributes:
         contexts: Two openings of one place see the same records.
-        processes: So do two processes.
-        wakes: ``watch`` tells of what other openings of the place write.
+        processes: Two processes see the same records.
+        wakes: ``watch`` notifies of writes by other openings of the place.
         bounds_claims: A store that has a clock (``now`` returns an instant) compares with it in
-            the statement that claims, where ``bounded`` is set. False: it has a clock, and no
-            way to compare with it there; ``bounded`` is then ignored. Without a clock it has no
-            meaning.
-        edits: ``edit`` is overridden: the tests of edited rows run.
-        index_lags: A claim may miss what was written a moment ago. Override
-            ``index_catches_up``, too.
+            the statement of the claim, if ``bounded`` is set. False: it has a clock, but cannot
+            compare with it there; ``bounded`` is then ignored. For a store without a clock this
+            has no meaning.
+        edits: ``edit`` is overridden, and the tests of edited rows run.
+        index_lags: A claim may miss a record that was just written. Also override
+            ``index_catches_up``.
     """
 
     contexts: ClassVar[bool] = True
@@ -90,9 +90,9 @@ class Suite:
         """Waits until the index shows all that was written: nothing to do where none lags."""
 
     async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
-        """Sets a column of a row past the store, as a person with a database client does.
+        """Sets a column of a row without the store, as a user with a database client does.
 
-        Override it, and set ``edits``, to prove that an edited row stops nothing but itself.
+        Override it, and set ``edits``, to test that an edited row affects only itself.
 
         Args:
             place: Where the store under test keeps its records; a store is open there.
@@ -102,7 +102,7 @@ class Suite:
                 the type of the column. Write it as the database's own client would.
 
         Returns:
-            False where the database refuses the value; nothing is then changed.
+            False if the database refuses the value; the row must then be unchanged.
         """
         raise NotImplementedError
 
