@@ -227,3 +227,10 @@ def test_names_up_to_the_limit_are_kept() -> None:
     check_identity("group", "x" * 995, "the name")
     check_identity("group", "ß" * 497, "the name")
     check_identity("group", " : % \n 🕛", "the name")
+
+
+def test_arguments_that_no_worker_can_read_do_not_keep_a_record_from_being_read() -> None:
+    found = Record("g", "k", 1, 1, None, "scheduled", 0, "1 at 5", "garbage", "1 5 b0")
+    assert record.read(found).progress.planned == 5
+    with pytest.raises(UnreadableRecord):
+        load_args(found.args)
