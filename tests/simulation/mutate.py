@@ -318,9 +318,12 @@ def main() -> int:
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as directory:
         places = [_copy(root, Path(directory) / str(job)) for job in range(options.jobs)]
-        for place in places:
-            if (how := _fails(place, _simulation(options))) is not None:
-                print(f"Without a mutation it fails, too: {how}")
+        commands = [_simulation(options)]
+        if options.tests_too:
+            commands += [EXPLORER, CONFORMANCE, UNIT]
+        for command in commands:
+            if (how := _fails(places[0], command)) is not None:
+                print(f"Without a mutation it fails, too: {' '.join(command)}: {how}")
                 return 2
         shares = [found[job :: options.jobs] for job in range(options.jobs)]
 
