@@ -36,6 +36,7 @@ class Promise(StrEnum):
     OUTCOME = "a failure leads to what its failure mode says"
     ONCE_WHEN_CALM = "without a fault, every occurrence is run once"
     PUNCTUAL = "without a fault, a due record starts at once"
+    SOONER = "what was scheduled runs at its time, or at the sooner one that it had"
     CLOSES = "closing ends in time"
     RETURNS = "run() returns soon after shutdown()"
     CANCELLED = "who cancels a worker cancels what runs in it"
@@ -333,12 +334,28 @@ class Checker:
                 # A caller looks again and again, for a second at most, until it has moved on.
                 waits[second] += task is not None and task.at_most_once
         for (process, second), number in calls.items():
+            if self._hurries(second):
+                continue
             busy = sum(work[second + delta] for delta in (-1, 0, 1))
             waiting = sum(waits[second + delta] for delta in (-2, -1, 0))
             if number > 60 + 10 / self._plan.poll_s + 6 * busy + 200 * waiting:
                 yield Violation(
                     Promise.FRUGAL, second, f"{process}: {number} calls in a second, work {busy}"
                 )
+
+    def _hurries(self, second: int) -> bool:
+        """Whether workers may be making up for a step of the store's clock, within one lease.
+
+        Their clocks then run many times as fast, and leases end as soon as they begin.
+        """
+        longest = max(task.lease_s for task in self._plan.tasks)
+        # It is noticed by the second measurement that contradicts, ten seconds later at the most.
+        return any(
+            fault.kind is Kind.STEP_STORE
+            and fault.strength > 0
+            and fault.start - 1 <= second <= fault.start + 12 + longest
+            for fault in self._plan.faults
+        )
 
     # Time.
 
@@ -430,6 +447,8 @@ class Checker:
         )
         if self._calm and longest < task.lease_s - 0.1 - 12 * self._plan.latency_s:
             yield from self._calm_record(subject, task, runs)
+            if task.dynamic:
+                yield from self._sooner(subject, task, runs)
 
     def _superseded(self, subject: str, runs: list[Run]) -> Iterator[Violation]:
         """Nothing of a call is claimed once a later one was acknowledged."""
@@ -597,7 +616,9 @@ class Checker:
     ) -> Iterator[Violation]:
         # What a wrong clock has planned is mended by the next worker that starts: of static tasks.
         # (Not at most once: what is planned now may have been run by the clock that was ahead.)
-        if self._stepped and (task.dynamic or task.at_most_once or self._leased(subject)):
+        # Only a scenario says when it starts; what was in hand then is planned on by its end.
+        mended = self._plan.profile == "scenario" and not task.dynamic and not task.at_most_once
+        if self._stepped and (not mended or self._leased(subject)):
             return
         done = [run for run in runs if self._done(task, run)]
         last = max((run.occurrence for run in done), default=0)
@@ -674,6 +695,53 @@ class Checker:
             if late > slack and not full and self._served(ready, start.time):
                 yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
+
+    def _sooner(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """What was scheduled runs in time, where no failure, and no later call, intervenes."""
+        slack = 0.1 + 12 * self._plan.latency_s
+        if self._plan.synchronous or self._plan.concurrency_limit < 100:
+            return
+        calls = self._calls[subject]
+        for call in calls:
+            details, ended = call.begun.details, call.ended
+            if call.what == "unschedule" or call.answer != "ok" or ended is None:
+                continue
+            wanted = details.get(
+                "at", ended.store_time + round(details.get("interval", 0) * SECOND)
+            )
+            due = max(ended.time + (wanted - ended.store_time) / SECOND, ended.time)
+            for run in runs:
+                # A body that still runs then comes first.
+                if run.start.time < due and run.end is not None and run.end.time > due:
+                    due = run.end.time
+            until = due + slack
+            disturbed = until > self._counted or any(
+                call.begun.time <= other.over and other.begun.time < until
+                for other in calls
+                if other is not call
+            )
+            failed = any(
+                run.end is None or run.end.kind != "end"
+                for run in runs
+                if run.start.time < until and run.start.time > call.begun.time - task.lease_s - 1
+            )
+            if disturbed or failed or not self._served(call.begun.time, until):
+                continue
+            if not any(
+                run.call == call.number and run.start.time <= until + self._left(due)
+                for run in runs
+            ):
+                yield Violation(
+                    Promise.SOONER,
+                    until,
+                    f"{subject} of call {call.number} was to run at {due:.4f}",
+                )
+
+    def _left(self, time: float) -> float:
+        """What may come on top where a worker has left, or come, a moment ago."""
+        near = self._plan.poll_s + 1
+        moved = (*self._kinds["told to stop"], *self._kinds["opened"])
+        return near if any(abs(event.time - time) < near for event in moved) else 0.0
 
     def _lives(self, event: Event, until: float) -> bool:
         return all(

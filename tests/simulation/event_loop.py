@@ -32,7 +32,7 @@ PROCESS: ContextVar[str] = ContextVar("process", default=WORLD)
 CALLBACK_S: Final = 2e-5
 """What a callback takes."""
 
-CALLBACKS_MAX: Final = 2_000_000
+CALLBACKS_MAX: Final = 300_000
 """More callbacks than this in one simulation are taken for an endless loop."""
 
 

@@ -17,6 +17,7 @@ import argparse
 import ast
 import copy
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,10 @@ IN_STORE: Final = frozenset(
 )
 """Of the modules of the simulated store, the parts that are the store."""
 
-TIMEOUT_S: Final = 300.0
+TIMEOUT_S: Final = 120.0
+
+MEMORY_MAX_BYTES: Final = 1 << 30
+"""A mutant may loop for ever and keep what it makes: no more than this."""
 
 SIMULATION: Final = ("-m", "tests.simulation", "--any")
 EXPLORER: Final = (
@@ -263,6 +267,7 @@ def _fails(place: Path, command: tuple[str, ...]) -> str | None:
             text=True,
             timeout=TIMEOUT_S,
             check=False,
+            preexec_fn=_limit_memory,
         )
     except subprocess.TimeoutExpired:
         return "takes too long"
@@ -270,6 +275,10 @@ def _fails(place: Path, command: tuple[str, ...]) -> str | None:
         return None
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     return said[-1][:160] if said else f"exit {done.returncode}"
+
+
+def _limit_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MAX_BYTES, MEMORY_MAX_BYTES))
 
 
 def main() -> int:
@@ -309,9 +318,12 @@ def main() -> int:
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as directory:
         places = [_copy(root, Path(directory) / str(job)) for job in range(options.jobs)]
-        for place in places:
-            if (how := _fails(place, _simulation(options))) is not None:
-                print(f"Without a mutation it fails, too: {how}")
+        commands = [_simulation(options)]
+        if options.tests_too:
+            commands += [EXPLORER, CONFORMANCE, UNIT]
+        for command in commands:
+            if (how := _fails(places[0], command)) is not None:
+                print(f"Without a mutation it fails, too: {' '.join(command)}: {how}")
                 return 2
         shares = [found[job :: options.jobs] for job in range(options.jobs)]
 
@@ -319,8 +331,13 @@ def main() -> int:
             for mutant in shares[job]:
                 result = try_out(mutant, places[job], options)
                 results.append(result)
-                if result.killer is None:
-                    print(f"SURVIVES {mutant.path}:{mutant.line}: {mutant.what}", flush=True)
+                said = "SURVIVES" if result.killer is None else f"killed by {result.killer}"
+                print(
+                    f"{len(results)}/{len(found)} {mutant.path}:{mutant.line}: {mutant.what}: "
+                    f"{said} {result.how}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(work, range(options.jobs)))

@@ -199,7 +199,8 @@ class Apps:
                 try:
                     await sleep(0.5 + draw)
                 except asyncio.CancelledError:
-                    await sleep(draw)
+                    # Not on the app's clock, which is slow while it makes up for a step.
+                    await asyncio.sleep(draw)
             case Manner.KILL:
                 self._kill(process)
                 await asyncio.sleep(3600)
