@@ -62,6 +62,7 @@ class Proxy:
         calls: The operations that it was asked for.
         open_connections: How many clients are connected.
         closed: It has ended.
+        serving: The tasks that serve connections.
     """
 
     def __init__(self, target: str) -> None:
@@ -70,6 +71,9 @@ class Proxy:
         self.calls: list[str] = []
         self.open_connections = 0
         self.closed = False
+        # The event loop refers to its tasks only weakly: one whose connection has ended by then
+        # could be collected while it waits.
+        self.serving: set[asyncio.Task[None]] = set()
         parts = urlsplit(target)
         self._target = parts.hostname or "", parts.port or 80
 
@@ -79,6 +83,10 @@ class Proxy:
             # Accepted before the end, and served after it: nobody would cancel this task.
             answers.close()
             return
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
         self.open_connections += 1
         upstream = await asyncio.open_connection(*self._target)
         try:

@@ -150,10 +150,10 @@ def test_reading_a_record_gives_its_plan_and_its_progress() -> None:
         '1 5 k3 {"pending":{"paused":1}}',
         '1 5 k3 {"pending":{"triggered":"now"}}',
         '1 5 k3 {"pending":{"planned":0.5}}',
-        '1 5 k3 {"pending":{"plan":"1 every 5"}}',
-        '1 5 k3 {"pending":{"plan":"1 every 5","args":"1 {}","born":7}}',
-        '1 5 k3 {"pending":{"plan":"\\ud800","args":"1 {}","born":"k4"}}',
-        '1 5 k3 {"pending":{"plan":"1 every 5","args":"\\u0000","born":"k4"}}',
+        '1 5 k3 {"pending":{"schedule":"1 every 5"}}',
+        '1 5 k3 {"pending":{"schedule":"1 every 5","args":"1 {}","incarnation":7}}',
+        '1 5 k3 {"pending":{"schedule":"\\ud800","args":"1 {}","incarnation":"k4"}}',
+        '1 5 k3 {"pending":{"schedule":"1 every 5","args":"\\u0000","incarnation":"k4"}}',
     ],
 )
 def test_progress_that_is_not_ours_cannot_be_read(text: str) -> None:
