@@ -150,6 +150,7 @@ class Loop:
             with worker.hooks.tick():
                 await self._claim(self._unanswered or self._ask(now, free, polls))
                 if polls:
+                    worker.dispatcher.drop_unstarted()
                     await self._measure()
                     await self._notice_backward_step()
                     await self._watch_changes()
