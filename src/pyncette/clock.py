@@ -174,10 +174,11 @@ class StoreClock(Clock):
     the next one contradicts it in the same direction, the store's clock was moved, for example by a
     failover to another server, and this measurement replaces the known interval.
 
-    The first measurement applies at once, since no decision was made before. Later corrections are
-    slewed: up to a second at a tenth of real speed, a larger one spread over one lease. From the
-    first measurement on this clock never goes backwards: during a backward correction it runs
-    slower, down to a tenth of real speed, if necessary for longer than a lease.
+    The first measurement applies at once, since no decision was made before. A later correction of
+    up to a second is slewed, at a tenth of real speed, so that now does not go backwards. A larger
+    one means that the store's clock was moved, and applies at once too, in either direction: until
+    then the leases and delays that this worker writes end too late, or too early, by the
+    difference.
 
     Reading is safe from any thread; `observe` must be called from one thread only.
     """
@@ -188,26 +189,21 @@ class StoreClock(Clock):
     # A call to a near server takes a millisecond. If it took longer than this, measure again soon.
     _VAGUE: Final = 50_000
 
-    def __init__(self, source: Clock, lease: int = 60 * _SECOND) -> None:
+    def __init__(self, source: Clock) -> None:
         """Create the clock; nothing is measured yet.
 
         Args:
             source: the clock that is read between measurements.
-            lease: over how long a large correction is spread, in microseconds.
-
-        Raises:
-            ValueError: `lease` is not positive.
         """
-        if lease <= 0:
-            raise ValueError(f"lease must be positive, not {lease}")
         self._source = source
-        self._lease = lease
         # The offset lies within (lowest, highest) as known at a monotonic instant.
         self._known: tuple[int, int, int] | None = None
         self._contradicted = 0
         # (since, offset, correction, duration): replaced as one, so that a reader in another
         # thread never sees half of a change.
         self._slew: tuple[int, int, int, int] | None = None
+        # All large corrections so far. They move now, but not the end of a sleep.
+        self._moved = 0
 
     def now(self) -> datetime:
         return from_microseconds(self.microseconds())
@@ -251,17 +247,17 @@ class StoreClock(Clock):
         return self._source.hold()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until `now` has advanced by `seconds`, also during a correction.
+        """Wait until `now` has advanced by `seconds`, also during a correction that is slewed.
 
-        It never ends too early. A forward correction that is measured meanwhile does not shorten
-        it.
+        It never ends too early. A correction that applies at once makes it neither shorter nor
+        longer.
         """
         slew = self._slew
         if slew is None or seconds <= 0:
             await self._source.sleep(seconds)
             return
-        target = self.microseconds() + round(seconds * _SECOND)
-        while (remaining := target - self.microseconds()) > 0:
+        target = self.microseconds() - self._moved + round(seconds * _SECOND)
+        while (remaining := target - self.microseconds() + self._moved) > 0:
             slew = self._slew or slew
             await self._source.sleep(self._real(remaining, slew) / _SECOND)
 
@@ -351,15 +347,13 @@ class StoreClock(Clock):
         since, start, correction, duration = self._slew
         start += correction * min(monotonic - since, duration) // duration if duration else 0
         correction = offset - start
-        if refines and correction > 0:
+        if abs(correction) > self._LARGE:
+            self._moved += correction
             self._slew = (monotonic, offset, 0, 0)
-            return
-        if abs(correction) <= self._LARGE:
-            duration = abs(correction) * 10
+        elif refines and correction > 0:
+            self._slew = (monotonic, offset, 0, 0)
         else:
-            # Backwards at nine tenths of real speed at most, so now still advances at one tenth.
-            duration = max(self._lease, -correction * 10 // 9)
-        self._slew = (monotonic, start, correction, duration)
+            self._slew = (monotonic, start, correction, abs(correction) * 10)
 
     def _real(self, microseconds: int, slew: tuple[int, int, int, int]) -> int:
         """Return how long it takes until `now` has advanced by `microseconds`, rounded up."""
@@ -373,14 +367,10 @@ class StoreClock(Clock):
         return -(-microseconds * duration // (duration + correction))
 
 
-def corrected(clock: Clock, lease: int = 60 * _SECOND) -> Clock:
+def corrected(clock: Clock) -> Clock:
     """Return the clock for decisions: a `SystemClock` corrected by the store's, any other as it is.
 
     Only the machine's clock needs a correction. A virtual or scaled clock, or the user's own, is
     the time that the application has chosen.
-
-    Args:
-        clock: the application's clock.
-        lease: over how long a large correction is spread, in microseconds.
     """
-    return StoreClock(clock, lease) if isinstance(clock, SystemClock) else clock
+    return StoreClock(clock) if isinstance(clock, SystemClock) else clock

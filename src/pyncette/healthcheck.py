@@ -19,6 +19,7 @@ from typing import Final
 from pyncette.app import Pyncette
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
+from pyncette.engine.background import is_cancelled
 from pyncette.options import whole_number
 
 logger = logging.getLogger(__name__)
@@ -187,9 +188,17 @@ class HealthcheckServer:
         method = request[1]
         if method not in (b"GET", b"HEAD"):
             return method, HTTPStatus.METHOD_NOT_ALLOWED
+        connection = asyncio.current_task()
         try:
             healthy = await self._handler(app_context)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # The connection is closed, or this coroutine is.
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            if isinstance(error, GeneratorExit) and asyncio.current_task() is not connection:
+                raise
             logger.exception("The health check failed")
             healthy = False
         return method, HTTPStatus.OK if healthy else HTTPStatus.INTERNAL_SERVER_ERROR

@@ -48,8 +48,7 @@ async def open_context(
     for name in context_items:
         check_context_name(name)
     settings = _settings(parts)
-    lease = min((task.lease for task in parts.tasks), default=60_000_000)
-    clock = corrected(parts.clock, lease)
+    clock = corrected(parts.clock)
     async with AsyncExitStack() as stack:
         closing = _Closing(Background())
         stack.push_async_callback(closing.go_on)

@@ -146,11 +146,13 @@ class Checker:
         self._stepped = any(fault.kind is Kind.STEP_STORE for fault in plan.faults) or (
             not plan.store_clock and any(fault.kind is Kind.STEP_WALL for fault in plan.faults)
         )
-        # Leases that were given by a clock that was ahead end late.
-        self._set_back = self._stepped and any(
-            fault.strength < 0 and fault.kind in (Kind.STEP_STORE, Kind.STEP_WALL)
+        self._steps_back = [
+            fault.start
             for fault in plan.faults
-        )
+            if self._stepped
+            and fault.strength < 0
+            and fault.kind in (Kind.STEP_STORE, Kind.STEP_WALL)
+        ]
         self._edited = {
             f"{task.name}/{fault.only}"
             for task in plan.tasks
@@ -334,28 +336,12 @@ class Checker:
                 # A caller looks again and again, for a second at most, until it has moved on.
                 waits[second] += task is not None and task.at_most_once
         for (process, second), number in calls.items():
-            if self._hurries(second):
-                continue
             busy = sum(work[second + delta] for delta in (-1, 0, 1))
             waiting = sum(waits[second + delta] for delta in (-2, -1, 0))
             if number > 60 + 10 / self._plan.poll_s + 6 * busy + 200 * waiting:
                 yield Violation(
                     Promise.FRUGAL, second, f"{process}: {number} calls in a second, work {busy}"
                 )
-
-    def _hurries(self, second: int) -> bool:
-        """Whether workers may be making up for a step of the store's clock, within one lease.
-
-        Their clocks then run many times as fast, and leases end as soon as they begin.
-        """
-        longest = max(task.lease_s for task in self._plan.tasks)
-        # It is noticed by the second measurement that contradicts, ten seconds later at the most.
-        return any(
-            fault.kind is Kind.STEP_STORE
-            and fault.strength > 0
-            and fault.start - 1 <= second <= fault.start + 12 + longest
-            for fault in self._plan.faults
-        )
 
     # Time.
 
@@ -551,7 +537,7 @@ class Checker:
                     f"occurrences, the interval is {interval} s",
                 )
         # A plan that was mended takes the place of what was in hand.
-        if task.at_most_once or self._set_back:
+        if task.at_most_once or self._steps_back:
             return
         done = {run.occurrence for run in runs if self._done(task, run)}
         for occurrence in occurrences[:-1]:
@@ -572,6 +558,23 @@ class Checker:
             and event.details["due"] > self._counted_store
             for event in self._kinds["record"]
         )
+
+    def _late_by_a_step(self, subject: str) -> bool:
+        """Whether a lease or a retry ends late, because it began before a step was noticed.
+
+        The step is measured within ten seconds and a poll, if the store answers.
+        """
+        if not any(
+            event.subject == subject
+            and event.details["state"] in ("running", "retrying")
+            and event.details["due"] > self._counted_store
+            for event in self._kinds["record"]
+        ):
+            return False
+        events = (*self._claims[subject], *self._writes[subject])
+        given = max(event.time for event in events)
+        noticed_s = 12.0 + self._plan.poll_s
+        return any(given - noticed_s <= step for step in self._steps_back)
 
     def _last_call(self, subject: str) -> Call | None:
         """The call that has the last word about a record, if there is one."""
@@ -598,7 +601,7 @@ class Checker:
             yield from self._still_runs(subject, task, runs, interval, call.number)
             return
         due = int(call.begun.details["at"])
-        if self._set_back or due > self._counted_store - 5 * SECOND:
+        if due > self._counted_store - 5 * SECOND or self._late_by_a_step(subject):
             return
         if subject in there:
             yield Violation(
@@ -614,11 +617,11 @@ class Checker:
     def _still_runs(
         self, subject: str, task: TaskPlan, runs: list[Run], interval: float, number: int
     ) -> Iterator[Violation]:
-        # What a wrong clock has planned is mended by the next worker that starts: of static tasks.
-        # (Not at most once: what is planned now may have been run by the clock that was ahead.)
-        # Only a scenario says when it starts; what was in hand then is planned on by its end.
-        mended = self._plan.profile == "scenario" and not task.dynamic and not task.at_most_once
-        if self._stepped and (not mended or self._leased(subject)):
+        # What a wrong clock has planned is planned anew when a worker starts, notices that the
+        # clock was set back, or settles it: of static tasks. (Not at most once: what is planned
+        # now may have been run by the clock that was ahead.)
+        mended = not task.dynamic and not task.at_most_once
+        if self._stepped and (not mended or self._late_by_a_step(subject)):
             return
         done = [run for run in runs if self._done(task, run)]
         last = max((run.occurrence for run in done), default=0)

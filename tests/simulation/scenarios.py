@@ -315,6 +315,20 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
             _has("fault"),
         ),
     )
+    yield (
+        "the clock of the store is set back, and a worker notices soon",
+        Scenario(
+            _plan(
+                (EVERY,),
+                (),
+                [Fault(Kind.STEP_STORE, 3.3, 0.0, "", -300.0)],
+                ONE,
+            ),
+            lambda history: any(
+                3.3 < event.time < 3.3 + 5 for event in history if event.kind == "start"
+            ),
+        ),
+    )
     for step in (-300.0, -10.0, 10.0, 300.0):
         yield (
             f"the clock of the store steps by {step:g} s",

@@ -107,12 +107,18 @@ def test_an_exception_that_cannot_be_shown_is_recorded_with_the_name_of_its_clas
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
-def test_only_the_end_of_the_process_ends_the_worker(ending: type[BaseException]) -> None:
+@EXECUTORS
+@pytest.mark.parametrize("waits", [False, True])
+def test_only_the_end_of_the_process_ends_the_worker(
+    ending: type[BaseException], executor: Any, waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(executor_cls=executor)
 
         @bench.app.task(interval=1)
         async def tick(context: Context) -> None:
+            if waits:
+                await asyncio.sleep(0)
             raise ending
 
         async with bench.app.create() as context, looping(context):
@@ -120,7 +126,8 @@ def test_only_the_end_of_the_process_ends_the_worker(ending: type[BaseException]
 
     with pytest.raises(ending):
         run(main())
-    gc.collect()  # asyncio reports the task that was ended when it is collected: here, not later
+    gc.collect()  # asyncio reports an exception that was never retrieved at the latest now
+    assert not logged(caplog, "never retrieved", "Execution.run")
 
 
 @pytest.mark.parametrize("waits", [False, True])

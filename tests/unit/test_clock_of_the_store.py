@@ -73,7 +73,7 @@ def machine() -> Machine:
 
 @pytest.fixture
 def view(machine: Machine) -> StoreClock:
-    return StoreClock(machine, LEASE)
+    return StoreClock(machine)
 
 
 def test_without_a_measurement_now_is_the_wall_clock_also_after_a_step(
@@ -183,33 +183,17 @@ def test_answers_that_contradict_in_different_directions_are_set_aside(
     assert machine.error(view) == 0
 
 
-def test_a_store_that_fails_over_to_a_clock_five_minutes_ahead_is_followed_over_one_lease(
-    machine: Machine, view: StoreClock
+@pytest.mark.parametrize("moved", [5 * MINUTE, -5 * MINUTE, 2 * SECOND, -2 * SECOND])
+def test_a_store_whose_clock_is_moved_is_followed_at_once_when_a_second_answer_confirms_it(
+    machine: Machine, view: StoreClock, moved: int
 ) -> None:
     machine.measure(view)
-    assert not machine.measure(view, ahead=5 * MINUTE)
-    assert machine.measure(view, ahead=5 * MINUTE)
+    assert not machine.measure(view, ahead=moved)
     assert machine.error(view) == 0
-    machine.elapsed += LEASE // 2
-    assert machine.error(view) == 5 * MINUTE // 2
-    machine.elapsed += LEASE // 2
-    assert machine.error(view) == 5 * MINUTE
+    assert machine.measure(view, ahead=moved)
+    assert machine.error(view) == moved
     machine.elapsed += LEASE
-    assert machine.error(view) == 5 * MINUTE
-
-
-def test_a_store_whose_clock_goes_back_is_followed_without_going_back(
-    machine: Machine, view: StoreClock
-) -> None:
-    machine.measure(view)
-    machine.measure(view, ahead=-5 * MINUTE)
-    machine.measure(view, ahead=-5 * MINUTE)
-    last = view.microseconds()
-    for _ in range(400):
-        machine.elapsed += SECOND
-        assert view.microseconds() - last >= SECOND // 10 - 1
-        last = view.microseconds()
-    assert machine.error(view) == -5 * MINUTE
+    assert machine.error(view) == moved
 
 
 @pytest.mark.parametrize("error", [900 * MILLISECOND, -900 * MILLISECOND])
@@ -228,15 +212,15 @@ def test_a_correction_of_less_than_a_second_runs_at_a_tenth_of_real_speed(
 def test_a_correction_that_replaces_one_under_way_begins_where_the_clock_stands(
     machine: Machine, view: StoreClock
 ) -> None:
-    machine.measure(view)
+    machine.measure(view, there=0)
     for _ in range(2):
-        machine.measure(view, ahead=5 * MINUTE)
-    machine.elapsed += LEASE // 2
-    assert machine.error(view) == 150 * SECOND
+        machine.measure(view, there=0, ahead=-SECOND)
+    machine.elapsed += 5 * SECOND
+    assert machine.error(view) == -SECOND // 2
     for _ in range(2):
-        machine.measure(view, there=0, back=0)
-    assert machine.error(view) == 150 * SECOND
-    machine.elapsed += 150 * SECOND * 10 // 9
+        machine.measure(view, there=0)
+    assert machine.error(view) == -SECOND // 2
+    machine.elapsed += 5 * SECOND
     assert machine.error(view) == 0
 
 
@@ -317,18 +301,18 @@ def test_a_store_without_a_clock_leaves_the_wall_clock_as_it_is(
     st.lists(
         st.tuples(
             st.integers(0, 20 * SECOND),
-            st.integers(0, 2 * SECOND),
-            st.integers(0, 2 * SECOND),
-            st.sampled_from([0, 0, 0, 700 * MILLISECOND, -5 * MINUTE, 5 * MINUTE]),
+            st.integers(0, 200 * MILLISECOND),
+            st.integers(0, 200 * MILLISECOND),
+            st.sampled_from([0, 0, 0, 200 * MILLISECOND, -200 * MILLISECOND]),
         ),
         max_size=30,
     )
 )
-def test_now_never_goes_backwards_after_the_first_measurement(
+def test_a_small_correction_never_sets_now_back(
     steps: list[tuple[int, int, int, int]],
 ) -> None:
     machine = Machine()
-    view = StoreClock(machine, LEASE)
+    view = StoreClock(machine)
     machine.measure(view)
     last = view.microseconds()
     for idle, there, back, ahead in steps:
@@ -353,7 +337,7 @@ def test_the_true_instant_is_never_before_now_nor_beyond_the_uncertainty(
     calls: list[tuple[int, int, int]],
 ) -> None:
     machine = Machine()
-    view = StoreClock(machine, LEASE)
+    view = StoreClock(machine)
     for idle, there, back in calls:
         machine.elapsed += idle
         assert machine.measure(view, there, back)
@@ -372,7 +356,7 @@ def test_a_sleep_lasts_until_now_has_moved_on_by_so_much(
     assert machine.slept == [12.345678]
 
 
-@pytest.mark.parametrize("ahead", [5 * MINUTE, -5 * MINUTE, -700 * MILLISECOND])
+@pytest.mark.parametrize("ahead", [700 * MILLISECOND, -700 * MILLISECOND])
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 90.0, 1_000.0])
 def test_a_sleep_takes_a_correction_under_way_into_account(
     machine: Machine, view: StoreClock, ahead: int, seconds: float
@@ -385,13 +369,29 @@ def test_a_sleep_takes_a_correction_under_way_into_account(
     assert len(machine.slept) <= 2
 
 
+@pytest.mark.parametrize("moved", [5 * MINUTE, -5 * MINUTE])
+def test_a_sleep_takes_as_long_if_the_clock_of_the_store_is_moved_meanwhile(moved: int) -> None:
+    class Moving(Machine):
+        async def sleep(self, seconds: float) -> None:
+            self.measure(clock, ahead=moved)
+            self.measure(clock, ahead=moved)
+            await super().sleep(seconds)
+
+    machine = Moving()
+    clock = StoreClock(machine)
+    machine.measure(clock)
+    before = machine.elapsed
+    asyncio.run(clock.sleep(30))
+    assert 30 * SECOND <= machine.elapsed - before <= 30 * SECOND + 10 * MILLISECOND
+
+
 def test_a_sleep_that_wakes_too_early_goes_on(machine: Machine, view: StoreClock) -> None:
     class Hasty(Machine):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(min(seconds, 0.3))
 
     hasty = Hasty()
-    view = StoreClock(hasty, LEASE)
+    view = StoreClock(hasty)
     hasty.measure(view)
     before = view.microseconds()
     asyncio.run(view.sleep(1))
@@ -450,9 +450,3 @@ def test_a_measurement_that_cannot_be_one_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="no measurement"):
         view.observe(sent, received, 0, resolution)
-
-
-@pytest.mark.parametrize("lease", [0, -1])
-def test_a_lease_that_is_not_positive_is_refused(machine: Machine, lease: int) -> None:
-    with pytest.raises(ValueError, match="lease must be positive"):
-        StoreClock(machine, lease)

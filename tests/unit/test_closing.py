@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from tests.support import START, Bench, after, logged, micros, run, seconds
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
 from pyncette.engine import rules
 from pyncette.errors import StoreUnavailableError
+from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.memory import MemoryRepository, MemoryStore
 from pyncette.store import Result
 from pyncette.testing import VirtualClock
@@ -384,3 +385,101 @@ def test_what_an_executor_never_begins_is_given_back_when_it_has_been_left(cance
         assert bench.runs == []
 
     run(main())
+
+
+def test_a_loop_that_is_cancelled_ends_though_a_body_within_it_suppresses_that() -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=SynchronousExecutor)
+        begun = asyncio.Event()
+
+        @bench.app.task(interval=seconds(1))
+        async def stubborn(context: Context) -> None:
+            await bench.note(context)
+            begun.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            await begun.wait()
+            loop.cancel()
+            await asyncio.wait([loop])
+            assert loop.cancelled()
+        assert bench.times == [1]
+
+    run(main())
+
+
+def test_a_loop_runs_on_in_a_task_that_has_suppressed_a_cancellation_before() -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=SynchronousExecutor)
+        bench.app.task(interval=seconds(1))(bench.note)
+
+        async def serve(context: PyncetteContext) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await context.run()
+
+        async with bench.app.create() as context:
+            serving = asyncio.create_task(serve(context))
+            await asyncio.sleep(0)
+            serving.cancel()
+            await bench.advance(3)
+            context.shutdown()
+            await serving
+        assert bench.times == [1, 2, 3]
+
+    run(main())
+
+
+class Scatterbrained:
+    """An executor that cancels the first of its asyncio tasks before it begins."""
+
+    def __init__(self, **configuration: Any) -> None:
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def __aenter__(self) -> Scatterbrained:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await asyncio.wait(self.tasks)
+
+    async def spawn_task(self, awaitable: Any) -> None:
+        self.tasks.append(asyncio.create_task(awaitable))
+        if len(self.tasks) == 1:
+            self.tasks[0].cancel()
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+@pytest.mark.parametrize(
+    ("executor", "again"),
+    [(DefaultExecutor, 1), (Scatterbrained, 2)],
+    ids=["at once, by the library's executor", "at the next poll, by another one"],
+)
+def test_a_run_that_is_cancelled_before_its_first_step_gives_back_its_record_and_its_slot(
+    executor: Any, again: float, mode: ExecutionMode, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench(executor_cls=executor, concurrency_limit=1)
+        bench.app.task(name="tick", interval=seconds(3), execution_mode=mode)(bench.note)
+        cancelled: list[asyncio.Task[Any]] = []
+
+        def factory(loop: Any, work: Any, **options: Any) -> asyncio.Task[Any]:
+            task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+            if executor is DefaultExecutor and "Execution.run" in repr(work) and not cancelled:
+                cancelled.append(task)
+                task.cancel()
+            return task
+
+        asyncio.get_running_loop().set_task_factory(factory)
+        async with bench.running():
+            await bench.advance(2)
+            await bench.advance(1)
+            await bench.advance(1)
+            assert bench.times == [again + 2]
+            await bench.advance(2)
+            assert bench.times == [again + 2, 6]
+
+    run(main())
+    assert logged(caplog, "tick was not started: its asyncio task was cancelled")

@@ -98,6 +98,18 @@ def test_it_is_500_when_the_handler_raises_and_the_reason_is_logged(
     assert record.exc_info[0] is KeyError
 
 
+class Aborted(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("outcome", [asyncio.CancelledError, GeneratorExit, Aborted])
+def test_it_is_500_whatever_comes_out_of_the_handler(outcome: type[BaseException]) -> None:
+    async def raising(app_context: PyncetteContext) -> bool:
+        raise outcome
+
+    assert answers(GET, raising).startswith(b"HTTP/1.1 500 ")
+
+
 @pytest.mark.parametrize("method", [b"POST", b"PUT", b"DELETE", b"OPTIONS", b"get", b"BREW"])
 def test_any_other_method_is_not_allowed(method: bytes) -> None:
     answer = answers(method + b" / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody")

@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +16,10 @@ from tests.support import START, Bench, after, logged, looping, micros, run, sec
 from pyncette import Context, ExecutionMode, FailureMode
 from pyncette.engine import rules
 from pyncette.errors import PyncetteException
+from pyncette.schedule import Every
 from pyncette.store import Applied, Write
 from pyncette.store.record import read
+from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Fail, Gate, LoseAnswer
 
 
@@ -1105,3 +1107,70 @@ def test_an_executor_that_does_not_take_work_on_costs_the_record_no_start(
 
     run(main())
     assert logged(caplog, "executor", "job")
+
+
+class SteppedClock(VirtualClock):
+    """A clock that can be set back, or ahead, while its monotonic time goes on."""
+
+    moved = seconds(0)
+
+    def now(self) -> datetime:
+        return super().now() + self.moved
+
+    def microseconds(self) -> int:
+        return super().microseconds() + self.moved // timedelta(microseconds=1)
+
+
+class SteppedBench(Bench):
+    """An app on a clock that can be set back."""
+
+    def __init__(self, **configuration: Any) -> None:
+        super().__init__(**configuration)
+        self.clock = self.stepped = SteppedClock(START)
+        self.app = self.another_app()
+
+
+@pytest.mark.parametrize("moved", [-1, -3_600])
+def test_static_tasks_run_on_soon_after_the_clock_was_set_back(moved: float) -> None:
+    async def main() -> None:
+        bench = SteppedBench()
+        bench.app.task(name="tick", interval=seconds(10))(bench.note)
+        async with bench.running() as context:
+            await bench.advance(15)
+            bench.stepped.moved = seconds(moved)
+            await bench.advance(20)
+            assert context.last_tick <= context.clock.now()
+        assert bench.times == ([10, 21, 31] if moved > -60 else [10, 26])
+
+    run(main())
+
+
+def test_a_static_task_that_fails_while_the_clock_is_set_back_is_planned_anew() -> None:
+    async def main() -> None:
+        bench = SteppedBench()
+
+        async def fail(context: Context) -> None:
+            bench.stepped.moved = seconds(-3_600)
+            await bench.fail(context)
+
+        bench.app.task(name="tick", interval=seconds(10), failure_mode=FailureMode.COMMIT)(fail)
+        async with bench.running():
+            await bench.advance(25)
+        assert bench.times == [10, 20]
+
+    run(main())
+
+
+def test_another_schedule_in_code_is_not_followed_when_the_clock_is_set_back() -> None:
+    async def main() -> None:
+        bench = SteppedBench()
+        task = bench.app.task(name="tick", interval=seconds(100))(bench.note)
+        async with bench.running():
+            await bench.plant(task, schedule=Every(seconds(50)), planned=200)
+            bench.stepped.moved = seconds(-3_600)
+            await bench.advance(5)
+            record = await bench.record(task)
+        assert record is not None
+        assert record.due_at == micros(200)
+
+    run(main())

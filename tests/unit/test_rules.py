@@ -619,6 +619,52 @@ def test_a_planned_time_that_contradicts_its_schedule_is_corrected_at_a_start(
         )
 
 
+AHEAD = NOW + 5 + rules.CLOCK_ERROR_MAX + 1
+"""Later than any next occurrence, counted by a clock that is right, of something every 5."""
+
+
+def test_an_occurrence_that_waits_for_a_retry_is_corrected_at_a_start_if_it_lies_ahead() -> None:
+    pending = Pending(paused=True)
+    record = a_record(
+        State.RETRYING, AHEAD, planned=AHEAD, schedule=every(5), failures=2, pending=pending
+    )
+    new = after(record, rules.replanned(record, every(5), NOW))
+    assert (new.state, new.due_at, new.unfinished_attempts) == (State.SCHEDULED, NOW + 5, 0)
+    assert progress_of(new) == Progress(NOW + 5, "b0", pending=pending)
+
+
+def test_a_retry_that_is_years_ahead_is_due_at_a_start() -> None:
+    late = NOW + rules.RETRY_DELAY_MAX + 1
+    record = a_record(State.RETRYING, late, planned=NOW - 3, schedule=every(5), failures=2)
+    new = after(record, rules.replanned(record, every(5), NOW))
+    assert (new.state, new.due_at) == (State.RETRYING, NOW)
+    assert progress_of(new) == progress_of(record)
+    assert rules.replanned(record._replace(due_at=late - 1), every(5), NOW) is None
+    rare = every(2 * rules.RETRY_DELAY_MAX)
+    assert rules.replanned(record._replace(schedule=dump_schedule(rare)), rare, NOW) is None
+
+
+@pytest.mark.parametrize("fast_forward", [False, True])
+def test_what_follows_an_occurrence_that_lies_ahead_is_planned_from_now(fast_forward: bool) -> None:
+    reading = read(running(planned=AHEAD, schedule=every(5)))
+    policy = Policy(fast_forward=fast_forward)
+    done = after(reading.record, rules.succeeded(reading, policy, NOW))
+    assert (done.state, done.due_at) == (State.SCHEDULED, NOW + 5)
+
+
+def test_what_is_run_at_most_once_follows_an_occurrence_that_lies_ahead() -> None:
+    reading = read(running(planned=AHEAD, schedule=every(5)))
+    advanced = after(reading.record, rules.advanced(reading, AT_ONCE, NOW))
+    assert (advanced.state, advanced.due_at) == (State.SCHEDULED, AHEAD + 5)
+
+
+def test_clocks_that_differ_a_little_plan_by_the_grid() -> None:
+    planned = NOW + rules.CLOCK_ERROR_MAX
+    reading = read(running(planned=planned, schedule=every(5)))
+    done = after(reading.record, rules.succeeded(reading, AT_ONCE, NOW))
+    assert done.due_at == planned + 5
+
+
 def test_clocks_that_differ_a_little_correct_nothing() -> None:
     interval = every(5)
     planned = NOW + 5 + rules.CLOCK_ERROR_MAX

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from inspect import CORO_CLOSED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import chance
@@ -81,6 +83,8 @@ class Dispatcher:
         # How often each record was released because this worker cannot read it.
         self._released: dict[Identity, int] = {}
         self._outlived: set[Task] = set()
+        # Runs that another executor than the library's has accepted and not begun.
+        self._queued: dict[Execution, Coroutine[Any, Any, None]] = {}
 
     @property
     def unfinished_max(self) -> int | None:
@@ -129,9 +133,11 @@ class Dispatcher:
                 run = execution.run()
                 try:
                     if start is None:
-                        await spawn(run)
+                        await self._spawn(spawn, execution, run)
                     else:
-                        start(run)
+                        runner = start(run)
+                        if not execution.begun:
+                            runner.add_done_callback(partial(self._drop_if_unstarted, execution))
                 except (Exception, asyncio.CancelledError) as error:
                     self._not_started(execution, run, error)
         except BaseException:
@@ -139,6 +145,41 @@ class Dispatcher:
             for record in left:
                 self.give_back(record)
             raise
+
+    async def _spawn(
+        self,
+        spawn: Callable[[Any], Awaitable[None]],
+        execution: Execution,
+        run: Coroutine[Any, Any, None],
+    ) -> None:
+        """Passes a run to an executor, which may run it within this call.
+
+        Raises:
+            asyncio.CancelledError: The loop was cancelled, even if the task has suppressed that.
+        """
+        loop = asyncio.current_task()
+        before = 0 if loop is None else loop.cancelling()
+        await spawn(run)
+        if not execution.begun:
+            self._queued[execution] = run
+        if loop is not None and loop.cancelling() > before:
+            raise asyncio.CancelledError
+
+    def drop_unstarted(self) -> None:
+        """Releases the records of runs that an executor has accepted and dropped."""
+        for execution, run in list(self._queued.items()):
+            if execution.begun:
+                del self._queued[execution]
+            elif getcoroutinestate(run) == CORO_CLOSED:
+                del self._queued[execution]
+                self._drop_if_unstarted(execution)
+
+    def _drop_if_unstarted(self, execution: Execution, _: object = None) -> None:
+        """Releases the record of a run whose asyncio task was cancelled before its first step."""
+        if not execution.begun and execution in self.executions:
+            logger.warning("%s was not started: its asyncio task was cancelled", execution.label)
+            self._worker.execution_ended(execution)
+            self.give_back(execution.reading.record)
 
     def cancel(self, give_back: bool = False) -> None:
         """Cancels the executions, and prevents those that have not started from starting.
@@ -291,7 +332,7 @@ class Dispatcher:
         return parts
 
 
-def _direct_start(executor: object) -> Callable[[Any], None] | None:
+def _direct_start(executor: object) -> Callable[[Any], asyncio.Task[Any]] | None:
     """How runs are started without a step of the caller, where nobody has changed that."""
     if (
         isinstance(executor, DefaultExecutor)

@@ -186,6 +186,9 @@ class Execution:
         ending: then there is no outcome.
         """
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if self.runner is not None:
+                # The event loop raises it. Else asyncio also logs that it was never retrieved.
+                self.runner.add_done_callback(_retrieve_exception)
             return False
         if isinstance(error, GeneratorExit):
             return asyncio.current_task() is self.runner
@@ -418,6 +421,11 @@ class _Advance:
     def _finish(self, may_run: bool) -> None:
         if not self.done.done():
             self.done.set_result(may_run)
+
+
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def compose(middlewares: Sequence[MiddlewareFunc], body: TaskFunc) -> Handler:

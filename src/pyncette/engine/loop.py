@@ -18,6 +18,7 @@ from pyncette.clock import StoreClock
 from pyncette.engine import static_tasks
 from pyncette.engine.dispatch import Claim
 from pyncette.engine.polling import NEVER, PolledSource
+from pyncette.engine.static_tasks import Correction
 from pyncette.errors import PyncetteException, StoreError, describe, printable
 from pyncette.store import Claimed, Group, Key, Source, Watch
 from pyncette.store.deadline import DeadlineExceededError
@@ -36,6 +37,12 @@ STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
 MEASURE_INTERVAL_S: Final = 10.0
 """How often the store's clock is measured; two clocks drift apart by some 50 us/s at most."""
+
+SUSPICION_INTERVAL_S: Final = 1.0
+"""How often it is measured while the store leaves records that are due by the worker's clock."""
+
+BACKWARD_STEP_MIN: Final = 1_000_000
+"""By how many microseconds the worker's clock must go back before planned times are checked."""
 
 PATIENT_FACTOR: Final = 4
 """How many deadlines a claim of a single record may take after it has exceeded one."""
@@ -92,6 +99,8 @@ class Loop:
         # Monotonic microseconds, as integers, so that rounding loses none.
         self._poll_at = _LONG_AGO
         self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
+        # The clock minus the monotonic clock, at the last poll.
+        self._offset = -NEVER
         self._claim_max = worker.settings.batch_size
         # How many more claims have a limit of one record and a longer deadline.
         self._careful = 0
@@ -141,7 +150,9 @@ class Loop:
             with worker.hooks.tick():
                 await self._claim(self._unanswered or self._ask(now, free, polls))
                 if polls:
+                    worker.dispatcher.drop_unstarted()
                     await self._measure()
+                    await self._notice_backward_step()
                     await self._watch_changes()
         except Exception as error:
             self._store_failed(error)
@@ -157,6 +168,19 @@ class Loop:
                 self._worker.store.now, lambda: self._worker.store.now_uncertainty
             )
             self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
+
+    async def _notice_backward_step(self) -> None:
+        """Corrects what was planned by the clock before it was set back, if it was."""
+        offset = self._worker.clock.microseconds() - self._monotonic()
+        if offset < self._offset - BACKWARD_STEP_MIN:
+            logger.warning(
+                "The clock was set back by %.1f s: static tasks that it had planned for later than "
+                "their schedules allow are planned anew",
+                (self._offset - offset) / 1_000_000,
+            )
+            await self._ensure_records(self._static_tasks(), Correction.CLOCK)
+            self.last_tick = self._worker.clock.microseconds()
+        self._offset = offset
 
     async def _watch_changes(self) -> None:
         """Registers for notifications, if the store has them; if that fails, retries later."""
@@ -247,7 +271,7 @@ class Loop:
             if next_due is None and source.key is not None
         ]
         if unplanned:
-            await self._ensure_records(unplanned, starting=False)
+            await self._ensure_records(unplanned, Correction.NONE)
 
     async def _store_answers(self) -> bool:
         """Checks that the store answers at all; if it does not, no record is too large."""
@@ -278,6 +302,7 @@ class Loop:
         full = len(claimed.records) >= question.limit
         sources = self._worker.sources
         longest = self._worker.settings.poll_interval
+        held_off = False
         for source, next_due in zip(question.asked, claimed.next_due, strict=True):
             if next_due is None:
                 continue
@@ -289,6 +314,11 @@ class Loop:
                 sources.ask_by(source, question.now)
             else:
                 sources.hold_off(source, question.now, longest)
+                held_off = True
+        if held_off and self._measure_at < math.inf:
+            # Perhaps the store's clock was set back, so that by its clock they are not due.
+            soon = self._worker.clock.monotonic() + SUSPICION_INTERVAL_S
+            self._measure_at = min(self._measure_at, soon)
 
     def _monotonic(self) -> int:
         return round(self._worker.clock.monotonic() * 1_000_000)
@@ -345,8 +375,7 @@ class Loop:
         worker = self._worker
         while not worker.stopping:
             try:
-                static = [task for task in worker.tasks() if task.enabled and not task.dynamic]
-                await self._ensure_records(static, starting=True)
+                await self._ensure_records(self._static_tasks(), Correction.ALL)
             except Exception as error:
                 self._store_failed(error)
                 await worker.alarm.wait_for(self._poll_at - self._monotonic())
@@ -354,7 +383,11 @@ class Loop:
                 self._poll_at = _LONG_AGO
                 return
 
-    async def _ensure_records(self, tasks: Sequence[Task], starting: bool) -> None:
+    def _static_tasks(self) -> list[Task]:
+        return [task for task in self._worker.tasks() if task.enabled and not task.dynamic]
+
+    async def _ensure_records(self, tasks: Sequence[Task], correction: Correction) -> None:
         worker = self._worker
-        for write in await static_tasks.ensure_records(worker.store, worker.clock, tasks, starting):
+        writes = await static_tasks.ensure_records(worker.store, worker.clock, tasks, correction)
+        for write in writes:
             worker.wrote(write)

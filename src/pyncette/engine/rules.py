@@ -160,8 +160,12 @@ def succeeded(reading: Reading, policy: Policy, now: int) -> Change:
     return _occurrence_done(reading, policy, now, None)
 
 
-advanced = succeeded
-"""An at-most-once record moves to the next occurrence before its task runs, as after success."""
+def advanced(reading: Reading, policy: Policy, now: int) -> Change:
+    """An at-most-once record moves to the next occurrence before its task runs, as after success.
+
+    An occurrence that a clock planned that was ahead is never planned anew: it may have run.
+    """
+    return _occurrence_done(reading, policy, now, None, at_most_once=True)
 
 
 def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
@@ -445,6 +449,8 @@ def replanned(
         never_ran = current.token is None
         if contradicts(current, progress, schedule, now) and (never_ran or not at_most_once):
             return _planned_anew(current, text, progress, first)
+        if retries_too_late(current, schedule, now):
+            return Patch(now, State.RETRYING, current.unfinished_attempts)
         return None
     unknown = current.schedule == UNKNOWN_SCHEDULE
     if current.state == State.RUNNING and not unknown:
@@ -489,6 +495,9 @@ def replanned(
 CLOCK_ERROR_MAX: Final = 60_000_000
 """Microseconds by which clocks of workers may differ before a planned time counts as wrong."""
 
+RETRY_DELAY_MAX: Final = 30 * 86_400 * 1_000_000
+"""Microseconds that a retry of a static task may be ahead before its time counts as wrong."""
+
 
 def contradicts(record: Record, progress: Progress, schedule: Schedule, now: int) -> bool:
     """Returns whether a record is planned for later than its own schedule allows.
@@ -496,14 +505,26 @@ def contradicts(record: Record, progress: Progress, schedule: Schedule, now: int
     This happens if it was planned by a clock that was ahead, for example when a machine booted with
     a wrong time. Otherwise the task would not run until that time, perhaps for years.
     """
-    if record.state != State.SCHEDULED or progress.triggered is not None:
+    if record.state not in (State.SCHEDULED, State.RETRYING) or progress.triggered is not None:
         return False
     upcoming = schedule.next(now + CLOCK_ERROR_MAX)
     return progress.planned is not None and upcoming is not None and progress.planned > upcoming
 
 
+def retries_too_late(record: Record, schedule: Schedule, now: int) -> bool:
+    """Returns whether a record waits for a retry for longer than any delay explains.
+
+    A clock that was ahead has set the time of the retry. Its occurrence may be planned correctly.
+    """
+    if record.state != State.RETRYING or record.due_at is None:
+        return False
+    upcoming = schedule.next(now + CLOCK_ERROR_MAX)
+    return record.due_at > max(now + RETRY_DELAY_MAX, upcoming or 0)
+
+
 def _planned_anew(current: Record, text: str, progress: Progress, first: int | None) -> Put:
     """The record of a static task as if newly created, with the same incarnation."""
+    pending = None if progress.pending is None else _only_flags(progress.pending)
     return Put(
         first,
         State.FINISHED if first is None else State.SCHEDULED,
@@ -511,7 +532,7 @@ def _planned_anew(current: Record, text: str, progress: Progress, first: int | N
         0,
         text,
         current.args,
-        dump_progress(Progress(first, progress.incarnation)),
+        dump_progress(Progress(first, progress.incarnation, pending=pending)),
     )
 
 
@@ -533,8 +554,14 @@ def _parked_unread(record: Record, progress: Progress) -> bool:
 # Steps that several events share.
 
 
-def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | None) -> Change:
-    """What follows the current occurrence: a pending request, or the next occurrence."""
+def _occurrence_done(
+    reading: Reading, policy: Policy, now: int, error: str | None, at_most_once: bool = False
+) -> Change:
+    """What follows the current occurrence: a pending request, or the next occurrence.
+
+    If the current occurrence lies in the future, a clock that was ahead has planned it. Then the
+    next occurrence is planned from now, unless it is run at most once.
+    """
     record, schedule, progress = reading
     pending = progress.pending
     planned = progress.planned
@@ -542,9 +569,12 @@ def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | No
         if _replacement(progress) is not None or not _stood_still(progress, pending, now):
             return _promoted(record, pending)
     elif progress.triggered is None and planned is not None:
-        planned = (
-            schedule.skip(planned, now) if policy.fast_forward else schedule.following(planned)
-        )
+        if planned > now + CLOCK_ERROR_MAX and not at_most_once:
+            planned = schedule.next(now)
+        elif policy.fast_forward:
+            planned = schedule.skip(planned, now)
+        else:
+            planned = schedule.following(planned)
     if pending is None:
         if planned is None:
             return _nothing_left(record, progress.incarnation, error)

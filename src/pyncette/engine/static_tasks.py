@@ -1,11 +1,12 @@
 """The records of static tasks: created when a worker first starts with the task, and planned anew
-when their schedule in code has changed.
+when their schedule in code has changed, or when a wrong clock has planned them.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from enum import Enum
 
 from pyncette import chance
 from pyncette.clock import Clock
@@ -21,10 +22,21 @@ from pyncette.task import Task
 logger = logging.getLogger(__name__)
 
 
+class Correction(Enum):
+    """Which records that exist are changed."""
+
+    NONE = "none"
+    CLOCK = "clock"
+    """Those that were planned for later than their own schedule allows."""
+    ALL = "all"
+    """These, and those that differ from the declaration in code. Only a worker that starts does
+    this. Otherwise two releases that run at the same time would change a record again and again."""
+
+
 async def ensure_records(
-    store: Store, clock: Clock, tasks: Sequence[Task], starting: bool
+    store: Store, clock: Clock, tasks: Sequence[Task], correction: Correction
 ) -> list[Write]:
-    """Creates the records that are missing.
+    """Creates the records that are missing, and corrects others.
 
     If several workers start at once, one of them succeeds; the others see its records.
 
@@ -32,9 +44,7 @@ async def ensure_records(
         store: The store of the records.
         clock: The first occurrence follows its current instant.
         tasks: Static tasks.
-        starting: Whether to change records that differ from the declaration in code, too. Only a
-            worker that starts does this. Otherwise two releases that run at the same time would
-            change a record again and again.
+        correction: Which records that exist are changed.
 
     Returns:
         The writes that were applied.
@@ -52,7 +62,7 @@ async def ensure_records(
         writes = [
             (task, write)
             for task, record in left
-            if (record is None or starting) and (write := _wanted(task, record, now))
+            if _concerns(task, record, correction) and (write := _wanted(task, record, now))
         ]
         if not writes:
             break
@@ -67,6 +77,16 @@ async def ensure_records(
                 case Failed(error=error) | Unknown(error=error):
                     raise error
     return written
+
+
+def _concerns(task: Task, record: Record | None, correction: Correction) -> bool:
+    if record is None or correction is Correction.ALL:
+        return True
+    return (
+        correction is Correction.CLOCK
+        and record.state != State.PARKED
+        and record.schedule == dumps(task.plan)
+    )
 
 
 def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
@@ -86,8 +106,8 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
         logger.warning("%s was parked and is planned anew: '%s'", printable(task), after)
     elif before == after:
         logger.warning(
-            "%s was planned for later than its schedule '%s' allows, as by a clock that was "
-            "ahead: it is planned anew",
+            "%s was planned for later than its schedule '%s' allows, by a clock that was ahead: "
+            "it is planned anew",
             printable(task),
             after,
         )
