@@ -146,10 +146,11 @@ class _Beating:
     def _lease_was_lost(self, error: LeaseLostException) -> None:
         if self._ended:
             return
+        level = logging.DEBUG if error.by_body else logging.WARNING
         if not self._cancel_on_lease_lost:
-            logger.warning("%s; it goes on, but its outcome will not be recorded", error)
+            logger.log(level, "%s; it goes on, but its outcome will not be recorded", error)
             return
-        logger.warning("%s; it is cancelled", error)
+        logger.log(level, "%s; it is cancelled", error)
         self._lost = error
         self._runner.cancel()
 

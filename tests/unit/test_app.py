@@ -463,7 +463,8 @@ def test_a_body_that_is_cancelled_by_itself_does_not_stop_a_loop_that_runs_it(
         assert bench.planned[:3] == [1, 1, 2]
         assert bench.times[:3] == [1, 4, 4]
         assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
-            "Task tick failed"
+            "Task tick failed in attempt 1 of the run planned for 2026-01-05T12:00:01+00:00: it is "
+            "retried when its lease ends at 2026-01-05T12:00:04+00:00"
         ]
 
     run(main())
