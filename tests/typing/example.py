@@ -28,6 +28,10 @@ class Pool:
     url: str
 
 
+class AppContext(Context):
+    pool: Pool
+
+
 # What is right.
 
 
@@ -57,6 +61,12 @@ async def remind(context: Context) -> None: ...
 @app.fixture()
 async def database(app_context: PyncetteContext) -> AsyncIterator[Pool]:
     yield Pool("postgresql://")
+
+
+@app.task(interval=5)
+async def with_a_context_of_its_own(context: AppContext) -> None:
+    print(context.pool.url, context.args, context.anything_else)
+    await context.heartbeat()
 
 
 @app.fixture(name="cache")
@@ -175,6 +185,11 @@ async def bare_partitions(context: Context) -> None: ...
 
 @with_heartbeat  # mistake
 async def bare_heartbeat(context: Context) -> None: ...
+
+
+@app.task(interval=5)
+async def no_such_attribute(context: AppContext) -> None:
+    print(context.pool.uri)  # mistake
 
 
 async def after_the_decorators(context: Context) -> None:
