@@ -10,7 +10,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncContextDecorator,
+    ExitStack,
+)
 from datetime import timedelta, tzinfo
 from typing import Any, Final, NoReturn, TypeVar, overload
 
@@ -40,32 +45,23 @@ _Middleware = TypeVar("_Middleware", bound=MiddlewareFunc)
 
 # Options of all stores, since a misspelt one is warned about whichever store is used. They are
 # repeated here because the classes that define them import drivers; a test compares the two.
-KNOWN_OPTIONS: Final = (
-    *("batch_size", "concurrency_limit", "worker_name"),
-    *(f"sqlite_{name}" for name in ("database", "table_name", "synchronous")),
-    *(
-        f"redis_{name}"
-        for name in ("url", "namespace", "timeout", "pool_size", "wait_replicas", "client")
+_STORE_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "sqlite": ("database", "table_name", "synchronous"),
+    "redis": ("url", "namespace", "timeout", "pool_size", "wait_replicas", "client"),
+    "postgres": ("url", "table_name", "skip_table_create", "pool_size", "listen_url", "pool"),
+    "mysql": (
+        *("host", "port", "user", "password", "database", "table_name", "skip_table_create"),
+        *("url", "pool_size", "ssl", "pool"),
     ),
-    *(
-        f"postgres_{name}"
-        for name in ("url", "table_name", "skip_table_create", "pool_size", "listen_url", "pool")
+    "dynamodb": (
+        *("region_name", "endpoint", "table_name", "partition_prefix", "skip_table_create"),
+        *("pool_size", "client"),
     ),
-    *(
-        f"mysql_{name}"
-        for name in (
-            *("host", "port", "user", "password", "database", "table_name", "skip_table_create"),
-            *("url", "pool_size", "ssl", "pool"),
-        )
-    ),
-    *(
-        f"dynamodb_{name}"
-        for name in (
-            *("region_name", "endpoint", "table_name", "partition_prefix", "skip_table_create"),
-            *("pool_size", "client"),
-        )
-    ),
-)
+}
+_STORE_OF: Final = {
+    f"{store}_{name}": store for store, names in _STORE_OPTIONS.items() for name in names
+}
+KNOWN_OPTIONS: Final = ("batch_size", "concurrency_limit", "worker_name", *_STORE_OF)
 
 
 class Pyncette:
@@ -77,7 +73,7 @@ class Pyncette:
 
     def __init__(
         self,
-        repository_factory: Callable[..., AbstractAsyncContextManager[Any]] = sqlite_repository,
+        repository_factory: Callable[..., AbstractAsyncContextManager[Any]] | None = None,
         executor_cls: Callable[..., AbstractAsyncContextManager[Any]] = DefaultExecutor,
         poll_interval: timedelta | float = timedelta(seconds=1),
         *,
@@ -87,7 +83,8 @@ class Pyncette:
         """Declares an app without tasks.
 
         Args:
-            repository_factory: Opens the store; by default SQLite, in memory.
+            repository_factory: Opens the store; ``sqlite_repository`` if not given, in memory
+                unless ``sqlite_database`` names a file.
             executor_cls: Opens the executor.
             poll_interval: How often the worker polls for changes it was not notified of.
             clock: Where the app takes time from; the machine's clock by default.
@@ -95,9 +92,15 @@ class Pyncette:
                 ``concurrency_limit`` and ``worker_name``.
 
         Raises:
-            ValueError: ``poll_interval`` is not longer than zero, or absurdly long.
+            ValueError: ``poll_interval`` is not longer than zero, or absurdly long; or options of
+                a store are given without its factory.
+            TypeError: ``repository_factory`` or ``executor_cls`` cannot be called, or is a store
+                that is already being opened.
         """
-        self._repository_factory = repository_factory
+        _check_factory("repository_factory", repository_factory or sqlite_repository)
+        _check_factory("executor_cls", executor_cls)
+        _check_store_options(repository_factory, configuration)
+        self._repository_factory = repository_factory or sqlite_repository
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
         self.clock = SystemClock() if clock is None else clock
@@ -123,6 +126,7 @@ class Pyncette:
         name: str | None = ...,
         schedule: str,
         timezone: str | tzinfo | None = ...,
+        interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -136,6 +140,8 @@ class Pyncette:
         *,
         name: str | None = ...,
         interval: timedelta | float,
+        schedule: None = ...,
+        timezone: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -166,6 +172,7 @@ class Pyncette:
         name: str | None = ...,
         schedule: str | None = ...,
         timezone: str | tzinfo | None = ...,
+        interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -179,6 +186,8 @@ class Pyncette:
         *,
         name: str | None = ...,
         interval: timedelta | float,
+        schedule: None = ...,
+        timezone: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -204,6 +213,7 @@ class Pyncette:
         name: str | None = ...,
         schedule: str | None = ...,
         timezone: str | tzinfo | None = ...,
+        interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -220,6 +230,8 @@ class Pyncette:
         *,
         name: str | None = ...,
         interval: timedelta | float,
+        schedule: None = ...,
+        timezone: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -300,9 +312,11 @@ class Pyncette:
 
     @overload
     def middleware(self, func: _Middleware) -> _Middleware: ...
+    # The mistake `@app.middleware()`: None cannot decorate. With NoReturn, which would be exact,
+    # mypy takes the rest of the module for unreachable and checks nothing in it.
     @overload
-    def middleware(self) -> NoReturn: ...
-    def middleware(self, func: _Middleware | None = None) -> _Middleware:
+    def middleware(self) -> None: ...
+    def middleware(self, func: _Middleware | None = None) -> _Middleware | None:
         """Declares a middleware, ``async def m(context, next)``; the first is outermost.
 
         Raises:
@@ -462,6 +476,53 @@ def _check_parentheses(decorator: str, misplaced: tuple[object, ...]) -> None:
             f"parentheses (it was given {name_of(first)})"
         )
     raise TypeError(f"{decorator} takes options by name only, not {first!r}")
+
+
+def _check_factory(parameter: str, factory: object) -> None:
+    # What `redis_repository(…)` returns can be called too: it is also a decorator.
+    if not callable(factory) or isinstance(factory, AsyncContextDecorator):
+        raise TypeError(
+            f"{parameter} must be a function or a class that is called when the app is opened, "
+            f"not {factory!r}: pass it without calling it, and give its options to Pyncette(…)"
+        )
+
+
+def _check_store_options(factory: object, configuration: Mapping[str, Any]) -> None:
+    """Refuses, or warns about, options of a store that the app will not use."""
+    given = {
+        option: _STORE_OF[option]
+        for option, value in configuration.items()
+        if option in _STORE_OF and value is not None
+    }
+    if factory is None and given and "sqlite" not in given.values():
+        option, owner = next(iter(given.items()))
+        raise ValueError(
+            f"{option} is an option of {owner}_repository, but no repository_factory is given: "
+            "the tasks would be kept in memory and lost when the process ends. Pass "
+            f"repository_factory={owner}_repository (from pyncette.{owner}), or "
+            "repository_factory=sqlite_repository if you want SQLite"
+        )
+    store = _store_of(sqlite_repository if factory is None else factory)
+    unread = [option for option, owner in given.items() if owner != store]
+    if unread and store is not None:
+        logger.warning(
+            "The store of this app does not read %s: pass the repository_factory of the store that "
+            "you want to use, or remove %s",
+            ", ".join(unread),
+            "it" if len(unread) == 1 else "them",
+        )
+
+
+def _store_of(factory: object) -> str | None:
+    """Which of our stores a factory opens; None for one of the application's own.
+
+    Nothing is known of a function that wraps one of ours: it may read any option.
+    """
+    for store in _STORE_OPTIONS:
+        module = sys.modules.get(f"pyncette.{store}")  # importing it might load a driver
+        if module is not None and getattr(module, f"{store}_repository", None) is factory:
+            return store
+    return None
 
 
 def _warn_of_unknown(configuration: Mapping[str, Any]) -> None:

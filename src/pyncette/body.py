@@ -12,12 +12,35 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Generator
 from types import CoroutineType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Final
 
 logger = logging.getLogger(__name__)
 
+_WRAPPERS_MAX: Final = 100
+"""Decorators that are looked through; a chain of them may be a circle."""
+
 Handler = Callable[[Any], Awaitable[None]]
 """Takes the context of a run, gives what is to be awaited."""
+
+
+class Declared:
+    """A declared task: it has a body, but is none. The base of ``pyncette.task.Task``."""
+
+    __slots__ = ()
+
+
+def declared_in(func: object) -> Declared | None:
+    """The declared task that a callable is, or wraps; None if it wraps none that can be found."""
+    for _ in range(_WRAPPERS_MAX):
+        if isinstance(func, Declared):
+            return func
+        if isinstance(func, functools.partial):
+            func = func.func
+        elif isinstance(func, MethodType):
+            func = func.__self__
+        else:
+            func = getattr(func, "__wrapped__", None)
+    return None
 
 
 def check_body(func: object) -> None:

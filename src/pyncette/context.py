@@ -208,7 +208,8 @@ class PyncetteContext:
             The instance.
 
         Raises:
-            TaskLockedException: The instance is running, and ``force`` is not set.
+            TaskLockedException: The instance is running, or has failed and keeps its lease (see
+                ``FailureMode.NONE``), and ``force`` is not set.
             ValueError: An option or argument is invalid.
             StoreError: The store failed; it is unknown whether the instance was written.
         """
@@ -229,6 +230,8 @@ class PyncetteContext:
         if fresh.due_at is None:
             raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
         write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
+        if force:
+            self._worker.replaced(instance.group, instance.key)
         started = realtime.monotonic()
         patience = started + ADVANCE_PATIENCE_S
         pause = LOCKED_PAUSE_INITIAL_S
@@ -266,7 +269,9 @@ class PyncetteContext:
                 or realtime.monotonic() >= patience
             ):
                 raise TaskLockedException(
-                    instance, None if current.due_at is None else from_microseconds(current.due_at)
+                    instance,
+                    None if current.due_at is None else from_microseconds(current.due_at),
+                    rules.failed_under_lease(current),
                 )
             with self.clock.hold():
                 await realtime.sleep(ADVANCE_LOOK_S)
@@ -286,6 +291,7 @@ class PyncetteContext:
         if not task.dynamic and task.parent_task is None:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         group, key = _identity(task, instance_name)
+        self._worker.replaced(group, key)
         await self._submit(Write(group, key, DELETE, ANY))
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
@@ -501,13 +507,15 @@ def _state(task: Task, record: Record) -> TaskState:
         occurrence, reason = progress.occurrence, progress.error
     if record.state == State.PARKED:
         occurrence = None
-    running = record.state == State.RUNNING
+    failed = rules.failed_under_lease(record)
+    running = record.state == State.RUNNING and not failed
     return TaskState(
         task.template.from_record(record) if task.template.dynamic else task,
         _instant_or_none(occurrence),
         _instant_or_none(record.due_at) if running else None,
         record.token.rsplit(":", 2)[0] if running and record.token else None,
-        record.state,
+        # Some stores return a member of an enum, others a plain string.
+        State.RETRYING.value if failed else str(record.state),
         reason,
     )
 

@@ -46,30 +46,45 @@ class PyncetteException(Exception):  # noqa: N818 - the name is public since 1.x
 
 
 class LeaseLostException(PyncetteException):
-    """The lease on a task's run was lost: somebody else took, replaced or removed the record.
+    """The lease of a run was lost: the record was removed or replaced, or claimed again.
 
     Attributes:
         task: The task whose lease was lost.
+        reason: What became of the record, as a clause; None if it is not known.
+        by_body: Whether the body of the task has itself removed or replaced the record.
     """
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(f"Lease on the task '{printable(task)}' was lost")
+    def __init__(self, task: Task, reason: str | None = None, by_body: bool = False) -> None:
+        super().__init__(
+            f"Lease on the task '{printable(task)}' was lost" + (f": {reason}" if reason else "")
+        )
         self.task = task
+        self.reason = reason
+        self.by_body = by_body
 
 
 class TaskLockedException(PyncetteException):
-    """The task is being executed, so that its record cannot be changed now.
+    """The lease of the task's record has not ended, so that the record cannot be changed now.
 
     Attributes:
         task: The task that is locked.
-        locked_until: When the lease ends (aware, UTC), if known.
+        locked_until: When the lease ends (aware, UTC), if known. A heartbeat extends it.
+        failed: Whether no execution runs: the last one failed with ``FailureMode.NONE``, and is
+            retried when the lease ends.
     """
 
-    def __init__(self, task: Task, locked_until: datetime | None = None) -> None:
+    def __init__(
+        self, task: Task, locked_until: datetime | None = None, failed: bool = False
+    ) -> None:
         until = f" until {locked_until.isoformat()}" if locked_until else ""
-        super().__init__(f"The task '{printable(task)}' is locked by a running execution{until}")
+        by = "the lease of its failed execution" if failed else "a running execution"
+        super().__init__(
+            f"The task '{printable(task)}' is locked by {by}{until}: schedule it again afterwards, "
+            "or replace it now with force=True"
+        )
         self.task = task
         self.locked_until = locked_until
+        self.failed = failed
 
 
 class StoreError(PyncetteException):

@@ -77,13 +77,14 @@ class TaskState:
 
     Attributes:
         task: The static task, or the instance.
-        scheduled_at: When it runs next, aware UTC; while it runs, the planned time of that run.
-            None if there is no further run.
+        scheduled_at: When it runs next, aware UTC; while it runs or waits for a retry, the planned
+            time of that run. None if there is no further run.
         locked_until: End of the lease, aware UTC, while the task runs (it lies in the past if its
             worker died); else None.
         locked_by: The worker that runs it; else None.
-        state: ``scheduled``, ``running``, ``retrying`` (waits for its next attempt), ``paused``,
-            ``parked`` (kept, and never run: see ``reason``) or ``finished``.
+        state: ``"scheduled"``, ``"running"``, ``"retrying"`` (waits for its next attempt),
+            ``"paused"``, ``"parked"`` (kept, and never run: see ``reason``) or ``"finished"``; a
+            plain string.
         reason: How the last attempt failed, or why the task is parked; else None.
     """
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Collection, Iterable
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
+from pyncette.body import Declared
 from pyncette.clock import from_microseconds
 from pyncette.model import ExecutionMode, FailureMode, Json, PartitionSelector, TaskFunc
 from pyncette.schedule import Schedule, instant_of, loads
@@ -69,7 +70,7 @@ class _Option(Generic[_T]):
         task._options = task._options.replaced(self._field, value)
 
 
-class Task:
+class Task(Declared):
     """A static task, the template of a dynamic one, or an instance of a template.
 
     Calling it calls its function. Instances share the options of their template.
@@ -152,6 +153,7 @@ class Task:
             name=name,
             dynamic=dynamic,
             instance=parent_task is not None,
+            args=extra_args,
         )
         self._when, self._plan = when, when.plan
         check_arguments(extra_args)
@@ -163,7 +165,7 @@ class Task:
         else:
             self.group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(self.group, name, "The name of a task")
-        self._warn_of_misspelt(extra_args, when)
+        self._warn_of_misspelt(extra_args, when, declaring=parent_task is None)
 
     # Options.
 
@@ -353,7 +355,9 @@ class Task:
         if timezone is None and schedule is not None:
             timezone = self.timezone
         check_arguments(args)
-        when = When.checked(schedule, interval, execute_at, timezone, name=name, instance=True)
+        when = When.checked(
+            schedule, interval, execute_at, timezone, name=name, instance=True, args=args
+        )
         task = self.from_parts(name, when.plan, "")
         task._when = when
         task._extra_args = args
@@ -387,10 +391,12 @@ class Task:
         task._args_text = args_text
         return task
 
-    def _warn_of_misspelt(self, args: Iterable[str], when: When) -> None:
+    def _warn_of_misspelt(
+        self, args: Iterable[str], when: When, *, declaring: bool = False
+    ) -> None:
         """Warns, once each, about arguments that were perhaps meant as options."""
         for name in args:
-            option = meant_option(name)
+            option = meant_option(name, declaring=declaring)
             if option is None or getattr(when, option, None) is not None:
                 continue
             template = self.template

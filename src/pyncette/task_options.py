@@ -11,7 +11,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -37,6 +37,8 @@ DURATION_MAX: Final = timedelta(days=3_660)
 
 INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
 """The options that an instance may set for itself."""
+
+_STATIC_WHEN: Final = ("schedule", "interval")
 
 _SHARED_OPTIONS: Final = (
     "fast_forward",
@@ -151,6 +153,7 @@ class When(NamedTuple):
         name: str,
         dynamic: bool = False,
         instance: bool = False,
+        args: Iterable[str] = (),
     ) -> When:
         """When a task runs, if the options say it.
 
@@ -162,6 +165,7 @@ class When(NamedTuple):
             name: The name of the task, for the message of an error.
             dynamic: Whether it is a template, which need not say when.
             instance: Whether it is an instance.
+            args: The names of its arguments: one of them may be a misspelt option.
 
         Raises:
             ValueError: None or several of the first three are given, or one is invalid.
@@ -184,10 +188,10 @@ class When(NamedTuple):
                 + ", ".join(given)
             )
         if not given and not dynamic:
+            allowed = ("schedule", "interval", "execute_at") if instance else _STATIC_WHEN
             raise ValueError(
-                f"Task '{name}' needs exactly one of schedule, interval and execute_at"
-                if instance
-                else f"Task '{name}' needs exactly one of schedule and interval"
+                f"Task '{name}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
+                + _meant_among(args, allowed)
             )
         if zone is not None and schedule is None and given:
             raise ValueError(
@@ -296,6 +300,16 @@ _OTHER_WORDS: Final = {
     "tzinfo": "timezone",
     "cron": "schedule",
     "crontab": "schedule",
+    "every": "interval",
+    "eta": "execute_at",
+    "run_at": "execute_at",
+}
+# Where a task is declared, these are most likely options. An instance may well have such arguments:
+# the lease of a flat, the retries of a download.
+_OTHER_WORDS_AT_DECLARATION: Final = {
+    "lease": "lease_duration",
+    "retries": "failure_mode",
+    "max_retries": "failure_mode",
 }
 _WITH_UNIT: Final = re.compile(
     r"(?P<word>lease|interval|lease_duration)(?:_in)?_(?:s|secs?|seconds?|minutes?|hours?|time|timeout)"
@@ -303,10 +317,25 @@ _WITH_UNIT: Final = re.compile(
 _LIKENESS: Final = 0.85
 
 
+def _meant_among(args: Iterable[str], options: Collection[str]) -> str:
+    """The end of an error: which argument was perhaps meant as one of these options."""
+    for name in args:
+        if (option := meant_option(name)) in options:
+            return f"; did you mean '{option}' by '{name}'?"
+    return ""
+
+
 @lru_cache(maxsize=1024)
-def meant_option(name: str) -> str | None:
-    """The option that the name of an argument looks like; None if it looks like none."""
+def meant_option(name: str, *, declaring: bool = False) -> str | None:
+    """The option that the name of an argument looks like; None if it looks like none.
+
+    Args:
+        name: The name of the argument.
+        declaring: Whether it was given where a task is declared, not to an instance.
+    """
     folded = name.lower()
+    if declaring and folded in _OTHER_WORDS_AT_DECLARATION:
+        return _OTHER_WORDS_AT_DECLARATION[folded]
     if folded in _OTHER_WORDS:
         return _OTHER_WORDS[folded]
     if match := _WITH_UNIT.fullmatch(folded):

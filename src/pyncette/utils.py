@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
-from pyncette.body import call_body, check_body
+from pyncette.body import call_body, check_body, declared_in
 from pyncette.clock import Clock
 from pyncette.errors import LeaseLostException
 
@@ -47,7 +47,8 @@ def with_heartbeat(
     Raises:
         ValueError: ``lease_remaining_ratio`` is not between 0 and 1.
         TypeError: ``lease_remaining_ratio`` is not a number, as in ``@with_heartbeat`` without
-            parentheses; or the decorated function cannot be used as a task.
+            parentheses; or the decorated function cannot be used as a task; or it is, or wraps, a
+            declared task, because ``with_heartbeat`` stands above the decorator that declares it.
     """
     if callable(lease_remaining_ratio):
         raise TypeError("with_heartbeat takes options: write @with_heartbeat()")
@@ -62,6 +63,12 @@ def with_heartbeat(
     def decorate(
         body: Callable[[_Context], Awaitable[Any]],
     ) -> Callable[[_Context], Awaitable[Any]]:
+        if (task := declared_in(body)) is not None:
+            raise TypeError(
+                f"with_heartbeat was given the task '{task}'. A task runs its own function, which "
+                "would send no heartbeats: write @with_heartbeat() below the decorator that "
+                "declares the task, directly above the function"
+            )
         check_body(body)
         run: Callable[[_Context], Awaitable[Any]] = call_body(body)
 
@@ -139,10 +146,11 @@ class _Beating:
     def _lease_was_lost(self, error: LeaseLostException) -> None:
         if self._ended:
             return
+        level = logging.DEBUG if error.by_body else logging.WARNING
         if not self._cancel_on_lease_lost:
-            logger.warning("%s; it goes on, but its outcome will not be recorded", error)
+            logger.log(level, "%s; it goes on, but its outcome will not be recorded", error)
             return
-        logger.warning("%s; it is cancelled", error)
+        logger.log(level, "%s; it is cancelled", error)
         self._lost = error
         self._runner.cancel()
 

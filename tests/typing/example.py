@@ -28,6 +28,10 @@ class Pool:
     url: str
 
 
+class AppContext(Context):
+    pool: Pool
+
+
 # What is right.
 
 
@@ -57,6 +61,12 @@ async def remind(context: Context) -> None: ...
 @app.fixture()
 async def database(app_context: PyncetteContext) -> AsyncIterator[Pool]:
     yield Pool("postgresql://")
+
+
+@app.task(interval=5)
+async def with_a_context_of_its_own(context: AppContext) -> None:
+    print(context.pool.url, context.args, context.anything_else)
+    await context.heartbeat()
 
 
 @app.fixture(name="cache")
@@ -146,6 +156,61 @@ async def no_generator(app_context: PyncetteContext) -> Pool:
 
 @app.middleware  # mistake
 async def without_next(context: Context) -> None: ...
+
+
+# Both checkers go on after a decorator whose parentheses are wrong.
+
+
+@app.middleware()  # mistake
+async def with_parentheses(context: Context, next: Callable[[], Awaitable[None]]) -> None:  # noqa: A002
+    await next()
+
+
+@app.fixture  # mistake
+async def without_parentheses(app_context: PyncetteContext) -> AsyncIterator[int]:
+    yield 1
+
+
+@app.task  # mistake
+async def bare(context: Context) -> None: ...
+
+
+@app.dynamic_task  # mistake
+async def bare_template(context: Context) -> None: ...
+
+
+@app.partitioned_task  # mistake
+async def bare_partitions(context: Context) -> None: ...
+
+
+@with_heartbeat  # mistake
+async def bare_heartbeat(context: Context) -> None: ...
+
+
+@app.task(interval=5)
+async def no_such_attribute(context: AppContext) -> None:
+    print(context.pool.uri)  # mistake
+
+
+async def after_the_decorators(context: Context) -> None:
+    number: int = "text"  # mistake
+    print(number)
+
+
+@app.task(interval=5, timezone="Europe/Berlin")  # mistake
+async def no_cron(context: Context) -> None: ...
+
+
+@app.task(interval=5, schedule="@hourly")  # mistake
+async def both(context: Context) -> None: ...
+
+
+@app.dynamic_task(interval=5, timezone="Europe/Berlin")  # mistake
+async def no_cron_template(context: Context) -> None: ...
+
+
+@app.partitioned_task(4, interval=5, schedule="@hourly")  # mistake
+async def both_partitioned(context: Context) -> None: ...
 
 
 app.partitioned_task("32")  # mistake

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import logging
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +28,8 @@ from pyncette.app import KNOWN_OPTIONS
 from pyncette.errors import LeaseLostException, PyncetteException, TaskLockedException
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.memory import MemoryRepository
+from pyncette.redis import redis_repository
+from pyncette.sqlite import sqlite_repository
 from pyncette.task import Task
 from pyncette.testing import VirtualClock
 
@@ -190,11 +194,70 @@ def test_factories_and_executors_are_called_with_all_options_as_keywords() -> No
 def test_an_unknown_option_is_no_error_and_one_close_to_a_known_name_is_warned_about(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    Pyncette(batchsize=3, my_own_thing=5, postgres_urll="x", redis_url="y")
+    Pyncette(batchsize=3, my_own_thing=5, postgres_urll="x")
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
     assert logged(caplog, "'batchsize'", "'batch_size'")
     assert logged(caplog, "'postgres_urll'", "'postgres_url'")
+
+
+@pytest.mark.parametrize(
+    ("option", "factory"),
+    [
+        ("postgres_url", "repository_factory=postgres_repository (from pyncette.postgres)"),
+        ("postgres_pool", "repository_factory=postgres_repository (from pyncette.postgres)"),
+        ("redis_url", "repository_factory=redis_repository (from pyncette.redis)"),
+        ("mysql_host", "repository_factory=mysql_repository (from pyncette.mysql)"),
+        ("dynamodb_table_name", "repository_factory=dynamodb_repository (from pyncette.dynamodb)"),
+    ],
+)
+def test_options_of_a_store_without_its_factory_are_refused(option: str, factory: str) -> None:
+    options: dict[str, Any] = {option: "x"}
+    with pytest.raises(ValueError, match=f"^{option} is an option of .*{re.escape(factory)}"):
+        Pyncette(batch_size=3, **options)
+
+
+def test_what_is_certainly_meant_is_not_refused(caplog: pytest.LogCaptureFixture) -> None:
+    @functools.wraps(sqlite_repository)
+    def wrapped(**configuration: Any) -> Any:
+        return sqlite_repository(**configuration)
+
+    Pyncette(redis_url=None)  # as an environment variable that is not set
+    Pyncette(wrapped, redis_url="x")
+    Pyncette(MemoryRepository(), redis_url="x")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        (sqlite_repository, {"redis_url": "x"}),
+        (None, {"redis_url": "x", "sqlite_database": "y"}),
+        (redis_repository, {"redis_url": "y", "postgres_url": "x", "sqlite_database": "z"}),
+    ],
+)
+def test_options_of_another_store_than_the_given_one_are_warned_about(
+    factory: Any, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Pyncette(factory, **options)
+    assert app._configuration == options
+    [message] = caplog.messages
+    unread = "postgres_url, sqlite_database" if factory is redis_repository else "redis_url"
+    assert message.startswith(f"The store of this app does not read {unread}: ")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repository_factory": "redis"},
+        {"repository_factory": sqlite_repository()},
+        {"executor_cls": SynchronousExecutor()},
+    ],
+    ids=["a name", "a store that is being opened", "an executor"],
+)
+def test_a_factory_is_passed_without_calling_it(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(options))} must be .*without calling it"):
+        Pyncette(**options)
 
 
 def test_a_store_written_for_1x_is_refused_when_it_is_opened() -> None:
@@ -400,7 +463,8 @@ def test_a_body_that_is_cancelled_by_itself_does_not_stop_a_loop_that_runs_it(
         assert bench.planned[:3] == [1, 1, 2]
         assert bench.times[:3] == [1, 4, 4]
         assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
-            "Task tick failed"
+            "Task tick failed in attempt 1 of the run planned for 2026-01-05T12:00:01+00:00: it is "
+            "retried when its lease ends at 2026-01-05T12:00:04+00:00"
         ]
 
     run(main())

@@ -439,14 +439,20 @@ def test_an_at_most_once_body_does_not_start_when_another_has_taken_the_record(
                     micros(5),
                 )
                 await bench.plant(
-                    job, "x", due=60, state="running", token="thief:1:1", unfinished_attempts=1
+                    job,
+                    "x",
+                    due=60,
+                    state="running",
+                    token="thief:1:1",
+                    unfinished_attempts=1,
+                    progress=record.progress,
                 )
             gate.release()
             await advancing
         assert bench.runs == []
 
     run(main())
-    assert logged(caplog, "job:x was not started", "another worker took it")
+    assert logged(caplog, "job:x was not started", "worker thief took it")
 
 
 def test_an_at_most_once_body_does_not_start_when_its_record_is_gone() -> None:

@@ -786,6 +786,7 @@ def test_more_partitions_than_a_worker_can_ask_about_are_refused() -> None:
         ({"interval_seconds": 5}, "interval"),
         ({"enable": False}, "enabled"),
         ({"executed_at": "2026-01-01"}, "execute_at"),
+        ({"run_at": "2026-01-01"}, "execute_at"),
     ],
     ids=str,
 )
@@ -816,6 +817,29 @@ def test_an_argument_with_a_name_of_its_own_is_not_warned_about(
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize(
+    ("argument", "option"),
+    [
+        ({"lease": 30}, "lease_duration"),
+        ({"retries": 3}, "failure_mode"),
+        ({"max_retries": 3}, "failure_mode"),
+    ],
+    ids=str,
+)
+def test_a_word_that_means_an_option_where_a_task_is_declared_is_warned_about_there(
+    argument: dict[str, Any], option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    [name] = argument
+    app = Pyncette()
+    app.task(name="static", interval=60, **argument)(body)
+    template = app.dynamic_task(name="dynamic", **argument)(body)
+    template.instantiate("a", interval=60, **argument)
+    assert caplog.messages == [
+        f"Task {task}: '{name}' is an argument of the task, not an option: did you mean '{option}'?"
+        for task in ("static", "dynamic")
+    ]
+
+
 def test_an_option_that_was_given_is_not_what_an_argument_means(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -830,6 +854,34 @@ def test_the_number_of_partitions_of_a_task_without_any_is_warned_about(
     assert caplog.messages == [
         "Task job: 'partition_count' is an argument of the task, not an option of this kind of task"
     ]
+
+
+@pytest.mark.parametrize(
+    ("argument", "option"),
+    [
+        ({"schedul": "@hourly"}, "schedule"),
+        ({"cron": "@hourly"}, "schedule"),
+        ({"every": 60}, "interval"),
+        ({"intervall": 60}, "interval"),
+    ],
+    ids=str,
+)
+def test_the_error_about_a_missing_schedule_names_the_argument_that_was_perhaps_meant(
+    argument: dict[str, Any], option: str
+) -> None:
+    [name] = argument
+    words = f"; did you mean '{option}' by '{name}'\\?$"
+    with pytest.raises(ValueError, match=r"exactly one of schedule and interval" + words):
+        Pyncette().task(color="blue", **argument)(body)
+    with pytest.raises(ValueError, match=r"schedule, interval and execute_at" + words):
+        template().instantiate("a", **argument)
+
+
+def test_only_an_instance_is_told_that_execute_at_was_perhaps_meant() -> None:
+    with pytest.raises(ValueError, match=r"exactly one of schedule and interval$"):
+        Task(name="x", func=body, run_at="2026-01-01")
+    with pytest.raises(ValueError, match="did you mean 'execute_at' by 'run_at'"):
+        template().instantiate("a", run_at="2026-01-01")
 
 
 def test_a_misspelt_option_that_json_cannot_hold_is_named_in_the_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
@@ -460,3 +461,45 @@ def test_what_cannot_be_a_task_is_not_decorated() -> None:
     decorate: Any = with_heartbeat()
     with pytest.raises(TypeError, match="an async generator function"):
         decorate(generator)
+
+
+def logs(func: Callable[[Context], Awaitable[Any]]) -> Callable[[Context], Awaitable[Any]]:
+    """A decorator as users write them."""
+
+    @functools.wraps(func)
+    async def wrapper(context: Context) -> None:
+        await func(context)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda task: task,
+        logs,
+        lambda task: logs(logs(task)),
+        functools.partial,
+        lambda task: task.__call__,
+    ],
+    ids=["the task", "wrapped", "wrapped twice", "partial", "its call"],
+)
+@pytest.mark.parametrize("kind", ["task", "dynamic_task", "partitioned_task"])
+def test_above_the_decorator_that_declares_the_task_it_is_refused(
+    kind: str, decorate: Callable[[Any], Any]
+) -> None:
+    async def body(context: Context) -> None: ...
+
+    options: dict[str, Any] = {"partition_count": 2} if kind == "partitioned_task" else {}
+    task = getattr(Pyncette(), kind)(name="report", interval=60, **options)(body)
+    with pytest.raises(TypeError, match=r"'report'.*below the decorator that declares"):
+        with_heartbeat()(decorate(task))
+
+
+def test_wrapped_functions_are_accepted_even_in_a_circle() -> None:
+    @logs
+    async def body(context: Context) -> None: ...
+
+    with_heartbeat()(logs(body))
+    body.__wrapped__ = body  # type: ignore[attr-defined]
+    with_heartbeat()(body)

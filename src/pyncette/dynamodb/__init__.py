@@ -1,8 +1,8 @@
 """The store in an Amazon DynamoDB table.
 
-This module reads the options, opens client and table, and divides the connections: claims and
-outcomes of runs have some each, so that they never wait behind calls of users. The layout and the
-requests are in ``pyncette.dynamodb.table``, the client's errors and the retries in
+This module reads the options, opens the client and the table, and divides the connections. Claims
+and outcomes of runs have connections of their own, so that they never wait for calls of users. The
+layout and the requests are in ``pyncette.dynamodb.table``, errors and retries are in
 ``pyncette.dynamodb.requests``, the logic of a claim in ``pyncette.store.cas``.
 """
 
@@ -49,7 +49,7 @@ from pyncette.store.record import CONTROL_GROUP, Record
 logger = logging.getLogger(__name__)
 
 READY_PAUSE_S: Final = 0.2
-"""Pause before a table that is being created is looked at again."""
+"""Pause before the state of a table that is being created is read again."""
 
 POOL_SIZE_MIN: Final = 3
 """One connection each for claims, for the outcomes of runs, and for calls of users."""
@@ -126,7 +126,7 @@ def _check_endpoint(endpoint: Any) -> None:
             f"dynamodb_endpoint must be a URL such as 'http://localhost:8000', not {endpoint!r}"
         )
     if parts.username is not None:
-        # Not quoted.
+        # The message does not quote the URL, because it may contain a password.
         raise ValueError(
             "dynamodb_endpoint must not hold credentials: they are taken from the environment, "
             "as every AWS program does"
@@ -149,14 +149,14 @@ async def dynamodb_repository(
 
     Args:
         dynamodb_table_name: Required. The table; created with on-demand billing if it is missing.
-        dynamodb_region_name: The region, if the environment does not name it.
+        dynamodb_region_name: The region; by default taken from the environment.
         dynamodb_endpoint: The URL of the service, if it is not that of the region.
         dynamodb_partition_prefix: Prepended to every group. Applications with different prefixes
             share a table without seeing each other's records.
         dynamodb_skip_table_create: You create the table yourself, see ``table_definition``.
         dynamodb_pool_size: Maximum connections; at least 3.
-        dynamodb_client: A client for ``dynamodb`` made by aiobotocore, which is used and left
-            open. The options for region, endpoint and pool size are then ignored.
+        dynamodb_client: An aiobotocore client for ``dynamodb``. It stays open. The options for
+            region, endpoint and pool size are then ignored.
 
     Raises:
         ValueError: An option is not valid.
@@ -227,7 +227,7 @@ class DynamoDBStore:
                     "pyncette.dynamodb.table_definition() tells how to make it."
                 )
             logger.info("%s is being made", self._place)
-            # Another worker may be quicker.
+            # Another worker may create the table at the same time.
             await self._requests.make(
                 "create_table",
                 tolerated=("ResourceInUseException",),
@@ -266,7 +266,7 @@ class DynamoDBStore:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        # PartiQL has no clock to compare with, so ``bounded`` is ignored. ``now`` never lies later
+        # PartiQL cannot read the server's clock, so ``bounded`` is ignored. ``now`` is never later
         # than the server's clock.
         return await self._claims.claim(
             sources, limit, now, token, repeated, unfinished_max=unfinished_max
@@ -275,7 +275,7 @@ class DynamoDBStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        # A settle carries its token, and may be larger: an item has room for what a run adds.
+        # An outcome has a token, and may be larger: an item has room for what a run adds.
         too_large = {
             at: error
             for at, write in enumerate(batch)
@@ -310,14 +310,14 @@ class DynamoDBStore:
         """The earliest instant that the server's clock may show: see ``DateClock``."""
         await self._claims.get([_CLOCK])
         if self._clock.width > WIDTH_GOOD and (self._narrowing is None or self._narrowing.done()):
-            # Not in the context of the caller: it outlives the call.
+            # Not in the caller's context, because this task outlives the call.
             self._narrowing = self._context.run(
                 asyncio.create_task, self._narrow(), name="pyncette store's clock"
             )
         return self._clock.now()
 
     async def _narrow(self) -> None:
-        """Reads the server's clock when that tells most, until it is known well enough."""
+        """Reads the server's clock at the most useful moments, until it is known well enough."""
         try:
             for _ in range(NARROWING_MAX):
                 if self._clock.width <= WIDTH_GOOD:
@@ -332,7 +332,7 @@ class DynamoDBStore:
 
 
 def _is_ready(described: dict[str, Any]) -> bool:
-    """Whether table and index can be used: they can while they are being changed."""
+    """Whether table and index can be used; they can also be used while they are being changed."""
     statuses = [described["TableStatus"]]
     statuses += [index["IndexStatus"] for index in described.get("GlobalSecondaryIndexes", ())]
     return all(status in ("ACTIVE", "UPDATING") for status in statuses)

@@ -1,6 +1,6 @@
-"""The clock of a server that tells its time in whole seconds only, with every answer.
+"""The clock of a server that sends its time with every answer, but only in whole seconds.
 
-Knows how to narrow many rough readings down to a good one. Asking the server is the caller's part.
+This module combines many rough readings into a precise one. The caller makes the requests.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from typing import Final
 from pyncette.clock import Clock
 
 RESOLUTION: Final = 1_000_000
-"""What a ``Date`` header is rounded down to, in microseconds."""
+"""The resolution of a ``Date`` header, in microseconds; the header is rounded down."""
 
 WIDTH_MIN: Final = 10_000
-"""No interval is made narrower: the clocks of a service's machines differ by milliseconds."""
+"""Minimum width of the interval: the clocks of a service's machines differ by milliseconds."""
 
 WIDTH_GOOD: Final = 25_000
-"""Narrow enough, in microseconds."""
+"""The width from which no further readings are needed, in microseconds."""
 
 DRIFT_PPM: Final = 500
 """How fast two clocks may drift apart, in parts per million."""
 
 
 class DateClock:
-    """What is known of the clock of a server.
+    """Estimates the clock of a server.
 
-    An answer says in which second it was given, at some moment between sending and receiving. So
-    the server's time minus our monotonic time lies in an interval of one second plus the time the
-    call took. The intervals of all answers are intersected: the server's seconds begin at other
-    moments of our calls each time, and a few well-timed readings narrow it to milliseconds.
+    An answer contains the second in which the server gave it, at some moment between sending and
+    receiving. So the difference between the server's time and our monotonic time lies in an
+    interval whose width is one second plus the duration of the call. The intervals of all answers
+    are intersected. A few readings at well-chosen moments narrow the result to milliseconds.
 
     ``now`` is the earliest instant that the answers allow, never a later one. So a run starts late
-    by the width of the interval at most, and never early. The machine's own wall clock decides
-    nothing.
+    by the width of the interval at most, and never early. The machine's own wall clock is not used.
 
     Args:
         source: The machine's clock, of which only the monotonic time is read.
@@ -41,7 +40,7 @@ class DateClock:
 
     def __init__(self, source: Clock) -> None:
         self._source = source
-        # The server's time less ours lies between the first two, as known at the third.
+        # The server's time minus ours lies between the first two; the third is when this was known.
         self._known: tuple[int, int, int] | None = None
         self._contradicted = 0
 
@@ -58,13 +57,13 @@ class DateClock:
         return self._source.monotonic()
 
     def observe(self, sent: float, received: float, date: int) -> None:
-        """Takes in an answer.
+        """Uses the time of an answer.
 
         Args:
             sent, received: ``monotonic`` just before and just after the call.
             date: The second in which the server answered, in microseconds since the epoch.
         """
-        # Rounded outwards, so that the interval holds the truth to the microsecond.
+        # Rounded outwards, so that the interval contains the true value.
         at = ceil(received * 1_000_000)
         lowest = date - at
         highest = date + RESOLUTION - floor(sent * 1_000_000)
@@ -74,7 +73,7 @@ class DateClock:
             if direction == 0:
                 lowest, highest = max(lowest, known_lowest), min(highest, known_highest)
             elif direction != self._contradicted:
-                # One odd answer is ignored; a second one like it: the server's clock was moved.
+                # One contradicting answer is ignored; after a second one the clock was set.
                 self._contradicted = direction
                 return
         self._contradicted = 0
@@ -95,9 +94,9 @@ class DateClock:
         return at + lowest
 
     def next_telling(self) -> float:
-        """Seconds until an answer would tell most.
+        """Seconds until the next reading would be most useful.
 
-        That is when a second of the server begins, if the middle of what is known is right.
+        This is when a second of the server begins, if its time is the middle of the interval.
         """
         if self._known is None:
             return 0.0
@@ -109,7 +108,7 @@ class DateClock:
         return floor(self._source.monotonic() * 1_000_000)
 
     def _at(self, monotonic: int) -> tuple[int, int]:
-        """The interval, widened by what the clocks may have drifted apart since."""
+        """The interval, widened by the possible drift of the clocks since it was known."""
         assert self._known is not None
         lowest, highest, at = self._known
         drift = max(monotonic - at, 0) * DRIFT_PPM // 1_000_000

@@ -1,8 +1,8 @@
-"""Requests to DynamoDB: bounded in number, retried where they were throttled, and timed.
+"""Requests to DynamoDB: limited in number, retried if they were throttled, and timed.
 
-Knows aiobotocore, what its errors mean, and how to open a client that retries nothing by itself;
-knows no table. A request that was throttled was certainly not executed, and is retried after a
-pause. Nothing else is ever retried.
+Knows aiobotocore, its errors, and how to open a client that does not retry by itself. Knows no
+table. A throttled request was certainly not executed, and is retried after a pause. No other
+request is retried.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailabl
 
 CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 15
-"""Beyond every deadline of a call: only for calls that have none."""
+"""Longer than the deadline of any call: a limit for calls that have no deadline."""
 
 ATTEMPTS_MAX: Final = 12
 """Maximum attempts of a request that is throttled, before the call fails."""
@@ -54,7 +54,7 @@ THROTTLED: Final = frozenset(
         "TransactionConflictException",
     }
 )
-"""Errors, of a request or of one statement, that say: nothing was done, try again later."""
+"""Errors of a request or of one statement after which nothing was done, and a retry may help."""
 
 REFUSED: Final = frozenset(
     {
@@ -67,8 +67,8 @@ REFUSED: Final = frozenset(
         "ValidationException",
     }
 )
-"""Errors, of a request or of one statement, that say: nothing was done, since a value in it cannot
-be kept."""
+"""Errors of a request or of one statement after which nothing was done, because a value in it
+cannot be stored."""
 
 _MISCONFIGURED: Final = frozenset(
     {
@@ -112,10 +112,10 @@ _TRANSPORT: Final = (
 async def open_client(
     region_name: str | None, endpoint: str | None, pool_size: int
 ) -> AsyncIterator[Any]:
-    """A client with the credentials that the environment has to offer.
+    """Opens a client with the credentials of the environment.
 
     Raises:
-        StoreMisconfiguredError: It does not say where to connect to.
+        StoreMisconfiguredError: The environment has no region or no credentials.
     """
     config = AioConfig(
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -153,19 +153,19 @@ def _loader(path: str | None) -> Loader:
 
 
 def repeats_by_itself(client: Any) -> bool:
-    """Whether a client that the application brought sends requests again without being asked."""
+    """Whether a client of the application retries requests by itself."""
     retries: dict[str, Any] = client.meta.config.retries or {}
     return bool(retries.get("total_max_attempts", 2) != 1 and retries.get("max_attempts") != 0)
 
 
 def place_of(client: Any, table_name: str) -> str:
-    """Where a client leads, for messages."""
+    """The service that a client is connected to, for messages."""
     host = urlsplit(client.meta.endpoint_url).hostname
     return f"DynamoDB table '{table_name}' in {client.meta.region_name} at {host}"
 
 
 def translated(error: Exception, place: str) -> StoreError:
-    """The error of the driver, of the service or of the network as one of ours."""
+    """Translates an error of the driver, the service or the network to one of Pyncette's."""
     if isinstance(error, _NO_CREDENTIALS):
         return StoreMisconfiguredError(
             f"{place}: no AWS credentials were found ({type(error).__name__}). They are looked for "
@@ -181,8 +181,8 @@ def translated(error: Exception, place: str) -> StoreError:
 
 
 def error_of(code: str, message: str, place: str) -> StoreError:
-    """What the service answered, as an error of ours."""
-    # What follows the first line of a complaint about a signature quotes the signed request.
+    """Translates an error that the service answered to one of Pyncette's."""
+    # The later lines of an error about a signature quote the signed request.
     text = f"{place}: {code}: {message.partition(chr(10))[0]}"
     if code in _MISCONFIGURED:
         return StoreMisconfiguredError(text)
@@ -190,7 +190,7 @@ def error_of(code: str, message: str, place: str) -> StoreError:
 
 
 class Patience:
-    """Backoff of one call: random pauses that grow, and a maximum of attempts."""
+    """The backoff of one call: growing random pauses, and a maximum number of attempts."""
 
     def __init__(self, place: str) -> None:
         self._place = place
@@ -212,11 +212,11 @@ class Patience:
 
 
 class Requests:
-    """Makes requests on a client that others use as well, with a maximum at a time.
+    """Makes requests on a shared client, a limited number at a time.
 
     Args:
-        client: Of aiobotocore.
-        place: Where it leads, for messages.
+        client: A client of aiobotocore.
+        place: The service that it is connected to, for messages.
         size: Maximum requests at a time; others wait.
         clock: Reads the server's time from each answer.
     """
@@ -234,7 +234,7 @@ class Requests:
 
         Args:
             operation: The client's method, such as ``batch_get_item``.
-            tolerated: Codes of errors that are an answer like others.
+            tolerated: Error codes that are returned as an answer and not raised.
             parameters: Its parameters.
 
         Raises:
@@ -271,5 +271,5 @@ class Requests:
         try:
             instant = to_microseconds(parsedate_to_datetime(date))
         except (ValueError, TypeError):
-            return  # no date, or none that can be read
+            return  # no date, or an unreadable one
         self._clock.observe(sent, self._clock.monotonic(), instant)

@@ -1,11 +1,11 @@
 """The table in DynamoDB: its layout, its items, and the requests that read and change them.
 
-Knows no options and no errors of the driver. Conditional changes are statements in PartiQL, 25 in
-a request, each of which succeeds or fails by itself; everything else is a plain request.
+Knows no options and no errors of the driver. Conditional changes are PartiQL statements, up to 25
+in a request; each statement succeeds or fails by itself. Everything else is a plain request.
 
 The key of an item is (group, key). An item that will come due is also in the index, by (group,
-due_at); the others have no ``due_at`` and cost nothing there. The index lags behind the items, so
-it only suggests what to claim: the condition on version and instant decides.
+due_at); other items have no ``due_at`` and are not in the index. The index may lag behind the
+items, so it only suggests what to claim; the condition on version and instant decides.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from pyncette.store.together import together
 INDEX: Final = "due"
 
 BROKEN: Final = -2
-"""Stands for a version that is no valid one: a change that expects it is made whatever the version
-is."""
+"""Stands for an invalid version. A change that expects it is made whatever the version is."""
 
 VERSION_MAX: Final = 2**62
-"""Versions from here on are no valid ones. Those that Pyncette writes are far below."""
+"""Versions from this one on are invalid. Pyncette writes much lower versions."""
 
 UNFINISHED_MAX: Final = 2**30
 """Higher counts of unfinished attempts are read as this."""
@@ -38,17 +37,16 @@ STATEMENTS_MAX: Final = 25
 """Maximum statements in one request."""
 
 REQUEST_BYTES_MAX: Final = 4_000_000
-"""Maximum bytes of parameters in one request: far below what DynamoDB takes, so that none is
-slow."""
+"""Maximum bytes of parameters in one request. DynamoDB accepts more, but is then slow."""
 
 KEYS_MAX: Final = 100
 """Maximum items that one request reads."""
 
 TEXTS_BYTES_MAX: Final = 180_000
 PROGRESS_BYTES_MAX: Final = 200_000
-"""Maximum bytes in UTF-8 of schedule and arguments, and of progress. An item has at most 400 KiB:
-this leaves room for a replacement that waits in ``progress`` for the end of a run, and for what
-the run itself adds."""
+"""Maximum bytes in UTF-8 of schedule and arguments, and of progress. An item has at most 400 KiB.
+This leaves room for a replacement that waits in ``progress`` until a run ends, and for what the run
+itself adds."""
 
 Item = Mapping[str, Mapping[str, Any]]
 
@@ -95,7 +93,7 @@ def definition(table_name: str) -> dict[str, Any]:
 
 
 def has_layout(described: Mapping[str, Any]) -> bool:
-    """Whether a table, as ``DescribeTable`` tells of it, has our keys and our index."""
+    """Whether a table that ``DescribeTable`` has described has our keys and our index."""
     wanted = definition("")
     types = {
         attribute["AttributeName"]: attribute["AttributeType"]
@@ -120,7 +118,7 @@ def has_layout(described: Mapping[str, Any]) -> bool:
 
 
 def describe_foreign_table(described: Mapping[str, Any], place: str) -> str:
-    """Why a table that has another layout than ours cannot be used, and what to do."""
+    """The error about a table with another layout: why it cannot be used, and what to do."""
     if _keys(described) == {"HASH": "partition_id", "RANGE": "task_id"}:
         return (
             f"{place} was made by pyncette 1.x. Stop every worker and run 'python -m pyncette "
@@ -156,7 +154,7 @@ class RecordTooLargeError(ValueError):
 
 
 class RefusedValueError(ValueError):
-    """DynamoDB does not keep a record as it was to be written.
+    """DynamoDB cannot store a record as it should be written.
 
     Attributes:
         identity: Its group and key.
@@ -171,7 +169,7 @@ class RefusedValueError(ValueError):
 
 
 def size_error(write: Write) -> RecordTooLargeError | None:
-    """Why DynamoDB would refuse this, now or when more is added later; None where it would not."""
+    """Why DynamoDB would refuse this, now or when a run adds to it; None if it would not."""
     change = write.change
     if isinstance(change, Delete):
         return None
@@ -180,7 +178,7 @@ def size_error(write: Write) -> RecordTooLargeError | None:
         ("Schedule and arguments", texts, TEXTS_BYTES_MAX),
         ("Progress", change.progress or "", PROGRESS_BYTES_MAX),
     ):
-        # At most four bytes a character: nearly always there is nothing to encode.
+        # A character has at most four bytes, so it is rarely necessary to encode the text.
         if 4 * len(text) > size_max and len(text.encode()) > size_max:
             return RecordTooLargeError(write[:2], what, len(text.encode()), size_max)
     return None
@@ -191,18 +189,18 @@ class DynamoTable:
 
     Args:
         requests: Makes the requests.
-        name: The table's.
-        prefix: Before each group, with a colon between.
+        name: The name of the table.
+        prefix: Prepended to each group, with a colon between.
     """
 
     def __init__(self, requests: Requests, name: str, prefix: str) -> None:
         self._requests = requests
         self._name = name
-        # Up to the first colon, so that no prefix and group are another prefix and group.
+        # The prefix ends at the first colon, so two pairs of prefix and group never coincide.
         self._prefix = prefix.replace("%", "%25").replace(":", "%3A") + ":"
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        # No key may stand twice in a request.
+        # A request must not contain a key twice.
         wanted = list(dict.fromkeys(identities))
         parts = await together(
             self._get(wanted[start : start + KEYS_MAX]) for start in range(0, len(wanted), KEYS_MAX)
@@ -225,7 +223,7 @@ class DynamoTable:
             left = answer.get("UnprocessedKeys")
             if not left:
                 return found
-            # Without progress it was throttled; else one answer could not hold all.
+            # If no key was processed, the request was throttled; else the answer was full.
             if len(left[self._name]["Keys"]) == len(asked[self._name]["Keys"]):
                 await patience.wait("keys were left unprocessed")
             asked = left
@@ -239,10 +237,10 @@ class DynamoTable:
     async def _swap(self, batch: Sequence[Swap]) -> list[Swapped]:
         """Makes the swaps of one request.
 
-        Raises no error of the store: that is the answer to each swap that it concerns.
+        An error of the store is not raised: it is the answer to each swap that it concerns.
         """
         answers: list[Swapped] = [None] * len(batch)
-        # A new record without token has none to compare with.
+        # There is no record whose token or ``due_at`` could be compared.
         left = [
             number
             for number, swap in enumerate(batch)
@@ -256,7 +254,7 @@ class DynamoTable:
                 _answer_all(answers, left, Unknown(error))
                 break
             if responses is None:
-                # A value was refused, and with it the whole request: halves tell which.
+                # A value was refused, and with it the whole request. Halving finds the value.
                 half = len(left) // 2
                 parts = [[batch[n] for n in left[:half]], [batch[n] for n in left[half:]]]
                 for number, swapped in zip(left, await self._in_parts(parts), strict=True):
@@ -283,7 +281,7 @@ class DynamoTable:
         return answers
 
     async def _execute(self, swaps: Sequence[Swap]) -> list[dict[str, Any]] | None:
-        """The answers to statements; None where several were refused as a whole."""
+        """The answers to statements; None if the request was refused as a whole."""
         answer = await self._requests.make(
             "batch_execute_statement",
             tolerated=REFUSED,
@@ -304,7 +302,7 @@ class DynamoTable:
         if code in REFUSED:
             return Failed(RefusedValueError((swap.group, swap.key), f"{code}: {message}"))
         error = error_of(code, message, self._requests.place)
-        # The service could not execute it, or did not get to the end.
+        # The service could not execute it, or did not finish it.
         return Failed(error) if isinstance(error, StoreMisconfiguredError) else Unknown(error)
 
     def _statement(self, swap: Swap) -> dict[str, Any]:
@@ -326,7 +324,7 @@ class DynamoTable:
             conditions.append('"token" = ?')
             tail.append({"S": token})
         if due_at is not None:
-            # Between what is read as this instant: see _instant_of.
+            # All numbers that are read as this instant, see _instant_of.
             conditions += ['"due_at" >= ?', '"due_at" < ?']
             tail += [{"N": _lowest_read_as(due_at)}, {"N": str(due_at + 1)}]
         if columns is None:
@@ -402,7 +400,7 @@ class DynamoTable:
             more["FilterExpression"] = " AND ".join(filters)
         if cursor is not None:
             more["ExclusiveStartKey"] = {"group": group_value, "key": {"S": cursor}}
-        # The limit is one of items read, not of items found: a page may be empty before the end.
+        # The limit counts items that are read, not items that match, so a page may be empty.
         answer = await self._requests.make(
             "query",
             TableName=self._name,
@@ -420,12 +418,12 @@ class DynamoTable:
         )
 
 
-# The texts of statements. Each names one item by its whole key, as a write in PartiQL has to.
+# The texts of statements. A write in PartiQL must name one item by its whole key.
 
 
 @lru_cache(maxsize=256)
 def _insertion(table: str, columns: tuple[str, ...]) -> str:
-    """Makes an item where there is none."""
+    """Creates an item, if there is none."""
     fields = ", ".join(f"'{name}': ?" for name in ("group", "key", *columns))
     return f'INSERT INTO "{table}" VALUE {{{fields}}}'
 
@@ -438,7 +436,7 @@ def _update(
     conditions: tuple[str, ...],
     returning: bool,
 ) -> str:
-    """Changes an item that is as expected."""
+    """Changes an item, if it is as expected."""
     changes = [f'SET "{name}" = ?' for name in columns]
     changes += [f'REMOVE "{name}"' for name in removed]
     text = f'UPDATE "{table}" {" ".join(changes)} WHERE {_where(conditions)}'
@@ -447,10 +445,10 @@ def _update(
 
 @lru_cache(maxsize=256)
 def _deletion(table: str, conditions: tuple[str, ...]) -> str:
-    """Removes an item that is as expected.
+    """Removes an item, if it is as expected.
 
-    Removing what is not there succeeds on AWS, whatever the condition, and fails on DynamoDB
-    Local: the returned item tells whether something was removed.
+    If there is no item, this succeeds on AWS, whatever the condition, and fails on DynamoDB Local.
+    The returned item tells whether an item was removed.
     """
     return f'DELETE FROM "{table}" WHERE {_where(conditions)} RETURNING ALL OLD *'
 
@@ -472,7 +470,7 @@ def _parts(batch: Sequence[Swap]) -> Iterator[list[Swap]]:
         texts = 0
         if swap.columns is not None:
             texts = sum(len(text) for text in swap.columns.values() if isinstance(text, str))
-        # A character has up to twelve bytes in JSON, nearly always one or two.
+        # In JSON a character has up to twelve bytes, usually one or two.
         if part and (len(part) == STATEMENTS_MAX or size + 2 * texts > REQUEST_BYTES_MAX):
             yield part
             part, size = [], 0
@@ -488,7 +486,7 @@ def _answer_all(answers: list[Swapped], numbers: Iterable[int], answer: Failed |
 
 
 def _made(swap: Swap, item: Item | None) -> Made | None:
-    """What became of a swap whose statement succeeded."""
+    """The answer to a swap whose statement succeeded."""
     if swap.columns is None:
         return None if item is None else Made(None)
     if item is None:
@@ -496,8 +494,8 @@ def _made(swap: Swap, item: Item | None) -> Made | None:
     return Made(_record_of(item, swap.group))
 
 
-# An item that was edited by hand must not stop the others: each of its attributes is read as
-# something. What cannot be run is then claimed, found unreadable, and parked.
+# An item that was edited by hand must not affect other items, so every attribute is read as some
+# valid value. A record that cannot be run is then claimed, found unreadable, and parked.
 
 
 def _record_of(item: Item, group: str) -> Record:
@@ -532,7 +530,7 @@ _LOWEST_NUMBER: Final = "-9.9999999999999999999999999999999999999E+125"
 
 
 def _instant_of(item: Item) -> int | None:
-    """When it is due; a fraction is cut off, and what is no instant is kept within one of them."""
+    """When it is due. A fraction is cut off; a number out of range becomes the nearest instant."""
     number = item.get("due_at", {}).get("N", "")
     if number.isdigit() and len(number) < len(str(LATEST_INSTANT)):
         return int(number)

@@ -115,6 +115,7 @@ class Dispatcher:
         batches: dict[Task, Batch] = {}
         spawn = worker.executor.spawn_task
         start = _direct_start(worker.executor)
+        log_starts = logger.isEnabledFor(logging.DEBUG)
         left = iter(records)
         try:
             for record in left:
@@ -130,6 +131,8 @@ class Dispatcher:
                 if execution is None:
                     continue
                 self.executions[execution] = None
+                if log_starts:
+                    execution.log_start()
                 run = execution.run()
                 try:
                     if start is None:

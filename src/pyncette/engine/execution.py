@@ -11,6 +11,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyncette.body import Handler, call_body
@@ -20,9 +21,9 @@ from pyncette.engine.background import is_cancelled
 from pyncette.engine.rules import Policy, Verdict
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
-from pyncette.model import Context, MiddlewareFunc, TaskFunc
+from pyncette.model import Context, FailureMode, MiddlewareFunc, TaskFunc
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
-from pyncette.store.record import DELETE, Change, Reading, Record, read
+from pyncette.store.record import DELETE, Change, Reading, Record, load_progress, read
 from pyncette.task import Task
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class RunContext(Context):
             self.task = self._execution.task()
             return self.task
         if name == "scheduled_at":
-            reading = self._execution.reading
-            instant = from_microseconds(reading.progress.occurrence or 0)
-            self.scheduled_at = instant.astimezone(reading.schedule.timezone)
+            self.scheduled_at = self._execution.planned_at()
             return self.scheduled_at
         raise AttributeError(f"The context has no {name!r}: no fixture or item of that name")
 
@@ -99,6 +98,8 @@ class Execution:
 
     # Class attributes: the usual values need not be set for each execution.
     _lost = False
+    _loss = ""
+    replaced_by_body = False
     _error: str | None = None
     _cancelled = False
     _give_back = False
@@ -122,6 +123,11 @@ class Execution:
         record, schedule, _ = self.reading
         return task.from_parts(record.key, schedule, record.args)
 
+    def planned_at(self) -> datetime:
+        """Returns the planned time of this run, in the task's time zone."""
+        instant = from_microseconds(self.reading.progress.occurrence or 0)
+        return instant.astimezone(self.reading.schedule.timezone)
+
     @property
     def label(self) -> str:
         """The name of the task for logs, without line breaks and terminal codes."""
@@ -137,7 +143,7 @@ class Execution:
         if self._parts.at_most_once:
             return
         if self._lost:
-            raise LeaseLostException(self.task())
+            raise self.lost()
         heartbeat = _Heartbeat(self)
         self._parts.worker.writes.add(heartbeat)
         await heartbeat.done
@@ -176,8 +182,43 @@ class Execution:
             worker.execution_ended(self)
 
     def _failed(self, error: BaseException) -> None:
-        logger.error("Task %s failed", self.label, exc_info=error)
+        logger.error(
+            "Task %s failed in attempt %d of the run planned for %s: %s",
+            self.label,
+            self._attempt(),
+            self.planned_at().isoformat(),
+            self._after_failure(),
+            exc_info=error,
+        )
         self._error = describe(error)
+
+    def _attempt(self) -> int:
+        """Returns the number of this attempt of the occurrence; the first one is 1."""
+        return self.reading.progress.failures + max(self.reading.record.unfinished_attempts, 1)
+
+    def _after_failure(self) -> str:
+        policy = self._parts.policy
+        if self._parts.at_most_once:
+            return "it is not run again, because it is at most once"
+        match policy.failure_mode:
+            case FailureMode.COMMIT:
+                return "the failure counts as done"
+            case FailureMode.UNLOCK:
+                return f"it is retried in {policy.retry_after / 1_000_000:g} s"
+            case FailureMode.NONE:
+                return f"it is retried when its lease ends at {self._lease_end()}"
+
+    def _lease_end(self) -> str:
+        return from_microseconds(self.reading.record.due_at or 0).isoformat()
+
+    def log_start(self) -> None:
+        """Logs that the execution was handed to the executor."""
+        logger.debug(
+            "Task %s starts attempt %d of the run planned for %s",
+            self.label,
+            self._attempt(),
+            self.planned_at().isoformat(),
+        )
 
     def _ends_the_run(self, error: BaseException) -> bool:
         """Returns whether a ``BaseException`` of the task is its outcome.
@@ -202,7 +243,7 @@ class Execution:
                 self.label,
                 "it is not run again"
                 if self._parts.at_most_once
-                else "it is run again when its lease is over",
+                else f"it is run again when its lease ends at {self._lease_end()}",
             )
         elif self._give_back and not self._parts.at_most_once and not self._lost:
             self._parts.worker.dispatcher.give_back(self.reading.record)
@@ -283,10 +324,44 @@ class Execution:
 
     def abandon(self, error: Exception) -> None:
         """The outcome is not written: the run is repeated when its lease ends."""
-        logger.warning("The outcome of %s could not be recorded: %s", self.label, describe(error))
+        logger.warning(
+            "The outcome of %s could not be recorded; it may run again at the end of its lease, "
+            "%s: %s",
+            self.label,
+            self._lease_end(),
+            describe(error),
+        )
 
     def _log_lost(self) -> None:
-        logger.warning("%s lost its lease: its outcome is not recorded", self.label)
+        logger.log(
+            logging.DEBUG if self.replaced_by_body else logging.WARNING,
+            "%s lost its lease: its outcome is not recorded, because %s",
+            self.label,
+            self._loss,
+        )
+
+    def lost(self) -> LeaseLostException:
+        """Returns the error about the lost lease."""
+        return LeaseLostException(self.task(), self._loss, self.replaced_by_body)
+
+    def _what_became(self, current: Record | None) -> str:
+        """Returns what became of the record after its lease was lost, as a clause."""
+        if current is None:
+            return "it was removed"
+        try:
+            same = load_progress(current.progress).incarnation == self.reading.progress.incarnation
+        except ValueError:
+            return "its record was changed so that it cannot be read"
+        if not same:
+            return "it was replaced, or removed and scheduled again"
+        if current.token is None:
+            return "it was scheduled again after its lease had ended"
+        if current.token == self.reading.record.token:
+            return "its record was changed so that it cannot be read"
+        worker = current.token.rsplit(":", 2)[0]
+        if worker == self._parts.worker.settings.worker_name:
+            return "this worker took it again after its lease had ended"
+        return f"worker {printable(worker)} took it after its lease had ended"
 
     # Shared by the three kinds of entries.
 
@@ -305,6 +380,8 @@ class Execution:
             except ValueError:
                 found = Verdict.LOST
         self._lost = found is Verdict.LOST
+        if self._lost:
+            self._loss = self._what_became(current)
         return found
 
     def take(self, record: Record) -> None:
@@ -333,7 +410,7 @@ class _Heartbeat:
             self._finish(None)
             return None
         if execution._lost:
-            self._finish(LeaseLostException(execution.task()))
+            self._finish(execution.lost())
             return None
         return execution.write(
             rules.heartbeat(execution.reading.record, now, execution._parts.lease)
@@ -349,7 +426,7 @@ class _Heartbeat:
             found = execution.compare(answer.current)
             if found is Verdict.HELD:
                 return again(write, answer)
-            self._finish(LeaseLostException(execution.task()) if found is Verdict.LOST else None)
+            self._finish(execution.lost() if found is Verdict.LOST else None)
         else:
             # It is unknown whether the heartbeat was written. The next write finds out, by its
             # token, whether the lease is still held. The caller gets the error and may retry.
@@ -400,7 +477,7 @@ class _Advance:
             elif self._repeated and answer.current is None:
                 self._refuse("whether it has moved on is unknown: an answer of the store was lost")
             else:
-                self._refuse("another worker took it, or it was replaced, before it had moved on")
+                self._refuse(f"{execution._loss}, before it had moved on")
         elif self.done.done():
             pass
         elif execution.may_repeat(answer, now):

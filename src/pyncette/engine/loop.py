@@ -120,7 +120,14 @@ class Loop:
         self.running = True
         worker = self._worker
         name = printable(worker.settings.worker_name)
-        logger.info("Worker %s starts with %d tasks", name, len(worker.tasks()))
+        if worker.tasks():
+            logger.info("Worker %s starts with %d tasks", name, len(worker.tasks()))
+        else:
+            logger.warning(
+                "Worker %s starts with 0 tasks and runs nothing: import the modules that declare "
+                "tasks before the app is run",
+                name,
+            )
         try:
             await self._watch_changes()
             await self._ensure_static_records()

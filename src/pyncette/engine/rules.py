@@ -111,6 +111,15 @@ def alive(record: Record, now: int) -> bool:
     return record.state == State.RUNNING and record.due_at is not None and record.due_at > now
 
 
+def failed_under_lease(record: Record) -> bool:
+    """Returns whether no task runs though the record is running: a failure left the lease.
+
+    With mode ``NONE`` a failed run is retried when its lease ends. Every other running record
+    counts at least one unfinished attempt.
+    """
+    return record.state == State.RUNNING and record.unfinished_attempts == 0
+
+
 def suspect(record: Record) -> bool:
     """Returns whether the record may kill its process, so that it should run alone."""
     return record.unfinished_attempts >= SUSPECT_ATTEMPTS

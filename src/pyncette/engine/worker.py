@@ -138,6 +138,13 @@ class Worker:
         if due_at is not None:
             self.wake(write.group, write.key, due_at)
 
+    def replaced(self, group: str, key: str) -> None:
+        """A caller replaces or removes a record: if its own run is the caller, it is told."""
+        caller = asyncio.current_task()
+        for execution in self.dispatcher.executions:
+            if execution.runner is caller and execution.reading.record[:2] == (group, key):
+                execution.replaced_by_body = True
+
     def execution_ended(self, execution: Execution) -> None:
         """An execution needs its slot no more."""
         dispatcher = self.dispatcher

@@ -30,7 +30,7 @@ async def redis_repository(
     """Opens a store in Redis.
 
     Args:
-        redis_url: Required, unless there is a client. ``redis://``, ``rediss://`` (TLS) and
+        redis_url: Required, unless a client is given. ``redis://``, ``rediss://`` (TLS) and
             ``unix://`` as in redis-py, including the options of its connections;
             ``redis+sentinel://host,host/service/database`` and ``redis+cluster://host,host``,
             also with ``rediss``.

@@ -1,29 +1,30 @@
 -- Takes the records that are due: see pyncette.store.Store.claim.
 --
--- KEYS  of each group in turn: the sorted set of what comes due, the hash of its records.
--- ARGV  now, token, limit, what to return ("0": what is taken now; "1": what the token holds from
---       before and then that; "2": only what it holds), "1" where the server's clock bounds what
---       is due, the most unfinished attempts of a record that is taken ("": any number), how many
---       lost leases follow; of each lost lease: the number of its group, its key ("" where it is
---       any in the group), its end, its token, the instant at which it is to end instead; then of
---       each source: the number of its group, the end of its lease, "before", its share, its key
---       ("" where it is the group).
--- Returns the soonest instant of each source, and of each record: group number, key, value.
+-- KEYS  For each group: the sorted set of its due records, the hash of its records.
+-- ARGV  now; token; limit; what to return ("0": the records that are taken now; "1": first those
+--       that the token already holds, then these; "2": only those that it holds); "1" if only
+--       records are due that are due by the server's clock, too; the maximum unfinished attempts
+--       of a record that is taken ("": any number); how many lost leases follow.
+--       For each lost lease: the number of its group, its key ("": any in the group), its end, its
+--       token, the instant at which it is to end instead.
+--       For each source: the number of its group, the end of its lease, "before", its share, its
+--       key ("": the source is the group).
+-- Returns the soonest instant of each source, and for each record: group number, key, value.
 --
--- Instants come and go as text. As numbers they are compared and added to, and these are exact up
--- to 2^53; they are printed by %.0f alone, since tostring and cjson lose digits.
+-- Instants are passed as text. They are compared and added as numbers, which are exact up to 2^53.
+-- They are always formatted with %.0f, because tostring and cjson lose digits.
 
--- Of a value: version, instant, unfinished attempts, token, and where its progress begins.
+-- The parts of a value: version, instant, unfinished attempts, token, and where its progress begins.
 local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
 -- These are also in write.lua, scan.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local ATTEMPTS_MAX = 999999999
 local EXACT = 9007199254740992
 local CHUNK = 1000
--- How many records of a group, and of all groups, are looked at beyond those that are taken, where
--- the first ones may not be taken. A tenth of a millisecond goes by for about twenty.
+-- How many records of a group, and of all groups, are examined besides those that are taken, if the
+-- first ones may not be taken. Twenty of them take about a tenth of a millisecond.
 local SKIPPED_MAX, SKIPPED_OF_ALL_MAX = 1000, 4000
--- How many of SKIPPED_MAX are left for records far behind the first ones.
+-- The part of SKIPPED_MAX that is kept for records far behind the first ones.
 local BEHIND = 250
 
 local now, token, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
@@ -37,8 +38,8 @@ if ARGV[5] == '1' then
   bound_text = string.format('%.0f', bound)
 end
 
--- What a value says; its version as a number. If it was edited into something else, its text is
--- returned as the schedule of a record, so that the worker finds it unreadable and parks it.
+-- Reads a value; its version is a number. If the value was edited so that it is invalid, its text
+-- is returned as the schedule of a record, so that the worker finds it unreadable and parks it.
 local function parsed(value, otherwise)
   local version, due, attempts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
@@ -50,8 +51,8 @@ local function parsed(value, otherwise)
   return 1, otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0', tonumber(otherwise)
 end
 
--- Whether one instant lies at or before another. Rounding keeps the order, so that only what
--- rounds to the same has to be looked at as text: longer means earlier, so far back.
+-- Whether one instant is at or before another. Rounding keeps the order, so the texts are compared
+-- only if both round to the same number. Such numbers are negative: the longer text is earlier.
 local function at_most(one, other)
   local a, b = tonumber(one), tonumber(other)
   if a ~= b then return a < b end
@@ -59,7 +60,7 @@ local function at_most(one, other)
   return #one > #other or (#one == #other and one >= other)
 end
 
--- unpack() holds no more than some thousands.
+-- unpack() accepts only some thousands of values.
 local function values_of(records, keys)
   if #keys == 0 then return keys end
   if #keys <= CHUNK then return redis.call('HMGET', records, unpack(keys)) end
@@ -81,7 +82,7 @@ local function keep(source, key, value)
   source.room = source.room - 1
 end
 
--- What is taken is written a thousand at a time.
+-- The records that are taken are written a thousand at a time.
 local pending = {}
 local function flush(group)
   local taken = pending[group]
@@ -117,7 +118,7 @@ local function take(source, key, version, attempts, rest)
   keep(source, key, value)
 end
 
--- Puts right what the index says of a record, where one or the other was edited by hand.
+-- Corrects the index entry of a record, if one or the other was edited by hand.
 local function mend(source, key, value, due)
   if not value or due == '' then
     redis.call('ZREM', KEYS[2 * source.group - 1], key)
@@ -147,7 +148,7 @@ local function held(source, key, value)
   end
 end
 
--- Ends a lease that its holder never heard of, as if it had not begun.
+-- Ends a lease whose holder never got the answer, as if the claim had not been made.
 local function release(lost, key, value)
   if not value then return end
   local version, due, attempts, holder, rest = parsed(value, '')
@@ -166,7 +167,7 @@ for at = 8, first_source - 1, 5 do
   if ARGV[at + 1] ~= '' then
     release(lost, ARGV[at + 1], redis.call('HGET', KEYS[2 * lost.group], ARGV[at + 1]))
   else
-    -- Those of other claims that end at the same instant are few: one look is enough.
+    -- Few leases of other claims end at the same instant, so one read is enough.
     local keys, values = ranged(lost, lost.lease_end, lost.lease_end, 0, 4 * CHUNK)
     for number, key in ipairs(keys) do release(lost, key, values[number]) end
   end
@@ -212,9 +213,9 @@ if repeated then
   end
 end
 
--- Takes from a group what is due, soonest first. Records that may not be taken are passed over, in
--- growing steps up to a maximum; if all of those are such, others much further behind are looked
--- at, elsewhere in each claim, so that no number of them keeps a record from being found.
+-- Takes due records of a group, soonest first. Records that may not be taken are skipped, in growing
+-- steps up to a maximum. If all must be skipped, records much further behind are examined, at
+-- another place in each claim, so that every record is found in the end.
 local skipped_of_all = 0
 local function take_from(source)
   local offset, skipped, mended, count = 0, 0, 0, nil
@@ -232,7 +233,7 @@ local function take_from(source)
         count = BEHIND
         local further = redis.call('ZCOUNT', KEYS[2 * source.group - 1], '-inf', source.before)
           - offset
-        -- So that each is found equally often, the first and the last ones, too.
+        -- So that each record is found equally often, including the first and the last ones.
         if further > BEHIND then
           offset = offset + math.max(instant % (further + BEHIND) - BEHIND, 0)
         end
@@ -256,7 +257,7 @@ local function take_from(source)
     end
     flush(source.group)
     if #keys < count then return end
-    -- Entries of the index that had to be put right may leave room for more.
+    -- Corrected entries of the index may leave room for more records.
     if mends > 0 then mended = mended + 1 end
     if skips == 0 and (mends == 0 or mended >= 3) then return end
     offset, skipped, skipped_of_all = offset + skips, skipped + skips, skipped_of_all + skips
@@ -282,7 +283,7 @@ for _, source in ipairs(sources) do
 end
 for group in pairs(pending) do flush(group) end
 
--- The soonest instant in a group. Scores that are no instants are put right on the way.
+-- The soonest instant in a group. Scores that are not instants are corrected first.
 local function soonest(source)
   for _ = 1, 10 do
     local first = redis.call('ZRANGE', KEYS[2 * source.group - 1], 0, 0, 'WITHSCORES')

@@ -1,4 +1,4 @@
-"""Connections to one Redis server: opened when needed, bounded in number, closed if uncertain.
+"""Connections to one Redis server: opened when needed, limited in number, closed if uncertain.
 
 Knows the driver and its errors; knows neither keys nor scripts. Commands are sent directly through
 connections of redis-py, without its clients and pools. Those retry a command that was not answered,
@@ -68,12 +68,12 @@ def pack(command: Command) -> bytes:
     """A command as it is sent. redis-py's asynchronous connections do this in Python only."""
     try:
         packed: bytes = _pack_quickly(tuple(command))
-    except UnicodeEncodeError:  # a key that another program wrote, and that is no text
+    except UnicodeEncodeError:  # a key of another program, which is not text
         return _pack_plainly(command)
     return packed
 
 
-# Refusals that come before anything is done, and pass.
+# Temporary refusals, before anything was done.
 _NOT_YET: Final = (
     exceptions.BusyLoadingError,
     exceptions.ReadOnlyError,
@@ -107,7 +107,7 @@ def translated(error: Exception, place: str, executed: bool = True) -> StoreErro
         return NotExecutedError(told)
     if isinstance(error, exceptions.AuthenticationError | exceptions.NoPermissionError):
         return StoreMisconfiguredError(f"{place} does not let us in: {text}")
-    # A ConnectionError, for redis-py, if it is met while connecting.
+    # In redis-py these are ConnectionErrors if they happen while connecting.
     if "invalid username-password pair" in text or text.startswith(("WRONGPASS", "NOAUTH")):
         return StoreMisconfiguredError(f"{place} does not let us in: {text}")
     unavailable = (exceptions.ConnectionError, exceptions.TimeoutError, OSError, TimeoutError)
@@ -121,7 +121,7 @@ class Dialer:
     """Opens connections, and closes all of them at the end, including those in use.
 
     Args:
-        connection_class: Of redis-py.
+        connection_class: A class of connections of redis-py.
         arguments: Its keyword arguments, without ``host`` and ``port``.
         timeout: Seconds within which a connection is opened and within which a call is answered;
             None: five seconds for the first, and no limit for the second.
@@ -151,13 +151,13 @@ class Dialer:
         if not issubclass(connection_class, Connection):
             self._arguments.pop("socket_keepalive")
         self._opening: set[Any] = set()
-        # The transport of each: the driver forgets it when it meets an error, and then what was
-        # not sent yet would keep a socket to a server that hangs.
+        # The transport of each connection. The driver drops its reference after an error; data
+        # that was not sent yet would then keep the socket to a hanging server open.
         self._open: dict[Any, asyncio.WriteTransport | None] = {}
         self._closed = False
 
     def make(self, address: dict[str, Any]) -> Any:
-        """A connection to this address that is not open yet.
+        """Creates a connection to this address, without opening it.
 
         Raises:
             TypeError: There is no such argument of a connection.
@@ -165,10 +165,10 @@ class Dialer:
         return self._connection_class(**{**self._arguments, **address})
 
     async def open(self, address: dict[str, Any], place: str) -> Any:
-        """A connection to this address.
+        """Opens a connection to this address.
 
         Raises:
-            StoreError: There is none to be had, or the dialer is closed.
+            StoreError: It could not be opened, or the dialer is closed.
         """
         self._check_open(place)
         connection = self.make(address)
@@ -197,7 +197,7 @@ class Dialer:
         await _disconnect(connection)
 
     async def close(self) -> None:
-        """Closes every connection, also those in use, and opens none from now on.
+        """Closes every connection, including those in use, and opens none from now on.
 
         All sockets are closed before anything is awaited, so that a cancellation leaves none.
         """
@@ -205,7 +205,7 @@ class Dialer:
         opened, self._open = self._open, {}
         for transport in (*map(_transport_of, self._opening), *opened.values()):
             _abort(transport)
-        # Those that are being opened would open themselves again.
+        # A connection that is being opened would otherwise be opened after this.
         for connection in opened:
             await _disconnect(connection)
 
@@ -227,7 +227,7 @@ async def _disconnect(connection: Any) -> None:
 
 
 def is_alive(connection: Any) -> bool:
-    """Whether the server has not closed an idle connection.
+    """Whether an idle connection is still open at the server.
 
     The driver's own check (``can_read``) has a different name in each release.
     """
@@ -260,7 +260,7 @@ async def ask(connection: Any, *command: Argument) -> Reply:
     """As ``exchange``, for one command.
 
     Raises:
-        Exception: Also what the server answers.
+        Exception: As ``exchange``; also the error that the server answered.
     """
     [reply] = await exchange(connection, [command])
     if isinstance(reply, Exception):
@@ -269,7 +269,7 @@ async def ask(connection: Any, *command: Argument) -> Reply:
 
 
 class _Places:
-    """The connections of one lane: how many more may be used, and those that are idle."""
+    """The connections of one lane: the number that may still be used, and the idle ones."""
 
     def __init__(self, size: int) -> None:
         self.free = asyncio.Semaphore(size)
@@ -316,7 +316,7 @@ class Server:
         self._silent_until = realtime.monotonic() + SILENT_FOR_S
 
     async def open(self) -> Any:
-        """A connection that no lane has; its user gives it to ``dialer.drop``."""
+        """Opens a connection that belongs to no lane; the caller passes it to ``dialer.drop``."""
         return await self.dialer.open(self.address, self.place)
 
     async def send(self, lane: Lane, commands: Sequence[Command]) -> list[Reply]:
@@ -364,13 +364,13 @@ class Server:
         return await self.open()
 
     async def refuses_length(self, length: int) -> bool:
-        """Whether the server takes no argument of this many bytes (``proto-max-bulk-len``).
+        """Whether the server refuses an argument of this many bytes (``proto-max-bulk-len``).
 
-        It closes the connection when it meets such an argument, often before its answer, which
-        says so, can be read. So only the beginning of one is sent here.
+        The server closes the connection after such an argument, often before its error can be
+        read. So only the beginning of such an argument is sent here.
 
         Raises:
-            StoreError: It cannot be reached.
+            StoreError: The server cannot be reached.
         """
         connection = await self.open()
         try:
@@ -392,6 +392,6 @@ class Server:
                 await self.dialer.drop(places.idle.pop())
 
     async def retire(self) -> None:
-        """Closes the idle connections, and the others when their calls end."""
+        """Closes the idle connections now, and the others when their calls end."""
         self._retired = True
         await self.drop_idle()

@@ -28,19 +28,19 @@ from pyncette.store.record import (
 
 SLOTS: Final = 16_384
 FORMAT: Final = b"1"
-"""Of keys and values. A release that changes them changes this, too."""
+"""The version of keys and values. A release that changes them must change this, too."""
 
 VALUE_BYTES_MAX: Final = 64 * 1_024 * 1_024
-"""The longest texts of one record, together. Redis takes eight times of it by default."""
+"""Maximum length of all texts of one record. By default Redis accepts eight times as much."""
 
 LARGE: Final = 256 * 1_024
-"""Characters from which on a change is sent by itself. A server may be told to take no more than
-a megabyte (``proto-max-bulk-len``); if it gets more, it closes the connection."""
+"""A change of at least this many characters is sent by itself. A server may be configured to accept
+no more than a megabyte (``proto-max-bulk-len``); if it gets more, it closes the connection."""
 
 _CHANNEL_BYTES_MAX: Final = 8_000
 _NO_TOKEN: Final = "-"
 
-# What ``*.lua`` take for the head of a value of ours, too, and the numbers in it.
+# The head of a valid value, and the numbers in it; the same as in ``*.lua``.
 _HEAD: Final = re.compile(
     r"([1-9]\d{0,15})\0(-\d{1,17}|\d{0,18})\0[a-z]+\0\d{1,9}\0[^\0]*\0", re.ASCII
 )
@@ -52,7 +52,7 @@ _ESCAPES_OF_NAMESPACES: Final = {**_ESCAPES, ord(":"): "%3A"}
 
 
 def encoded(text: str) -> bytes:
-    """Text as bytes; also what ``decoded`` made of bytes that are no text."""
+    """Text as bytes; the reverse of ``decoded``, also for bytes that are not text."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -62,11 +62,11 @@ def decoded(value: bytes) -> str:
 
 
 class Names:
-    """The keys of one namespace. None begins as those of 1.x do, ``pyncette:``.
+    """The keys of one namespace. None begins with ``pyncette:``, as the keys of 1.x do.
 
     Args:
-        namespace: Whatever the application chose; what would end a hash tag is escaped.
-        database: The number of the database: channels, unlike keys, are common to all of them.
+        namespace: The namespace; characters that would end a hash tag are escaped.
+        database: The number of the database. Channels, unlike keys, are shared by all databases.
     """
 
     def __init__(self, namespace: str, database: int = 0) -> None:
@@ -78,7 +78,7 @@ class Names:
         self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
 
     def of(self, group: str) -> tuple[bytes, bytes, bytes]:
-        """The keys of a group: what comes due, the records, their keys."""
+        """The three keys of a group: its due records, its records, its sorted keys."""
         names = self._groups.get(group)
         if names is None:
             tag = f"pyncette2:{{{self._namespace}:{group.translate(_ESCAPES)}}}"
@@ -88,18 +88,18 @@ class Names:
 
 
 def slot_of(key: bytes) -> int:
-    """The slot of a key that has a hash tag, as ours have (Redis Cluster Specification)."""
+    """The slot of a key with a hash tag (Redis Cluster Specification)."""
     start = key.index(b"{") + 1
     return crc_hqx(key[start : key.index(b"}", start)], 0) % SLOTS
 
 
 def _literal(text: str) -> str:
-    """A pattern of SCAN that matches this text alone."""
+    """A pattern of SCAN that matches only this text."""
     return "".join(f"\\{character}" if character in "*?[]\\^-" else character for character in text)
 
 
 def token_text(token: str | None) -> str:
-    """A token within a value, where None is something else than the empty text."""
+    """A token as part of a value; None and the empty text differ."""
     return _NO_TOKEN if token is None else f"={token}"
 
 
@@ -113,7 +113,7 @@ def record_from(group: str, key: str, value: bytes, sound: bool = False) -> Reco
         group: The group of the record.
         key: The key of the record.
         value: The value in the hash.
-        sound: A script has just written the beginning of it.
+        sound: Whether a script has just written its beginning, so that it is valid.
     """
     text = value.decode("utf-8", "replace")
     if not sound and not _is_ours(text):
@@ -143,7 +143,7 @@ def _is_ours(text: str) -> bool:
     head = _HEAD.match(text)
     if head is None or int(head[1]) > _VERSION_MAX:
         return False
-    # As numbers of Lua, so that both judge alike.
+    # Compared as numbers of Lua, so that this code and the scripts agree.
     return not head[2] or EARLIEST_INSTANT <= float(head[2]) <= LATEST_INSTANT
 
 
@@ -192,7 +192,7 @@ def wake_payload(groups: Collection[str]) -> bytes:
 
 
 def woken_groups(payload: object) -> frozenset[str] | None:
-    """The groups of a message; None where any may be meant, or another program sent it."""
+    """The groups of a message; None for any group, or if another program sent it."""
     if not isinstance(payload, bytes):
         return None
     try:

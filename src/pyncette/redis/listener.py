@@ -1,7 +1,7 @@
 """Listens for messages of other processes, on its own connection, and notifies the watches.
 
-A connection that is lost, also one of which only our half is still open, is noticed within two
-ping intervals and replaced. All watches are then told that anything may have come due.
+A lost connection, even if it is still open on this side, is detected within two ping intervals and
+replaced. All watches are then notified that any record may have come due.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pyncette.store import WakeCallback
 logger = logging.getLogger(__name__)
 
 PING_INTERVAL_S: Final = 5.0
-"""How often a listening connection is asked whether it is still there, and how long it may take."""
+"""How often a listening connection is pinged, and how long the answer may take."""
 
 RECONNECT_DELAY_INITIAL_S: Final = 0.1
 RECONNECT_DELAY_MAX_S: Final = 5.0
@@ -48,8 +48,8 @@ class Listener:
     """Listens on one channel.
 
     Args:
-        channel: Its name.
-        open_one: Opens a connection, and returns the server that it leads to.
+        channel: The name of the channel.
+        open_one: Opens a connection, and returns its server.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ _SCHEMES_TOLD: Final = (
     "rediss+cluster://"
 )
 _ADDRESS: Final = re.compile(r"(?P<host>\[[0-9a-fA-F:.%]+\]|[^\[\]:,\s]+)(?::(?P<port>\d{1,5}))?")
-# What a URL may say of redis-py's pools, which are not used.
+# Options of redis-py's pools that a URL may contain. The pools are not used.
 _OF_POOLS: Final = ("max_connections", "timeout")
 
 
@@ -59,12 +59,12 @@ class RedisOptions:
     """The options of the store.
 
     Attributes:
-        url: Where the server is, the sentinels or the nodes of a cluster are.
-        namespace: Keeps applications on one server apart.
+        url: The address of the server, the sentinels or the nodes of a cluster.
+        namespace: Separates applications on one server.
         timeout_s: Seconds within which a connection is opened and a call is answered.
-        pool_size: Most connections to one server, beside one that listens.
+        pool_size: Maximum connections to one server, besides one that listens.
         wait_replicas: How many replicas must confirm each write.
-        client: Of the application's, in place of a URL.
+        client: A client of the application, instead of a URL.
 
     Raises:
         ValueError: An option is not valid.
@@ -96,10 +96,10 @@ class RedisOptions:
         self.target()
 
     def target(self) -> Target:
-        """Where to connect, and how.
+        """Returns where to connect, and how.
 
         Raises:
-            ValueError: The URL, or the client, does not say so.
+            ValueError: The URL or the client is not valid.
         """
         return self._target_of_client() if self.client is not None else self._target_of_url()
 
@@ -133,7 +133,7 @@ class RedisOptions:
         url = self.url
         scheme = _SCHEMES.match(url) if isinstance(url, str) else None
         if not isinstance(url, str) or scheme is None:
-            # Not quoted: it may hold a password all the same.
+            # The message does not quote the URL, because it may contain a password.
             raise ValueError(
                 f"redis_url must be a URL that begins with {_SCHEMES_TOLD}"
                 + ("" if isinstance(url, str) else f", not {url!r}")
@@ -141,7 +141,7 @@ class RedisOptions:
         try:
             return self._read_url(scheme[1], scheme[2], url[scheme.end() :])
         except (ValueError, TypeError) as error:
-            # From None, and in words of our own: messages of libraries quote what they were given.
+            # Raised from None, with its own text: messages of libraries quote the URL.
             reason = error.args[0] if type(error) is _UrlError else "it cannot be read"
             raise ValueError(f"redis_url makes no sense: {reason}") from None
 
@@ -227,7 +227,7 @@ class RedisOptions:
 
 
 class _UrlError(ValueError):
-    """Its text is ours, and holds nothing secret."""
+    """An error whose text is Pyncette's own and contains no secret."""
 
 
 def _address(text: str, port: int) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _address(text: str, port: int) -> dict[str, Any]:
 
 
 def place_of(address: Mapping[str, Any]) -> str:
-    """A server in words, of which none is secret."""
+    """The name of a server for messages, without secrets."""
     if not address:
         return "Redis"
     if "path" in address:
@@ -247,7 +247,7 @@ def place_of(address: Mapping[str, Any]) -> str:
 
 
 def seconds_of(value: timedelta | float | None) -> float | None:
-    """A duration as seconds; what is none is left for the check."""
+    """A duration as seconds; any other value is returned as it is, and checked later."""
     return value.total_seconds() if isinstance(value, timedelta) else value
 
 

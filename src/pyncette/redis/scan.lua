@@ -1,15 +1,15 @@
 -- A page of a group in the order of its keys: see pyncette.store.Store.scan.
 --
--- KEYS  the sorted set of the group's keys, the hash of its records.
--- ARGV  the range of keys (lexical, both ends), how many records to return and how many to look
---       at, the instant before which they have to come due (""), "1" where states follow, those.
--- Returns the last key looked at where there may be more, and of each record: key, value.
+-- KEYS  The sorted set of the group's keys, the hash of its records.
+-- ARGV  The range of keys (lexical, both ends); how many records to return, and how many to
+--       examine; the instant before which they must be due (""); "1" if states follow; the states.
+-- Returns the last key that was examined, if there may be more, and for each record: key, value.
 --
--- Not HSCAN, which repeats what it has returned when the hash is resized, and takes its count as a
--- hint.
+-- HSCAN is not used, because it may return an entry twice if the hash is resized, and takes its
+-- count as a hint only.
 
--- Of a value: version, instant, state, unfinished attempts. As in claim.lua, what is not one of our
--- values is a record that is parked.
+-- The parts of a value: version, instant, state, unfinished attempts. As in claim.lua, an invalid
+-- value is a record that is parked.
 local HEAD = '^([1-9]%d*)%z(%-?%d*)%z(%l+)%z(%d+)%z[^%z]*%z'
 -- These are also in claim.lua, write.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
@@ -25,7 +25,7 @@ end
 local found, cursor = {}, false
 while examine > 0 do
   local count = math.min(CHUNK, examine)
-  -- One more than is looked at tells whether any follow.
+  -- One key more than is examined shows whether more keys follow.
   local keys = redis.call('ZRANGEBYLEX', KEYS[1], first, last, 'LIMIT', 0, count + 1)
   local more = #keys > count
   if more then keys[#keys] = nil end

@@ -64,7 +64,7 @@ WAIT_TIMEOUT_MS: Final = 1_000
 """How long replicas may take to confirm a write, if ``redis_wait_replicas`` is set."""
 
 LEGACY_LOOK_S: Final = 2.0
-"""How long to look for what 1.x left, the first time that a namespace is opened."""
+"""How long to search for data of 1.x when a namespace is opened for the first time."""
 
 _CLAIM: Final = Script("claim")
 _WRITE: Final = Script("write")
@@ -77,16 +77,16 @@ _TOPOLOGIES: Final[dict[str, Callable[[Target], Topology]]] = {
 }
 
 LOST_MAX: Final = 10_000
-"""For how many sources lost leases are remembered, and how many of each."""
+"""The number of sources whose lost leases are remembered, and how many of each source."""
 
 LOST_OF_SOURCE_MAX: Final = 8
 
 _NEW, _HELD_AND_NEW, _HELD = "0", "1", "2"
-"""What a claim may return: what it takes, what its token holds from before, or both."""
+"""What a claim returns: records that it takes, records that its token already holds, or both."""
 
 
 class _Part(NamedTuple):
-    """Part of a claim: what lies in one slot.
+    """Part of a claim: the sources in one slot.
 
     Attributes:
         slot: The slot.
@@ -98,7 +98,7 @@ class _Part(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """Leases that a claim without an answer may have taken.
+    """Leases that may have been taken by a claim whose answer was lost.
 
     Attributes:
         token: The token in the form of the script.
@@ -133,7 +133,7 @@ class RedisStore:
         self._topology: Topology = _TOPOLOGIES[target.kind](target)
         self._listener = Listener(self._names.channel, self._topology.open_listener)
         self._slots: dict[str, int] = {}
-        # By group and key; the key is empty where the source is a group.
+        # By group and key; the key is empty if the source is a group.
         self._lost: dict[tuple[str, str], list[_Lost]] = {}
         self._missing: set[int] = set()
         self._home = slot_of(self._names.layout)
@@ -141,7 +141,7 @@ class RedisStore:
     # Opening.
 
     async def open(self) -> None:
-        """Reaches the server and looks at what is there.
+        """Connects to the server, and checks the data in the namespace.
 
         Raises:
             StoreError: It cannot be used.
@@ -199,7 +199,7 @@ class RedisStore:
     # Calling.
 
     async def _ask(self, *command: Argument) -> Reply:
-        """The answer to a command for the server that has the namespace's own keys."""
+        """Sends a command to the server that has the keys of the namespace itself."""
         return await self._ask_at(self._home, command)
 
     async def _ask_at(self, slot: int, command: Command) -> Reply:
@@ -207,7 +207,7 @@ class RedisStore:
         return replies[0]
 
     async def _ask_any(self, *command: Argument) -> Reply:
-        """As ``_ask``; if that server does not answer, another one is asked."""
+        """As ``_ask``; if that server does not answer, another server is asked."""
         try:
             return await self._ask(*command)
         except StoreUnavailableError:
@@ -224,7 +224,7 @@ class RedisStore:
         return slot
 
     def _parts(self, groups: Sequence[str]) -> list[_Part]:
-        """The numbers of the groups, by slot; together where slots do not lie apart."""
+        """The numbers of the groups by slot; all in one part if there is only one server."""
         if not self._topology.apart:
             return [_Part(self._home, range(len(groups)))] if groups else []
         parts: dict[int, list[int]] = {}
@@ -263,11 +263,11 @@ class RedisStore:
         return Claimed(claim.records, claim.next_due)
 
     async def _waves(self, claim: _Claim, parts: list[_Part], limit: int, repeated: bool) -> None:
-        """Claims from sources that lie apart, all of them at once, and never more than the limit.
+        """Claims from several parts at the same time, and never more than the limit.
 
-        Which of them have something due is known only when they have answered: the room left by
-        those that have less than they may yield is offered in a further wave to those that have
-        more. A part that failed is not asked again: its answers would not be complete.
+        Only the answers show how many records are due in each part. If a part yields fewer than
+        its share, the rest is offered to the other parts in a further wave. A part that failed is
+        not asked again, because its answer would not be complete.
         """
         if repeated:
             await self._wave(claim, [(part, limit) for part in parts], _HELD)
@@ -290,7 +290,7 @@ class RedisStore:
     async def _wave(
         self, claim: _Claim, asked: Sequence[tuple[_Part, int]], mode: str
     ) -> list[int]:
-        """Asks each part for a number of records at most; returns how many each yielded."""
+        """Claims from each part at most a number of records; returns how many each yielded."""
         sent = [self._lost_of(claim, part) for part, _ in asked] if self._lost else []
         calls = [
             self._claim_call(claim, part, limit, mode, sent[number] if sent else ())
@@ -313,7 +313,7 @@ class RedisStore:
         return found
 
     async def _settle_for_less(self, claim: _Claim, repeated: bool) -> None:
-        """Completes the answer to a claim that some nodes of a cluster did not answer.
+        """Completes the answer to a claim, if some nodes of a cluster did not answer.
 
         Raises:
             StoreError: No node answered.
@@ -333,7 +333,7 @@ class RedisStore:
         for part, error in claim.failed.values():
             for place in part.places:
                 claim.next_due[place] = claim.now
-                # What it yielded before it failed has the same token and lease.
+                # Records that it yielded before it failed have the same token and lease.
                 if (repeated or not isinstance(error, NotExecutedError)) and not claim.has_yielded(
                     place
                 ):
@@ -342,7 +342,7 @@ class RedisStore:
     # Leases that may have been granted by a node whose answer was lost.
 
     def _look_through_lost(self, sources: Sequence[Source], now: int, token: str) -> None:
-        """Forgets leases that have ended, and those of this token: a repeated claim finds them."""
+        """Forgets leases that have ended, and those of this token, which a repeated claim finds."""
         mine = token_text(token)
         for source in sources:
             identity = _identity(source)
@@ -365,7 +365,7 @@ class RedisStore:
             del self._lost[next(iter(self._lost))]
 
     def _lost_of(self, claim: _Claim, part: _Part) -> list[tuple[tuple[str, str], _Lost]]:
-        """The lost leases that a claim of this part ends, with their sources."""
+        """The lost leases that a claim from this part ends, with their sources."""
         identities = [_identity(claim.sources[place]) for place in part.places]
         return [(one, lost) for one in identities for lost in self._lost.get(one, ())]
 
@@ -448,7 +448,7 @@ class RedisStore:
         return results
 
     def _write_calls(self, writing: _Writing) -> tuple[list[Call], list[Sequence[int]]]:
-        """The calls for what can be sent together, and the numbers of the writes in each."""
+        """Divides writes into calls; returns each call with the numbers of its writes."""
         kept = writing.kept
         step = WRITES_MAX
         if writing.length > CALL_CHARACTERS_MAX:
@@ -484,7 +484,7 @@ class RedisStore:
         return Call(slot, _WRITE, (len(keys), *keys, *arguments), after)
 
     def _take_in(self, writing: _Writing, places: Sequence[int], outcome: Outcome) -> None:
-        """Notes the answers to the writes of one call."""
+        """Stores the answers to the writes of one call."""
         results = writing.results
         if isinstance(outcome, StoreError):
             for at in places:
@@ -499,7 +499,7 @@ class RedisStore:
         applied = writing.applied
         for at, reply in zip(places, replies, strict=True):
             if type(reply) is int:
-                # Most changes of a batch make the same version.
+                # Most changes of a batch have the same version.
                 if reply != applied.version:
                     applied = writing.applied = Applied(reply)
                 results[at] = applied
@@ -508,7 +508,7 @@ class RedisStore:
                 results[at] = Refused(record_from(group, key, reply))
 
     async def _is_too_long(self, slot: int, writing: _Writing, at: int) -> bool:
-        """Whether the server refuses a change for its length; False if that cannot be told."""
+        """Whether the server refuses a change because of its length; False if that is unknown."""
         try:
             server = await self._topology.server_of(slot)
             return await server.refuses_length(len(writing.texts[at][-1].encode()))
@@ -516,9 +516,9 @@ class RedisStore:
             return False
 
     def _unconfirmed(self, after: Sequence[Reply]) -> StoreUnavailableError | None:
-        """The error where fewer replicas than wanted have what was written.
+        """The error if too few replicas have confirmed a write.
 
-        It is written all the same, and may be lost in a failover.
+        The write was made, but may be lost in a failover.
         """
         wanted = self._options.wait_replicas
         if not wanted:
@@ -556,7 +556,7 @@ class RedisStore:
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         states, prefix, due_before = where
         _, records, keys = self._names.of(group)
-        # No text in UTF-8 has a byte that is greater than F4.
+        # UTF-8 has no byte greater than F4.
         start = b"[" + encoded(prefix) if cursor is None else b"(" + encoded(cursor)
         end = b"(" + encoded(prefix) + b"\xff" if prefix else b"+"
         arguments: list[Argument] = [start, end, limit, max(limit, EXAMINED_MAX)]
@@ -582,15 +582,15 @@ class RedisStore:
 
 
 class _Writing:
-    """A batch of writes under way.
+    """A batch that is being written.
 
     Attributes:
         batch, now: The arguments of the call.
-        results: The answers known so far.
-        texts: Each change in the form of ``write.lua``; empty if Redis cannot keep it.
+        results: The answers that are known so far.
+        texts: Each change in the form of ``write.lua``; empty if Redis cannot store it.
         kept: The numbers of the writes that are sent together.
-        large: The numbers of those that are sent one by one.
-        length: Characters of all of them.
+        large: The numbers of the writes that are sent one by one.
+        length: The number of characters of all changes.
     """
 
     def __init__(self, batch: Sequence[Write], now: int, results: list[Result]) -> None:
@@ -624,8 +624,8 @@ class _Claim:
     Attributes:
         bounded, unfinished_max: The arguments, in the form of ``claim.lua``.
         room: How many records each source may still yield.
-        failed: By slot, the parts that were not answered, and why.
-        answered: Whether any part was answered.
+        failed: The parts without an answer, by slot, and the errors.
+        answered: Whether any part has answered.
     """
 
     def __init__(
@@ -652,7 +652,7 @@ class _Claim:
         return sum(self.room[place] for place in part.places)
 
     def has_more(self, part: _Part) -> bool:
-        """Whether a source of it has something due that it may still yield."""
+        """Whether one of its sources has a due record that it may still yield."""
         for place in part.places:
             source, next_due = self.sources[place], self.next_due[place]
             before = source.before if isinstance(source, Group) else self.now
@@ -661,12 +661,12 @@ class _Claim:
         return False
 
     def has_yielded(self, place: int) -> bool:
-        """Whether records of this source were taken in."""
+        """Whether this source has yielded records."""
         source = self.sources[place]
         return self.room[place] < (source.share if isinstance(source, Group) else 1)
 
     def take_in(self, part: _Part, next_due: list[bytes | None], values: list[Any]) -> int:
-        """Takes in what ``claim.lua`` answered; returns how many records that are."""
+        """Adds the answer of ``claim.lua``; returns the number of its records."""
         self.answered = True
         for place, due_at in zip(part.places, next_due, strict=True):
             self.next_due[place] = None if due_at is None else _instant(due_at)
@@ -697,10 +697,10 @@ def _instant(text: bytes) -> int:
 
 
 def _answers(outcomes: Iterable[Outcome]) -> list[list[Reply]]:
-    """What was answered to each call.
+    """Returns the answer to each call.
 
     Raises:
-        StoreError: Of the first call that was not answered.
+        StoreError: The error of the first call without an answer.
     """
     answers = []
     for outcome in outcomes:

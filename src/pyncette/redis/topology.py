@@ -34,7 +34,8 @@ ATTEMPTS: Final = 6
 """How often a call is sent to another node if a cluster redirects it or is moving its keys."""
 
 PAUSE_INITIAL_S: Final = 0.005
-"""Doubles with each attempt; together they stay below ``NODE_GRACE_S``."""
+"""The first pause; each one is twice the one before. Together they last less than
+``NODE_GRACE_S``."""
 
 LOOK_TIMEOUT_S: Final = 2.0
 """How long one sentinel, or one node, may take to report the other servers."""
@@ -47,10 +48,10 @@ NODE_GRACE_S: Final = 0.4
 ask another node it is less than the shortest deadline of a call (1 s)."""
 
 LOOK_AGAIN_S: Final = 0.05
-"""How often a node that was suspected is looked at again."""
+"""How often a suspected node is checked again."""
 
 WITNESS_TIMEOUT_S: Final = 0.2
-"""How long a node may take to show that it is not the whole cluster that does not answer."""
+"""How long another node may take to answer, which shows that the cluster as a whole works."""
 
 WITNESSES_MAX: Final = 2
 
@@ -59,7 +60,7 @@ class Script:
     """A Lua script of this package.
 
     Args:
-        name: Of its file, without the ending.
+        name: The name of its file, without the suffix.
     """
 
     def __init__(self, name: str) -> None:
@@ -71,12 +72,12 @@ class Call(NamedTuple):
     """A command or a script for the server of a slot, and the commands that follow it.
 
     Attributes:
-        slot: Any, where there is no cluster.
-        script: Its keys and arguments are ``command``, their number first; None: ``command`` is
-            a command.
+        slot: The slot; any number if there is no cluster.
+        script: The script, whose number of keys, keys and arguments are ``command``. None:
+            ``command`` is a command.
         command: See ``script``.
-        after: Commands for the same connection, once the first one is done.
-        asking: The slot is on its way to the server, which serves only who asks for it.
+        after: Commands that are sent on the same connection after it.
+        asking: Whether to send ``ASKING`` first, because the slot is being moved to the server.
     """
 
     slot: int
@@ -86,7 +87,7 @@ class Call(NamedTuple):
     asking: bool = False
 
     def commands(self, with_source: bool) -> list[Command]:
-        """All of it, the script by its digest or in full."""
+        """All commands; the script is sent as its digest or in full."""
         command = self.command
         if self.script is not None and with_source:
             command = ("EVAL", self.script.source, *command)
@@ -100,7 +101,7 @@ Outcome = list[Reply] | StoreError
 
 
 class Topology(Protocol):
-    """The servers, and the connections to each."""
+    """The servers, with the connections to each."""
 
     apart: bool
     """Whether slots may be on different servers, so that no call may use two of them."""
@@ -109,7 +110,7 @@ class Topology(Protocol):
         """Finds the servers."""
 
     async def perform(self, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-        """Makes all calls, in as few round trips as possible."""
+        """Makes all calls in as few round trips as possible."""
         ...
 
     async def server_of(self, slot: int) -> Server:
@@ -121,15 +122,15 @@ class Topology(Protocol):
         ...
 
     async def answers_beside(self, slots: Collection[int]) -> bool:
-        """Whether a server answers that has none of these slots."""
+        """Whether another server answers, which has none of these slots."""
         ...
 
     def slots_beside(self, slot: int) -> list[int]:
-        """A slot of each other server that may answer."""
+        """One slot of each other server that may answer."""
         ...
 
     async def open_listener(self) -> tuple[Any, Server]:
-        """A connection that hears what is published, and where it leads."""
+        """Opens a connection that receives published messages, and returns its server, too."""
         ...
 
     async def close(self) -> None:
@@ -137,7 +138,7 @@ class Topology(Protocol):
 
 
 async def _send(server: Server, lane: Lane, calls: Sequence[Call]) -> list[Outcome]:
-    """Makes calls on one server, and sends scripts that it does not know."""
+    """Makes calls on one server, and sends it the scripts that it does not have."""
     outcomes: list[Outcome] = [[] for _ in calls]
     left = list(range(len(calls)))
     for with_source in (False, True):
@@ -165,23 +166,23 @@ async def _send(server: Server, lane: Lane, calls: Sequence[Call]) -> list[Outco
 
 
 def _refusal(outcome: Outcome, place: str) -> Outcome:
-    """The outcome; where the server refused the call, the error that this is."""
+    """The outcome; if the server refused the call, as the matching error."""
     if isinstance(outcome, list) and isinstance(outcome[0], Exception):
         return translated(outcome[0], place)
     return outcome
 
 
 class Direct:
-    """One server: always the same, or the master of the moment."""
+    """One server: a fixed one, or the current master."""
 
     apart = False
 
     def __init__(self, target: Target, find: Callable[[Server | None], Awaitable[Server]]) -> None:
-        """Prepares the way.
+        """Does not connect yet.
 
         Args:
-            target: Its dialers are closed in the end.
-            find: Returns the server; given the one that it returned before, if any.
+            target: The target; its dialers are closed with this object.
+            find: Returns the server. Its argument is the server that it returned before, or None.
         """
         self._target = target
         self._find = find
@@ -218,7 +219,7 @@ class Direct:
             outcomes = [_refusal(one, server.place) for one in await _send(server, lane, calls)]
             if not any(isinstance(outcome, StoreUnavailableError) for outcome in outcomes):
                 break
-            # It may have failed over: what is connected to it is as doubtful as it is.
+            # It may have failed over, so the other connections to it are not trusted either.
             self._doubtful = True
             await server.drop_idle()
             if not all(isinstance(outcome, NotExecutedError) for outcome in outcomes):
@@ -254,7 +255,7 @@ async def _close(target: Target) -> None:
 
 
 def fixed(target: Target) -> Direct:
-    """The one server of a target."""
+    """The only server of a target."""
     [address] = target.addresses
     server = Server(place_of(address), target.dialer, address, target.pool_size)
 
@@ -283,7 +284,7 @@ def by_sentinels(target: Target) -> Direct:
                 misconfigured = misconfigured and isinstance(error, StoreMisconfiguredError)
                 reasons.append(str(error) or f"{place} does not answer")
                 continue
-            # The one that answered is asked first the next time.
+            # The sentinel that answered is asked first the next time.
             target.addresses.remove(address)
             target.addresses.insert(0, address)
             return server
@@ -325,13 +326,13 @@ Address = tuple[str, int]
 class Cluster:
     """Redis Cluster: each slot is on one master, until it moves.
 
-    A node that hangs does not delay calls to others for long. Once it has left calls unanswered for
-    ``NODE_GRACE_S``, another node is asked, to tell it from a network that is slow or a process
-    that is busy. If that one answers, all calls of the first are given up, and for
-    ``connection.SILENT_FOR_S`` calls to it fail at once. The next one afterwards tries it again.
+    A node that hangs does not delay calls to other nodes for long. If it has not answered any call
+    for ``NODE_GRACE_S``, another node is asked, because the network may be slow, or this process
+    busy. If the other node answers, all calls to the first one are given up, and for
+    ``connection.SILENT_FOR_S`` calls to it fail at once. The next call afterwards tries it again.
 
     Args:
-        target: Some of its nodes, and how to connect.
+        target: The addresses of some nodes, and how to connect.
     """
 
     apart = True
@@ -348,10 +349,10 @@ class Cluster:
         await self._look()
 
     async def _look(self, seen: int | None = None) -> None:
-        """Asks a node which node has which slot, unless that was done since the look ``seen``.
+        """Asks a node which node has which slot, unless that was done after the look ``seen``.
 
         Raises:
-            StoreError: None of them answers.
+            StoreError: No node answers.
         """
         async with self._looking:
             if seen is not None and seen != self._looks:
@@ -434,7 +435,7 @@ class Cluster:
     async def _perform_at(
         self, owner: Address | None, lane: Lane, calls: Sequence[Call]
     ) -> list[Outcome]:
-        """Makes calls at a node; sends those that it did not execute to another node."""
+        """Makes calls on a node, and sends calls that it did not execute to another node."""
         looks = self._looks
         outcomes = await self._send_to(owner, lane, calls)
         strays = [at for at, outcome in enumerate(outcomes) if _is_stray(outcome)]
@@ -476,9 +477,9 @@ class Cluster:
         ]
 
     async def _hangs(self, owner: Address, server: Server) -> bool:
-        """Whether a node leaves calls unanswered while another one answers.
+        """Whether a node does not answer calls, although another node answers.
 
-        Asking another one also gives this process time to read an answer that came while its
+        Asking another node also gives this process time to read an answer that arrived while its
         event loop was blocked.
         """
         async with server.judging:
@@ -510,13 +511,13 @@ class Cluster:
                         await ask(connection, "PING")
                     finally:
                         await server.dialer.drop(connection)
-            except Exception:  # whatever it is, this one shows nothing
+            except Exception:  # any error: this node proves nothing
                 continue
             return True
         return False
 
     def _others(self, owners: Collection[Address | None]) -> list[tuple[Address, Server]]:
-        """The nodes that have slots, apart from some, in any order."""
+        """The nodes that have slots, except some of them, in any order."""
         others = [
             (owner, self._node(owner))
             for owner in set(self._owners)
@@ -538,7 +539,7 @@ class Cluster:
         Args:
             lane: The kind of call.
             call: The call that was not executed.
-            outcome: Why it was not.
+            outcome: The reason.
             looks: How often the nodes had been asked for their slots before it was sent.
         """
         owner = self._owners[call.slot]
@@ -577,7 +578,7 @@ class Cluster:
         return realtime.monotonic() - self._looked_at >= LOOK_INTERVAL_S
 
     def _told(self, reply: Any, owner: Address | None) -> Address:
-        """The address that a redirection names; without a host it is that of who redirects."""
+        """The address in a redirection; without a host, that of the node that redirects."""
         return self._reached(reply.host or (owner[0] if owner else ""), int(reply.port))
 
     async def open_listener(self) -> tuple[Any, Server]:
@@ -602,5 +603,5 @@ def _is_redirected(outcome: Outcome) -> bool:
 
 
 def _is_stray(outcome: Outcome) -> bool:
-    """Whether a call was certainly not done, and may be sent to another node."""
+    """Whether a call was certainly not executed, and may be sent to another node."""
     return isinstance(outcome, NotExecutedError) or _is_redirected(outcome)

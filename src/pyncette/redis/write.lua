@@ -1,19 +1,20 @@
 -- Makes each change whose expectation holds: see pyncette.store.Store.write.
 --
--- KEYS  of each group in turn: the sorted set of what comes due, the hash of its records, the
---       sorted set of its keys.
--- ARGV  now, "1" where what is refused is written again as it is; then of each write: the number
---       of its group, its key, the version expected (0: none may be there, -1: any), the token
---       expected ("": any), and what to do: "D" removes; "U" writes everything, which follows as
---       the instant, what stands before the token and what stands from there on; "P" is a patch,
---       of which follow the instant, what stands before the token and the progress; "p" is one
---       without progress.
--- Returns for each write the version that it made, or what is there instead.
+-- KEYS  For each group: the sorted set of its due records, the hash of its records, the sorted set
+--       of its keys.
+-- ARGV  now; "1" if a record whose write is refused is written again unchanged.
+--       For each write: the number of its group, its key, the expected version (0: there must be
+--       no record, -1: any), the expected token ("": any), the kind of change, and its values:
+--       "D" removes the record; "U" writes everything: the instant, the text before the token, the
+--       text from the token on; "P" is a patch: the instant, the text before the token, the
+--       progress; "p" is a patch without progress.
+-- Returns for each write the new version, or the record that is there instead.
 --
--- WAIT waits for replicas to have what its connection wrote last. Where a repeated write finds
--- that it was made before, perhaps on another connection, writing that again makes WAIT mean it.
+-- WAIT waits until replicas have the last write of its own connection. If a repeated write finds
+-- that it was made before, perhaps on another connection, the record is written again unchanged, so
+-- that WAIT includes it.
 
--- Of a value: version, instant, unfinished attempts, token, and where its progress begins.
+-- The parts of a value: version, instant, unfinished attempts, token, and where its progress begins.
 local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
 -- These are also in claim.lua, scan.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
@@ -22,7 +23,7 @@ local STRIDES = {D = 5, U = 8, P = 8, p = 7}
 local now_text, touches = ARGV[1], ARGV[2] == '1'
 local now = tonumber(now_text)
 
--- The records before any change: no key stands twice in a batch.
+-- The records before any change: a batch contains no key twice.
 local values, groups = {}, {}
 local at = 3
 while at <= #ARGV do
@@ -44,7 +45,7 @@ for group, asked in pairs(groups) do
   end
 end
 
--- As in claim.lua: what is not one of our values is a record of version 1 that says nothing.
+-- As in claim.lua, an invalid value is a record of version 1 with nothing else.
 local function parsed(value)
   local version, due, attempts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and #attempts <= 9 then

@@ -1,7 +1,8 @@
 """Conditional writes on an SQL server: an answer for each write of a batch.
 
-A batch is tried. What was not written is read, and the record says why, or it is tried again.
-This module knows neither a dialect nor a connection: trying and reading are handed in.
+A batch is attempted. The records of writes that were not made are then read: they tell why, or
+the write is attempted again. This module knows neither a dialect nor a connection: the caller
+passes the functions that write and read.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ HELD_PATIENCE_S: Final = 0.25
 """How long a write waits for a record that another transaction holds before it is refused."""
 
 HELD_AGAIN_PATIENCE_S: Final = 0.02
-"""The same for a record that was held for that long before: other writes wait in the same batch."""
+"""The same for a record that was held that long before, because the rest of its batch waits."""
 
 HELD_UNANSWERED_S: Final = 1.0
-"""The same for a write that cannot be refused with the record. It then fails."""
+"""The same for a write that cannot be ``Refused`` with the current record. It then fails."""
 
 HELD_KNOWN_MAX: Final = 1_000
 
@@ -43,11 +44,11 @@ CHARACTERS_MAX: Final = 1_000_000
 
 
 class Look(NamedTuple):
-    """What was found where a write was not made.
+    """The record whose write was not made.
 
     Attributes:
-        current: The record; None where there is none.
-        free: No other transaction holds the record. False also where that is not known.
+        current: The record as it is now; None if there is none.
+        free: Whether certainly no other transaction holds the record.
     """
 
     current: Record | None
@@ -55,24 +56,24 @@ class Look(NamedTuple):
 
 
 class HeldRecords:
-    """What to answer to a write that was not made, on a server where others hold records.
+    """Decides the answer to a write that was not made, if other transactions may hold the record.
 
-    One open transaction must not keep the rest of a batch waiting. So a conditional write of a
-    record that is held for long is refused with the record as it stands: the writer tries again
-    with its next batch. An unconditional write, or a creation, fails: the record is busy.
+    One open transaction must not delay the rest of a batch. So a conditional write of a record
+    that is held for long is refused with the record as it is now, and the writer retries it with
+    its next batch. An unconditional write, or a creation, fails.
     """
 
     def __init__(self) -> None:
-        # Records that were held for long when they were last to be written.
+        # The records that were held for long at the last attempt to write them.
         self._known: set[Identity] = set()
 
     def answer(self, write: Write, current: Record | None, waited_s: float) -> Result | None:
-        """The answer, or None: try again.
+        """Returns the answer; None if the write is to be attempted again.
 
         Args:
-            write: It was tried and not made.
-            current: What was there afterwards.
-            waited_s: How long it has been tried.
+            write: The write that was not made.
+            current: The record afterwards.
+            waited_s: Seconds since the first attempt.
         """
         identity = write[:2]
         if not expectation_holds(write, current):
@@ -98,14 +99,14 @@ class HeldRecords:
 
 
 class ConditionalWrite:
-    """A batch under way, and what is known about each of its writes.
+    """A batch that is being written, with the answers that are known so far.
 
     Attributes:
-        batch: The writes. A place is the number of one of them.
-        expected: For each place the version to expect. Where any version will do, it is ``ANY``
+        batch: The writes. A place is the number of a write in it.
+        expected: The expected version of each place. If any version is accepted, it is ``ANY``
             until the record was read.
-        results: For each place the answer; None while it is not known.
-        untouched: Nothing can have been changed so far.
+        results: The answer of each place; None while it is not known.
+        untouched: Whether certainly nothing was changed so far.
     """
 
     def __init__(self, batch: Sequence[Write]) -> None:
@@ -120,12 +121,12 @@ class ConditionalWrite:
         look: Callable[[Sequence[Identity]], Awaitable[Sequence[Look]]],
         held: HeldRecords,
     ) -> None:
-        """Goes on until there is an answer for each write.
+        """Continues until every write has an answer.
 
         Args:
-            attempt: Makes those writes of these places that can be made now, see ``apply``.
+            attempt: Makes the writes of these places, as far as it can now; see ``apply``.
             look: Reads the records of these identities.
-            held: Which records were held before.
+            held: The records that were held before.
         """
         batch, results = self.batch, self.results
         started = realtime.monotonic()
@@ -157,13 +158,13 @@ class ConditionalWrite:
     ) -> None:
         """Makes changes part by part, each in one statement.
 
-        Where a value is refused, nothing of its part was done. Its halves are made one by one,
-        until the refused value is alone: that write has failed.
+        If a value is refused, nothing of its part was done. The part is then halved, until the
+        refused value is alone: that write has failed.
 
         Args:
-            places: Which writes.
-            make: Makes the writes of these places in one statement, and notes what was applied.
-            refusal: What an error says about a value; None where it is about something else.
+            places: The writes.
+            make: Makes the writes of these places in one statement, and stores which were applied.
+            refusal: Returns the error about a value; None if the error has another cause.
         """
         parts = list(self._parts(places))[::-1]
         while parts:
@@ -186,7 +187,7 @@ class ConditionalWrite:
         """The answers. After an error, a write without an answer is unknown.
 
         Raises:
-            StoreError: Nothing at all is known.
+            StoreError: No answer at all is known.
         """
         if error is not None and not any(self.results):
             raise error
@@ -200,7 +201,7 @@ class ConditionalWrite:
         ]
 
     def _parts(self, places: Sequence[int]) -> Iterator[Sequence[int]]:
-        """The places, in their order, in parts that fit into one statement."""
+        """Divides the places, in their order, into parts that fit into one statement."""
         first, size = 0, 0
         for number, at in enumerate(places):
             length = _characters_of(self.batch[at])

@@ -1,4 +1,4 @@
-"""Statements that other transactions made fail are tried again: they did nothing."""
+"""Retries of statements that failed because of another transaction; they had no effect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pyncette import chance
 from pyncette.clock import realtime
 
 TRIES_MAX: Final = 10
-"""Maximum number of tries of one statement."""
+"""Maximum attempts of one statement."""
 
 DELAY_INITIAL_S: Final = 0.001
 DELAY_MAX_S: Final = 0.05
@@ -28,7 +28,7 @@ class Backoff:
         self._next_s = first_s
 
     async def pause(self) -> None:
-        """Waits, and makes the next pause longer."""
+        """Waits, and doubles the next pause."""
         await realtime.sleep(self._next_s * chance.current().uniform(0.5, 1.0))
         self._next_s = min(2 * self._next_s or DELAY_INITIAL_S, DELAY_MAX_S)
 
@@ -36,7 +36,7 @@ class Backoff:
 async def retried(
     statement: Callable[[], Awaitable[_Answer]], is_conflict: Callable[[Exception], bool]
 ) -> _Answer:
-    """Runs a statement, again where it met a conflict (a deadlock, a serialization failure)."""
+    """Runs a statement, and retries it after a conflict (a deadlock, a serialization failure)."""
     backoff = Backoff()
     for tries_left in reversed(range(TRIES_MAX)):
         try:

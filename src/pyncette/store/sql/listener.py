@@ -1,7 +1,7 @@
 """Keeps listening for notifications, and passes them on to watches.
 
-Knows no driver: how to listen is handed in. Listening begins with the first watch. When the
-connection is lost, it is replaced, and every watch is told that anything may have come due.
+Knows no driver: the caller passes the function that listens. Listening begins with the first watch.
+A lost connection is replaced, and every watch is then notified that any record may have come due.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ RECONNECT_DELAY_INITIAL_S: Final = 0.1
 RECONNECT_DELAY_MAX_S: Final = 5.0
 
 Tell = Callable[[frozenset[str] | None], None]
-"""Passes a notification on: the groups in it, or None where any group may be meant."""
+"""Passes a notification on: its groups, or None for any group."""
 
 
 class Listener:
-    """Listens as long as it is open.
+    """Listens until it is closed.
 
     Args:
-        place: Where it listens, for messages.
-        listen: Opens a connection, listens until it is lost, and closes it. It tells of None as
-            soon as it listens, because nothing was heard before. Raises where it could not begin.
+        place: The server, for messages.
+        listen: Opens a connection, listens until it is lost, and closes it. As soon as it listens,
+            it notifies of None, because earlier notifications were missed. It raises if listening
+            could not begin.
     """
 
     def __init__(self, place: str, listen: Callable[[Tell], Awaitable[None]]) -> None:
@@ -59,7 +60,7 @@ class Listener:
             await asyncio.wait([self._task])
 
     def drop(self) -> None:
-        """Stops listening: the connection is closed when the event loop next comes round."""
+        """Stops listening. The connection is closed in the next iteration of the event loop."""
         self._closed = True
         self._watches.clear()
         if self._task is not None:

@@ -1,6 +1,6 @@
-"""Where a claim on an SQL server begins to read, so that it does not pass settled runs again.
+"""Where a claim on an SQL server begins to read, so that it does not read finished runs again.
 
-Knows instants and groups; no statement and no connection.
+Knows instants and groups, but no statement and no connection.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ BEGINNING: Final = -(1 << 63)
 class LowWaterMarks:
     """For each group, an instant before which nothing is due, as far as this process knows.
 
-    While another session keeps an old snapshot open, the server cannot drop the index entries of
-    runs that are done. They lie where a claim begins to read, and each claim would pass all of
-    them again: measured on PostgreSQL, 9,000 pages for a claim of 100 after 300,000 runs; on MySQL
-    and MariaDB, 10 to 15 ms more after 20,000 runs. So a claim begins at the low-water mark that
-    the one before it left. What other processes write before the mark is seen when they notify,
-    or when a claim reads from the very beginning: the first claim of every second does.
+    While another session keeps an old snapshot open, the server cannot remove the index entries of
+    finished runs. They lie where a claim begins to read, and each claim would read all of them
+    again: measured on PostgreSQL, 9,000 pages for a claim of 100 after 300,000 runs; on MySQL
+    and MariaDB, 10 to 15 ms more after 20,000 runs. So a claim begins at the low-water mark of
+    the claim before it. A record that another process writes before the mark is found when that
+    process notifies, or when a claim reads from the beginning, as the first claim of every second
+    does.
     """
 
     _INTERVAL = 1_000_000
 
     def __init__(self) -> None:
-        # Of each group the low-water mark, and when a claim last read from the beginning.
+        # For each group the low-water mark, and when a claim last read from the beginning.
         self._low_water_marks: dict[str, tuple[int, int]] = {}
-        # Of what was written since the claim under way was sent, the soonest of each group.
+        # For each group the soonest instant that was written since the current claim was sent.
         self._written: dict[str, int] = {}
         self._forgotten = False
 
     def before_claim(self, groups: Sequence[str], now: int) -> list[int]:
-        """Where the claim begins to read in each group."""
+        """Returns where the claim begins to read in each group."""
         self._written.clear()
         self._forgotten = False
         since = []
@@ -54,8 +55,10 @@ class LowWaterMarks:
         next_due: Sequence[int | None],
         now: int,
     ) -> None:
-        """Moves the marks to what the claim has left, or to its instant."""
-        if self._forgotten:  # what was notified may have been written after the claim had read
+        """Moves the marks to the soonest records that the claim has left, or to its instant."""
+        if (
+            self._forgotten
+        ):  # the record that was notified may have been written after the claim had read
             return
         for group, key, begun, left in zip(groups, keys, since, next_due, strict=True):
             if key is None:
@@ -65,7 +68,7 @@ class LowWaterMarks:
                 self._low_water_marks[group] = (mark, full_at)
 
     def note(self, batch: Sequence[Write]) -> None:
-        """Takes in what was written, or may have been."""
+        """Moves the marks back for records that were written, or may have been."""
         for write in batch:
             change = write.change
             due_at = None if isinstance(change, Delete) else change.due_at
@@ -79,6 +82,6 @@ class LowWaterMarks:
                 self._low_water_marks[group] = (due_at, mark[1])
 
     def forget(self) -> None:
-        """Claims read from the very beginning again."""
+        """Makes the next claims read from the beginning again."""
         self._low_water_marks.clear()
         self._forgotten = True

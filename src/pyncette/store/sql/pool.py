@@ -1,16 +1,16 @@
-"""Connections to an SQL server: opened when needed, bounded in number, closed whatever happens.
+"""Connections to an SQL server: opened when needed, limited in number, always closed in the end.
 
-Knows neither a driver nor a statement. What differs between drivers is handed in: how to open and
-close a connection (``Supply``), and what an error means (``Driver``).
+Knows neither a driver nor a statement. The caller passes the parts that differ between drivers: how
+to open and close a connection (``Supply``), and what an error means (``Driver``).
 
-* Each call runs on a connection of its own. Calls beyond the size of the pool wait for their turn.
-* A call that is cancelled, or that loses its server, gives its connection up. What it left running
-  at the server is ended first. Until then the connection counts, so that the server never has more
-  sessions than the pool has room for.
-* A connection that the server had closed before the call sent anything is replaced, and the call
-  is made on another one. A call that may have reached the server is never repeated.
-* A closed pool opens nothing. Calls under way end with ``StoreUnavailableError``, and every
-  connection is closed, also when closing is cancelled.
+* Each call runs on its own connection. If all connections are in use, further calls wait.
+* A call that is cancelled, or that loses its server, gives up its connection. The statement that it
+  left running at the server is ended first. Until then the connection counts, so that the server
+  never has more sessions than the size of the pool.
+* If the server had closed a connection before the call sent anything, the call is made on another
+  connection. A call that may have reached the server is never repeated.
+* A closed pool opens no connection. Running calls end with ``StoreUnavailableError``, and every
+  connection is closed, also if closing is cancelled.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreUnavailableError
 
 CLOSE_TIMEOUT_S: Final = 2.0
-"""How long closing one connection may take, ending what still runs on it included."""
+"""How long closing one connection may take, including the end of its running statement."""
 
 UNSENT_TRIES_MAX: Final = 3
-"""How many connections one call may find closed before it fails."""
+"""How many closed connections one call may encounter before it fails."""
 
 Connection = Any
-"""A connection of some driver. It can be a member of a set."""
+"""A connection of some driver; it must be hashable."""
 
 _Answer = TypeVar("_Answer")
 
@@ -41,9 +41,9 @@ class Driver:
     """What the errors and connections of a driver mean.
 
     Attributes:
-        errors: What a call raises when the driver, the network or the server fails.
-        translated: Such an error as one of Pyncette's own.
-        is_open: Whether a connection can be used, as far as this side knows.
+        errors: The exceptions of a call if the driver, the network or the server fails.
+        translated: Translates such an error to one of Pyncette's.
+        is_open: Whether a connection can be used, as far as the client knows.
         answered: Whether the server itself answered with this error, so that the connection can
             be used for the next statement.
         unsent: Whether the error proves that the server did not execute the statement, because
@@ -58,30 +58,30 @@ class Driver:
 
 
 class Supply(Protocol):
-    """Where connections come from, and where they go."""
+    """Opens and closes connections."""
 
     async def open(self) -> Connection:
-        """One more connection, its session set up. When cancelled, it leaves nothing open."""
+        """Opens a connection and sets up its session. If cancelled, it leaves nothing open."""
 
     async def close(self, connection: Connection) -> None:
-        """Ends what still runs on the connection, then closes it or returns it to its owner."""
+        """Ends the running statement, then closes the connection or returns it to its owner."""
 
     def drop(self, connection: Connection) -> None:
         """Closes the connection at once, without waiting."""
 
 
 def always() -> bool:
-    """For calls that may be made again as long as nothing was sent."""
+    """Always true: for calls that may be repeated as long as nothing was sent."""
     return True
 
 
 class Pool:
-    """Runs calls, each on a connection of its own.
+    """Runs calls, each on its own connection.
 
     Args:
-        place: Where the connections lead, for messages.
-        size: Maximum number of connections, those that are being closed included.
-        kept: Maximum number of connections that stay open while no call uses them.
+        place: The server, for messages.
+        size: Maximum number of connections, including those that are being closed.
+        kept: Maximum number of idle connections that stay open.
         supply: See ``Supply``.
         driver: See ``Driver``.
     """
@@ -98,7 +98,7 @@ class Pool:
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
         self._quiet = asyncio.Event()
-        # Closing a connection belongs to the store, not to the call that gave it up.
+        # Tasks that close connections belong to the store, not to the calls that gave them up.
         self._context = contextvars.copy_context()
 
     async def run(
@@ -109,15 +109,15 @@ class Pool:
         """Makes a call, which may consist of several statements.
 
         Args:
-            call: Gets a connection that nothing else uses meanwhile.
-            repeatable: Asked when the connection turned out to be closed before its statement was
-                sent: whether no earlier statement of the call has changed anything.
+            call: Gets a connection that no other call uses meanwhile.
+            repeatable: Called if the connection was closed before a statement was sent. Returns
+                whether no earlier statement of the call has changed anything.
 
         Raises:
-            StoreError: It failed. Whether its last statement took effect is unknown.
+            StoreError: It failed. It is unknown whether its last statement took effect.
         """
         self._check_open()
-        # Never expires by itself: closing the pool makes it expire.
+        # It has no deadline until the pool is closed, which makes it expire.
         scope = realtime.timeout(None)
         try:
             async with scope:
@@ -135,15 +135,15 @@ class Pool:
             raise self._driver.translated(error) from error
 
     async def keep(self, connection: Connection) -> None:
-        """Takes in a connection that was opened by the same supply."""
+        """Adds a connection that the same supply has opened."""
         self._open.add(connection)
         await self._give_back(connection)
 
     async def close(self) -> None:
-        """Ends the calls under way, and closes every connection.
+        """Ends the running calls, and closes every connection.
 
-        Takes little longer than ``CLOSE_TIMEOUT_S``. When it is cancelled, what is still open is
-        dropped at once.
+        Takes little longer than ``CLOSE_TIMEOUT_S``. If it is cancelled, the connections that are
+        still open are dropped at once.
         """
         try:
             if not self._closed:
@@ -163,7 +163,7 @@ class Pool:
             self.drop()
 
     def drop(self) -> None:
-        """Closes every connection at once. Nothing is opened afterwards."""
+        """Closes every connection at once. No connection is opened afterwards."""
         self._closed = True
         for closing in self._closings:
             closing.cancel()
@@ -178,7 +178,7 @@ class Pool:
         has_room = True
         try:
             for tries_left in reversed(range(UNSENT_TRIES_MAX)):
-                # After one that was closed, the others are likely to be closed as well.
+                # If one connection was closed, the others probably were, too.
                 connection = await self._take(kept=tries_left == UNSENT_TRIES_MAX - 1)
                 try:
                     answer = await call(connection)
@@ -221,7 +221,7 @@ class Pool:
             await self._close_one(connection)
 
     def _close_aside(self, connection: Connection, then: Callable[[], None] | None = None) -> None:
-        """Closes a connection while its call goes on to raise."""
+        """Closes a connection in the background, while its call raises."""
         closing = asyncio.get_running_loop().create_task(
             self._close_one(connection), name="pyncette closing", context=self._context
         )
@@ -229,7 +229,7 @@ class Pool:
 
         def closed(task: asyncio.Task[None]) -> None:
             self._closings.discard(task)
-            # One that was cancelled before it began has closed nothing.
+            # If it was cancelled before it began, the connection is still open.
             self._drop(connection)
             if then is not None:
                 then()

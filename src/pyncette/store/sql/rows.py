@@ -1,6 +1,6 @@
 """What the SQL stores have in common: the name of the table, its columns, rows as records.
 
-It knows no SQL dialect, no driver and no connection.
+Knows no SQL dialect, no driver and no connection.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pyncette.store import next_version
 from pyncette.store.record import Record
 
 VERSION_MAX: Final = 1 << 53
-"""No write gives a version as large as this: it is later than every instant."""
+"""Versions are less than this, because it is later than every instant."""
 
 UNFINISHED_MAX: Final = 1 << 29
-"""No claim counts unfinished attempts any further."""
+"""Claims do not count unfinished attempts beyond this."""
 
 COLUMNS: Final = Record._fields
 """The columns of a table, in the order of a row."""
@@ -25,13 +25,13 @@ COLUMNS: Final = Record._fields
 LEGACY_COLUMNS: Final = frozenset(
     ("name", "parent_name", "locked_until", "locked_by", "execute_after", "task_spec")
 )
-"""The columns of a table that release 1.x made."""
+"""The columns of a table that release 1.x has created."""
 
 _TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 
 
 def check_table_name(option: str, name: Any, characters_max: int | None = None) -> str:
-    """The name, if it can stand in a statement as it is.
+    """Returns the name, if it can be used in a statement without quotes.
 
     Raises:
         ValueError: It is not a lower-case ASCII identifier, or it is too long.
@@ -49,7 +49,7 @@ def check_table_name(option: str, name: Any, characters_max: int | None = None) 
 
 
 def describe_foreign_table(table: str, place: str, columns: Collection[str], option: str) -> str:
-    """Why a table that has other columns than ours cannot be used, and what to do."""
+    """The error about a table with other columns: why it cannot be used, and what to do."""
     if LEGACY_COLUMNS.issuperset(columns) and "execute_after" in columns:
         return (
             f"Table '{table}' in {place} was made by pyncette 1.x. Stop every worker and run "
@@ -64,11 +64,11 @@ def describe_foreign_table(table: str, place: str, columns: Collection[str], opt
 
 
 def check_layout(columns: Sequence[str], table: str, place: str, package: str) -> None:
-    """Refuses a table that is missing, or that is not one of Pyncette's.
+    """Refuses a table that is missing, or that Pyncette has not created.
 
     Args:
-        columns: Its columns in their order; none where there is no such table.
-        table, place: Its name, and where it is.
+        columns: Its columns in their order; empty if there is no such table.
+        table, place: The name of the table, and the server.
         package: The name of the store's package, with which its options begin.
 
     Raises:
@@ -86,7 +86,7 @@ def check_layout(columns: Sequence[str], table: str, place: str, package: str) -
 
 
 def prefix_end(prefix: str) -> str | None:
-    """The least text that is greater than every text with this prefix; None where there is none.
+    """The least text that is greater than every text with this prefix; None if there is none.
 
     Compared bytewise in UTF-8, which is the order of the code points.
     """
@@ -94,12 +94,12 @@ def prefix_end(prefix: str) -> str | None:
     if not head:
         return None
     following = ord(head[-1]) + 1
-    # The surrogates between the two planes are no characters.
+    # Surrogates are not characters, so they are skipped.
     return head[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
 def version_after(version: int, now: int) -> int:
-    """The version that a write gives to a record; one that was edited beyond all sense is healed.
+    """The version that a write gives to a record; an absurd version is repaired.
 
     The statements of the stores compute the same.
     """

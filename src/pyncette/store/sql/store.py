@@ -1,7 +1,7 @@
 """A store in an SQL database: which connection makes which call.
 
-Claims and outcomes of runs have a connection each, so that they never wait behind what users ask
-for. What a call does on its connection is up to a table, see ``Table``.
+Claims and outcomes of runs have a connection each, so that they never wait for calls of users. The
+statements of a call are in ``Table``.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.store.sql.pool import Connection, Pool
 
 RESERVED: Final = 2
-"""Connections that users' calls do not get: one for claims, one for the outcomes of runs."""
+"""Connections that calls of users cannot use: one for claims, one for the outcomes of runs."""
 
 POOL_SIZE_MIN: Final = RESERVED + 1
 
 
 class Table(Protocol):
-    """What is done on a connection. See ``pyncette.store.Store`` for the calls."""
+    """The statements of each call. See ``pyncette.store.Store`` for the calls."""
 
     low_water_marks: LowWaterMarks
     notifies: bool
@@ -54,10 +54,10 @@ class Table(Protocol):
     ) -> Claimed: ...
 
     async def write(self, connection: Connection, batch: ConditionalWrite, now: int) -> None:
-        """Goes on until there is an answer for each write, see ``ConditionalWrite.run``."""
+        """Continues until every write has an answer, see ``ConditionalWrite.run``."""
 
     async def notify(self, connection: Connection, groups: Collection[str]) -> None:
-        """Tells other processes to look at these groups, where the server can."""
+        """Notifies other processes of these groups, if the server can."""
 
     async def get(
         self, connection: Connection, identities: Sequence[Identity]
@@ -74,12 +74,12 @@ class SqlStore:
     """See ``pyncette.store.Store``.
 
     Args:
-        table: What the calls do.
-        pool: Makes a pool of that size, of which as many connections as given second stay with
-            the store for as long as it is open.
+        table: Has the statements of the calls.
+        pool: Makes a pool. Its arguments are the size, and how many connections stay open when
+            they are idle.
         size: Maximum number of connections of all pools together, at least ``POOL_SIZE_MIN``.
-        opening: Reaches the server by the pool of users' calls, and makes the table where it is
-            missing. Returns how to listen, where that is possible.
+        opening: Connects to the server with the pool of users' calls, and creates the table if it
+            is missing. Returns the function that listens, if the server can notify.
     """
 
     def __init__(
@@ -97,11 +97,11 @@ class SqlStore:
         self._listener: Listener | None = None
 
     async def open(self) -> None:
-        """Reaches the server, and makes the table where it is missing."""
+        """Connects to the server, and creates the table if it is missing."""
         self._listener = await self._opening(self._users)
 
     async def close(self) -> None:
-        """Closes every connection, also when it is cancelled."""
+        """Closes every connection, also if it is cancelled."""
         pools = (self._claims, self._outcomes, self._users)
         listener = self._listener
         try:
@@ -109,7 +109,7 @@ class SqlStore:
                 *(pool.close() for pool in pools), *(() if listener is None else [listener.close()])
             )
         finally:
-            # A cancelled gather may not even have begun.
+            # If it was cancelled, gather may not have started the calls.
             for pool in pools:
                 pool.drop()
             if listener is not None:
@@ -151,7 +151,7 @@ class SqlStore:
         try:
             await pool.run(call, lambda: writing.untouched)
         except StoreError as error:
-            # A notification may be lost. What is known about the writes is not.
+            # A notification may be lost, but the answers to the writes must not.
             return writing.answers(error)
         return writing.answers()
 
