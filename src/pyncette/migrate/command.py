@@ -1,7 +1,7 @@
-"""``python -m pyncette migrate``: reads its arguments, shows what happens, says how it ended.
+"""``python -m pyncette migrate``: reads its arguments, shows the progress, prints the result.
 
-What is done is in ``pyncette.migrate``. Credentials are never shown. Each option of a store can
-be set in the environment, too, where other users of the machine do not see it.
+The migration itself is in ``pyncette.migrate``. Credentials are never shown. Each option of a store
+can also be set in the environment, where other users of the machine do not see it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORKERS_RUNNING: Final = 3
 INTERRUPTED: Final = 130
 
 _STEP: Final = 10_000
-"""So many records lie between two lines of progress, where they do not go to a terminal."""
+"""Records between two lines of progress, if the output is not a terminal."""
 
 _STORES: Final = {
     "SQLite": {
@@ -94,7 +94,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Migrates; the exit code."""
+    """Migrates; returns the exit code."""
     configuration = {
         name: value
         for name, value in vars(arguments).items()
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """Shows how far it is: in one line on a terminal, else now and then."""
+    """Shows the progress: in one line on a terminal, else in a line from time to time."""
     terminal = sys.stderr.isatty()
     shown = 0
 
@@ -138,7 +138,7 @@ def _progress() -> Callable[[int, int], None]:
 
 
 def described(report: Report, dry_run: bool) -> str:
-    """A report in words."""
+    """Returns a report as text."""
     lines = [f"Tasks of pyncette 1.x in {report.place}"]
     if report.found is None:
         lines = [f"There is nothing to migrate in {report.place}: it is of this release."]

@@ -1,8 +1,8 @@
-"""Counting what a store of 1.x holds, and writing it to a store of this release.
+"""Counts the data of 1.x in a store, and writes them to a store of this release.
 
-Knows the calls that a reader makes possible (``Source``) and the storage contract; knows no
-database. A record is created, never put over what a worker has had in hand, so that everything
-here may be stopped at any point and done again.
+Knows the calls of a reader (``Source``) and the storage contract, but no database. A record is only
+created; a record that a worker has claimed is never overwritten. So everything here may be
+interrupted at any point and done again.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from pyncette.store.record import (
 )
 
 BATCH: Final = 1_000
-"""So many rows are read, and written, at a time."""
+"""Rows that are read, and written, at a time."""
 
 EXAMPLES_MAX: Final = 10
-"""So many of the records that something is wrong with are told one by one."""
+"""Maximum defective records that are reported one by one."""
 
 MARK: Final = "migration:1.x"
-"""The control record that tells how far a migration into this store has come."""
+"""The control record with the progress of a migration into this store."""
 
 
 class MigrationError(PyncetteException):
-    """There is nothing that could be taken over, or it cannot be done now. Nothing was changed."""
+    """There are no data to migrate, or they cannot be migrated now. Nothing was changed."""
 
 
 class WorkersRunningError(MigrationError):
-    """Records are leased, so that workers of 1.x seem to be running.
+    """Records are leased, so workers of 1.x are probably running.
 
     Attributes:
         leased_until: The end of the last lease, in microseconds since the epoch.
@@ -60,21 +60,21 @@ class WorkersRunningError(MigrationError):
 
 
 class Layout(Enum):
-    """What was found in the place that is to be taken over."""
+    """The data that were found in the place that is to be migrated."""
 
     LEGACY = "legacy"
     """Tasks of 1.x."""
 
     TAKEN_OVER = "taken over"
-    """What this release keeps: the migration has been done, or there was nothing to do."""
+    """Records of this release: the migration was completed, or there was nothing to do."""
 
 
 class Example(NamedTuple):
-    """A record that something is wrong with.
+    """A defective record.
 
     Attributes:
         name: Its canonical name.
-        reason: What is wrong with it.
+        reason: The defect.
     """
 
     name: str
@@ -83,19 +83,19 @@ class Example(NamedTuple):
 
 @dataclass
 class Counts:
-    """What a store of 1.x holds.
+    """The data of 1.x in a store.
 
     Attributes:
         static: Static tasks with a planned time.
         instances: Instances, by the canonical name of their template or partition.
-        leased: Those of both under a lease that lies ahead.
+        leased: Records of both kinds whose lease has not ended.
         leased_until: The end of the last of these leases, in microseconds since the epoch.
         done: Tasks with nothing left to run; they are not copied.
-        parked: Those of ``static`` and ``instances`` that could not be read; they are copied,
+        parked: Records of ``static`` and ``instances`` that could not be read; they are copied,
             with the reason.
-        left_behind: Rows that have no name that could be a key; they are not copied.
-        parked_examples: Some of the parked ones.
-        left_behind_examples: Some of those that are left behind.
+        left_behind: Rows without a name that could be a key; they are not copied.
+        parked_examples: Some of the parked records.
+        left_behind_examples: Some of the rows that are not copied.
     """
 
     static: int = 0
@@ -143,14 +143,14 @@ def _note(examples: list[Example], name: str, reason: str) -> None:
 
 
 class Fingerprint:
-    """Tells whether a store of 1.x was changed: equal after reading equal rows in any order."""
+    """Detects changes of a store of 1.x: equal after reading equal rows in any order."""
 
     def __init__(self) -> None:
         self._rows = 0
         self._sum = 0
 
     def add(self, rows: Sequence[LegacyRow]) -> None:
-        """Takes rows in."""
+        """Adds rows."""
         self._rows += len(rows)
         self._sum += sum(zlib.crc32(repr(row).encode("utf-8", "replace")) for row in rows)
 
@@ -166,16 +166,16 @@ class Source(Protocol):
     """A store of 1.x, open for reading, and the store of this release that it is copied to."""
 
     place: str
-    """Where it is, in words, without what is secret."""
+    """The name of the store for messages, without secrets."""
 
     kept: str
-    """Where the old data are afterwards, in words."""
+    """Where the old data are afterwards, for messages."""
 
     async def look(self) -> Layout:
-        """What is there. Changes nothing.
+        """Returns which data are there. Changes nothing.
 
         Raises:
-            MigrationError: Neither tasks of 1.x nor ours.
+            MigrationError: They are neither tasks of 1.x nor records of this release.
         """
         ...
 
@@ -184,36 +184,36 @@ class Source(Protocol):
         ...
 
     def target(self) -> AbstractAsyncContextManager[Store]:
-        """The store to copy to, made where it is missing.
+        """Opens the store to copy to; creates it if it is missing.
 
         Raises:
-            MigrationError: It is in use already.
+            MigrationError: An application uses it already.
         """
         ...
 
     async def finish(self, copied: Fingerprint, records: int) -> bool:
-        """Puts the copy into its place, if it is one of what is there now.
+        """Puts the copy in the place of the old data, if it is a copy of the current data.
 
         Args:
-            copied: Of what was copied.
-            records: How many records there are in the copy.
+            copied: The fingerprint of the copied data.
+            records: The number of records in the copy.
 
         Returns:
-            Whether it was; if not, everything is to be copied again.
+            Whether that was done; if not, everything must be copied again.
         """
         ...
 
     async def drop_old(self) -> bool:
-        """Removes the old data, where the migration has been done; whether there were any.
+        """Removes the old data, if the migration was completed; returns whether there were any.
 
         Raises:
-            MigrationError: It cannot be done from here.
+            MigrationError: This program cannot remove them.
         """
         ...
 
 
 async def survey(source: Source, now: int) -> Counts:
-    """Counts what there is. Changes nothing."""
+    """Counts the data. Changes nothing."""
     counts = Counts()
     async for rows in source.rows():
         for row in rows:
@@ -227,8 +227,8 @@ class Copied(NamedTuple):
     Attributes:
         written: Records that were written.
         present: Records that an earlier, interrupted migration had written.
-        counts: What was found.
-        fingerprint: Of what was read.
+        counts: The data that were found.
+        fingerprint: The fingerprint of the data that were read.
     """
 
     written: int
@@ -247,10 +247,10 @@ async def copy(
     """Writes everything to the store.
 
     Args:
-        source: What is read.
-        store: Where it is written.
-        clock: Tells which leases lie ahead.
-        total: How many records there are to copy.
+        source: The old data.
+        store: The new store.
+        clock: Tells which leases have not ended.
+        total: The number of records to copy.
         progress: Called with the number of records that are in the store so far, and the total.
     """
     counts, fingerprint = Counts(), Fingerprint()
@@ -273,7 +273,7 @@ async def copy(
 
 
 async def _write(store: Store, batch: Sequence[Write], now: int, counts: Counts) -> tuple[int, int]:
-    """Writes a batch: how many records are new, and how many were there."""
+    """Writes a batch; returns how many records were created, and how many existed."""
     if not batch:
         return 0, 0
     results = await store.write(batch, now)
@@ -299,10 +299,10 @@ async def _write(store: Store, batch: Sequence[Write], now: int, counts: Counts)
 
 
 def _is_stale(current: Record, wanted: Write) -> bool:
-    """Whether a record is a copy of what has changed since, and nobody has had it in hand.
+    """Whether a record is an outdated copy that no worker has claimed yet.
 
-    An interrupted migration made it, and workers of 1.x went on for a while; or a lease that it
-    was taken over with has ended.
+    Workers of 1.x continued after an interrupted migration had created it, or the lease that was
+    copied with it has ended.
     """
     if current.token is not None and not current.token.endswith(f":{NOBODY}"):
         return False
@@ -321,11 +321,11 @@ def _is_stale(current: Record, wanted: Write) -> bool:
     )
 
 
-# Where the copy has a name of its own, a record in it tells how far it is.
+# If the copy has its own name, a record in it has the progress of the migration.
 
 
 async def is_marked_finished(store: Store) -> bool:
-    """Whether a migration into the store has been done."""
+    """Whether a migration into the store was completed."""
     return bool(await _marked(store) == "finished")
 
 
@@ -335,7 +335,7 @@ async def _marked(store: Store) -> Any:
 
 
 async def mark_begun(store: Store, place: str, now: int) -> None:
-    """Notes that the store is being copied to.
+    """Records that a migration into the store has begun.
 
     Raises:
         MigrationError: An application uses it already.
@@ -353,7 +353,7 @@ async def mark_begun(store: Store, place: str, now: int) -> None:
 
 
 async def mark_finished(store: Store, now: int) -> None:
-    """Notes that all has been copied."""
+    """Records that the migration into the store was completed."""
     [record] = await store.get([(CONTROL_GROUP, MARK)])
     version = ABSENT if record is None else record.version
     await store.write([Write(CONTROL_GROUP, MARK, _mark("finished"), version)], now)

@@ -1,4 +1,4 @@
-"""Reads a table of 1.x in DynamoDB; its copy goes into another one."""
+"""Reads a table of 1.x in DynamoDB; the copy goes into another table."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ async def open_source(
     clock: Clock,
     **_ignored: Any,
 ) -> AsyncIterator[DynamoDBSource]:
-    """Makes a client, with the AWS credentials of the environment.
+    """Opens a client with the AWS credentials of the environment.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreError: They do not suffice to make one.
+        ValueError: An option is not valid.
+        StoreError: The credentials or the region are missing.
     """
     options = DynamoDBOptions(
         dynamodb_table_name, dynamodb_region_name, dynamodb_endpoint, dynamodb_partition_prefix
@@ -121,7 +121,7 @@ class DynamoDBSource:
             start = {"ExclusiveStartKey": last}
 
     def _is_ours(self, item: Mapping[str, Mapping[str, Any]]) -> bool:
-        """Whether it has our prefix: other applications may have theirs in the same table."""
+        """Whether it has this prefix: applications with other prefixes may share the table."""
         partition = _value(item, "partition_id")
         return isinstance(partition, str) and (
             partition == self._prefix or partition.startswith(f"{self._prefix}:")
@@ -162,7 +162,7 @@ def _row(item: Mapping[str, Mapping[str, Any]]) -> LegacyRow:
 
 
 def _value(item: Mapping[str, Mapping[str, Any]], name: str) -> object:
-    """An attribute: text as text, anything else as what no reader of texts takes."""
+    """An attribute: a text as it is; anything else as a value that is no valid text."""
     attribute = item.get(name)
     if attribute is None or "NULL" in attribute:
         return None

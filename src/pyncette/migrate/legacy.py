@@ -1,10 +1,10 @@
-"""What release 1.x left of a task, and what it becomes: pure functions, one row at a time.
+"""Converts rows of release 1.x to records: pure functions, one row at a time.
 
-Knows the names, texts and instants of 1.x, whichever store they were read from. The readers, one
-a store, are beside this module; what is written, and when, is in ``pyncette.migrate.copying``.
+Knows the names, texts and instants of 1.x, from whichever store they were read. Each store has a
+reader in this package; ``pyncette.migrate.copying`` writes the records.
 
-What cannot be read is never dropped: a record that has a name is kept, parked, with the reason
-and with the whole text that 1.x kept of it; one that has none is left where it is, and told of.
+A row that cannot be read is never dropped. If it has a name, it is copied as a parked record, with
+the reason and the whole text that 1.x has stored. Else it stays in its place, and is reported.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ from pyncette.store.record import (
 )
 
 PARKED_SCHEDULE: Final = "1.x"
-"""How the plan of a record begins whose schedule could not be read; what 1.x kept follows."""
+"""The beginning of an unreadable record's schedule; the text that 1.x has stored follows."""
 
 NOBODY: Final = "1.x:0"
-"""How the token of a lease ends that 1.x gave: no worker of this release makes such a one."""
+"""The end of the token of a lease from 1.x; no worker of this release creates such a token."""
 
 _HOLDER_CHARACTERS_MAX: Final = 200
 
-# As many colons as no doubling gives.
+# An odd number of colons: doubling gives an even one.
 _ODD_COLONS: Final = re.compile(r"(?<!:)(?:::)*:(?!:)")
 _PARTITION: Final = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 class Parent(Enum):
-    """In place of a parent's name."""
+    """Stands for the name of the parent."""
 
     UNKNOWN = "unknown"
-    """The store does not keep it: it follows from the name and what is kept with it."""
+    """The store does not have it: it follows from the name and the text of the row."""
 
 
 class LegacyRow(NamedTuple):
-    """What a store of 1.x has of one task, as it was found there: any field may be anything.
+    """The row of one task in a store of 1.x, as it was read: any field may have any value.
 
     Attributes:
         name: The canonical name.
-        parent: That of the template, or of its partition; None for static tasks.
+        parent: The name of the template, or of its partition; None for static tasks.
         execute_after: The planned instant: a datetime, ISO text, or seconds since the epoch. None
-            where the task is done.
+            if the task is done.
         locked_until: The end of its lease, likewise.
-        locked_by: Who has, or had, the lease.
+        locked_by: The worker that has, or had, the lease.
         task_spec: Schedule and arguments as JSON text; None for static tasks.
     """
 
@@ -84,8 +84,8 @@ class Taken(NamedTuple):
     Attributes:
         label: The canonical name of its template or partition; empty for static tasks.
         write: The record.
-        leased_until: The end of the lease that it is under.
-        reason: Why it is parked, where it is.
+        leased_until: The end of its lease, if it is leased.
+        reason: Why it is parked, if it is.
     """
 
     label: str
@@ -95,20 +95,20 @@ class Taken(NamedTuple):
 
 
 class Done(NamedTuple):
-    """Nothing is left to run: of an instance nothing needs to be kept.
+    """Nothing is left to run, so nothing is copied.
 
-    A static task gets a new record from the first worker, as it would from one that is finished.
+    For a static task, the first worker creates a new record.
     """
 
     label: str
 
 
 class LeftBehind(NamedTuple):
-    """It has no name that could be its key: it stays where it is.
+    """A row without a name that could be its key: it is not copied.
 
     Attributes:
-        name: What is there in the place of a name, made printable.
-        reason: What is wrong with it.
+        name: The value in the place of the name, made printable.
+        reason: The defect.
     """
 
     name: str
@@ -116,15 +116,15 @@ class LeftBehind(NamedTuple):
 
 
 class _Unreadable(ValueError):  # noqa: N818 - a state of the row
-    """A field is not what 1.x wrote; the text says which, and how."""
+    """A field has a value that 1.x does not write; the text names the field and the defect."""
 
 
 def taken_over(row: LegacyRow, now: int) -> Taken | Done | LeftBehind:
-    """What becomes of a row.
+    """Converts a row.
 
     Args:
-        row: Of 1.x.
-        now: Leases that end later are kept.
+        row: The row of 1.x.
+        now: Leases that end later are copied.
     """
     spec: Mapping[str, Any] | None = None
     reason: str | None = None
@@ -171,12 +171,12 @@ def _parked(
     planned: int | None,
     reason: str,
 ) -> Put:
-    """The record with what can be read of it, the reason, and all that 1.x had kept."""
+    """The parked record: the readable part, the reason, and the text that 1.x has stored."""
     schedule, args = UNKNOWN_SCHEDULE, ""
     if identity[0] != STATIC_GROUP:
         schedule = f"{PARKED_SCHEDULE} {_ascii(row.task_spec)}"
         args = dump_args({})
-        # Arguments that cannot be read are in the plan.
+        # Unreadable arguments are part of the text in the schedule.
         with suppress(_Unreadable):
             args = _args(spec or {})
     progress = Progress(planned, chance.new_id(4), error=f"taken over from 1.x: {reason}")
@@ -190,7 +190,7 @@ def _identity(row: LegacyRow, spec: Mapping[str, Any] | None) -> tuple[str, Iden
     """The label, the group and the key of a row.
 
     Raises:
-        ValueError: It has none.
+        ValueError: The row has no valid name.
     """
     name, parent = row.name, row.parent
     if not isinstance(name, str):
@@ -214,8 +214,8 @@ def _identity(row: LegacyRow, spec: Mapping[str, Any] | None) -> tuple[str, Iden
 def _parent_of(name: str, spec: Mapping[str, Any] | None) -> str:
     """The canonical name of the template, or of its partition.
 
-    The text kept with an instance has its own name. Where it has not, the last single colon
-    divides; of three or more nobody can tell to which side they belong.
+    The text of an instance contains the instance's own name. If it does not, the last single
+    colon divides the name. Three or more colons in a row are ambiguous.
     """
     own = None if spec is None else spec.get("name")
     if isinstance(own, str):
@@ -230,10 +230,10 @@ def _parent_of(name: str, spec: Mapping[str, Any] | None) -> str:
 
 @lru_cache(maxsize=4096)
 def template_of(parent: str) -> tuple[str, int | None]:
-    """The template, and the partition if there is one, that a canonical name stands for.
+    """The template of a canonical name, and the partition if there is one.
 
     Raises:
-        ValueError: None can have it.
+        ValueError: No template or partition can have this name.
     """
     if _ODD_COLONS.search(parent) is None:
         template, partition = undoubled(parent), None
@@ -258,11 +258,11 @@ def undoubled(part: str) -> str:
     return part.replace("::", ":")
 
 
-# What is kept with a name.
+# The values of a row.
 
 
 def _instant(field: str, value: object) -> int:
-    """Microseconds since the epoch. An instant without a time zone is one in UTC, as in 1.x."""
+    """Microseconds since the epoch. An instant without a time zone is in UTC, as in 1.x."""
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
@@ -295,7 +295,7 @@ def _spec(text: object) -> Mapping[str, Any] | None:
 
 
 def _plan(spec: Mapping[str, Any]) -> str:
-    """The text of the schedule. A timezone beside anything but cron had no effect in 1.x."""
+    """The text of the schedule. In 1.x a timezone had an effect on cron only."""
     given = {
         option: spec[option]
         for option in ("schedule", "interval", "execute_at")
@@ -344,7 +344,7 @@ def _args(spec: Mapping[str, Any]) -> str:
 
 
 def _holder(locked_by: object) -> str:
-    """The worker that has a lease, as it shall be shown."""
+    """The worker that has the lease, as it is shown."""
     text = "" if locked_by is None else _ascii(locked_by)
     return text[:_HOLDER_CHARACTERS_MAX] or "1.x"
 
@@ -356,6 +356,6 @@ def _ascii(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value for a message: printable, and not too long of it."""
+    """A value for a message: printable, and cut off if it is long."""
     text = ascii(value)
     return text if len(text) <= 120 else text[:117] + "..."

@@ -1,7 +1,7 @@
-"""Reads a table of 1.x in MySQL or MariaDB, and puts its copy into its place.
+"""Reads a table of 1.x in MySQL or MariaDB, and puts the copy in its place.
 
-The server has no transaction that renames tables. So what was copied is compared with what is
-there, and both names are swapped by the one statement right after that.
+The server cannot rename tables in a transaction. So the copied data are compared with the current
+data, and the next statement swaps both names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyncette.mysql.connection import Connection, connect, query, server_of, tra
 from pyncette.store import Store
 
 TABLE_NAME_CHARACTERS_MAX: Final = 61
-"""So that the names of the tables beside it are no longer than 64."""
+"""So that the names of the copy and of the old table have at most 64 characters."""
 
 _COLUMNS: Final = """\
 SELECT column_name FROM information_schema.columns
@@ -36,8 +36,8 @@ async def open_source(
     """Connects to the database.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreError: It cannot be reached.
+        ValueError: An option is not valid.
+        StoreError: The server cannot be reached.
     """
     given = {
         option: configuration[option]
@@ -50,7 +50,7 @@ async def open_source(
     connection = await connect(address)
     try:
         server_of(connection.get_server_info(), address.place)
-        # A table is renamed in the end, which may wait for readers.
+        # Renaming the table may have to wait for readers.
         await query(connection, "SET SESSION lock_wait_timeout = 10")
         yield MysqlSource(given, address.place, tables, connection)
     finally:
@@ -99,7 +99,7 @@ class MysqlSource:
         current, copy, old = self._tables
         [[there]] = await self._query(f"SELECT count(*) FROM {copy}")
         if there != records:
-            # It holds what 1.x has removed since an interrupted migration.
+            # It may contain records that 1.x has removed since an interrupted migration.
             await self._query(f"DROP TABLE {copy}")
             return False
         now = Fingerprint()

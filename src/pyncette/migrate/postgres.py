@@ -1,7 +1,7 @@
-"""Reads a table of 1.x in PostgreSQL, and puts its copy into its place.
+"""Reads a table of 1.x in PostgreSQL, and puts the copy in its place.
 
-One transaction, in which nobody else gets at the old table, checks that nothing was changed since
-it was copied, and swaps the names.
+One transaction locks the old table, checks that nothing was changed since it was copied, and swaps
+the names.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pyncette.postgres.connection import Connection, close, connect, place_of, t
 from pyncette.store import Store
 
 TABLE_NAME_CHARACTERS_MAX: Final = 55
-"""So that the names of the tables beside it, with those of their indexes, are no longer than 63."""
+"""So that the names of the copy, the old table and their indexes have at most 63 characters."""
 
 LOCK_PATIENCE_S: Final = 10
-"""How long the last step waits for those who use the old table; who comes later waits for it."""
+"""How long the last step waits for other users of the old table; new users wait for it."""
 
-# Instants as text: those that no datetime can hold do not keep the others from being read.
+# Instants as text: one that is out of the range of datetime must not prevent reading the others.
 _INSTANT: Final = """\
 CASE WHEN isfinite({0}) THEN to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')
 ELSE {0}::text END"""
@@ -61,8 +61,8 @@ async def open_source(
     """Connects to the database.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreError: It cannot be reached.
+        ValueError: An option is not valid.
+        StoreError: The server cannot be reached.
     """
     PostgresOptions(postgres_url=postgres_url, postgres_table_name=postgres_table_name)
     tables = tables_of(postgres_table_name, "postgres_table_name", TABLE_NAME_CHARACTERS_MAX)
@@ -125,7 +125,7 @@ class PostgresSource:
             if complete:
                 await self._execute(_SWAP.format(**names))
             elif there != records:
-                # It holds what 1.x has removed since an interrupted migration.
+                # It may contain records that 1.x has removed since an interrupted migration.
                 await self._execute(f"DROP TABLE {self._tables.copy}")
             await self._execute("COMMIT")
         except BaseException:

@@ -1,7 +1,7 @@
-"""Reads what 1.x keeps in a namespace of Redis; its copy goes into another one.
+"""Reads a namespace of 1.x in Redis; the copy goes into another namespace.
 
-Every task is one hash, found by going through the keys of the database. The sorted sets beside
-them only say what is due, which the hashes say, too.
+Every task is a hash, which is found by scanning the keys of the database. The sorted sets contain
+only the due times, which are in the hashes, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pyncette.redis.topology import Call, Topology, by_sentinels, fixed
 from pyncette.store import Store
 
 KEYS_LOOKED_AT: Final = 1_000
-"""By one command; the keys of other applications count, too."""
+"""Keys that one command scans, including those of other applications."""
 
 _FIELDS: Final = ("execute_after", "locked_until", "locked_by", "task_spec")
 
@@ -44,11 +44,11 @@ async def open_source(
     clock: Clock,
     **_ignored: Any,
 ) -> AsyncIterator[RedisSource]:
-    """Reaches the server.
+    """Connects to the server.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreError: It cannot be reached.
+        ValueError: An option is not valid.
+        StoreError: The server cannot be reached.
     """
     options = RedisOptions(redis_url, redis_namespace, seconds_of(redis_timeout))
     if to_namespace is None or to_namespace == redis_namespace:
@@ -127,7 +127,7 @@ class RedisSource:
         return LegacyRow(name, Parent.UNKNOWN, execute_after, locked_until, locked_by, task_spec)
 
     async def _keys(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
-        """The keys that match; one of them may come twice while the server moves them about."""
+        """The keys that match. SCAN may return a key twice."""
         cursor: bytes = b"0"
         while True:
             [(cursor, keys)] = await self._ask(
@@ -166,7 +166,7 @@ class RedisSource:
         return True
 
     async def _ask(self, commands: Sequence[Command], refusals: bool = False) -> list[Reply]:
-        """What is answered to each command, in one trip; refusals among it where they may be."""
+        """The answers to commands, in one round trip; errors among them if that is allowed."""
         outcomes = await self._topology.perform(
             Lane.USERS, [Call(0, None, command) for command in commands]
         )

@@ -1,6 +1,6 @@
-"""Reads a table of 1.x in a SQLite file, and puts its copy into its place.
+"""Reads a table of 1.x in a SQLite file, and puts the copy in its place.
 
-All in one file, so that one transaction checks that nothing was changed since it was copied,
+Both tables are in one file, so one transaction checks that nothing was changed since it was copied,
 and swaps the names.
 """
 
@@ -23,7 +23,7 @@ from pyncette.sqlite.table import SqliteTable
 from pyncette.store import Store
 
 BUSY_TIMEOUT_S: Final = 10.0
-"""How long to wait for somebody else who keeps the file locked."""
+"""How long to wait while another process keeps the file locked."""
 
 TABLE_NAME_CHARACTERS_MAX: Final = 1_000
 
@@ -38,7 +38,7 @@ async def open_source(
     """Finds the file, and changes nothing in it.
 
     Raises:
-        ValueError: An option makes no sense.
+        ValueError: An option is not valid.
         MigrationError: There is no such file.
     """
     database = os.fspath(sqlite_database)
@@ -103,7 +103,7 @@ class SqliteSource:
                 now.add(rows)
             [there] = connection.execute(f"SELECT count(*) FROM {copy}").fetchone()
             if there != records:
-                # It holds what 1.x has removed since an interrupted migration.
+                # It may contain records that 1.x has removed since an interrupted migration.
                 connection.execute(f"DROP TABLE {copy}")
             if now != copied or there != records:
                 connection.execute("COMMIT")
@@ -139,7 +139,7 @@ class SqliteSource:
                 timeout=BUSY_TIMEOUT_S,
                 isolation_level=None,
             )
-            # What is no UTF-8 must not keep the rest of a row from being read.
+            # A text that is not UTF-8 must not prevent reading the rest of its row.
             connection.text_factory = _text
             yield connection
         except sqlite3.OperationalError as error:
@@ -167,14 +167,14 @@ def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
 def _page(
     connection: sqlite3.Connection, table: str, after: int | None
 ) -> tuple[list[LegacyRow], int | None]:
-    """The rows that follow a rowid, and the last one of theirs; None where there are none."""
-    # Names cannot lead from page to page: anything may stand there.
+    """The rows that follow a rowid, and the last rowid; None if there are no more."""
+    # Pages are not divided by name, because a name may have any value.
     rows = connection.execute(
         f"SELECT {ROW_COLUMNS}, rowid FROM {table} WHERE ? IS NULL OR rowid > ? "
         f"ORDER BY rowid LIMIT {BATCH}",
         (after, after),
     ).fetchall()
-    # A number is no instant that 1.x has written.
+    # 1.x does not write an instant as a number.
     found = [
         LegacyRow(
             row[0],

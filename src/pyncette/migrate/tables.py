@@ -1,4 +1,4 @@
-"""What the three readers of SQL tables have in common: names, and what a table is."""
+"""What the three readers of SQL tables share: names, and the check of a table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ROW_COLUMNS = "name, parent_name, execute_after, locked_until, locked_by, task_s
 
 
 class Tables(NamedTuple):
-    """The names of the tables that a migration deals with.
+    """The names of the tables of a migration.
 
     Attributes:
-        current: That of the application.
-        copy: Into which is copied; it takes the name of ``current`` in the end.
+        current: The table of the application.
+        copy: The table of the copy, which gets the name of ``current`` in the end.
         old: The name that the table of 1.x then gets.
     """
 
@@ -28,16 +28,16 @@ class Tables(NamedTuple):
     def layout(
         self, columns: Sequence[str], old_columns: Collection[str], place: str, option: str
     ) -> Layout:
-        """What the application's table is.
+        """Returns which data the application's table has.
 
         Args:
-            columns: Of that table; none where there is no such table.
-            old_columns: Of the table that has the name for the old one, likewise.
-            place: The database, in words.
-            option: That names the table.
+            columns: The columns of that table; empty if there is no such table.
+            old_columns: The columns of the table with the name ``old``, likewise.
+            place: The database, for messages.
+            option: The option that names the table.
 
         Raises:
-            MigrationError: Nothing that could be taken over.
+            MigrationError: There is no table that can be migrated.
         """
         if not columns:
             raise MigrationError(
@@ -62,7 +62,7 @@ class Tables(NamedTuple):
         """Whether there is an old table to drop.
 
         Raises:
-            MigrationError: What has its name is something else.
+            MigrationError: The table with its name is not one of 1.x.
         """
         if columns and set(columns) != LEGACY_COLUMNS:
             raise MigrationError(
@@ -72,10 +72,10 @@ class Tables(NamedTuple):
 
 
 def tables_of(name: str, option: str, characters_max: int) -> Tables:
-    """The names that go with that of the application's table.
+    """The names that follow from the name of the application's table.
 
     Raises:
-        ValueError: It is no name of a table, or too long for the names that are made of it.
+        ValueError: The name is not valid, or too long for the names that are made of it.
     """
     check_table_name(option, name)
     if len(name) > characters_max:
