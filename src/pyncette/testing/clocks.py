@@ -23,14 +23,14 @@ __all__ = ["ScaledClock", "VirtualClock"]
 _SECOND: Final = 1_000_000
 _DEFAULT_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
-# Longer than datetime can tell: a sleeper that asks for more, or for infinity, sleeps for ever.
+# Longer than datetime can represent: a longer sleep, or an infinite one, never ends.
 _FOREVER_S: Final = 1e12
 
-# asyncio's own loop shows what is ready to run. A few passes in a row that find nothing also let
-# through what other tasks of this process have just put on a socket.
+# asyncio's own loop shows what is ready to run. After a few iterations that find nothing, data that
+# other tasks of this process have just written to a socket have arrived, too.
 _PASSES_WHEN_VISIBLE: Final = 3
-# uvloop shows nothing. A chain of callbacks longer than this that never touches the clock is
-# taken for the end of all work.
+# uvloop shows nothing. After this many iterations without a use of the clock, the loop is taken to
+# be idle.
 _PASSES_WHEN_HIDDEN: Final = 50
 
 
@@ -81,7 +81,7 @@ class VirtualClock(Clock):
         self._passes = 0
         self._uses = 0
         self._moving = False
-        # Sorted by instant, then by the number of the sleep, which no two share.
+        # Sorted by instant, then by the number of the sleep, which is unique.
         self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
         self._holds = 0
         self._holds_lock = threading.Lock()
@@ -175,7 +175,7 @@ class VirtualClock(Clock):
         await self._move_to(self._now)
 
     async def _move_to(self, target: int) -> None:
-        from_microseconds(target)  # an instant that nobody could read is refused before moving
+        from_microseconds(target)  # an instant out of range is refused before moving
         if self._moving:
             raise RuntimeError(
                 "this clock is already being moved: one advance or settle at a time, and none "
@@ -220,7 +220,7 @@ class VirtualClock(Clock):
                 idle_passes += 1
 
     def _next_release(self) -> asyncio.Future[None] | None:
-        """What is resolved when nothing holds the clock any more; None when nothing does now."""
+        """Resolved when no block holds the clock any more; None if no block holds it now."""
         with self._holds_lock:
             if self._holds:
                 self._released = asyncio.get_running_loop().create_future()
@@ -290,6 +290,6 @@ class ScaledClock(Clock):
         """Wait for `seconds` of scaled time. Zero or less only lets other tasks run."""
         deadline = self.monotonic() + seconds
         await realtime.sleep(seconds / self.speed)
-        # A timer may fire a moment early, which the speed makes a long one.
+        # A timer may fire a moment early; the speed multiplies that.
         while (remaining := deadline - self.monotonic()) > 0:
             await realtime.sleep(remaining / self.speed)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pytest
 
-# Before these modules are imported: their assertions then tell the values that they compared.
+# Before these modules are imported, so that their assertions show the compared values.
 pytest.register_assert_rewrite("pyncette.testing.suite")
 
 from pyncette.testing.suite.choosing import Choosing  # noqa: E402

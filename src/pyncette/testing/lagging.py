@@ -1,8 +1,8 @@
 """Compare-and-set in memory, with an index that lags: the weakest store that is allowed.
 
-Its calls interleave wherever those of a real one would, its swaps are atomic only one by one, and
-a change shows in the index some calls later, at random, for each key separately. What works for
-``CasStore`` on this works anywhere.
+Its calls interleave where those of a real store would. Each swap is atomic, but a batch is not. A
+change appears in the index a random number of calls later, for each key separately. If ``CasStore``
+works on this backend, it works on any other.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class LaggingBackend:
     """See ``pyncette.store.cas.CasBackend``.
 
     Attributes:
-        strike: Called with each swap; if it returns an answer, that is given, and the swap is not
-            made.
+        strike: Called with each swap. If it returns an answer, the swap is not made, and has this
+            answer.
     """
 
     def __init__(self, random: Random, lag: int) -> None:
@@ -52,13 +52,13 @@ class LaggingBackend:
         self._visible_at: dict[Identity, int] = {}
 
     def catch_up(self) -> None:
-        """Makes the index show all that was written."""
+        """Makes the index show all changes."""
         for update in self._underway:
             self._show(update)
         self._underway.clear()
 
     def edit(self, identity: Identity, **columns: Any) -> None:
-        """Changes a record past all conditions, as a person with a database client does."""
+        """Changes a record without any condition, as a user with a database client does."""
         record = self._records.pop(identity)._replace(**columns)
         self._announce(identity, None)
         self._records[record[:2]] = record
@@ -99,7 +99,7 @@ class LaggingBackend:
         )
 
     async def _pass(self) -> None:
-        """Lets other calls run first, and the index catch up by one call."""
+        """Lets other calls run first, and advances the index by one call."""
         if self._random.random() < 0.1:
             await asyncio.sleep(0)
         self._calls += 1
@@ -168,13 +168,13 @@ def _matches(record: Record, where: Filter) -> bool:
 
 
 class LaggingRepository:
-    """A factory of stores on one lagging backend, which all of its openings share."""
+    """A factory of stores that all share one lagging backend."""
 
     def __init__(self, seed: int = 0, lag: int = 20) -> None:
         """Creates an empty backend.
 
         Args:
-            seed: The same one gives the same interleavings.
+            seed: The same seed gives the same interleavings.
             lag: As for ``LaggingBackend``.
         """
         self._random = Random(seed)

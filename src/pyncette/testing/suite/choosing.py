@@ -1,7 +1,7 @@
-"""Conformance: a claim that must leave some of the due records to others.
+"""Conformance: a claim that must not take some of the due records.
 
-``unfinished_max`` leaves records that may be the cause of crashes. ``bounded`` leaves what is due
-by the caller's clock alone.
+With ``unfinished_max`` it leaves records that may cause crashes. With ``bounded`` it leaves records
+that are due by the caller's clock only.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Choosing(Suite):
 
     @on_store
     async def test_healthy_records_behind_those_left_out_come_through(self, store: Store) -> None:
-        """More of them than the share and the limit, all due sooner."""
+        """There are more of them than share and limit allow, and all are due sooner."""
         suspects = [f"suspect {number:03}" for number in range(150)]
         healthy = [f"healthy {number}" for number in range(8)]
         await self.add(store, "reports", *suspects, due_at=NOW - 9, unfinished_attempts=3)
@@ -94,7 +94,7 @@ class Choosing(Suite):
 
     @on_store
     async def test_the_filter_holds_for_the_end_of_a_lease(self, store: Store) -> None:
-        """The third worker that died with it leaves it to a worker that runs nothing else."""
+        """After three workers died with it, only a worker that runs nothing else claims it."""
         await self.add(store, "reports", "a")
         now = NOW
         for attempt in range(3):
@@ -114,7 +114,7 @@ class Choosing(Suite):
     async def test_a_repeated_claim_returns_what_it_took_at_the_very_maximum(
         self, store: Store
     ) -> None:
-        """The claim itself has counted one more."""
+        """The claim itself has increased the count."""
         await self.add(store, "reports", "a", unfinished_attempts=2)
         await self.add(store, ":static", "a", unfinished_attempts=2)
         sources = [a_group(), a_key("a", ":static")]
@@ -188,7 +188,7 @@ class Choosing(Suite):
         assert claimed == ([], [there + 600 * SECOND] * 2)
         for record in held:
             assert await record_of(store, *record[:2]) == record
-        # What is handed in decides alone where time is not the machine's, as in tests.
+        # If time is not the machine's, as in tests, the argument alone decides.
         taken, _ = await self.claim(store, sources, now=ahead, token="theirs")
         assert len(taken) == 2
 
@@ -236,7 +236,7 @@ class Choosing(Suite):
     async def test_a_store_without_a_clock_ignores_the_bound(self, store: Store) -> None:
         if await store.now() is not None:
             pytest.skip("this store has a clock of its own")
-        # Later than any clock that the test could be run by.
+        # Later than the clock of any machine that runs the test.
         now = 8_000_000_000 * SECOND
         await self.add(store, "reports", "a", due_at=now)
         source = a_group(before=now)

@@ -1,4 +1,4 @@
-"""Conformance: what a claim takes, what it does to a record, and what it says about the rest."""
+"""Conformance: what a claim takes, how it changes a record, and what it returns about the rest."""
 
 from __future__ import annotations
 

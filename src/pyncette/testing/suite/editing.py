@@ -1,7 +1,7 @@
-"""Conformance: a row that was edited by hand stops nothing but itself.
+"""Conformance: a row that was edited by hand affects only itself.
 
-Each test sets one column of several rows to absurd values, past the store, and then uses the
-records around them. The edited ones may be claimed, refused or left alone.
+Each test sets one column of several rows to absurd values, without the store, and then uses the
+other records. The edited records may be claimed, refused or ignored.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ NUMBERS: Final[Sequence[Any]] = (
     "NaN",
     b"\xff\x00",
 )
-"""What stands in a column of numbers. Every database refuses some of them; the largest that each
-one takes is among them."""
+"""The values for a column of numbers. Every database refuses some of them; the largest value that
+each database accepts is among them."""
 
 TEXTS: Final[Sequence[Any]] = (
     None,
@@ -63,10 +63,10 @@ TEXTS: Final[Sequence[Any]] = (
     b"",
     b"\xff\xfe\x00",
 )
-"""What stands in a column of texts."""
+"""The values for a column of texts."""
 
 KEYS: Final[Sequence[Any]] = (" ", "\x01", "x" * 900, "😀", b"\xff\xfe")
-"""What stands in place of the key."""
+"""The values for the key."""
 
 
 class Editing(Suite):
@@ -120,19 +120,19 @@ class Editing(Suite):
                 await self._free(store, [(group, "edited") for group in groups])
 
     async def _spoil(self, store: Store, place: Place, column: str, value: Any) -> str | None:
-        """A group with an edited row, which is due first; None where the database refuses it."""
+        """A group with an edited row, which is due first; None if the database refused that."""
         group = f"{column} {value!r:.30}"
         keys = [new(f"{group} keys", key) for key in ("edited", "sound")]
         rows = [new(group, key) for key in ("a", "z")]
         await store.write([new(group, "edited", due_at=NOW - 1), *rows, *keys], NOW)
         taken = await self.edit(place, (group, "edited"), column, value)
-        # By its key it cannot be found where that was edited.
+        # If the key was edited, the record cannot be found by it.
         if taken and column != "key":
             await self.edit(place, (f"{group} keys", "edited"), column, value)
         return group if taken else None
 
     async def _use(self, store: Store, groups: Sequence[str]) -> None:
-        """Claims, reads and writes what lies around the edited rows, several times."""
+        """Claims, reads and writes the records around the edited rows, several times."""
         held = await self._claim_sound(store, groups, NOW, "first")
         await self._read(store, groups, held)
         await self._settle(store, groups, held)
@@ -145,7 +145,7 @@ class Editing(Suite):
     async def _claim_sound(
         self, store: Store, groups: Sequence[str], now: int, token: str, **options: Any
     ) -> list[Record]:
-        """Claims from all these groups and keys at once: all that is sound comes."""
+        """Claims from all these groups and keys at once: all other records are returned."""
         sources: list[Source] = []
         for group in groups:
             sources.append(a_group(group, before=now))
@@ -177,13 +177,13 @@ class Editing(Suite):
             assert [key for key in keys_of(found) if key in "az"] == ["a", "z"]
 
     async def _settle(self, store: Store, groups: Sequence[str], held: Sequence[Record]) -> None:
-        """Settles what is held, in a batch with changes of the edited rows."""
+        """Writes the outcomes of claimed records, in a batch with changes of edited rows."""
         edited = await store.get([(group, "edited") for group in groups])
         soon = Patch(NOW, State.SCHEDULED, 0)
         batch = [
             Write(*record[:2], soon, record.version, record.token)
             for record in [*held, *edited]
-            # Neither ABSENT nor ANY, whatever was read.
+            # Never ABSENT or ANY, whatever was read.
             if record is not None and record.version > 0
         ]
         batch.sort()
@@ -206,7 +206,7 @@ class Editing(Suite):
 
 
 def _check_types(records: Iterable[Record | None]) -> None:
-    """A record has the types that it declares, whatever stands in the row."""
+    """The fields of a record have their declared types, whatever the row contains."""
     for record in records:
         if record is None:
             continue

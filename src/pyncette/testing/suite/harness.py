@@ -1,6 +1,6 @@
 """Helpers of the conformance suite: a place to open, builders, leak checks.
 
-Knows the storage contract's types and pytest, and nothing of any particular store.
+Knows the types of the storage contract and pytest, but no particular store.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from pyncette.store.record import ABSENT, Put, Record, State
 SECOND: Final = 1_000_000
 LEASE: Final = 60 * SECOND
 NOW: Final = 1_764_000_000_123_457
-"""2025-11-24 16:00:00.123457 UTC: an instant of which every digit matters."""
+"""2025-11-24 16:00:00.123457 UTC: an instant whose digits all matter."""
 
 ENDLESS: Final = 10_000
-"""No loop in the suite goes round more often."""
+"""Maximum iterations of any loop in the suite."""
 
 DEADLINE_S: Final = 60.0
-"""Real time after which a test is taken to wait for ever."""
+"""Real time after which a test is assumed to wait for ever."""
 
-# A cancelled task ends when the event loop next comes round to it, and may have to clean up.
+# A cancelled task ends in a later iteration of the event loop, and may have to clean up.
 _PASSES_UNTIL_TASKS_HAVE_ENDED: Final = 20
 
 
@@ -50,9 +50,9 @@ class Place(NamedTuple):
     """The place where a store under test keeps its records: empty when each test begins.
 
     Attributes:
-        factory: Opens the store. For tests with several processes it has to be importable by
-            name: a function at the top of a module.
-        configuration: Its options. Opening with the same ones reaches the same records.
+        factory: Opens the store. For tests with several processes it must be importable by name: a
+            function at the top of a module.
+        configuration: Its options. The same options open the same records.
     """
 
     factory: RepositoryFactory
@@ -64,7 +64,7 @@ class Place(NamedTuple):
 
 
 class Suite:
-    """The declarations about a store, and the helpers that the tests share.
+    """The declared abilities of a store, and the helpers that the tests share.
 
     Attributes:
         contexts: Two openings of one place see the same records.
@@ -87,7 +87,7 @@ class Suite:
     index_lags: ClassVar[bool] = False
 
     async def index_catches_up(self, store: Store) -> None:
-        """Waits until the index shows all that was written: nothing to do where none lags."""
+        """Waits until the index shows all changes; does nothing if the index does not lag."""
 
     async def edit(self, place: Place, identity: Identity, column: str, value: Any) -> bool:
         """Sets a column of a row without the store, as a user with a database client does.
@@ -126,7 +126,7 @@ class Suite:
         bounded: bool = False,
         unfinished_max: int | None = None,
     ) -> Claimed:
-        """A claim with an index that has caught up before and after."""
+        """A claim; the index catches up before and after it."""
         await self.index_catches_up(store)
         records, next_due = await store.claim(
             sources,
@@ -145,7 +145,7 @@ class Suite:
     async def drain(
         self, store: Store, sources: Sequence[Source], limit: int, token: str, now: int = NOW
     ) -> list[Record]:
-        """Claims, a token each time, until nothing in the sources is due."""
+        """Claims, each time with a new token, until nothing in the sources is due."""
         drained: list[Record] = []
         for turn in range(ENDLESS):
             records, next_due = await store.claim(sources, limit, now, f"{token}-{turn}")
@@ -193,7 +193,7 @@ def on_place(
     """As ``on_store``, for a test that opens the place itself.
 
     Raises:
-        AssertionError: also where the test leaves a task or a thread behind.
+        AssertionError: also if the test leaves a task or a thread behind.
     """
 
     async def without_leaks(self: Suite, place: Place) -> None:
@@ -233,7 +233,7 @@ def put(
     args: str = "1 {}",
     progress: str = "1 - born",
 ) -> Put:
-    """A whole record, of texts that a store has no business to read."""
+    """A whole record, with texts that a store must not read."""
     return Put(due_at, state, token, unfinished_attempts, schedule, args, progress)
 
 
@@ -245,7 +245,7 @@ def new(group: str, key: str, **columns: Any) -> Write:
 def a_group(
     name: str = "reports", *, lease: int = LEASE, share: int = 1_000, before: int = NOW
 ) -> Source:
-    """A source with room for all."""
+    """A source whose share allows all records."""
     return Group(name, lease, share, before)
 
 
@@ -255,7 +255,7 @@ def a_key(key: str, group: str = "reports", lease: int = LEASE) -> Source:
 
 
 def has_type_of(column: str, value: object) -> bool:
-    """Whether a field of ``Record`` is declared to hold a value: for stores of Python objects."""
+    """Whether a value has the type of a field of ``Record``, for stores of Python objects."""
     if value is None:
         return column in ("due_at", "token")
     return type(value) is (int if column in ("due_at", "version", "unfinished_attempts") else str)
@@ -268,7 +268,7 @@ def version_of(result: object) -> int:
 
 
 def refusal_of(result: object) -> Record | None:
-    """What a refused write says is there."""
+    """The current record in the answer to a refused write."""
     assert isinstance(result, Refused), f"the write was not refused: {result}"
     return result.current
 
@@ -279,7 +279,7 @@ def keys_of(records: Iterable[Record]) -> list[str]:
 
 
 def without_repetition(records: Iterable[Record]) -> set[str]:
-    """The keys, none of which may occur twice."""
+    """The keys; none may occur twice."""
     counted = Counter(record.key for record in records)
     repeated = [key for key, times in counted.items() if times > 1]
     assert not repeated, f"more than once: {repeated[:10]}"
@@ -287,7 +287,7 @@ def without_repetition(records: Iterable[Record]) -> set[str]:
 
 
 async def record_of(store: Store, group: str, key: str) -> Record:
-    """A record that must be there."""
+    """A record that must exist."""
     [record] = await store.get([(group, key)])
     assert record is not None, f"{group!r}, {key!r} is gone"
     return record

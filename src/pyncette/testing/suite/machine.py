@@ -1,8 +1,8 @@
 """Conformance: a store and the store in memory, driven with the same random operations.
 
-A Hypothesis state machine. After each step both must have given the same answers, and hold the
-same records. Where a claim may choose (ties that a limit cuts, several groups under one limit),
-what the store chose is checked against what was due, and then taken in the model, too.
+A Hypothesis state machine. After each step both stores must have given the same answers, and have
+the same records. If a claim may choose (a limit cuts ties, or several groups share a limit), the
+choice of the store is checked against the due records, and then made in the model, too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 KEYS: Final = ("a", "A", "b", "ba", "%", "😀")
 GROUPS: Final = ("one", "two", ":static")
 OFFSETS: Final = (-50, -2, -1, 0, 1, 2, 50)
-"""Few instants, close together, so that ties and boundaries come up often."""
+"""Few instants, close together, so that ties and boundaries are frequent."""
 
 SETTINGS: Final = settings(
     derandomize=True,
@@ -63,7 +63,7 @@ changes = st.one_of(puts, patches, st.just(Delete()))
 
 
 class Expectation(NamedTuple):
-    """How a write names the version and the token that it expects, before these are known."""
+    """How a write chooses its expected version and token, before these are known."""
 
     version: str
     token: str
@@ -86,7 +86,7 @@ class Asked(NamedTuple):
     unfinished_max: int | None
 
     def admits(self, unfinished_attempts: int) -> bool:
-        """Whether a record with this count may be taken."""
+        """Whether a record with this count may be claimed."""
         return self.unfinished_max is None or unfinished_attempts <= self.unfinished_max
 
 
@@ -100,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        # On one store for all examples, each in groups of its own.
+        # All examples use one store; each example has its own groups.
         type(self).examples += 1
         self.prefix = f"{type(self).examples}-"
         self.model = MemoryStore()
@@ -256,7 +256,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert claimed.next_due == next_due
 
     async def _held(self, asked: Asked) -> list[Record]:
-        """What a repeated claim has to return first; the machine lets no limit cut it."""
+        """The records that a repeated claim must return first; the limits here never cut them."""
         sources, _, now, token, _ = asked
         return [
             record

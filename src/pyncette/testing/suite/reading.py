@@ -87,7 +87,7 @@ AWKWARD = [
     "\u200b",
     "\u2028",
 ]
-"""Names that one store or another has mistaken for each other, or for something else."""
+"""Names that some store has confused with each other, or with something else."""
 
 TEXTS = {
     "empty": "",
@@ -120,7 +120,7 @@ INSTANTS = [
     -999_999,
     -62_135_596_800 * SECOND,
 ]
-"""Whole microseconds from the year 1 to 2254, of which a store that prints or rounds loses some."""
+"""Microseconds from the year 1 to 2254; a store that formats or rounds them may lose some."""
 
 
 class Reading(Suite):

@@ -30,11 +30,11 @@ from pyncette.testing.suite.harness import (
 T = TypeVar("T")
 
 PATIENCE_S = 30.0
-"""Real time in which a process starts, and in which a wake-up arrives, on a busy machine."""
+"""Maximum real time for the start of a process, or for a notification, on a busy machine."""
 
 
 class Sharing(Suite):
-    """Tests of what openings of one place, in one process or several, have in common."""
+    """Tests of several openings of one place, in one process or in several."""
 
     @on_two_stores
     async def test_what_one_opening_writes_the_other_reads(
@@ -84,7 +84,7 @@ class Sharing(Suite):
     async def test_a_wake_that_follows_its_write_alone_reaches_another_opening(
         self, store: Store, other: Store
     ) -> None:
-        """A worker that writes much tells of it less often, with a batch that holds nothing."""
+        """A worker that writes often notifies less often, with an empty batch."""
         self._skip_without_wakes()
         heard = _Heard("reports")
         await other.watch(["reports"], heard)
@@ -181,7 +181,7 @@ class Sharing(Suite):
 
 
 class _Heard:
-    """A callback of a watch that waits for its group, or for word that any may be meant."""
+    """A callback of a watch that waits for its group, or for None, which means any group."""
 
     def __init__(self, group: str) -> None:
         self.event = asyncio.Event()
@@ -197,21 +197,21 @@ class _Heard:
 
 
 async def _cancelled(call: asyncio.Future[T], passes: int) -> None:
-    """Cancels a call after the event loop has gone round so often."""
+    """Cancels a call after this many iterations of the event loop."""
     for _ in range(passes):
         await asyncio.sleep(0)
     call.cancel()
     await asyncio.wait([call])
 
 
-# What follows runs in processes of its own.
+# The functions below run in other processes.
 
 Job = Callable[[Place, int], list[str]]
 _meeting_point: list[Barrier] = []
 
 
 def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
-    """Does a job on a place in two new processes at once."""
+    """Does a job on a place in two new processes at the same time."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         2, context, initializer=_meet_at, initargs=(context.Barrier(2),)
@@ -221,12 +221,12 @@ def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
 
 
 def _meet_at(barrier: Barrier) -> None:
-    # A bound method of the list would be pickled together with a copy of the list.
+    # A bound method would be pickled together with a copy of the list.
     _meeting_point.append(barrier)
 
 
 def _together() -> None:
-    """Waits until the other process has come as far."""
+    """Waits until the other process has come to this point, too."""
     _meeting_point[-1].wait(PATIENCE_S)
 
 

@@ -1,4 +1,4 @@
-"""Conformance: conditional writes, what a refusal says, and how versions grow."""
+"""Conformance: conditional writes, the answer to a refused write, and how versions grow."""
 
 from __future__ import annotations
 
