@@ -1,9 +1,9 @@
 """The store in a MySQL or MariaDB database.
 
-This module reads the options and opens the store: it looks what server is there, and makes the
-table. The statements are in ``pyncette.mysql.table``, the connections in
-``pyncette.mysql.connection``; which connection makes which call is in
-``pyncette.store.sql.store``.
+This module reads the options and opens the store: it checks the server, and creates the table. The
+calls on the table are in ``pyncette.mysql.table``, the connections in
+``pyncette.mysql.connection``. ``pyncette.store.sql.store`` decides which connection makes which
+call.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ class MysqlOptions:
 
     Attributes:
         mysql_url: ``mysql://user:password@host:port/database``; ``?ssl=true`` encrypts and checks
-            the server's certificate, ``?ssl_ca=FILE`` does so with an authority of your own. An
-            option of its own counts more than the URL.
+            the server's certificate, ``?ssl_ca=FILE`` does so with your own authority. The other
+            options override the URL.
         mysql_host: Name or address of the server; a path that begins with a slash is its socket.
-        mysql_port: 3306 where it is None.
+        mysql_port: The port; 3306 by default.
         mysql_user: The user to log in as.
-        mysql_password: None: without one.
+        mysql_password: The password; None: no password.
         mysql_database: The database with the table.
-        mysql_table_name: The table, created where it is missing.
+        mysql_table_name: The table; created if it is missing.
         mysql_skip_table_create: Never create the table, see ``schema_sql``.
         mysql_pool_size: Maximum number of connections; at least 3.
-        mysql_ssl: Encrypts the connections. Without it, and without a URL that asks for it, they
-            are not encrypted.
-        mysql_pool: An ``asyncmy.Pool`` to use, and to leave open, in place of all of the above
-            that say where the server is. Two of its connections stay with the store.
+        mysql_ssl: Encrypts the connections. By default they are not encrypted, unless the URL asks
+            for it.
+        mysql_pool: An ``asyncmy.Pool`` of the application, used instead of an address. It stays
+            open. The store keeps two of its connections.
 
     Raises:
-        ValueError: An option makes no sense.
+        ValueError: An option is not valid.
     """
 
     mysql_url: str | None = field(default=None, repr=False)
@@ -89,10 +89,10 @@ class MysqlOptions:
         whole_number("the maxsize of mysql_pool", size, POOL_SIZE_MIN, 1_000_000)
 
     def address(self) -> Address:
-        """Where to connect to.
+        """Returns where to connect to.
 
         Raises:
-            ValueError: It is not known.
+            ValueError: No option says it.
         """
         url = SplitResult("", "", "", "", "") if self.mysql_url is None else _parsed(self.mysql_url)
         port = url.port if self.mysql_port is None else self.mysql_port
@@ -117,7 +117,7 @@ def _given(option: str, value: Any, of_url: str | None) -> str:
 
 
 def _parsed(url: Any) -> SplitResult:
-    # Never quoted: it may hold a password, wherever it went wrong.
+    # The message does not quote the URL, because it may contain a password.
     problem = "it is not text"
     if isinstance(url, str):
         try:
@@ -133,7 +133,7 @@ def _parsed(url: Any) -> SplitResult:
 
 
 def _tls_of(url: SplitResult) -> ssl.SSLContext | None:
-    """What a URL says of encryption: ``?ssl=true``, ``?ssl_ca=FILE`` or nothing."""
+    """The encryption that a URL asks for: ``?ssl=true``, ``?ssl_ca=FILE`` or none."""
     options = dict(parse_qsl(url.query, keep_blank_values=True))
     wanted = options.pop("ssl", "true" if "ssl_ca" in options else "false")
     authority = options.pop("ssl_ca", None)
@@ -154,9 +154,9 @@ def mysql_repository(options: MysqlOptions) -> SqlStore:
     """Opens a store in a MySQL or MariaDB database; see ``MysqlOptions`` for the keywords.
 
     Raises:
-        ValueError: An option makes no sense.
+        ValueError: An option is not valid.
         StoreMisconfiguredError: The server refuses the login, is older than MySQL 8.0 or MariaDB
-            10.6, or its table is missing or not one of Pyncette's.
+            10.6, or the table is missing or was not created by Pyncette.
         StoreUnavailableError: The server cannot be reached.
     """
     table = MysqlTable(options.mysql_table_name)
@@ -176,7 +176,7 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class _Server:
-    """What server is there, and how to connect to it."""
+    """Connects to the server and checks it; makes the pools."""
 
     def __init__(self, options: MysqlOptions, table: MysqlTable) -> None:
         self._options = options

@@ -1,6 +1,6 @@
-"""The statements of one claim, and what their answers say.
+"""The statements of one claim, and the reading of their results.
 
-Knows sources and how a claim is asked for in SQL; makes no trip. The statements themselves are in
+Knows sources, and how a claim is written in SQL; sends nothing. The texts of the statements are in
 ``pyncette.mysql.sql``.
 """
 
@@ -32,13 +32,13 @@ RecordOf = Callable[[tuple[Any, ...]], Record]
 
 
 class Asked:
-    """The statements of a claim, and what their answers say.
+    """The statements of a claim, and the reading of their results.
 
     Args:
-        connection: Only for its rules of quoting.
-        names: What is in every statement.
-        sources: At least one.
-        since: For each of them, where to begin to read.
+        connection: Quotes the values.
+        names: The placeholders that are the same in every statement.
+        sources: The sources; at least one.
+        since: For each source, the instant at which to begin to read.
         now, token, bounded, unfinished_max: See ``pyncette.store.Store.claim``.
     """
 
@@ -63,7 +63,7 @@ class Asked:
             "now": now,
             "due": self._due.format(before=now),
             "allowed": UNFINISHED.format(max=unfinished_max) if unfinished_max is not None else "",
-            # The claim itself has counted once more.
+            # The claim itself has increased the count.
             "held_allowed": UNFINISHED.format(max=unfinished_max + 1)
             if unfinished_max is not None
             else "",
@@ -79,7 +79,7 @@ class Asked:
                 self._groups.append((at, source))
 
     def take(self, room: Sequence[int], limit: int) -> list[str]:
-        """The statement that takes what is due; none where there is room for nothing."""
+        """The statement that takes due records; none if the limit is 0."""
         if limit <= 0:
             return []
         escape = self._connection.escape
@@ -108,7 +108,7 @@ class Asked:
         return [CLAIM.format(**self._names, picked=due)]
 
     def held(self) -> list[str]:
-        """The statements that read what the token holds."""
+        """The statements that read the records that the token holds."""
         statements = []
         if self._groups:
             ends = [(group.group, self._now + group.lease) for _, group in self._groups]
@@ -121,7 +121,7 @@ class Asked:
         return statements
 
     def next_due(self) -> list[str]:
-        """The statements that tell the soonest of each source."""
+        """The statements that read the soonest instant of each source."""
         escape = self._connection.escape
         soonest = [
             NEXT_DUE.format(**self._names, group=escape(group.group), since=self._since[at])
@@ -137,7 +137,7 @@ class Asked:
         return statements
 
     def read_held(self, results: Results, record: RecordOf) -> list[tuple[int, Record]]:
-        """Takes the answers of ``held`` off the results: records, and of which source."""
+        """Removes the answers of ``held`` from the results; returns records and their sources."""
         records = []
         for sources in (self._groups, self._keys):
             if sources:
@@ -145,7 +145,7 @@ class Asked:
         return records
 
     def read_next_due(self, results: Results) -> list[int | None]:
-        """Takes the answers of ``next_due`` off the results."""
+        """Removes the answers of ``next_due`` from the results, and returns them."""
         soonest: list[int | None] = [None] * self._size
         for first in range(0, len(self._groups), SUBQUERIES_MAX):
             [row] = results.pop(0)

@@ -1,7 +1,7 @@
 """Connections to MySQL and MariaDB: how to open, set up and close them.
 
-Knows asyncmy, what the errors of driver and servers mean, and what a session has to be set to;
-knows no table. How connections are shared between calls is in ``pyncette.store.sql.pool``.
+Knows asyncmy, the errors of the driver and the servers, and the settings of a session; knows no
+table. ``pyncette.store.sql.pool`` shares connections between calls.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ Connection = Any
 """An asyncmy connection."""
 
 Results = list[Any]
-"""Of each statement: its rows, or how many rows it changed."""
+"""For each statement its rows, or the number of rows that it changed."""
 
-# Access denied, unknown database, no such table, column or index, syntax, privileges, values that
-# a statement-based binary log cannot take.
+# Access denied, unknown database, no such table, column or index, syntax, privileges, values that a
+# statement-based binary log does not allow.
 _MISCONFIGURED: Final = frozenset(
     (1044, 1045, 1046, 1049, 1054, 1064, 1142, 1143, 1146, 1176, 1227, 1251, 1665, 1698, 2059)
 )
-# Out of range, too long, not of the character set, against a check, larger than a packet.
+# Out of range, too long, not in the character set, violates a check, larger than a packet.
 _BAD_VALUE: Final = frozenset((1048, 1153, 1264, 1366, 1406, 3819, 3854, 4025))
 _READ_ONLY: Final = frozenset((1290, 1792, 1836))
 
 _ISOLATION: Final = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"
 _VARIABLES: Final[Mapping[str, str]] = {
-    # Each statement is a transaction of its own.
+    # Each statement is its own transaction.
     "autocommit": "1",
     "sql_mode": "'TRADITIONAL'",
     "sql_safe_updates": "0",
-    # The least there is, in seconds: what waits for a row is an insertion that meets another.
+    # The minimum, in seconds. Only an insertion waits for a row, if another transaction inserts it.
     "innodb_lock_wait_timeout": "1",
     # The same for a table that is locked or altered. These servers do not notice that a client has
-    # given up, so that a session must not wait for longer than it is waited for.
+    # given up, so a session must not wait longer than its client.
     "lock_wait_timeout": "1",
 }
 SESSION: Final = (
@@ -73,18 +73,18 @@ SESSION: Final = (
 
 _PACKET_MARGIN: Final = 1_024
 
-# Trips that were given up, and what a session takes in one packet.
+# Round trips that were given up, and the largest packet of a session.
 _trips: WeakKeyDictionary[Connection, asyncio.Task[Results]] = WeakKeyDictionary()
 _packets: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
 
 
 class Address(NamedTuple):
-    """Where a server is, and as whom to log in.
+    """The address of a server, and the login.
 
     Attributes:
-        host: Name or address; beginning with a slash, the path of a socket.
-        port, user, password, database: As they are called everywhere.
-        tls: What the connection must be encrypted with; None: it is not.
+        host: Name or address; if it begins with a slash, the path of a socket.
+        port, user, password, database: The usual parts of an address.
+        tls: Encrypts the connection; None: no encryption.
     """
 
     host: str
@@ -99,17 +99,17 @@ class Address(NamedTuple):
 
     @property
     def place(self) -> str:
-        """The place in words, without what is secret."""
+        """The server for messages, without secrets."""
         port = "" if self.host.startswith("/") else f":{self.port}"
         return f"MySQL at {self.host}{port}/{self.database}"
 
 
 class Server(NamedTuple):
-    """What a server is.
+    """The kind of a server.
 
     Attributes:
-        mariadb: It is MariaDB.
-        version: The number of its release.
+        mariadb: Whether it is MariaDB.
+        version: Its version.
     """
 
     mariadb: bool
@@ -117,12 +117,12 @@ class Server(NamedTuple):
 
 
 def server_of(greeting: str, place: str) -> Server:
-    """The server that calls itself so.
+    """Reads the version that a server reports.
 
     Raises:
-        StoreMisconfiguredError: It is too old, or another one that lacks what is needed.
+        StoreMisconfiguredError: It is too old, or another server without the needed features.
     """
-    # MariaDB puts a number before its own that old clients take for MySQL's.
+    # MariaDB prepends a number that old clients take for the version of MySQL.
     plain = greeting.removeprefix("5.5.5-")
     mariadb = "mariadb" in plain.lower()
     number = re.match(r"\d+(?:\.\d+)*", plain)
@@ -137,7 +137,7 @@ def server_of(greeting: str, place: str) -> Server:
 
 
 def translated(error: Exception, place: str) -> Exception:
-    """The error of the driver or of the network as one of ours."""
+    """Translates an error of the driver or the network to one of Pyncette's."""
     if isinstance(error, StoreError):
         return error
     if isinstance(error, UnicodeDecodeError):
@@ -160,9 +160,9 @@ def translated(error: Exception, place: str) -> Exception:
 
 
 def refusal(error: Exception) -> ValueError | None:
-    """What an error says about a value that cannot be kept; None where it is about something else.
+    """The error about a value that cannot be stored; None if the error has another cause.
 
-    Text that is not UTF-8, and what is too large, is refused before it is sent.
+    Text that is not UTF-8, or too large, is refused before it is sent.
     """
     if code_of(error) in _BAD_VALUE:
         return ValueError(f"The server refuses a value: {error.args[1]} ({code_of(error)})")
@@ -172,20 +172,20 @@ def refusal(error: Exception) -> ValueError | None:
 
 
 def code_of(error: BaseException) -> int:
-    """The number of an error; 0 where it has none."""
+    """The number of an error; 0 if it has none."""
     code = error.args[0] if isinstance(error, errors.MySQLError) and error.args else 0
     return code if isinstance(code, int) else 0
 
 
 async def query(connection: Connection, *statements: str) -> Results:
-    """Has statements run, one after another, in one trip.
+    """Runs statements, one after another, in one round trip.
 
-    When it is cancelled, the trip is not: asyncmy would close the socket, which the server does
-    not notice while a statement waits for a lock. ``settled`` waits for the end of the trip.
+    A cancellation does not cancel the round trip: asyncmy would close the socket, and the server
+    does not notice that while a statement waits for a lock. ``settled`` waits for its end.
 
     Raises:
-        asyncmy.errors.MySQLError: One of them failed; those before it were run, those after it
-            were not.
+        asyncmy.errors.MySQLError: A statement failed. The statements before it were run, those
+            after it were not.
     """
     trip = asyncio.get_running_loop().create_task(_trip(connection, statements))
     try:
@@ -207,7 +207,7 @@ async def _trip(connection: Connection, statements: tuple[str, ...]) -> Results:
 
 
 async def settled(connection: Connection) -> None:
-    """Waits until the server has answered a trip that was given up."""
+    """Waits until the server has answered a round trip that was given up."""
     trip = _trips.pop(connection, None)
     if trip is not None:
         try:
@@ -219,7 +219,7 @@ async def settled(connection: Connection) -> None:
 
 
 def dropped(connection: Connection) -> None:
-    """Closes the socket of a connection, and ends a trip that was given up."""
+    """Closes the socket of a connection, and ends a round trip that was given up."""
     trip = _trips.pop(connection, None)
     if trip is not None:
         trip.cancel()
@@ -227,7 +227,7 @@ def dropped(connection: Connection) -> None:
 
 
 def size_of(statement: str) -> int:
-    """Bytes of a statement, as it is sent.
+    """The bytes of a statement, as they are sent.
 
     Raises:
         ValueError: It is not UTF-8.
@@ -236,16 +236,16 @@ def size_of(statement: str) -> int:
 
 
 def packet_bytes_max(connection: Connection) -> int:
-    """The largest statement that the server takes on this connection."""
+    """The maximum bytes of a statement that the server accepts on this connection."""
     return _packets[connection] - _PACKET_MARGIN
 
 
 async def connect(address: Address) -> Connection:
-    """Opens a connection and sets its session up.
+    """Opens a connection and sets up its session.
 
     Raises:
-        StoreUnavailableError: The server cannot be reached, or not now.
-        StoreMisconfiguredError: It answers, but not to this address.
+        StoreUnavailableError: The server cannot be reached now.
+        StoreMisconfiguredError: The server refuses the login or the database.
     """
     where = (
         {"unix_socket": address.host}
@@ -276,10 +276,10 @@ async def connect(address: Address) -> Connection:
 
 
 def _unsent(error: BaseException) -> bool:
-    """Whether asyncmy knew the connection to be closed before it sent the whole statement.
+    """Whether asyncmy knew that the connection was closed before it sent the whole statement.
 
-    Where the server ends a session for idleness while a statement is on its way, asyncmy does not
-    say so: the call then fails as it does for any lost connection.
+    If the server ends an idle session while a statement is being sent, asyncmy does not report
+    that. The call then fails as after any lost connection.
     """
     return code_of(error) == GONE_AWAY or (
         isinstance(error, errors.InterfaceError) and code_of(error) == 0
@@ -287,12 +287,12 @@ def _unsent(error: BaseException) -> bool:
 
 
 def driver_of(place: str) -> pool.Driver:
-    """What a pool has to know about asyncmy."""
+    """Tells a pool what it needs to know about asyncmy."""
     return pool.Driver(
         errors=(OSError, TimeoutError, RuntimeError, UnicodeDecodeError, errors.MySQLError),
         translated=partial(translated, place=place),
         is_open=is_open,
-        # Beyond are the errors of the driver.
+        # Higher numbers are errors of the driver.
         answered=lambda error: 1000 <= code_of(error) < 2000,
         unsent=_unsent,
     )
@@ -302,7 +302,7 @@ class OwnConnections:
     """Connections that the store opens and closes; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
-        address: Where to.
+        address: The address of the server.
     """
 
     def __init__(self, address: Address) -> None:
@@ -320,12 +320,13 @@ class OwnConnections:
 
 
 class LentConnections:
-    """Connections of a pool of the application's; see ``pyncette.store.sql.pool.Supply``.
+    """Connections of the application's pool; see ``pyncette.store.sql.pool.Supply``.
 
-    While the store has one, its session is set as the store needs it; it is returned as it came.
+    While the store has a connection, its session has the settings of the store. They are reset when
+    it is returned.
 
     Args:
-        place: Where they lead, for messages.
+        place: The server, for messages.
         lender: An ``asyncmy.Pool``.
     """
 
@@ -374,5 +375,5 @@ class LentConnections:
 
 
 def is_open(connection: Connection) -> bool:
-    """Whether the connection can be used, as far as our side of it knows."""
+    """Whether the connection can be used, as far as the client knows."""
     return bool(connection.connected) and not getattr(connection, "_stream_broken", False)

@@ -1,18 +1,18 @@
-"""What the store in MySQL and MariaDB says to its server: the table, statements, batches.
+"""The statements of the store in MySQL and MariaDB, its table, and the encoding of batches.
 
-**Each transaction is one statement**, so that no lock outlives it, whatever becomes of this
-process. No statement waits for a row that another holds: claims and changes find their rows with
-``SKIP LOCKED`` in a derived table, and the outer statement touches what this one has locked. Only
-an insertion may wait, for a second, for another insertion of the same key.
+**Each transaction is one statement**, so that no lock outlives it, even if this process ends. No
+statement waits for a row that another transaction holds: claims and changes select their rows with
+``SKIP LOCKED`` in a derived table, and the outer statement changes only these rows. Only an
+insertion may wait, for a second, for another insertion of the same key.
 
-These servers cannot return what they have changed. So a change is made of all rows of its batch or
-of none (a window function counts what was found), and the number of changed rows says which; it is
-above none whenever a row was found, since every change moves the version.
+These servers cannot return the changed rows. So a change applies to all rows of its batch or to
+none (a window function counts the rows that were found), and the number of changed rows tells
+which. It is never zero if a row was found, since every change increases the version.
 
-Every table is reached by a named index. A server prefers to scan a table while it is small; the
-statement would then meet rows of others, and wait for the transactions that hold them.
+Every table is read by a named index. A server prefers to scan a small table; the statement would
+then read other rows, and wait for the transactions that hold them.
 
-Batches travel as one JSON text. Keys are compared as bytes.
+A batch is sent as one JSON text. Keys are compared as bytes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pyncette.store.record import Delete, Patch, Put, State
 from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
 
 SUBQUERIES_MAX: Final = 500
-"""Maximum groups of one statement, which can have some thousands of columns."""
+"""Maximum groups of one statement; a statement may have some thousands of columns."""
 
 _SHORT_MAX: Final = 1_000
-"""Texts up to this length stay in memory while a statement works on them."""
+"""Texts up to this length stay in memory during a statement."""
 
-# Keys are bytes: no collation takes two of them for one, and both halves of an identity, at most
-# 1,000 bytes together, fit into an index, of which InnoDB allows 3,072.
+# Keys are bytes, so that no collation confuses two of them. Group and key have at most 1,000 bytes
+# together, and fit into an index, for which InnoDB allows 3,072.
 SCHEMA: Final = """\
 CREATE TABLE IF NOT EXISTS {table} (
     `group`  VARBINARY(1000) NOT NULL,
@@ -53,9 +53,9 @@ CREATE TABLE IF NOT EXISTS {table} (
     CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET = utf8mb4 COLLATE = utf8mb4_bin"""
 
-# A row may have been edited by hand to anything that its columns can hold. It must not make a
-# statement fail, or other rows would wait for it. A version of 0 or less would be taken for ABSENT
-# or ANY; a version or a count that no write gives is healed before it overflows.
+# A row may have been edited by hand to any value of its columns. It must not make a statement fail,
+# because that would affect other rows. A version of 0 or less would mean ABSENT or ANY. A version
+# or a count that is too large is repaired before it overflows.
 VERSION: Final = "GREATEST(r.version, 1)"
 _NUMBERS: Final = {
     "due_at": "r.due_at",
@@ -69,12 +69,12 @@ ALL_COLUMNS: Final = ", ".join(
     for column in COLUMNS
 )
 
-# The same where a text may be no UTF-8: MariaDB takes surrogates for characters.
+# The same if a text may not be UTF-8: MariaDB accepts surrogates as characters.
 BYTES: Final = ", ".join(
     _NUMBERS.get(column, f"CAST(r.`{column}` AS BINARY)") for column in COLUMNS
 )
 
-# The clock of the server, in microseconds. It stands still within a statement.
+# The clock of the server, in microseconds. It does not change during a statement.
 CLOCK: Final = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 UNFINISHED: Final = " AND r.unfinished_attempts <= {max}"
@@ -91,19 +91,19 @@ BY_KEY: Final = """\
 {table} AS r FORCE INDEX (PRIMARY)
     ON r.`group` = CAST(j.`group` AS BINARY) AND r.`key` = CAST(j.`key` AS BINARY)"""
 
-# What is due of one group, by the index on (group, due_at).
+# The due records of one group, by the index on (group, due_at).
 DUE_OF_GROUP: Final = """\
 (SELECT r.`group`, r.`key`, {lease} AS lease FROM {table} AS r FORCE INDEX (due)
 WHERE r.`group` = {group} AND r.due_at >= {since} AND r.due_at <= {before}{allowed}
 ORDER BY r.due_at LIMIT {limit} FOR UPDATE SKIP LOCKED)"""
 
-# What is due of the keys, by the primary key.
+# The due records of the keys, by the primary key.
 DUE_OF_KEYS: Final = """\
 (SELECT r.`group`, r.`key`, j.lease FROM {batch}
 STRAIGHT_JOIN {by_key} AND r.due_at <= {due}{allowed}
 LIMIT {limit} FOR UPDATE {of_rows} SKIP LOCKED)"""
 
-# Takes what is due.
+# Claims the due records.
 CLAIM: Final = """\
 UPDATE {picked} AS q STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY)
     ON t.`group` = q.`group` AND t.`key` = q.`key`
@@ -111,7 +111,7 @@ SET t.state = '{running}', t.token = {token}, t.due_at = {now} + q.lease,
     t.unfinished_attempts = LEAST(GREATEST(t.unfinished_attempts, 0), {unfinished_max}) + 1,
     t.version = IF(t.version < {version_max}, GREATEST(t.version + 1, {now}), {now})"""
 
-# What a token holds, of groups by the index on (group, due_at), of keys by the primary key.
+# The records that a token holds; groups by the index on (group, due_at), keys by the primary key.
 HELD_OF_GROUPS: Final = """\
 SELECT j.number, {columns} FROM {batch}
 STRAIGHT_JOIN {table} AS r FORCE INDEX (due)
@@ -122,8 +122,8 @@ SELECT j.number, {columns} FROM {batch}
 STRAIGHT_JOIN {by_key} AND r.due_at = j.lease_end
 WHERE CAST(r.token AS BINARY) = {token}{held_allowed}"""
 
-# The soonest of one group, by the index on (group, due_at). A range for each: with a join, MySQL
-# would walk all records without an instant first.
+# The soonest instant of one group, by the index on (group, due_at). Each group is a range of its
+# own: with a join, MySQL would first read all records without an instant.
 NEXT_DUE: Final = """\
 (SELECT r.due_at FROM {table} AS r FORCE INDEX (due)
 WHERE r.`group` = {group} AND r.due_at >= {since} ORDER BY r.due_at LIMIT 1)"""
@@ -140,8 +140,8 @@ FOR UPDATE {of_rows} SKIP LOCKED) AS q
 STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` AS BINARY)
     AND t.`key` = CAST(q.`key` AS BINARY) AND q.found = {size}"""
 
-# Creates what is absent, in the order of keys. What is there is not touched: an insertion would
-# wait for the transaction that changes it.
+# Creates absent records, in the order of keys. Existing records are not touched: an insertion would
+# wait for the transaction that changes the record.
 INSERT: Final = """\
 INSERT INTO {table}
 SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,
@@ -150,8 +150,8 @@ FROM (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
     LEFT JOIN {by_key} WHERE r.`key` IS NULL) AS q
 WHERE q.found = {size} ORDER BY q.number"""
 
-# Many records, by the primary key; which of them can be locked now; and which are there, or are
-# being created in a transaction that has not ended.
+# Many records, by the primary key; which of them can be locked now; and which exist, or are being
+# created in a transaction that has not ended.
 GET: Final = "SELECT j.number, {columns} FROM {batch} STRAIGHT_JOIN {by_key}"
 LOCKABLE: Final = """\
 SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}
@@ -159,7 +159,7 @@ FOR UPDATE {of_rows} SKIP LOCKED"""
 DIRTILY: Final = "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED"
 THERE: Final = "SELECT j.number FROM {batch} STRAIGHT_JOIN {by_key}"
 
-# The last of the rows that a filtered page may look at, and a page; by the primary key.
+# The last row that a filtered page may examine, and a page; by the primary key.
 LAST_EXAMINED: Final = """\
 SELECT CONVERT(r.`key` USING utf8mb4) FROM {table} AS r FORCE INDEX (PRIMARY)
 WHERE {keys} ORDER BY r.`key` LIMIT 1 OFFSET {examined}"""
@@ -180,8 +180,8 @@ class Kind:
     """Changes that one statement makes.
 
     Attributes:
-        statement: It.
-        columns: Of its batch: type, or that it is a text.
+        statement: The statement.
+        columns: The columns of its batch: each one's type, or that it is a text.
     """
 
     statement: str
@@ -224,17 +224,17 @@ KINDS: Final[Mapping[type, Kind]] = {Delete: DELETION, Patch: _PATCHING, Put: _R
 
 
 def schema_sql(table_name: str) -> str:
-    """The statement that makes the table and its index."""
+    """The statement that creates the table and its index."""
     return SCHEMA.format(table=table_name) + ";\n"
 
 
 def names_of(table: str, mariadb: bool) -> dict[str, Any]:
-    """What stands for the placeholders that are the same in every statement on a table."""
+    """The values of the placeholders that are the same in every statement on a table."""
     return {
         "table": table,
         "columns": BYTES if mariadb else ALL_COLUMNS,
         "by_key": BY_KEY.format(table=table),
-        # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
+        # MySQL needs the name of the table whose rows are locked; MariaDB does not accept it.
         "of_rows": "" if mariadb else "OF r",
         "running": _RUNNING,
         "version": VERSION,
@@ -246,7 +246,7 @@ def names_of(table: str, mariadb: bool) -> dict[str, Any]:
 def batch_of(
     connection: Connection, rows: Sequence[Sequence[Any]], columns: Mapping[str, str]
 ) -> str:
-    """Rows as a table in a statement. Texts that are short need no more room than they take."""
+    """Rows as a table in a statement. Short texts are declared with a short length."""
     declared = []
     for at, (name, kind) in enumerate(columns.items()):
         if kind is TEXT:

@@ -1,8 +1,8 @@
-"""The table in MySQL or MariaDB, and what is done to it: trips, answers, records.
+"""The table in MySQL or MariaDB, and the calls on it: round trips, answers, records.
 
-Every function works on the connection that it is given. A batch of which nothing was changed is
-looked at, and what stood in its way taken out. The statements are in ``pyncette.mysql.sql``,
-connections in ``pyncette.mysql.connection``.
+Every function works on the connection that it is given. If nothing of a batch was changed, its
+records are read, and the writes that cannot be made are removed from it. The statements are in
+``pyncette.mysql.sql``, connections in ``pyncette.mysql.connection``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.store.sql.rows import prefix_end, version_after
 
 EXAMINED_MAX: Final = 5_000
-"""Maximum rows that a page of a filtered scan looks at, so that no call takes long."""
+"""Maximum rows that a page of a filtered scan examines, so that no call takes long."""
 
 _BIGINT: Final = range(-(1 << 63), 1 << 63)
 _INT: Final = range(-(1 << 31), 1 << 31)
@@ -70,38 +70,38 @@ class MysqlTable:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        # MySQL has to be told whose rows are locked, and MariaDB cannot be told.
+        # MySQL needs the name of the table whose rows are locked; MariaDB does not accept it.
         self._names = names_of(name, mariadb=False)
         self.low_water_marks = LowWaterMarks()
         self._record: RecordOf = record_of
         self._held = HeldRecords()
 
     def use_mariadb(self) -> None:
-        """The server turned out to be MariaDB."""
+        """Prepares for MariaDB, once the server is known to be one."""
         self._names = names_of(self.name, mariadb=True)
         self._record = _decoded
 
     async def _run(self, connection: Connection, *statements: str) -> Results:
-        """Runs statements, again where other transactions made the first fail.
+        """Runs statements, and retries them if another transaction made the first one fail.
 
-        It then did nothing, and of the statements of a trip only the first changes anything.
+        The first one then had no effect, and only the first statement of a round trip writes.
         """
         return await retried(lambda: query(connection, *statements), _is_deadlock)
 
     async def layout(self, connection: Connection) -> tuple[list[str], str]:
-        """The names of the columns, none where there is no such table; and its engine."""
+        """The names of the columns, none if there is no such table; and its engine."""
         [rows] = await query(connection, LAYOUT.format(table=self.name))
         return [row[0] for row in rows], rows[0][1] if rows else ""
 
     async def make(self, connection: Connection) -> None:
-        """Makes the table and its index, unless they are there by now."""
-        # Another worker may be making it, which takes longer than other locks on a table.
+        """Creates the table and its index, unless they exist."""
+        # Another worker may be creating it, which takes longer than other locks on a table.
         await query(connection, "SET SESSION lock_wait_timeout = 10")
         await query(connection, SCHEMA.format(table=self.name))
         await query(connection, "SET SESSION lock_wait_timeout = 1")
 
     async def check_indexes(self, connection: Connection) -> None:
-        """Fails where the indexes are not there that the statements name."""
+        """Fails if an index is missing that the statements name."""
         await query(connection, f"SELECT 1 FROM {self.name} FORCE INDEX (PRIMARY, due) LIMIT 0")
 
     async def claim(
@@ -117,7 +117,7 @@ class MysqlTable:
     ) -> Claimed:
         """See ``pyncette.store.Store.claim``.
 
-        One trip: what is due is taken, what the token now holds is read, and what is left.
+        One round trip: it claims due records, reads what the token now holds, and what is left.
         """
         if not sources:
             return Claimed([], [])
@@ -143,8 +143,8 @@ class MysqlTable:
         records = asked.read_held(results, self._record)
         next_due = asked.read_next_due(results)
         self.low_water_marks.after_claim(groups, keys, since, next_due, now)
-        # The call whose answer was lost may have been carried out in between: what it took is held,
-        # too, and left to its lease where there is no room for it.
+        # The call whose answer was lost may have been executed in between. Then the token also holds
+        # the records that it took; those beyond the limit wait until their lease ends.
         known = {record[:2] for record in held}
         for at, record in records:
             if taken > 0 and room[at] > 0 and record[:2] not in known:
@@ -156,7 +156,7 @@ class MysqlTable:
     async def write(self, connection: Connection, batch: ConditionalWrite, now: int) -> None:
         """See ``pyncette.store.sql.store.Table.write``.
 
-        What was not written is read, together with what can be locked.
+        Records that were not written are read, and whether they can be locked.
         """
 
         async def attempt(places: Sequence[int]) -> None:
@@ -181,9 +181,9 @@ class MysqlTable:
     async def _try(
         self, connection: Connection, batch: ConditionalWrite, places: Sequence[int], now: int
     ) -> None:
-        """Makes those of these writes that can be made now; the results of the batch tell.
+        """Makes the writes that can be made now, and stores their results in the batch.
 
-        A write that takes any version waits until a look has told which one is there.
+        A write that accepts any version is made after the current version was read.
         """
         writes, expected = batch.batch, batch.expected
         kinds: dict[Kind, list[int]] = {}
@@ -206,7 +206,7 @@ class MysqlTable:
         now: int,
         part: Sequence[int],
     ) -> None:
-        """Makes these changes of one kind, or none of them; the results of the batch tell."""
+        """Makes all these changes of one kind, or none, and stores the results in the batch."""
         rows = [_row(batch.batch[at], batch.expected[at], now) for at in part]
         if await self._change(connection, kind, rows):
             for at, row in zip(part, rows, strict=True):
@@ -215,7 +215,7 @@ class MysqlTable:
     async def _change(
         self, connection: Connection, kind: Kind, rows: Sequence[Sequence[Any]]
     ) -> bool:
-        """Makes these changes, or none of them; whether it did."""
+        """Makes all these changes, or none; returns whether it made them."""
         names = {
             **self._names,
             "batch": batch_of(connection, rows, kind.columns),
@@ -271,7 +271,7 @@ class MysqlTable:
     async def scan(
         self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
     ) -> Page:
-        """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
+        """See ``pyncette.store.Store.scan``. The cursor is the last key that was examined."""
         states, prefix, due_before = where
         escape = connection.escape
         keys = [f"r.`group` = {escape(group)}"]
@@ -328,7 +328,7 @@ def _row(write: Write, expect: int, now: int) -> tuple[Any, ...]:
 
 
 def _parts(identities: Sequence[Identity]) -> Iterable[Sequence[Identity]]:
-    """The identities, in their order, in parts that one statement takes."""
+    """The identities, in their order, in parts for one statement each."""
     return (identities[first : first + ROWS_MAX] for first in range(0, len(identities), ROWS_MAX))
 
 
@@ -337,7 +337,7 @@ def _is_deadlock(error: Exception) -> bool:
 
 
 def _decoded(row: tuple[Any, ...]) -> Record:
-    """A row of bytes as a record; what is no UTF-8 in it is replaced, and so found unreadable."""
+    """Makes a record of a row of bytes. Bytes that are not UTF-8 are replaced: it is unreadable."""
     return record_of(
         tuple(
             value.decode(errors="replace") if isinstance(value, bytes) else value for value in row
