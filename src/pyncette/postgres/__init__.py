@@ -1,9 +1,9 @@
 """The store in a PostgreSQL database.
 
-This module reads the options and opens the store: it looks what server is there, and makes the
-table. The statements are in ``pyncette.postgres.table``, the connections in
-``pyncette.postgres.connection``; which connection makes which call is in
-``pyncette.store.sql.store``.
+This module reads the options and opens the store: it checks the server, and creates the table. The
+calls on the table are in ``pyncette.postgres.table``, the connections in
+``pyncette.postgres.connection``. ``pyncette.store.sql.store`` decides which connection makes which
+call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pyncette.store.sql.store import POOL_SIZE_MIN, SqlStore
 
 OLDEST_POSTGRES: Final = 13
 TABLE_NAME_CHARACTERS_MAX: Final = 59
-"""With the ending of its index, as long as a name in PostgreSQL may be."""
+"""The maximum, since a name in PostgreSQL has 63 bytes and that of the index is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +44,20 @@ class PostgresOptions:
     """The options of the store.
 
     Attributes:
-        postgres_url: Required, unless there is a pool. What libpq reads from a URL holds here,
-            ``sslmode`` and the other options of TLS included. With a pool it is only used in
+        postgres_url: Required, unless a pool is given. The options of libpq in a URL are accepted,
+            including ``sslmode`` and the other options of TLS. With a pool it is only used in
             messages and to listen.
-        postgres_table_name: The table, created where it is missing.
+        postgres_table_name: The table; created if it is missing.
         postgres_skip_table_create: Never create the table, see ``schema_sql``.
         postgres_pool_size: Maximum number of connections, without the one that listens; at least 3.
-        postgres_listen_url: Where to listen for notifications, if ``postgres_url`` leads to a
-            pooler that does not keep sessions. Without it, such a worker polls.
-        postgres_pool: An ``asyncpg.Pool`` to use, and to leave open. The store listens only where
-            a URL is given, too.
+        postgres_listen_url: Where to listen for notifications, if ``postgres_url`` is the address
+        of
+            a pooler that does not keep sessions. Without it, such a worker polls.
+        postgres_pool: An ``asyncpg.Pool`` of the application, which stays open. The store listens
+            only if a URL is given, too.
 
     Raises:
-        ValueError: An option makes no sense.
+        ValueError: An option is not valid.
     """
 
     postgres_url: str | None = field(default=None, repr=False)
@@ -80,7 +81,7 @@ class PostgresOptions:
 
 def _check_url(option: str, url: Any) -> None:
     if not isinstance(url, str) or not url.startswith(("postgresql://", "postgres://")):
-        # Not quoted: it may hold a password all the same.
+        # The message does not quote the URL, because it may contain a password.
         raise ValueError(
             f"{option} must be a URL that begins with postgresql:// or postgres://"
             + ("" if isinstance(url, str) else f", not {url!r}")
@@ -92,9 +93,9 @@ def postgres_repository(options: PostgresOptions) -> SqlStore:
     """Opens a store in a PostgreSQL database; see ``PostgresOptions`` for the keywords.
 
     Raises:
-        ValueError: An option makes no sense.
-        StoreMisconfiguredError: The server refuses the login, is older than PostgreSQL 13, or
-            its table is missing or not one of Pyncette's.
+        ValueError: An option is not valid.
+        StoreMisconfiguredError: The server refuses the login, is older than PostgreSQL 13, or the
+            table is missing or was not created by Pyncette.
         StoreUnavailableError: The server cannot be reached.
     """
     table = PostgresTable(options.postgres_table_name)
@@ -114,13 +115,13 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class _Server:
-    """What server is there, how to connect to it, and how to listen."""
+    """Connects to the server and checks it; makes the pools; listens."""
 
     def __init__(self, options: PostgresOptions, table: PostgresTable) -> None:
         self._options = options
         self._table = table
         self._place = place_of(options.postgres_url or "")
-        # Whether a pooler stands between that shares sessions.
+        # Whether there is a pooler that shares sessions.
         self._pooled = False
 
     def pool(self, size: int, kept: int) -> Pool:

@@ -1,7 +1,7 @@
 """Connections to PostgreSQL: how to open, set up and close them, and how to listen on one.
 
-Knows asyncpg and what its errors mean; knows no table. How connections are shared between calls
-is in ``pyncette.store.sql.pool``.
+Knows asyncpg and its errors; knows no table. ``pyncette.store.sql.pool`` shares connections between
+calls.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from pyncette.store.sql.listener import Tell
 
 CONNECT_TIMEOUT_S: Final = 10.0
 PING_INTERVAL_S: Final = 5.0
-"""How often a listening connection is asked whether it is still there, and how long it may take."""
+"""How often a listening connection is pinged, and how long the answer may take."""
 
 Connection = Any
-"""An asyncpg connection, or the proxy of one that a pool lends."""
+"""An asyncpg connection, or a pool's proxy of one."""
 
 Connect = Callable[[], Awaitable[Connection]]
 
-# What is known to hold no secret: host, port and database of a URL that is as it should be.
+# The parts that contain no secret: host, port and database of a valid URL.
 _PLAIN_URL = re.compile(
     r"postgres(?:ql)?://(?:[^@/?#]*@)?(?P<host>[\w.,:\[\]%-]*)(?P<database>/[\w.%-]*)?(?:\?[^@]*)?"
 )
 
-# A statement was sent to a connection that does not know it: there is a pooler in between.
+# A prepared statement is not known at the server, because there is a pooler in between.
 _STATEMENT_ERRORS: Final = (
     asyncpg.InvalidSQLStatementNameError,
     asyncpg.DuplicatePreparedStatementError,
@@ -56,11 +56,11 @@ _MISCONFIGURED: Final = (
     asyncpg.SyntaxOrAccessError,
 )
 
-# Settings of connections of our own. Every statement of the store is served by an index; a plan
-# made while the table was tiny must not read all of it when it has grown, and none is worth being
-# made anew for each call. A server that is too old to know one of them goes without. The timeouts
-# are the second net below the deadline of a call: what was given up and could not be cancelled
-# ends by itself, so that no session of ours goes on waiting for a table that is locked.
+# Settings of the store's own connections. Every statement uses an index: a plan that was made while
+# the table was small must not scan it when it is large, and planning again for each call is not
+# worth its cost. A server that is too old for a setting does without it. The timeouts are a second
+# limit beside the deadline of a call: a statement that was given up and could not be cancelled ends
+# by itself, so that no session waits for a locked table for long.
 SESSION: Final = """\
 SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
     ('plan_cache_mode', 'force_generic_plan'),
@@ -77,7 +77,7 @@ SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES
 
 
 def place_of(url: str) -> str:
-    """Host and database of a URL, for messages; never a part of it that may be a secret."""
+    """Host and database of a URL, for messages; never a part that may be secret."""
     plain = _PLAIN_URL.fullmatch(url)
     if plain is None or not plain["host"]:
         return "PostgreSQL"
@@ -85,7 +85,7 @@ def place_of(url: str) -> str:
 
 
 def translated(error: Exception, place: str) -> StoreError:
-    """The error of the driver or of the network as one of ours."""
+    """Translates an error of the driver or the network to one of Pyncette's."""
     if isinstance(error, StoreError):
         return error
     text = f"{place}: {error or type(error).__name__}"
@@ -105,13 +105,13 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
     """Opens a connection.
 
     Args:
-        url: Where to.
-        place: Where to, in words.
-        named: Statements may be given names, and kept under them: there is no pooler in between.
+        url: The address of the server.
+        place: The server, for messages.
+        named: Whether statements may be prepared under names, since there is no pooler.
 
     Raises:
-        StoreUnavailableError: The server cannot be reached, or not now.
-        StoreMisconfiguredError: It answers, but not to this URL.
+        StoreUnavailableError: The server cannot be reached now.
+        StoreMisconfiguredError: The server refuses the login or the database.
     """
     try:
         return await asyncpg.connect(
@@ -120,7 +120,7 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
         raise translated(error, place) from error
     except (ValueError, asyncpg.InterfaceError) as error:
-        # The driver quotes parts of the URL, which may be parts of the password.
+        # The driver's message quotes parts of the URL, which may be parts of the password.
         raise StoreMisconfiguredError(
             f"{place}: postgres_url is not understood ({type(error).__name__}); expected is "
             "postgresql://user:***@host:port/database, with what is special percent-encoded"
@@ -128,7 +128,7 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
 
 
 async def set_up(connection: Connection, place: str) -> Connection:
-    """Makes the session of a connection the store's own."""
+    """Prepares the session of a connection for the store."""
     try:
         await connection.execute(SESSION)
     except BaseException as error:
@@ -140,14 +140,14 @@ async def set_up(connection: Connection, place: str) -> Connection:
 
 
 async def is_pooled(connection: Connection) -> bool:
-    """Whether a pooler stands between: another session than the greeting one runs statements."""
-    # Without a name, which would stay behind on a pooler's connection and meet its like there.
+    """Whether there is a pooler: statements run in another session than the one that greeted."""
+    # Without a name, which would stay on the pooler's connection and cause a conflict there.
     statement = await connection.prepare("SELECT pg_backend_pid()", name="")
     return bool(await statement.fetchval() != connection.get_server_pid())
 
 
 def refusal(error: Exception) -> ValueError | None:
-    """What an error says about a value that cannot be kept; None where it is about something else.
+    """The error about a value that cannot be stored; None if the error has another cause.
 
     The driver refuses some values itself, before it sends anything.
     """
@@ -159,7 +159,7 @@ def refusal(error: Exception) -> ValueError | None:
 
 
 def _answered(error: BaseException) -> bool:
-    """Whether the server has said no, and waits for the next statement."""
+    """Whether the server answered with an error, and the connection can be used further."""
     return isinstance(error, asyncpg.PostgresError) and not isinstance(
         error, asyncpg.PostgresConnectionError
     )
@@ -168,8 +168,8 @@ def _answered(error: BaseException) -> bool:
 def _unsent(error: BaseException) -> bool:
     """Whether the server cannot have executed the statement.
 
-    asyncpg refuses to send where it has read that the server ends the session. And a session that
-    ends because it was idle has read no statement, even where we had sent one already.
+    asyncpg does not send if it has read that the server ends the session. And a session that ends
+    because it was idle has read no statement, even if one was sent already.
     """
     if isinstance(error, asyncpg.InternalClientError):
         text = str(error)
@@ -182,7 +182,7 @@ def _unsent(error: BaseException) -> bool:
 
 
 def driver_of(place: str) -> pool.Driver:
-    """What a pool has to know about asyncpg."""
+    """Tells a pool what it needs to know about asyncpg."""
     return pool.Driver(
         errors=(
             OSError,
@@ -202,7 +202,7 @@ class OwnConnections:
     """Connections that the store opens and closes; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
-        open_one: Opens one.
+        open_one: Opens a connection.
     """
 
     def __init__(self, open_one: Connect) -> None:
@@ -212,7 +212,7 @@ class OwnConnections:
         return await self._open_one()
 
     async def close(self, connection: Connection) -> None:
-        # This cancels at the server what still runs.
+        # This cancels the running statement at the server.
         await connection.close()
 
     def drop(self, connection: Connection) -> None:
@@ -220,7 +220,7 @@ class OwnConnections:
 
 
 class LentConnections:
-    """Connections of a pool of the application's; see ``pyncette.store.sql.pool.Supply``.
+    """Connections of the application's pool; see ``pyncette.store.sql.pool.Supply``.
 
     Args:
         lender: An ``asyncpg.Pool``.
@@ -233,11 +233,12 @@ class LentConnections:
         return await self._lender.acquire()
 
     async def close(self, connection: Connection) -> None:
-        # The pool waits until what was cancelled has ended at the server, and resets the session.
+        # The pool waits until the cancelled statement has ended at the server, and resets the
+        # session.
         await self._lender.release(connection)
 
     def drop(self, connection: Connection) -> None:
-        # Its pool notices, and has room for another one.
+        # Its pool notices that, and can open another one.
         with suppress(asyncpg.InterfaceError):  # returned in the meantime
             connection.terminate()
 
@@ -252,13 +253,13 @@ async def close(connection: Connection) -> None:
 
 
 async def listen(open_one: Connect, channel: str, tell: Tell) -> None:
-    """Listens on a channel for as long as the connection answers.
+    """Listens on a channel as long as the connection answers.
 
-    A connection of which only our half is still open is noticed within two ping intervals.
+    A lost connection that is still open on this side is detected within two ping intervals.
 
     Args:
         open_one: Opens a connection that no pooler shares.
-        channel: Its name.
+        channel: The name of the channel.
         tell: See ``pyncette.store.sql.listener.Listener``.
     """
 

@@ -1,9 +1,9 @@
 """Every statement of the store in PostgreSQL, each with the index that serves it.
 
-None waits for a row that another transaction holds: claims and changes skip it (``SKIP LOCKED``),
-creations give up after a moment. Batches travel as arrays, one for each column. This module knows
-the dialect and nothing else; what is sent and what comes back is handled in
-``pyncette.postgres.table``.
+No statement waits for a row that another transaction holds: claims and changes skip it (``SKIP
+LOCKED``), creations give up after a moment. A batch is sent as arrays, one for each column. This
+module knows only the dialect; ``pyncette.postgres.table`` sends the statements and reads the
+results.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Final
 from pyncette.store.record import State
 from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
 
-# Every update moves the indexed due_at, so that none is "heap only": the free space that
-# fillfactor leaves lets the new version of a row stay on its page. Vacuum comes early and often,
-# because the entries of moved rows lie where claims begin to read.
+# Every update changes the indexed due_at, so no update is "heap only". The free space of fillfactor
+# lets the new version of a row stay on its page. Vacuum runs early and often, because the index
+# entries of old versions lie where claims begin to read.
 SCHEMA: Final = """\
 CREATE TABLE IF NOT EXISTS {table} (
     "group"  text COLLATE "C" NOT NULL,
@@ -40,9 +40,9 @@ CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at
 
 _RUNNING: Final = State.RUNNING.value
 
-# A row may have been edited by hand to anything that its columns can hold. It must not make a
-# statement fail, or other rows would wait for it. A version of 0 or less would be taken for ABSENT
-# or ANY; a version or a count that no write gives is healed before it overflows.
+# A row may have been edited by hand to any value of its columns. It must not make a statement fail,
+# because that would affect other rows. A version of 0 or less would mean ABSENT or ANY. A version
+# or a count that is too large is repaired before it overflows.
 _VERSION: Final = 'greatest(r."version", 1)'
 _NEXT_VERSION: Final = (
     f"CASE WHEN t.version < {VERSION_MAX} THEN greatest(t.version + 1, {{now}}) ELSE {{now}} END"
@@ -51,19 +51,19 @@ _COLUMNS: Final = ", ".join(
     _VERSION if column == "version" else f'r."{column}"' for column in COLUMNS
 )
 
-# Columns of a table of that name on the search path; by the catalogue's own indexes.
+# Columns of a table of that name on the search path; by the indexes of the catalogue.
 _LAYOUT: Final = """\
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
 
-# Makes the table unless it is there. Of several workers that start together, one makes it while
-# the others wait.
+# Creates the table unless it exists. If several workers start together, one creates it while the
+# others wait.
 _MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
 
-# Takes what is due: of groups by the index on (group, due_at), of keys by the primary key. Tells
-# the soonest of each source among what it did not take, in rows without a key at the end. A
-# bounded claim takes nothing that is not due by the clock of this server.
-# The rows are updated by their place: a join with them was once planned as a scan of the table.
+# Claims due records: groups by the index on (group, due_at), keys by the primary key. Returns also
+# the soonest instant of each source among the records that it did not take, in rows without a key
+# at the end. A bounded claim takes only records that are due by the clock of this server, too. The
+# rows are updated by their ctid, because a join was once planned as a scan of the table.
 _CLAIM: Final = """\
 WITH sources AS MATERIALIZED (
     SELECT u."group", u."key", u.since, u.share, u.lease, CASE WHEN $11::boolean
@@ -115,7 +115,7 @@ FROM sources AS s"""
 # The clock of the server, in microseconds.
 _CLOCK: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
-# What a claim took whose answer was lost; by the index on (group, due_at), keys by the primary key.
+# The records of a claim whose answer was lost; by the index on (group, due_at), or the primary key.
 _HELD: Final = """\
 SELECT h.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[])
     AS s("group", "key", lease_end, share)
@@ -130,7 +130,7 @@ CROSS JOIN LATERAL (
         AND ($7::bigint IS NULL OR r.unfinished_attempts <= $7))
 ) AS h LIMIT $6"""
 
-# The places of the rows that are as expected and not locked, by the primary key.
+# The ctids of the rows that are as expected and not locked, by the primary key.
 _EXPECTED: Final = """\
 SELECT w.*, l.place
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[]{arrays})
@@ -143,7 +143,7 @@ CROSS JOIN LATERAL (
     FOR UPDATE SKIP LOCKED
 ) AS l"""
 
-# Tells which ones only where some were not as expected.
+# Returns their numbers only if some rows were not as expected.
 _DELETE: Final = """\
 WITH gone AS (
     DELETE FROM {table} AS t WHERE t.ctid = ANY(ARRAY(SELECT w.place FROM ({expected}) AS w))
@@ -160,9 +160,9 @@ WITH changed AS (
 )
 SELECT array_agg(number), array_agg(version) FROM changed"""
 
-# Creates what is absent, in the order of keys. A row that is there is not touched: an insertion
-# would wait for the transaction that changes it. A row that another transaction is creating is
-# waited for, for a moment.
+# Creates absent records, in the order of keys. An existing row is not touched: an insertion would
+# wait for the transaction that changes it. If another transaction is creating the row, the
+# insertion waits for a moment.
 _INSERT: Final = """\
 WITH made AS (
     INSERT INTO {table} SELECT w."group", w."key", w.due_at, $3, w.token, w.state,
@@ -185,7 +185,7 @@ _GET: Final = """\
 SELECT {columns} FROM unnest($1::text[], $2::text[]) AS w("group", "key")
 JOIN {table} AS r ON r."group" = w."group" AND r."key" = w."key\""""
 
-# The last of the rows that a filtered page may look at, by the primary key.
+# The last row that a filtered page may examine, by the primary key.
 _LAST_EXAMINED: Final = """\
 SELECT r."key" FROM {table} AS r
 WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4
@@ -198,7 +198,7 @@ WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4 AND r."
     AND ($6::bigint IS NULL OR r.due_at < $6) AND ($7::text[] IS NULL OR r.state = ANY($7))
 ORDER BY r."key" LIMIT $8"""
 
-# What each kind of change writes: type of the array, and what becomes of the column.
+# The columns of each kind of change: the type of the array, and the new value of the column.
 _PATCHED: Final[dict[str, tuple[str, str]]] = {
     "due_at": ("bigint", "w.due_at"),
     "state": ("text", "w.state"),
@@ -217,7 +217,7 @@ _PUT: Final[dict[str, tuple[str, str]]] = {
 
 
 def schema_sql(table_name: str) -> str:
-    """The statements that make the table and its index."""
+    """The statements that create the table and its index."""
     return SCHEMA.format(table=table_name)
 
 

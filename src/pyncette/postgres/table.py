@@ -1,8 +1,7 @@
-"""The table in PostgreSQL, and what is done to it: batches, answers, records.
+"""The table in PostgreSQL, and the calls on it: batches, answers, records.
 
-Every function works on the connection that it is given, each statement in a transaction of its
-own. The statements are in ``pyncette.postgres.sql``, connections in
-``pyncette.postgres.connection``.
+Every function works on the connection that it is given, each statement in its own transaction. The
+statements are in ``pyncette.postgres.sql``, connections in ``pyncette.postgres.connection``.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.store.sql.rows import prefix_end
 
 EXAMINED_MAX: Final = 5_000
-"""Maximum rows that a page of a filtered scan looks at, so that no call takes long."""
+"""Maximum rows that a page of a filtered scan examines, so that no call takes long."""
 
 _RUNNING: Final = State.RUNNING.value
 _AFTER_ANY_KEY: Final = "\U0010ffff" * 251
-"""Greater than every key: these have at most 1,000 bytes."""
+"""Greater than every key; keys have at most 1,000 bytes."""
 
 _PAYLOAD_BYTES_MAX: Final = 7_900
 
@@ -58,11 +57,11 @@ class PostgresTable:
         self._held = HeldRecords()
 
     async def columns(self, connection: Connection) -> list[str]:
-        """The names of the columns of the table; none where there is no such table."""
+        """The names of the columns of the table; none if there is no such table."""
         return [row[0] for row in await connection.fetch(self._statements.layout, self.name)]
 
     async def make(self, connection: Connection) -> None:
-        """Makes the table and its index, unless they are there by now."""
+        """Creates the table and its index, unless they exist."""
         await connection.execute(self._statements.make)
 
     async def claim(
@@ -95,7 +94,7 @@ class PostgresTable:
                 shares,
                 token,
                 limit,
-                # The claim itself has counted once more.
+                # The claim itself has increased the count.
                 None if unfinished_max is None else unfinished_max + 1,
             )
             held = [record_of(row) for row in rows]
@@ -177,7 +176,7 @@ class PostgresTable:
     async def _try(
         self, connection: Connection, batch: ConditionalWrite, places: Sequence[int], now: int
     ) -> None:
-        """Makes those of these writes that can be made now; the results of the batch tell."""
+        """Makes the writes that can be made now, and stores their results in the batch."""
         writes, results = batch.batch, batch.results
         deletes: list[int] = []
         patches: list[int] = []
@@ -243,7 +242,7 @@ class PostgresTable:
         part: Sequence[int],
         *values: Any,
     ) -> tuple[Any, ...]:
-        """Changes the rows that are as expected; returns what the statement tells about them."""
+        """Changes the rows that are as expected; returns the rows of the statement's answer."""
         groups, keys, _, expected, tokens = zip(*(batch.batch[at] for at in part), strict=True)
         [row] = await _fetch(
             connection, statement, list(groups), list(keys), list(expected), list(tokens), *values
@@ -284,7 +283,7 @@ class PostgresTable:
     async def scan(
         self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
     ) -> Page:
-        """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
+        """See ``pyncette.store.Store.scan``. The cursor is the last key that was examined."""
         states, prefix, due_before = where
         end = (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY
         keys = (group, cursor or "", prefix, end)
@@ -317,7 +316,7 @@ def _source_of(record: Record, groups: Sequence[str], keys: Sequence[str | None]
 
 
 def _payload(groups: Collection[str]) -> str:
-    """The groups as text; where that is too long, what stands for any group."""
+    """The groups as text; if that is too long, the text for any group."""
     text = json.dumps(sorted(groups), ensure_ascii=False)
     return text if len(text.encode()) <= _PAYLOAD_BYTES_MAX else ""
 
@@ -327,6 +326,6 @@ def _is_conflict(error: Exception) -> bool:
 
 
 async def _fetch(connection: Connection, statement: str, *parameters: Any) -> list[Any]:
-    """Runs a statement, again where other transactions made it fail: it then did nothing."""
+    """Runs a statement, and retries it if another transaction made it fail, without effect."""
     rows: list[Any] = await retried(lambda: connection.fetch(statement, *parameters), _is_conflict)
     return rows
