@@ -155,7 +155,7 @@ class Pyncette:
         May be stacked, each time with another ``name``.
 
         Args:
-            misplaced: Nothing: all options are given by name.
+            misplaced: None: all options are given by name.
             options: See ``pyncette.task.Task``. Any other keyword is an argument of the task.
 
         Raises:
@@ -198,7 +198,7 @@ class Pyncette:
     def dynamic_task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
         """Declares the template of a dynamic task.
 
-        The options of when to run are defaults for its instances; otherwise as ``task``.
+        ``schedule`` or ``interval`` is the default of its instances; otherwise as ``task``.
         """
         _check_parentheses("dynamic_task", misplaced)
         return self._declaring(Task, {**options, "dynamic": True})
@@ -249,8 +249,8 @@ class Pyncette:
         """Declares a template whose instances are spread over partitions.
 
         Args:
-            partition_count: How many partitions there are.
-            partition_selector: Gives the number of the partition for the name of an instance.
+            partition_count: The number of partitions.
+            partition_selector: Returns the number of the partition for the name of an instance.
             enabled_partitions: The partitions that this worker runs; None means all.
             options: As for ``dynamic_task``.
         """
@@ -281,14 +281,15 @@ class Pyncette:
     def fixture(self, name: str | None = None) -> Callable[[_Fixture], _Fixture]:
         """Declares a fixture: an async generator function that takes the app's context.
 
-        What it yields is an attribute of the context of every execution.
+        The value that it yields is an attribute of the context of every execution. A function that
+        is no generator is refused when the app is opened.
 
         Args:
             name: The name of the attribute; that of the function if not given.
 
         Raises:
             ValueError: The name is reserved or taken.
-            TypeError: The function cannot be a fixture.
+            TypeError: The function cannot be called with the app's context.
         """
         if callable(name):
             raise TypeError("fixture takes a name: write @app.fixture(), with parentheses")
@@ -318,6 +319,9 @@ class Pyncette:
     def middleware(self) -> None: ...
     def middleware(self, func: _Middleware | None = None) -> _Middleware | None:
         """Declares a middleware, ``async def m(context, next)``; the first is outermost.
+
+        If it returns without an exception, the run counts as a success, even if it has not awaited
+        ``next()``.
 
         Raises:
             TypeError: The function cannot be a middleware.
@@ -416,8 +420,8 @@ class Pyncette:
 class _StopSignals:
     """SIGINT and SIGTERM: the first is passed on, the second ends the process."""
 
-    # Handlers of the interpreter, not of the event loop: the second signal must also work while a
-    # body blocks the loop, which is a reason to send it.
+    # Handlers of the interpreter, not of the event loop: the second signal must also work while the
+    # body of a task blocks the loop.
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -444,14 +448,14 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def call(self, shutdown: Callable[[], None]) -> None:
-        """What the first signal leads to; called at once if it has come already."""
+        """Sets what the first signal calls; it is called at once if the signal has come already."""
         self._shutdown = shutdown
         if self._received:
             shutdown()
 
     def _receive(self, number: int, frame: object) -> None:
         if self._received:
-            # Not with the logger: the interrupted code may be writing to the log itself.
+            # Not with the logger, because the interrupted code may be writing to the log.
             os.write(2, b"Stopped at once by a second signal\n")
             os._exit(128 + number)
         self._received = True
@@ -514,9 +518,9 @@ def _check_store_options(factory: object, configuration: Mapping[str, Any]) -> N
 
 
 def _store_of(factory: object) -> str | None:
-    """Which of our stores a factory opens; None for one of the application's own.
+    """Which of Pyncette's stores a factory opens; None for a factory of the application.
 
-    Nothing is known of a function that wraps one of ours: it may read any option.
+    A function of the application may wrap one of Pyncette's factories, and read any option.
     """
     for store in _STORE_OPTIONS:
         module = sys.modules.get(f"pyncette.{store}")  # importing it might load a driver

@@ -1,8 +1,8 @@
 """What may be the body of a task, a fixture or a middleware, and how a body is called.
 
-Mistakes are refused where they are made, not when the function is called for the first time.
-What cannot be told from outside (a callable without a signature, what a function will return) is
-accepted.
+Mistakes are refused at the declaration, not at the first call of the function. If a mistake cannot
+be detected there (a callable without a signature, the value that a function returns), the function
+is accepted.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any, Final
 logger = logging.getLogger(__name__)
 
 _WRAPPERS_MAX: Final = 100
-"""Decorators that are looked through; a chain of them may be a circle."""
+"""Maximum wrappers that are followed, since a chain of them may be a circle."""
 
 Handler = Callable[[Any], Awaitable[None]]
-"""Takes the context of a run, gives what is to be awaited."""
+"""Takes the context of a run, and returns an awaitable."""
 
 
 class Declared:
-    """A declared task: it has a body, but is none. The base of ``pyncette.task.Task``."""
+    """A declared task, which has a body but is not one. The base class of ``Task``."""
 
     __slots__ = ()
 
 
 def declared_in(func: object) -> Declared | None:
-    """The declared task that a callable is, or wraps; None if it wraps none that can be found."""
+    """Returns the declared task that a callable is or visibly wraps; None if there is none."""
     for _ in range(_WRAPPERS_MAX):
         if isinstance(func, Declared):
             return func
@@ -100,7 +100,8 @@ def check_parameters(func: Callable[..., Any], role: str, arguments: tuple[str, 
         TypeError: It cannot.
     """
     try:
-        # What a wrapper takes counts, not what it wraps: it may add arguments of its own.
+        # The parameters of a wrapper count, not those of the wrapped function: it may add
+        # arguments.
         signature = inspect.signature(func, follow_wrapped=False)
     except (TypeError, ValueError):
         return  # a builtin without a signature
@@ -118,13 +119,13 @@ def check_parameters(func: Callable[..., Any], role: str, arguments: tuple[str, 
 
 
 def name_of(func: object) -> str:
-    """A function by its name, for people; anything else as it shows itself."""
+    """The name of a function, for messages; the ``repr`` of anything else."""
     name = getattr(func, "__qualname__", None)
     return f"'{name}'" if isinstance(name, str) else repr(func)
 
 
 def _function_of(func: object) -> object:
-    """What is run when it is called: for an object with a ``__call__``, that."""
+    """The function that a call runs: for an object with a ``__call__``, that method."""
     while isinstance(func, functools.partial):
         func = func.func
     if isinstance(func, (FunctionType, MethodType, type)):
@@ -133,7 +134,7 @@ def _function_of(func: object) -> object:
 
 
 class _Done:
-    """What is to be awaited where nothing is left to do."""
+    """An awaitable that is done at once."""
 
     def __await__(self) -> Generator[Any, None, None]:
         return
@@ -144,10 +145,10 @@ _DONE = _Done()
 
 
 def call_body(func: Callable[[Any], Any]) -> Handler:
-    """A body as the engine calls it: what it gives can always be awaited.
+    """Returns a body as the engine calls it: it always returns an awaitable.
 
-    A plain function that returns an awaitable has it awaited. One that returns anything else has
-    done its work when it returns, and has blocked the event loop: that is said once.
+    If a plain function returns an awaitable, that is awaited. Otherwise the function has done its
+    work when it returns, and has blocked the event loop; the log warns about that once.
     """
     if inspect.iscoroutinefunction(func):
         return func

@@ -1,6 +1,6 @@
-"""The only source of randomness in the package: ids, backoff, the order of what is asked.
+"""The only source of randomness in the package: ids, backoff, the order of requests.
 
-Nothing here is a secret. A simulation replaces the source, so that a seed replays a whole run.
+Nothing here is secret. A simulation replaces the source, so that a seed replays a whole run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def new_id(bytes_count: int) -> str:
 
 @contextmanager
 def use(source: random.Random) -> Iterator[None]:
-    """Takes all randomness from ``source`` inside the block. For simulations."""
+    """Uses ``source`` for all randomness inside the block; for simulations."""
     global _source  # noqa: PLW0603 (there is one source, as there is one clock of the machine)
     before, _source = _source, source
     try:

@@ -27,7 +27,7 @@ if sys.version_info >= (3, 12):
 else:
 
     def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-        # Making a name up costs as much as half of making the task.
+        # Making up a name would cost half as much as creating the task.
         return asyncio.Task(work, loop=loop, name="pyncette execution")
 
 
@@ -40,7 +40,7 @@ class DefaultExecutor:
 
     def __init__(self, **configuration: Any) -> None:
         """Creates an executor; the app's ``concurrency_limit`` bounds the executions at once."""
-        # Ended tasks are removed when there are many: a callback for each would cost more.
+        # Ended tasks are removed when there are many, because a callback for each would cost more.
         self._tasks: list[asyncio.Task[Any]] = []
         self._sweep_at = _SWEEP_MIN
 
@@ -57,7 +57,7 @@ class DefaultExecutor:
         self.start(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
 
     def start(self, work: Coroutine[Any, Any, Any]) -> _Task:
-        """As ``spawn_task``, for a coroutine and without a step of the caller."""
+        """As ``spawn_task``, for a coroutine, and without an ``await``."""
         loop = asyncio.get_running_loop()
         if loop.get_task_factory() is None:
             task = _start(work, loop)

@@ -1,8 +1,8 @@
 """A health check over HTTP: does the loop still reach its store?
 
-As much of HTTP as a probe of an orchestrator or a load balancer needs, on asyncio's own streams.
+The part of HTTP that a probe of an orchestrator or a load balancer needs, on asyncio's own streams.
 It reads the first line of a request and answers with a status; the handler decides whether the
-app is well.
+app is healthy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pyncette.options import whole_number
 logger = logging.getLogger(__name__)
 
 HealthcheckHandler = Callable[[PyncetteContext], Awaitable[bool]]
-"""Takes the context of the running app, tells whether it is well."""
+"""Takes the context of the running app, and returns whether it is healthy."""
 
 REQUEST_LINE_BYTES_MAX: Final = 8 * 1024
 REQUEST_LINE_DEADLINE_S: Final = 5.0
@@ -35,10 +35,10 @@ CLOSING_DEADLINE_S: Final = 1.0
 """How long a client may take to close the connection after it was answered."""
 
 DISCARDED_BYTES_MAX: Final = 256 * 1024
-"""How much of the rest of a request is read, to be thrown away."""
+"""Maximum bytes of the rest of a request that are read and discarded."""
 
 CONNECTIONS_MAX: Final = 100
-"""Connections beyond these are closed at once: clients that hang must not use up the files."""
+"""Maximum connections; further ones are closed at once, so that hanging clients use no files."""
 
 PORT_TRIES: Final = 10
 ACCEPTING_PASSES: Final = 4
@@ -77,7 +77,7 @@ class HealthcheckServer:
         """The fixture: listens until the app's context closes.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: It cannot listen on the address.
         """
         connections: set[asyncio.Task[None]] = set()
         closing = False
@@ -91,7 +91,7 @@ class HealthcheckServer:
             )
             connections.add(connection)
 
-            # A task that is cancelled before its first step never gets to clean up by itself.
+            # A task that is cancelled before its first step cannot clean up by itself.
             def ended(connection: asyncio.Task[None]) -> None:
                 connections.discard(connection)
                 writer.transport.abort()
@@ -125,7 +125,7 @@ class HealthcheckServer:
             )
 
         server = await listen(self._wanted_port)
-        # Several addresses (IPv4 and IPv6) were each given a free port of their own: take one
+        # Several addresses (IPv4 and IPv6) each got another free port: take one
         # that is free on all of them.
         for _ in range(PORT_TRIES):
             ports = [socket.getsockname()[1] for socket in server.sockets]
@@ -172,8 +172,8 @@ class HealthcheckServer:
         if writer.is_closing():
             return
         writer.write(_response(status, with_body=method != b"HEAD"))
-        # A connection that is closed with something unread in it is reset, which may take the
-        # answer with it. So the client is told that there is no more, and closes first.
+        # A connection that is closed with unread data is reset, which may destroy the
+        # answer. So the client is told that the answer is complete, and closes first.
         writer.write_eof()
         discarded = 0
         with suppress(TimeoutError):
@@ -224,12 +224,12 @@ def use_healthcheck_server(
     bind_address: str | None = None,
     healthcheck_handler: HealthcheckHandler = default_healthcheck,
 ) -> HealthcheckServer:
-    """Adds an HTTP server to the app that tells whether it is well.
+    """Adds an HTTP server to the app that reports whether the app is healthy.
 
     It listens from when the app is opened until the last task has ended. The answers, for any
     path:
 
-    - ``GET``: 200 and ``OK`` if the app is well, else 500 (also if the handler raises).
+    - ``GET``: 200 and ``OK`` if the app is healthy, else 500 (also if the handler raises).
     - ``HEAD``: the same without a body.
     - Any other method: 405.
     - No HTTP request, or a first line longer than 8 kB: 400.
@@ -239,12 +239,12 @@ def use_healthcheck_server(
         app: The app.
         port: Where to listen; with 0, a free port is picked each time the app is opened.
         bind_address: The address to listen on; all addresses of the machine if not given.
-        healthcheck_handler: Takes the app's context and returns whether the app is well. By
-            default it is well if the loop has reached its store within the last two poll
+        healthcheck_handler: Takes the app's context and returns whether the app is healthy. By
+            default it is healthy if the loop has reached its store within the last two poll
             intervals.
 
     Returns:
-        The server, whose ``port`` is where it listens once the app is open.
+        The server; its ``port`` is the port on which it listens once the app is open.
 
     Raises:
         ValueError: ``port`` is not a port number.

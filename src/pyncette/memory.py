@@ -1,7 +1,7 @@
-"""The store in memory: the simplest correct one, against which the others are compared.
+"""The store in memory: the simplest correct store, with which the others are compared.
 
-Nothing persists, and nothing is shared with other processes. Every call completes without
-waiting, so no call ever sees another half done.
+Nothing persists, and nothing is shared with other processes. Every call completes without waiting,
+so no call sees a part of another one.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Shelf:
     others.
     """
 
-    # The keys are those of a dictionary: it has an order, and with nothing but strings in it the
-    # garbage collector need not look into it (a quarter of the cost of a recurring run).
+    # The keys are in a dictionary: it is ordered, and if it contains only strings, the garbage
+    # collector need not traverse it (a quarter of the cost of a recurring run).
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
@@ -51,7 +51,7 @@ class _Shelf:
         self._ordered: list[str] | None = []
 
     def keys(self) -> list[str]:
-        """All keys in order: the order of code points is that of the bytes in UTF-8."""
+        """All keys in order. The order of code points is the order of the bytes in UTF-8."""
         if self._ordered is None:
             self._ordered = sorted(self.records)
         return self._ordered
@@ -89,7 +89,7 @@ class _Shelf:
                 del self._due[record.due_at]
 
     def soonest(self) -> Record | None:
-        """One of the records that come due first; None if none comes due."""
+        """One of the records that are due first; None if no record has an instant."""
         while self._instants:
             listed = self._due.get(self._instants[0])
             if listed is not None:
@@ -98,9 +98,9 @@ class _Shelf:
         return None
 
     def take(self, limit: int, before: int, due_at: int, now: int, token: str) -> list[Record]:
-        """Claims what comes due up to ``before``, soonest first.
+        """Claims the records that come due up to ``before``, soonest first.
 
-        All at once: record by record cost twice as much.
+        In one step, because a step for each record costs twice as much.
         """
         instants = self._instants
         keys: list[str] = []
@@ -143,7 +143,7 @@ class _Shelf:
         return self._taken(keys, due_at, now, token)
 
     def _taken(self, keys: Sequence[str], due_at: int, now: int, token: str) -> list[Record]:
-        """The records of these keys as a claim leaves them; they are not listed any more."""
+        """The records of these keys after a claim; they are no longer in the heap."""
         if not keys:
             return []
         taken = [_running(self.records[key], due_at, now, token) for key in keys]
@@ -221,7 +221,7 @@ class MemoryStore:
     def _taken_before(
         self, source: Source, now: int, token: str, unfinished_max: int | None
     ) -> list[Record]:
-        """What a claim with this token took from a source at this instant, and still holds."""
+        """The records that a claim with this token took from a source, and still holds."""
         shelf = self._shelves.get(source.group)
         if shelf is None:
             return []
@@ -231,7 +231,7 @@ class MemoryStore:
             if record.token == token
             and record.due_at == now + source.lease
             and (isinstance(source, Group) or record.key == source.key)
-            # The claim itself counted one more.
+            # The claim itself has increased the count.
             and (unfinished_max is None or _admits(unfinished_max + 1, record))
         ]
 
@@ -334,7 +334,7 @@ def _admits(unfinished_max: int, record: Record) -> bool:
 
 
 def _running(record: Record, due_at: int, now: int, token: str) -> Record:
-    """The record as a claim leaves it."""
+    """The record after a claim."""
     group, key, _, version, _, _, unfinished_attempts, schedule, args, progress = record
     version = next_version(version, now)
     return record_of(

@@ -150,7 +150,7 @@ async def _insisting(call: Callable[[], Awaitable[object]]) -> None:
     """Makes a call again while the store is unavailable, as long as opening may take.
 
     Raises:
-        StoreUnavailableError: It was so until then.
+        StoreUnavailableError: It was unavailable until then.
     """
     give_up_at = realtime.monotonic() + OPENING_DEADLINE_S
     pause = OPENING_PAUSE_INITIAL_S

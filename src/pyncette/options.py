@@ -18,13 +18,13 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 
 class Openable(Protocol):
-    """A store that is made first and opened afterwards."""
+    """A store that is created first and opened afterwards."""
 
     async def open(self) -> None:
-        """Reaches the store."""
+        """Connects to the store."""
 
     async def close(self) -> None:
-        """Closes what was opened, also where opening failed or closing is cancelled."""
+        """Closes everything that was opened, also if opening failed or closing is cancelled."""
 
 
 _Options = TypeVar("_Options")
@@ -36,7 +36,7 @@ def options_from(options: Callable[..., _Options], configuration: Mapping[str, A
     """Reads those options of a configuration that the dataclass defines; it ignores the others.
 
     Raises:
-        ValueError: A value makes no sense.
+        ValueError: A value is not valid.
     """
     names = {field.name for field in fields(options)}  # type: ignore[arg-type]
     return options(**{name: value for name, value in configuration.items() if name in names})
@@ -76,7 +76,7 @@ def store_factory(
 
 
 def one_of(option: str, value: Any, allowed: Collection[str]) -> str:
-    """The allowed word that ``value`` is, in any case.
+    """Returns the allowed word that ``value`` is, in any case.
 
     Raises:
         ValueError: It is none of them.

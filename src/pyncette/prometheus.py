@@ -1,9 +1,8 @@
 """Metrics for Prometheus, in the default registry: of executions, of the loop, of the store.
 
-Three rings around what is measured: a middleware, an observer of the loop's passes, and a store
-around the store. Each knows only the seam that it hangs on. The metrics belong to the process;
-they are made once, when the first app asks for them, and all apps share them.
-`prometheus_client` is imported then, and not before.
+There are three parts: a middleware, an observer of the loop's passes, and a store that wraps the
+app's store. The metrics belong to the process: they are created once, when the first app asks for
+them, and all apps share them. `prometheus_client` is imported only then.
 """
 
 from __future__ import annotations
@@ -67,16 +66,16 @@ def use_prometheus(
 ) -> None:
     """Measures an app, from its next opening on.
 
-    Call it once for an app. Serving the metrics is the application's to do, for example by
-    ``prometheus_client.start_http_server``. Durations are those of the app's clock.
+    Call it once for an app. The application serves the metrics, for example with
+    ``prometheus_client.start_http_server``. Durations are measured by the app's clock.
 
     Args:
         app: The app.
         measure_repository: Whether to measure the calls of the storage contract.
         measure_ticks: Whether to measure the passes of the loop that call the store.
-        measure_tasks: Whether to measure executions. Their metrics stand where a middleware
-            declared here would: what earlier middlewares do is not part of a duration, what
-            later ones swallow is no failure.
+        measure_tasks: Whether to measure executions. The measuring middleware is declared by this
+            call: earlier middlewares are not part of a duration, and an exception that a later one
+            catches is no failure.
 
     Raises:
         ImportError: ``prometheus_client`` is not installed.
@@ -109,8 +108,8 @@ class _Series:
         """A context manager that measures what happens in it, once.
 
         Args:
-            clock: Tells the duration.
-            failures: Which exceptions are failures.
+            clock: Measures the duration.
+            failures: The exceptions that are failures.
         """
         return _Measurement(self, clock, failures)
 
@@ -175,7 +174,7 @@ class _Operations:
 
 
 class _Backlog:
-    """How far tasks are behind their schedules, as the loop notices it when it claims."""
+    """How far tasks are behind their schedules; the loop finds that when it claims."""
 
     def __init__(self) -> None:
         from prometheus_client import Gauge
@@ -238,7 +237,7 @@ class _TaskMeter:
 
     async def __call__(self, context: Context, following: NextFunc) -> None:
         clock = context.app_context.clock
-        # Instances are without number, templates are not.
+        # The label is the template, because the number of instances is unbounded.
         name = (context.task.parent_task or context.task).name
         staleness_s = (clock.now() - context.scheduled_at).total_seconds()
         self._staleness.labels(name).observe(max(staleness_s, 0.0))
@@ -261,7 +260,7 @@ def _measured_factory(
 class _MeasuredStore:
     """Passes calls on to a store; see ``pyncette.store.Store`` for what they do.
 
-    A call that is cancelled counts as a failure: that is how one ends that took too long.
+    A call that is cancelled counts as a failure: a call that takes too long ends like that.
     """
 
     def __init__(self, store: Store, operations: _Operations, clock: Clock) -> None:

@@ -1,7 +1,8 @@
 """What is declared: static tasks, templates of dynamic ones, partitions, and instances.
 
 A task knows where its record lives (``group`` and ``key``), when it runs (``plan``) and with
-which arguments. Its options are in task_options.py. It does no I/O and keeps no state of any run.
+which arguments. Its options are in ``pyncette.task_options``. It does no I/O, and has no state of
+any run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 PARTITION_COUNT_MAX: Final = 10_000
 
 _WARNINGS_MAX: Final = 100
-"""Argument names that one template warns about; later ones are not looked at."""
+"""Maximum argument names that the log warns about for one template; later ones are ignored."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -173,7 +174,7 @@ class Task(Declared):
     def enabled(self) -> bool:
         """Whether this worker runs it, or the instances of it. May be set at any time.
 
-        An instance has no say of its own: its template decides.
+        It cannot be set on an instance, which has the value of its template.
         """
         return self._enabled if self.parent_task is None else self.parent_task.enabled
 

@@ -143,8 +143,8 @@ class MysqlTable:
         records = asked.read_held(results, self._record)
         next_due = asked.read_next_due(results)
         self.low_water_marks.after_claim(groups, keys, since, next_due, now)
-        # The call whose answer was lost may have been executed in between. Then the token also holds
-        # the records that it took; those beyond the limit wait until their lease ends.
+        # The call whose answer was lost may have been executed in between. Then the token also
+        # holds the records that it took; those beyond the limit wait until their lease ends.
         known = {record[:2] for record in held}
         for at, record in records:
             if taken > 0 and room[at] > 0 and record[:2] not in known:
