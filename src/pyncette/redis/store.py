@@ -120,7 +120,7 @@ class RedisStore:
     * ``claim``: its sources yield nothing, and their ``next_due`` is ``now``, so that they are
       asked again. What the node may have leased without an answer is remembered, and the next
       claim of these sources that it answers ends those leases first and then takes what is due:
-      no record waits for the end of a lease that nobody holds. If the process ends before that,
+      no record waits for the end of a lease that no worker holds. If the process ends before that,
       they do wait for it. It raises if no node of the cluster answers.
     * ``get`` raises, but soon: see ``pyncette.redis.topology.Cluster``.
     * ``now`` and notifications use other nodes instead.

@@ -197,7 +197,7 @@ class ConnectionThread:
                 try:
                     answers = self._answers(calls)
                 except Exception as error:
-                    # Nobody else would tell the callers.
+                    # Without this the callers would wait for ever.
                     told = explained(error, self._place)
                     answers = [Answer(call.future, None, told) for call in calls]
                 if answers:
@@ -257,7 +257,7 @@ class ConnectionThread:
         if connection is None or files is None:
             return
         if files.database_moved and files.log_is_ours:
-            # SQLite takes the log that lies beside a database for its own: whoever opens the path
+            # SQLite takes the log beside a database for its own: a process that opens the path
             # would replay the former database's log into the new one. So the log is emptied first,
             # into the former database, wherever that was moved.
             try:
