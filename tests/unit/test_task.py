@@ -194,7 +194,7 @@ def test_an_option_cannot_be_set_on_an_instance_or_a_partition() -> None:
     for job in (template(interval=1), partitioned(interval=1)):
         with pytest.raises(ValueError, match=r"lease_duration of 'job:.*' .* on the task 'job'"):
             job.instantiate("a").lease_duration = seconds(5)
-    with pytest.raises(ValueError, match="failure_mode of 'job:0' .* on the task 'job'"):
+    with pytest.raises(ValueError, match=r"failure_mode of 'job:0' .* on the task 'job'"):
         partitioned(interval=1).get_partitions()[0].failure_mode = FailureMode.COMMIT
 
 
