@@ -50,8 +50,8 @@ _T = TypeVar("_T")
 class _Option(Generic[_T]):
     """An attribute of a task that is read from its options.
 
-    It can be set, as in 1.x, before the app is opened: the task then has other options, which
-    are checked like those that it was declared with.
+    It can be set on a declared task, as in 1.x, also while the app runs. It is checked as in the
+    declaration, and applies from the next claim on.
     """
 
     def __init__(self, field: str) -> None:
@@ -64,11 +64,16 @@ class _Option(Generic[_T]):
     def __get__(self, task: Task | None, owner: type[Task]) -> Self | _T:
         if task is None:
             return self
-        value: _T = getattr(task._options, self._field)
+        value: _T = getattr(task.options, self._field)
         return value
 
     def __set__(self, task: Task, value: _T) -> None:
-        task._options = task._options.replaced(self._field, value)
+        if task.template is not task:
+            raise ValueError(
+                f"{self._field} of '{task}' cannot be set by itself: set it on the task "
+                f"'{task.template.name}'"
+            )
+        task._options = task.options.replaced(self._field, value)
 
 
 class Task(Declared):
@@ -203,9 +208,14 @@ class Task(Declared):
     """How long a worker may take before another worker may run the task again."""
 
     @property
+    def options(self) -> TaskOptions:
+        """The options, all of them. They are replaced by others if one of them is set."""
+        return self._options
+
+    @property
     def lease(self) -> int:
         """``lease_duration`` in microseconds."""
-        return self._options.lease_duration // _MICROSECOND
+        return self.options.lease_duration // _MICROSECOND
 
     # When it runs.
 
@@ -387,7 +397,7 @@ class Task(Declared):
         task.name = name
         task.parent_task = parent = self.parent_of(name)
         task.group = parent.group
-        task._options = self._options
+        task._options = self.options
         task._plan = plan
         task._args_text = args_text
         return task
@@ -553,7 +563,6 @@ class _Partition(Task):
         self.group = group_of(template.name, partition_id)
         self.dynamic = True
         self.parent_task = None
-        self._options = template._options
         self._plan = template._plan
         self._when = template._when
         self._extra_args = template._extra_args
@@ -561,6 +570,10 @@ class _Partition(Task):
     @property
     def template(self) -> Task:
         return self._template
+
+    @property
+    def options(self) -> TaskOptions:
+        return self._template.options
 
     @property
     def canonical_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
 from collections.abc import Collection, Iterator
 from datetime import timedelta
@@ -316,5 +317,61 @@ def test_a_worker_runs_at_once_what_another_process_schedules(place: Place) -> N
             assert await ran.get() == "Bob"
             running.shutdown()
             await loop
+
+    asyncio.run(main())
+
+
+def test_opening_that_is_cancelled_at_any_step_leaves_nothing_behind(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def opening() -> None:
+        async with postgres_repository(**place.configuration):
+            pass
+
+    async def main() -> None:
+        for steps in range(40):
+            task = asyncio.create_task(opening())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            gc.collect()  # what was never retrieved is reported when it is collected
+
+    asyncio.run(main())
+    assert "never retrieved" not in caplog.text
+
+
+@pytest.mark.parametrize("cancellations", [1, 2])
+def test_connecting_to_a_server_that_does_not_answer_can_be_cancelled(
+    cancellations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_connection, "CONNECT_GRACE_S", 0.05)
+
+    async def main() -> None:
+        asked = asyncio.Event()
+
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readexactly(1)
+            asked.set()
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            there = f"postgresql://user:password@127.0.0.1:{port}/database"
+            connecting = asyncio.create_task(postgres_connection.connect(there, "here", named=True))
+            await asked.wait()
+            for _ in range(cancellations):
+                connecting.cancel()
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            async with realtime.timeout(PATIENCE_S):
+                await asyncio.wait([connecting])
+            assert connecting.cancelled()
 
     asyncio.run(main())

@@ -1507,3 +1507,37 @@ def test_an_at_most_once_run_that_is_cancelled_before_its_advance_leaves_keeps_t
         assert (record.state, record.due_at) == ("running", micros(121))
 
     run(main())
+
+
+def test_options_that_are_set_while_the_app_runs_apply_from_the_next_claim_on() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        async def body(context: Context) -> None:
+            record = await bench.record(job, "x")
+            assert record is not None
+            assert record.due_at is not None
+            leases.append((record.due_at - micros(0)) / 1_000_000 - bench.clock.monotonic())
+            await bench.fail(context)
+
+        async def another(context: Context) -> None:
+            await bench.note(context)
+
+        leases: list[float] = []
+        job = bench.app.partitioned_task(partition_count=2, lease_duration=seconds(5))(body)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(20))
+            await bench.advance(21)
+            assert leases == [5]
+            job.lease_duration = seconds(3)
+            await bench.advance(5)
+            assert leases == [5, 3]
+            job.failure_mode = FailureMode.COMMIT
+            await bench.advance(13)
+            assert bench.planned == [20, 20, 20]
+            job.task_func = another
+            await bench.advance(22)
+            assert bench.planned == [20, 20, 20, 40, 60]
+            assert leases == [5, 3, 3]
+
+    run(main())

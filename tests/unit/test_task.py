@@ -183,6 +183,21 @@ def test_an_option_that_is_set_later_is_checked_and_holds_for_new_instances() ->
     assert (job.lease_duration, job.failure_mode) == (seconds(5), FailureMode.NONE)
 
 
+def test_an_option_of_a_partitioned_task_that_is_set_later_holds_in_every_partition() -> None:
+    job = partitioned(interval=1)
+    job.lease_duration = seconds(5)
+    assert job.instantiate("a").lease_duration == seconds(5)
+    assert {partition.lease_duration for partition in job.get_partitions()} == {seconds(5)}
+
+
+def test_an_option_cannot_be_set_on_an_instance_or_a_partition() -> None:
+    for job in (template(interval=1), partitioned(interval=1)):
+        with pytest.raises(ValueError, match=r"lease_duration of 'job:.*' .* on the task 'job'"):
+            job.instantiate("a").lease_duration = seconds(5)
+    with pytest.raises(ValueError, match=r"failure_mode of 'job:0' .* on the task 'job'"):
+        partitioned(interval=1).get_partitions()[0].failure_mode = FailureMode.COMMIT
+
+
 def test_when_a_task_runs_cannot_be_set_later() -> None:
     with pytest.raises(AttributeError):
         Task(name="x", func=body, interval=1).interval = seconds(2)  # type: ignore[misc]

@@ -321,12 +321,13 @@ class Dispatcher:
 
     def _task_parts(self, task: Task) -> TaskParts:
         parts = self._parts.get(task)
-        if parts is None:
+        if parts is None or parts.options is not task.options:
             worker = self._worker
             at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
             parts = self._parts[task] = TaskParts(
                 worker,
                 task,
+                task.options,
                 compose(worker.middlewares, task.task_func),
                 Policy(task.fast_forward, task.failure_mode, worker.settings.poll_interval),
                 max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,

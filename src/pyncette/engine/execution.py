@@ -25,6 +25,7 @@ from pyncette.model import Context, FailureMode, MiddlewareFunc, TaskFunc
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
 from pyncette.store.record import DELETE, Change, Reading, Record, load_progress, read
 from pyncette.task import Task
+from pyncette.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from pyncette.engine.worker import Worker
@@ -62,6 +63,7 @@ class TaskParts(NamedTuple):
     Attributes:
         worker: The worker that runs them.
         task: The declared task.
+        options: The options of the task from which the other parts were made.
         handler: The middlewares and the function of the task.
         policy: The task's options about outcomes.
         lease: The lease of a claim, in microseconds.
@@ -70,6 +72,7 @@ class TaskParts(NamedTuple):
 
     worker: Worker
     task: Task
+    options: TaskOptions
     handler: Handler
     policy: Policy
     lease: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -27,6 +27,8 @@ from pyncette.store.sql import pool
 from pyncette.store.sql.listener import Tell
 
 CONNECT_TIMEOUT_S: Final = 10.0
+CONNECT_GRACE_S: Final = 0.5
+"""How long connecting goes on after a cancellation before it is cancelled, too."""
 PING_INTERVAL_S: Final = 5.0
 """How often a listening connection is pinged, and how long the answer may take."""
 
@@ -114,8 +116,10 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
         StoreMisconfiguredError: The server refuses the login or the database.
     """
     try:
-        return await asyncpg.connect(
-            url, timeout=CONNECT_TIMEOUT_S, statement_cache_size=100 if named else 0
+        return await _to_its_end(
+            asyncpg.connect(
+                url, timeout=CONNECT_TIMEOUT_S, statement_cache_size=100 if named else 0
+            )
         )
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
         raise translated(error, place) from error
@@ -125,6 +129,34 @@ async def connect(url: str, place: str, *, named: bool) -> Connection:
             f"{place}: postgres_url is not understood ({type(error).__name__}); expected is "
             "postgresql://user:***@host:port/database, with what is special percent-encoded"
         ) from None
+
+
+async def _to_its_end(connecting: Coroutine[Any, Any, Connection]) -> Connection:
+    """Connects; if the caller is cancelled meanwhile, the connection is completed and closed.
+
+    A cancellation at certain steps makes asyncpg leave a future with an error that is never
+    retrieved, and is logged. These steps are over after one round trip. So what takes longer than
+    ``CONNECT_GRACE_S`` waits for the server, and is cancelled.
+    """
+    task = asyncio.get_running_loop().create_task(connecting, name="pyncette connecting")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        try:
+            async with realtime.timeout(CONNECT_GRACE_S):
+                await asyncio.wait([task])
+        except TimeoutError:
+            pass
+        finally:
+            task.cancel()
+            task.add_done_callback(_terminate)
+        await asyncio.wait([task])
+        raise
+
+
+def _terminate(task: asyncio.Task[Connection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
 
 
 async def set_up(connection: Connection, place: str) -> Connection:
