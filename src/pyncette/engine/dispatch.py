@@ -23,7 +23,7 @@ from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
 from pyncette.executor import DefaultExecutor
 from pyncette.model import ExecutionMode
-from pyncette.schedule import UnreadableHere
+from pyncette.schedule import At, UnreadableHere
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 from pyncette.store.record import (
     STATIC_GROUP,
@@ -112,25 +112,28 @@ class Dispatcher:
             claim: The claim that the records came from.
         """
         worker = self._worker
-        batches: dict[Task, Batch] = {}
+        executions, now = self.executions, claim.now
+        batches: dict[str, Batch] = {}
         spawn = worker.executor.spawn_task
         start = _direct_start(worker.executor)
         log_starts = logger.isEnabledFor(logging.DEBUG)
         left = iter(records)
         try:
             for record in left:
-                static = record.group == STATIC_GROUP
-                task = static_tasks[record.key] if static else groups[record.group]
-                batch = batches.get(task)
+                group = record.group
+                batch = batches.get(group)
                 if batch is None:
-                    batch = batches[task] = self._batch(task, claim)
+                    if group == STATIC_GROUP:
+                        batch = self._batch(static_tasks[record.key], claim)
+                    else:
+                        batch = batches[group] = self._batch(groups[group], claim)
                 if worker.stopping:
                     self.give_back(record)
                     continue
-                execution = self._execution(batch, record, claim.now)
+                execution = self._execution(batch, record, now)
                 if execution is None:
                     continue
-                self.executions[execution] = None
+                executions[execution] = None
                 if log_starts:
                     execution.log_start()
                 run = execution.run()
@@ -241,16 +244,20 @@ class Dispatcher:
             self.park(record, describe(error))
             return None
         planned = reading.progress.planned
-        backlogs = self._worker.backlogs
-        if (
-            planned is not None
-            and (now - planned >= BACKLOG_AGE_MIN or (backlogs.behind and task in backlogs.behind))
-            and not task.fast_forward
-        ):
-            backlogs.note(task, record[:2], reading.schedule, planned, now)
+        behind = self._worker.backlogs.behind
+        if planned is not None and (now - planned >= BACKLOG_AGE_MIN or behind):
+            self._note_backlog(batch, reading, planned, now)
         if record.unfinished_attempts > 1:
             return self._once_more(batch, reading)
         return Execution(batch, reading)
+
+    def _note_backlog(self, batch: Batch, reading: Reading, planned: int, now: int) -> None:
+        """Tells how far a task is behind; a one-off or a fast-forwarded task never is."""
+        task, backlogs = batch.parts.task, self._worker.backlogs
+        if type(reading.schedule) is At and task not in backlogs.behind:
+            return
+        if (now - planned >= BACKLOG_AGE_MIN or task in backlogs.behind) and not task.fast_forward:
+            backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
 
     def _once_more(self, batch: Batch, reading: Reading) -> Execution | None:
         """Returns the execution of a record whose last attempt ended without an outcome."""

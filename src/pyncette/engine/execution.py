@@ -11,6 +11,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,7 +58,8 @@ class RunContext(Context):
         await self._execution.heartbeat()
 
 
-class TaskParts(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TaskParts:
     """The parts that all executions of a task share.
 
     Attributes:
@@ -99,22 +101,38 @@ class Execution:
     It is also the entry of its outcome in the write queue.
     """
 
-    # Class attributes: the usual values need not be set for each execution.
-    _lost = False
-    _loss = ""
-    replaced_by_body = False
-    _error: str | None = None
-    _cancelled = False
-    _give_back = False
-    begun = False
-    in_body = False
-    ended = False
-    runner: asyncio.Task[Any] | None = None
+    # Slots, all of them set: to read the usual value from the class would take longer.
+    __slots__ = (
+        "_cancelled",
+        "_error",
+        "_extend",
+        "_give_back",
+        "_loss",
+        "_lost",
+        "_parts",
+        "_start_before",
+        "begun",
+        "ended",
+        "in_body",
+        "reading",
+        "replaced_by_body",
+        "runner",
+    )
 
     def __init__(self, batch: Batch, reading: Reading) -> None:
         """Prepares an execution of a claimed record."""
         self._parts, self._start_before, self._extend = batch
         self.reading = reading
+        self.runner: asyncio.Task[Any] | None = None
+        self.begun = False
+        self.in_body = False
+        self.ended = False
+        self._error: str | None = None
+        self._lost = False
+        self._loss = ""
+        self.replaced_by_body = False
+        self._cancelled = False
+        self._give_back = False
 
     # Values that the task can read.
 
@@ -393,8 +411,8 @@ class Execution:
 
     def write(self, change: Change) -> Write:
         """Returns the change as a write with the condition that this worker holds the record."""
-        record = self.reading.record
-        return write_of((record.group, record.key, change, record.version, record.token))
+        group, key, _, version, token, _, _, _, _, _ = self.reading.record
+        return write_of((group, key, change, version, token))
 
 
 class _Heartbeat:

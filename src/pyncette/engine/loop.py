@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_MAX: Final = 1_000
-"""Number of outcomes waiting to be written from which the loop stops claiming."""
+BACKLOG_MAX: Final = 300
+"""Number of outcomes waiting to be written from which the loop stops claiming, or three times
+``concurrency_limit`` if that is more: enough that a claim and a write overlap, and few enough that
+the objects of these runs are in the processor's cache when they are written.
+"""
 
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
@@ -205,10 +208,11 @@ class Loop:
 
     def _free_slots(self) -> int:
         worker = self._worker
-        self.starved = len(worker.writes) >= BACKLOG_MAX
+        limit = worker.settings.concurrency_limit
+        self.starved = len(worker.writes) >= max(BACKLOG_MAX, 3 * limit)
         if self.starved:
             return 0
-        slots = worker.settings.concurrency_limit - len(worker.dispatcher.executions)
+        slots = limit - len(worker.dispatcher.executions)
         return min(self._claim_max, max(slots, 0))
 
     def _ask(self, now: int, free: int, polls: bool) -> _Question:

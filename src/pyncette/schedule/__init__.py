@@ -418,6 +418,13 @@ def dumps(schedule: Schedule) -> str:
             raise TypeError(f"{schedule!r} is not a schedule of this library")
 
 
+_USUAL_MIN = 10**15
+_USUAL_LENGTH = len(f"{FORMAT} at {_USUAL_MIN}")
+
+_set_instant: Callable[[At, int], None] = At.__dict__["_instant"].__set__
+"""Sets the slot, in a third of the time of ``_set``."""
+
+
 def loads(text: str) -> Schedule:
     """The schedule that a text of `dumps` stands for.
 
@@ -429,12 +436,15 @@ def loads(text: str) -> Schedule:
     # One-off instants hardly ever repeat, and would drive out what does. Each claimed record is
     # read through here, so the usual form (any instant from 2001 on) goes straight.
     if text.startswith("1 at "):
-        digits = text[5:]
-        if len(digits) == 16 and digits.isdecimal() and digits.isascii():
-            instant = int(digits)
-            if instant < INSTANT_LIMIT:
+        if len(text) == _USUAL_LENGTH and text.isascii():
+            try:
+                instant = int(text[5:])
+            except ValueError:
+                return _read(text)
+            # Sixteen characters are nothing but digits if their number has sixteen digits.
+            if _USUAL_MIN <= instant < INSTANT_LIMIT:
                 at = object.__new__(At)
-                _set(at, "_instant", instant)
+                _set_instant(at, instant)
                 return at
         return _read(text)
     return _read_and_keep(text)

@@ -194,18 +194,19 @@ def read(record: Record) -> Reading:
             wrote it (``NewerFormat``), or the tz data of this machine lack its zone.
         UnreadableRecord: No worker can read the record.
     """
+    _, _, _, _, _, _, _, schedule_text, args, progress = record
     try:
-        schedule = load_schedule(record.schedule)
+        schedule = load_schedule(schedule_text)
     except UnreadableHere:
         raise
     except ValueError as error:
         raise UnreadableRecord(f"schedule: {error}") from error
-    if record.args and not record.args.startswith("1 "):
+    if args and not args.startswith("1 "):
         # Unreadable arguments fail the run, which reads them. Newer ones are for newer workers.
-        args_error = _not_ours("args", record.args)
+        args_error = _not_ours("args", args)
         if isinstance(args_error, NewerFormat):
             raise args_error
-    return _reading_of((record, schedule, load_progress(record.progress)))
+    return _reading_of((record, schedule, load_progress(progress)))
 
 
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
