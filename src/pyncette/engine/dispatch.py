@@ -124,7 +124,9 @@ class Dispatcher:
                 batch = batches.get(task)
                 if batch is None:
                     batch = batches[task] = self._batch(task, claim)
-                if worker.stopping:
+                if worker.stopping or (
+                    worker.pauses.known and worker.pauses.holds(record.group, claim.now)
+                ):
                     self.give_back(record)
                     continue
                 execution = self._execution(batch, record, claim.now)

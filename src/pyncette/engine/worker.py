@@ -20,10 +20,12 @@ from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
 from pyncette.engine.loop import Loop
 from pyncette.engine.polling import Sources
+from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
 from pyncette.model import MiddlewareFunc
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
+from pyncette.store.record import CONTROL_GROUP
 from pyncette.task import Task
 
 
@@ -77,6 +79,7 @@ class Worker:
         hooks: Callbacks of the app.
         background: Starts internal tasks.
         sources: The sources to claim from, and when to claim next.
+        pauses: The groups from which nothing is claimed.
         alarm: The loop waits on it.
         writes: Writes outcomes and heartbeats to the store.
         backlogs: Detects tasks that are behind their schedule.
@@ -108,6 +111,7 @@ class Worker:
         self.background = background
         self.stopping = False
         self.sources = Sources()
+        self.pauses = Pauses()
         self.alarm = Alarm(clock, background)
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
@@ -130,6 +134,8 @@ class Worker:
         for source in self.sources.all():
             if groups is None or source.group in groups:
                 self.sources.ask_by(source, now)
+        if groups is not None and CONTROL_GROUP in groups:
+            self.loop.look_at_pauses()
         self.alarm.ring()
 
     def wrote(self, write: Write) -> None:
