@@ -11,39 +11,33 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
-from pyncette import chance
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.listing import Listing
-from pyncette.calls.requests import Holding, Requests, write_after
+from pyncette.calls.requests import Requests
+from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
 from pyncette.clock import Clock, from_microseconds, realtime
-from pyncette.engine import rules
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
-from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Executor, Hooks, Settings, Worker
 from pyncette.errors import (
     PyncetteException,
-    TaskLockedException,
-    printable,
 )
 from pyncette.model import (
     Context,
     ContinuationToken,
-    ExecutionMode,
     Json,
     ListTasksResponse,
     MiddlewareFunc,
+    OnExisting,
     PauseState,
     TaskState,
 )
-from pyncette.store import Refused, Write
+from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
-    ABSENT,
     ANY,
     DELETE,
-    Record,
 )
 from pyncette.task import Task
 
@@ -62,9 +56,6 @@ CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
 
 CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
 """When tasks that sleep on such a clock are cancelled, and closing fails."""
-
-ADVANCE_PATIENCE_S: Final = 1.0
-ADVANCE_LOOK_S: Final = 0.005
 
 
 class AppParts(NamedTuple):
@@ -115,6 +106,7 @@ class PyncetteContext:
         )
         self._requests = Requests(self._worker, background)
         self._listing = Listing(self._requests, settings.batch_size)
+        self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
         self._started = False
         self._cancelled = False
@@ -173,12 +165,14 @@ class PyncetteContext:
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
+        on_existing: OnExisting | None = None,
         **args: Json,
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
 
         If the instance exists, its options and arguments are replaced, and the sooner of its old
-        and its new next time is kept, so that repeated calls cannot postpone a run for ever.
+        and its new next time is kept, so that repeated calls cannot postpone a run for ever. The
+        log says so (INFO) where a later time was asked for. ``on_existing`` chooses otherwise.
 
         Args:
             task: The template.
@@ -189,20 +183,32 @@ class PyncetteContext:
                 created.
             execute_at: The instant of the only run; if it is in the past, the task runs at once.
             timezone: The time zone of ``schedule``.
+            on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
+                value of another type is an argument of the task.
             args: Arguments of the task: any other keyword, JSON-serialisable.
 
         Returns:
-            The instance.
+            The instance. Its ``next_run`` is when it runs next, which may be sooner than asked
+            for.
 
         Raises:
             TaskLockedException: The instance is running, or has failed and keeps its lease (see
-                ``FailureMode.NONE``), and ``force`` is not set.
-            ValueError: An option or argument is invalid.
+                ``FailureMode.NONE``), and neither ``force`` nor ``on_existing`` is set.
+            TaskExistsError: The instance exists, and ``on_existing`` is ``OnExisting.RAISE``.
+            ValueError: An option or argument is invalid; or both ``force`` and ``on_existing`` are
+                set.
             StoreError: The store failed; it is unknown whether the instance was written.
         """
         check_declared(task)
         if "name" in args:
             raise TypeError("name cannot be an argument of a task: it is the name of the instance")
+        if on_existing is not None and not isinstance(on_existing, OnExisting):
+            args["on_existing"] = on_existing
+            on_existing = None
+        if force and on_existing is not None:
+            raise ValueError(
+                "force replaces an instance whatever it does: on_existing cannot be set besides"
+            )
         instance = task.instantiate(
             instance_name,
             schedule=schedule,
@@ -211,47 +217,7 @@ class PyncetteContext:
             timezone=timezone,
             **args,
         )
-        now = self.clock.microseconds()
-        wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
-        fresh = rules.created(wanted, now)
-        if fresh.due_at is None:
-            raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
-        write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
-        if force:
-            self._worker.replaced(instance.group, instance.key)
-        patience = realtime.monotonic() + ADVANCE_PATIENCE_S
-        holding = Holding(self._requests, printable(instance))
-        while isinstance(result := await self._requests.submit(write), Refused):
-            await holding.wait(write, result)
-            write = await self._merge(instance, wanted, result.current, patience)
-        self._requests.wrote(write)
-        return instance
-
-    async def _merge(
-        self, instance: Task, wanted: Wanted, current: Record | None, patience: float
-    ) -> Write:
-        """Returns the write that updates the current record."""
-        while True:
-            now = self.clock.microseconds()
-            if current is None:
-                fresh = rules.created(wanted, now)
-                return Write(instance.group, instance.key, fresh, ABSENT)
-            change = rules.merged(current, wanted, now)
-            if change is not None:
-                return write_after(instance.group, instance.key, current, change)
-            # An at-most-once record is held only briefly, until it has advanced.
-            if (
-                instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
-                or realtime.monotonic() >= patience
-            ):
-                raise TaskLockedException(
-                    instance,
-                    None if current.due_at is None else from_microseconds(current.due_at),
-                    rules.failed_under_lease(current),
-                )
-            with self.clock.hold():
-                await realtime.sleep(ADVANCE_LOOK_S)
-            [current] = await self._store.get([(instance.group, instance.key)])
+        return await self._scheduling.schedule(instance, force, on_existing or OnExisting.SOONER)
 
     async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
         """Removes an instance, even if it is running. Does nothing if the instance does not exist.

@@ -87,6 +87,18 @@ class TaskLockedException(PyncetteException):
         self.failed = failed
 
 
+class TaskExistsError(PyncetteException):
+    """There is an instance of this name already, and it was to be created.
+
+    Attributes:
+        task: The instance as it was to be created.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"The task '{printable(task)}' exists already")
+        self.task = task
+
+
 class TaskNotFoundError(PyncetteException):
     """The store has no instance of this name.
 

@@ -36,6 +36,24 @@ class FailureMode(Enum):
     """The failure counts as done."""
 
 
+class OnExisting(Enum):
+    """What scheduling an instance does if there is one of this name already."""
+
+    SOONER = "sooner"
+    """Options and arguments are replaced, and the sooner of the old and the new next time is kept.
+    An instance that is running is not changed: ``TaskLockedException``."""
+
+    REPLACE = "replace"
+    """Everything is replaced, also the next time. A running execution is not disturbed: the new
+    options and arguments hold from its end. A paused instance stays paused."""
+
+    KEEP = "keep"
+    """The instance stays as it is."""
+
+    RAISE = "raise"
+    """``TaskExistsError``."""
+
+
 class Context:
     """The argument of a task: one object for each execution.
 
