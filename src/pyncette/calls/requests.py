@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from pyncette.clock import Clock, realtime
 from pyncette.engine.background import Background
 from pyncette.engine.worker import Worker
 from pyncette.engine.writes import Call, Waker, WriteQueue
-from pyncette.errors import StoreUnavailableError, printable
+from pyncette.errors import StoreError, StoreUnavailableError, printable
 from pyncette.store import (
     Applied,
     Refused,
@@ -26,6 +28,9 @@ CALLS_MAX: Final = 10_000
 PAUSE_INITIAL_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.5
 """Delay between retries of a write to a record that an open transaction holds."""
+
+MEASURE_INTERVAL_S: Final = 10.0
+"""How often the store's clock is measured for users' calls, if the loop does not run."""
 
 BULK_PATIENCE_S: Final = 30.0
 """How long a bulk call retries what the store does not answer, counted from its last answer."""
@@ -71,11 +76,28 @@ class Requests:
         self.clock: Clock = worker.clock
         self.batch_max = batch_max
         self._worker = worker
+        self._background = background
+        self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
         self._batch = batch_max
         self._waker = Waker(
             lambda groups: self.store.write([], self.clock.microseconds(), groups), background
         )
         self._queue = WriteQueue(self._write, self.clock.microseconds, background)
+
+    async def now(self) -> int:
+        """Returns the current instant, by which a call decides.
+
+        The loop measures the clock of the store. In a program that does not run the loop this does:
+        such a program may be open for months, while clocks drift apart, or the store's is moved.
+        """
+        monotonic = self.clock.monotonic()
+        if not self._worker.loop.running and monotonic >= self._measure_at:
+            self._measure_at = monotonic + MEASURE_INTERVAL_S
+            # The call itself will find out whether the store fails.
+            with suppress(StoreError):
+                if not await self._worker.measure_clock():
+                    self._measure_at = math.inf
+        return self.clock.microseconds()
 
     async def submit(self, write: Write) -> Applied | Refused:
         """Makes one write, together with those of other callers.
@@ -111,6 +133,7 @@ class Requests:
         Raises:
             StoreUnavailableError: As in ``submit``; or an open transaction holds the record.
         """
+        await self.now()
         [current] = await self.store.get([(group, key)])
         holding = Holding(self, f"{printable(key)} of {printable(group)}")
         while True:
@@ -141,6 +164,7 @@ class Requests:
         Raises:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
         """
+        await self.now()
         outcomes: list[Outcome] = [None] * len(wishes)
         current: dict[int, Record | None] = {
             index: None for index, wish in enumerate(wishes) if wish.absent
@@ -207,7 +231,11 @@ class Requests:
         again: list[int] = []
         busy = False
         if writes:
-            results = await self._write(list(writes.values()), now)
+            # Like every write, in the context of the app and not of the caller. If the caller is
+            # cancelled, the write is, too.
+            results = await self._background.start(
+                self._write(list(writes.values()), now), "pyncette bulk write", awaited=True
+            )
             applied: list[Write] = []
             for (index, write), result in zip(writes.items(), results, strict=True):
                 if isinstance(result, Applied):

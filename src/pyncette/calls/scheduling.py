@@ -142,7 +142,7 @@ class Scheduling:
         wish = Wish(instance, on_existing)
         requests = self._requests
         group, key = instance.group, instance.key
-        now = requests.clock.microseconds()
+        now = await requests.now()
         change: Change | None = wish.created(now)
         current: Record | None = None
         write = Write(group, key, wish.created(now), ANY if force else ABSENT)

@@ -73,9 +73,9 @@ class Steering:
         self, task: Task, name: str | None, until: datetime | None, reason: str | None
     ) -> None:
         check_declared(task)
-        pause = self._checked(until, reason)
+        pause = self._checked(until, reason, await self._requests.now())
         if task.dynamic and name is None:
-            now = self._requests.clock.microseconds()
+            now = await self._requests.now()
             write = Write(*pause_identity(task.group), pause_record(pause, now), ANY)
             await self._change_control(write)
             return
@@ -99,13 +99,13 @@ class Steering:
         return int(await self._change(task, name, rules.triggered))
 
     async def pauses(self) -> list[PauseState]:
-        now = self._requests.clock.microseconds()
+        now = await self._requests.now()
         found = await read_pauses(self._requests.store)
         return [_shown(pause) for pause in found if not pause.pause.ended(now)]
 
     # One record.
 
-    def _checked(self, until: datetime | None, reason: str | None) -> Pause:
+    def _checked(self, until: datetime | None, reason: str | None, now: int) -> Pause:
         """Returns a pause.
 
         Raises:
@@ -123,7 +123,7 @@ class Steering:
         if not isinstance(until, datetime):
             raise TypeError(f"until must be a datetime, not {until!r}")
         instant = instant_of(until)
-        if instant <= self._requests.clock.microseconds():
+        if instant <= now:
             raise ValueError(f"until must lie in the future, not {until.isoformat()}")
         if instant > LATEST_INSTANT:
             raise ValueError(f"until must lie before the year 2255, not {until.isoformat()}")
@@ -165,7 +165,7 @@ class Steering:
             TaskPausedError: The template or the partition is paused.
         """
         group = task.group if name is None else task.identify(name)
-        now = self._requests.clock.microseconds()
+        now = await self._requests.now()
         found = await self._requests.store.get([pause_identity(name) for name in covering(group)])
         for record in found:
             if record is None:

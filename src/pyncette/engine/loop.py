@@ -181,14 +181,10 @@ class Loop:
 
     async def _measure(self) -> None:
         """Measures the store's clock at intervals, if it has one."""
+        monotonic = self._worker.clock.monotonic()
         clock = self._worker.clock
-        if not isinstance(clock, StoreClock):
-            return
-        monotonic = clock.monotonic()
-        if monotonic >= self._measure_at or clock.is_vague():
-            has_clock = await clock.measure(
-                self._worker.store.now, lambda: self._worker.store.now_uncertainty
-            )
+        if isinstance(clock, StoreClock) and (monotonic >= self._measure_at or clock.is_vague()):
+            has_clock = await self._worker.measure_clock()
             self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
 
     async def _notice_backward_step(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from pyncette.clock import Clock
+from pyncette.clock import Clock, StoreClock
 from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background
 from pyncette.engine.backlog import Backlogs
@@ -119,6 +119,17 @@ class Worker:
         self.dispatcher = Dispatcher(self)
         self.loop = Loop(self)
         self._changed = asyncio.Event()
+
+    async def measure_clock(self) -> bool:
+        """Measures the store's clock; returns whether it has one.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        clock = self.clock
+        if not isinstance(clock, StoreClock):
+            return False
+        return await clock.measure(self.store.now, lambda: self.store.now_uncertainty)
 
     # Events that the members report.
 
