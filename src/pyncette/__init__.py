@@ -2,7 +2,7 @@
 
 from pyncette.app import Pyncette
 from pyncette.context import PyncetteContext
-from pyncette.model import Context, ExecutionMode, FailureMode
+from pyncette.model import Context, ExecutionMode, FailureMode, OnExisting
 
 __version__ = "2.0.0"
 
@@ -10,6 +10,7 @@ __all__ = [
     "Context",
     "ExecutionMode",
     "FailureMode",
+    "OnExisting",
     "Pyncette",
     "PyncetteContext",
     "__version__",

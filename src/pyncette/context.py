@@ -11,48 +11,37 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
-from pyncette import chance
+from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.listing import Listing
+from pyncette.calls.requests import Requests
+from pyncette.calls.scheduling import Scheduling
+from pyncette.calls.steering import Steering
 from pyncette.clock import Clock, from_microseconds, realtime
-from pyncette.engine import rules
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
-from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Executor, Hooks, Settings, Worker
-from pyncette.engine.writes import Call, Waker, WriteQueue
 from pyncette.errors import (
     PyncetteException,
-    StoreUnavailableError,
-    TaskLockedException,
-    describe,
-    printable,
 )
 from pyncette.model import (
     Context,
     ContinuationToken,
-    ExecutionMode,
     Json,
     ListTasksResponse,
     MiddlewareFunc,
+    OnExisting,
+    PauseState,
     TaskState,
 )
-from pyncette.options import at_least_one
-from pyncette.store import EVERYTHING, Applied, Refused, Result, Write, expectation_holds
+from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
-    ABSENT,
     ANY,
     DELETE,
-    LATEST_INSTANT,
-    Record,
-    State,
-    load_progress,
 )
 from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
-
-CALLS_MAX: Final = 10_000
-"""Maximum calls of users that wait for the store; more are refused at once."""
 
 CLOSING_PATIENCE_S: Final = 10.0
 """How long closing retries the writes that are left, if the store does not answer."""
@@ -67,16 +56,6 @@ CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
 
 CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
 """When tasks that sleep on such a clock are cancelled, and closing fails."""
-
-LOCKED_PAUSE_INITIAL_S: Final = 0.02
-LOCKED_PAUSE_MAX_S: Final = 0.5
-"""Delay between retries of an update to a record that an open transaction holds."""
-
-ADVANCE_PATIENCE_S: Final = 1.0
-ADVANCE_LOOK_S: Final = 0.005
-
-PAGE_LIMIT_MAX: Final = 1 << 30
-"""The largest limit that every store accepts; a page may always be shorter than its limit."""
 
 
 class AppParts(NamedTuple):
@@ -114,10 +93,6 @@ class PyncetteContext:
         self._settings = settings
         self._names = {name for name, _ in parts.fixtures}
         self._context_class = type("Context", (RunContext,), {"app_context": self})
-        self._waker = Waker(
-            lambda groups: store.write([], clock.microseconds(), groups), background
-        )
-        self._calls = WriteQueue(self._write_calls, clock.microseconds, background)
         self._worker = Worker(
             store,
             executor,
@@ -129,6 +104,10 @@ class PyncetteContext:
             parts.hooks,
             background,
         )
+        self._requests = Requests(self._worker, background)
+        self._listing = Listing(self._requests, settings.batch_size)
+        self._scheduling = Scheduling(self._requests, self._worker)
+        self._steering = Steering(self._requests, self._worker)
         self._started = False
         self._cancelled = False
         self._closing = False
@@ -186,12 +165,14 @@ class PyncetteContext:
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
+        on_existing: OnExisting | None = None,
         **args: Json,
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
 
         If the instance exists, its options and arguments are replaced, and the sooner of its old
-        and its new next time is kept, so that repeated calls cannot postpone a run for ever.
+        and its new next time is kept, so that repeated calls cannot postpone a run for ever. The
+        log says so (INFO) where a later time was asked for. ``on_existing`` chooses otherwise.
 
         Args:
             task: The template.
@@ -202,20 +183,32 @@ class PyncetteContext:
                 created.
             execute_at: The instant of the only run; if it is in the past, the task runs at once.
             timezone: The time zone of ``schedule``.
+            on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
+                value of another type is an argument of the task.
             args: Arguments of the task: any other keyword, JSON-serialisable.
 
         Returns:
-            The instance.
+            The instance. Its ``next_run`` is when it runs next, which may be sooner than asked
+            for.
 
         Raises:
             TaskLockedException: The instance is running, or has failed and keeps its lease (see
-                ``FailureMode.NONE``), and ``force`` is not set.
-            ValueError: An option or argument is invalid.
+                ``FailureMode.NONE``), and neither ``force`` nor ``on_existing`` is set.
+            TaskExistsError: The instance exists, and ``on_existing`` is ``OnExisting.RAISE``.
+            ValueError: An option or argument is invalid; or both ``force`` and ``on_existing`` are
+                set.
             StoreError: The store failed; it is unknown whether the instance was written.
         """
-        _check_declared(task)
+        check_declared(task)
         if "name" in args:
             raise TypeError("name cannot be an argument of a task: it is the name of the instance")
+        if on_existing is not None and not isinstance(on_existing, OnExisting):
+            args["on_existing"] = on_existing
+            on_existing = None
+        if force and on_existing is not None:
+            raise ValueError(
+                "force replaces an instance whatever it does: on_existing cannot be set besides"
+            )
         instance = task.instantiate(
             instance_name,
             schedule=schedule,
@@ -224,58 +217,7 @@ class PyncetteContext:
             timezone=timezone,
             **args,
         )
-        now = self.clock.microseconds()
-        wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
-        fresh = rules.created(wanted, now)
-        if fresh.due_at is None:
-            raise ValueError(f"Task '{instance}' would never run: {instance.plan!r}")
-        write = Write(instance.group, instance.key, fresh, ANY if force else ABSENT)
-        if force:
-            self._worker.replaced(instance.group, instance.key)
-        started = realtime.monotonic()
-        patience = started + ADVANCE_PATIENCE_S
-        pause = LOCKED_PAUSE_INITIAL_S
-        while isinstance(result := await self._submit(write), Refused):
-            if expectation_holds(write, result.current):
-                if realtime.monotonic() >= started + self._store.deadline_s:
-                    raise StoreUnavailableError(
-                        f"The record of {printable(instance)} is locked by an open transaction"
-                    )
-                with self.clock.hold():
-                    await realtime.sleep(pause)
-                pause = min(2 * pause, LOCKED_PAUSE_MAX_S)
-            write = await self._merge(instance, wanted, result.current, patience)
-        self._worker.wrote(write)
-        return instance
-
-    async def _merge(
-        self, instance: Task, wanted: Wanted, current: Record | None, patience: float
-    ) -> Write:
-        """Returns the write that updates the current record."""
-        while True:
-            now = self.clock.microseconds()
-            if current is None:
-                fresh = rules.created(wanted, now)
-                return Write(instance.group, instance.key, fresh, ABSENT)
-            change = rules.merged(current, wanted, now)
-            if change is not None:
-                # If the clock stands still, a record that was removed and created again has the
-                # same version, but another token.
-                identity = (instance.group, instance.key)
-                return Write(*identity, change, current.version, current.token)
-            # An at-most-once record is held only briefly, until it has advanced.
-            if (
-                instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
-                or realtime.monotonic() >= patience
-            ):
-                raise TaskLockedException(
-                    instance,
-                    None if current.due_at is None else from_microseconds(current.due_at),
-                    rules.failed_under_lease(current),
-                )
-            with self.clock.hold():
-                await realtime.sleep(ADVANCE_LOOK_S)
-            [current] = await self._store.get([(instance.group, instance.key)])
+        return await self._scheduling.schedule(instance, force, on_existing or OnExisting.SOONER)
 
     async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
         """Removes an instance, even if it is running. Does nothing if the instance does not exist.
@@ -287,12 +229,12 @@ class PyncetteContext:
         Raises:
             ValueError: The name of the instance is missing, or the task is static.
         """
-        _check_declared(task)
+        check_declared(task)
         if not task.dynamic and task.parent_task is None:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
-        group, key = _identity(task, instance_name)
+        group, key = identity_of(task, instance_name)
         self._worker.replaced(group, key)
-        await self._submit(Write(group, key, DELETE, ANY))
+        await self._requests.submit(Write(group, key, DELETE, ANY))
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
         """Returns the state of a static task or of an instance; None if the store has no record.
@@ -304,12 +246,7 @@ class PyncetteContext:
         Raises:
             ValueError: A name was given, but the task is not a template.
         """
-        _check_declared(task)
-        if task.dynamic and instance_name is None:
-            return None
-        group, key = _identity(task, instance_name)
-        [record] = await self._store.get([(group, key)])
-        return None if record is None else _state(task, record)
+        return await self._listing.get(task, instance_name)
 
     async def list_tasks(
         self,
@@ -327,23 +264,80 @@ class PyncetteContext:
         Raises:
             ValueError: The task is not a template, or an argument is invalid.
         """
-        _check_declared(task)
-        if not task.dynamic:
-            raise ValueError("Cannot list instances of non-dynamic task")
-        limit = (
-            self._settings.batch_size
-            if limit is None
-            else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
-        )
-        groups = task.groups()
-        group, cursor = _go_on(groups, continuation_token)
-        page = await self._store.scan(groups[group], EVERYTHING, cursor, limit)
-        token = None
-        if page.cursor is not None:
-            token = ContinuationToken(f"{group}:{page.cursor}")
-        elif group + 1 < len(groups):
-            token = ContinuationToken(f"{group + 1}:")
-        return ListTasksResponse([_state(task, record) for record in page.records], token)
+        return await self._listing.page(task, limit, continuation_token)
+
+    # Steering.
+
+    async def pause(
+        self,
+        task: Task,
+        instance_name: str | None = None,
+        *,
+        until: datetime | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Pauses a static task, an instance, a partition, or a template with all its instances.
+
+        Nothing of it starts any more, on any worker, within a ``poll_interval``; a running task
+        ends as usual. What comes due meanwhile is missed, and handled as after any other delay
+        (``fast_forward``). A pause survives restarts. Pausing again replaces the end and the
+        reason; pausing what is parked or finished does nothing.
+
+        A static task or an instance is paused by itself; its template may be paused besides. A
+        static task that no worker has started yet is created paused.
+
+        Args:
+            task: A static task, a template, an instance, or one of ``get_partitions()``.
+            instance_name: The name of the instance, if ``task`` is a template.
+            until: When the pause ends by itself (naive: local time); None: with ``resume``.
+            reason: Why, for people; at most 500 characters.
+
+        Raises:
+            TaskNotFoundError: There is no such instance.
+            ValueError: ``until`` is not in the future, or the reason is too long.
+            StoreError: The store failed; it is unknown whether the pause was written.
+        """
+        await self._steering.pause(task, instance_name, until, reason)
+
+    async def resume(self, task: Task, instance_name: str | None = None) -> None:
+        """Ends a pause, which was made with the same arguments. Without a pause, does nothing.
+
+        Raises:
+            TaskNotFoundError: There is no such instance.
+            StoreError: The store failed; it is unknown whether the pause was ended.
+        """
+        await self._steering.resume(task, instance_name)
+
+    async def trigger(self, task: Task, instance_name: str | None = None) -> int:
+        """Runs a static task or an instance once now; of a template, each of its instances.
+
+        The schedule is not changed by it: the next planned run happens as well. What is running
+        runs once more afterwards. What waits for a retry, or is parked, has its next attempt now.
+        A paused instance runs once and stays paused. The instances of a template are triggered in
+        batches, so this takes time where there are many; calling it again triggers those again
+        that have run meanwhile.
+
+        Args:
+            task: A static task, a template, an instance, or one of ``get_partitions()``.
+            instance_name: The name of the instance, if ``task`` is a template.
+
+        Returns:
+            How many runs were added; 0 if such a run was requested already.
+
+        Raises:
+            TaskNotFoundError: There is no such instance.
+            TaskPausedError: The template, or the partition, is paused.
+            StoreError: The store failed.
+        """
+        return await self._steering.trigger(task, instance_name)
+
+    async def pauses(self) -> list[PauseState]:
+        """Returns the templates and partitions that are paused now, of all apps on this store.
+
+        Instances and static tasks that are paused by themselves are not among them: their state
+        says so.
+        """
+        return await self._steering.pauses()
 
     def add_to_context(self, name: str, value: Any) -> None:
         """Adds a value as an attribute to the context of every execution.
@@ -361,41 +355,6 @@ class PyncetteContext:
         # As an attribute of a class, a function would become a method.
         bound = staticmethod(value) if hasattr(type(value), "__get__") else value
         setattr(self._context_class, name, bound)
-
-    # Writing for users.
-
-    async def _submit(self, write: Write) -> Applied | Refused:
-        """Makes one write, together with those of other callers.
-
-        Raises:
-            StoreUnavailableError: The store did not answer within the deadline of its calls,
-                counted from now; or too many calls are waiting.
-        """
-        if len(self._calls) >= CALLS_MAX:
-            raise StoreUnavailableError(
-                f"{CALLS_MAX:,} calls wait for the store already: this one was not made"
-            )
-        call = Call(write)
-        self._calls.add(call)
-        deadline_s = self._store.deadline_s
-        try:
-            async with realtime.timeout(deadline_s) as deadline:
-                return await call.answer
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise StoreUnavailableError(
-                f"The store did not answer within {deadline_s:g} s: "
-                + ("what became of the call is unknown" if call.sent else "the call was not made")
-            ) from error
-
-    async def _write_calls(self, batch: Sequence[Write], now: int) -> list[Result]:
-        soon = now + self._settings.poll_interval
-        for write in batch:
-            due_at = write.change.due_at
-            if due_at is not None and due_at < soon:
-                self._waker.add(write.group)
-        return await self._store.write(batch, now, self._waker.take())
 
     # Closing, in this order; see ``pyncette.opening``.
 
@@ -456,8 +415,7 @@ class PyncetteContext:
         started = realtime.monotonic()
         await self._worker.writes.close(CLOSING_PATIENCE_S)
         left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
-        await self._calls.close(max(left_s, 0.0))
-        await self._waker.close()
+        await self._requests.close(max(left_s, 0.0))
 
 
 _RESERVED: Final = frozenset(
@@ -475,60 +433,3 @@ def check_context_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
     if name in _RESERVED:
         raise ValueError(f"The name '{name}' is reserved: the context has it already")
-
-
-def _check_declared(task: object) -> None:
-    if not isinstance(task, Task):
-        raise TypeError(f"A task is what its decorator returned, or an instance, not {task!r}")
-
-
-def _identity(task: Task, instance_name: str | None) -> tuple[str, str]:
-    if not task.dynamic:
-        if instance_name is not None:
-            raise ValueError(
-                "instance_name provided but task is not dynamic"
-                if task.parent_task is None
-                else "Cannot provide instance_name with already-instantiated dynamic task"
-            )
-        return task.group, task.key
-    if instance_name is None or instance_name == "":
-        raise ValueError("instance name must be provided")
-    return task.identify(instance_name), instance_name
-
-
-def _state(task: Task, record: Record) -> TaskState:
-    reason: str | None = None
-    try:
-        progress = load_progress(record.progress)
-    except ValueError as error:
-        occurrence = record.due_at if record.state == State.SCHEDULED else None
-        reason = describe(error)
-    else:
-        occurrence, reason = progress.occurrence, progress.error
-    if record.state == State.PARKED:
-        occurrence = None
-    failed = rules.failed_under_lease(record)
-    running = record.state == State.RUNNING and not failed
-    return TaskState(
-        task.template.from_record(record) if task.template.dynamic else task,
-        _instant_or_none(occurrence),
-        _instant_or_none(record.due_at) if running else None,
-        record.token.rsplit(":", 2)[0] if running and record.token else None,
-        # Some stores return a member of an enum, others a plain string.
-        State.RETRYING.value if failed else str(record.state),
-        reason,
-    )
-
-
-def _instant_or_none(instant: int | None) -> datetime | None:
-    # A row that was edited by hand may hold an instant that a datetime cannot represent.
-    return None if instant is None or abs(instant) > LATEST_INSTANT else from_microseconds(instant)
-
-
-def _go_on(groups: Sequence[str], token: ContinuationToken | None) -> tuple[int, str | None]:
-    if token is None:
-        return 0, None
-    number, divided, cursor = str(token).partition(":")
-    if not divided or not number.isdecimal() or int(number) >= len(groups):
-        raise ValueError(f"Not a continuation token of this task: {token!r}")
-    return int(number), cursor or None

@@ -87,6 +87,48 @@ class TaskLockedException(PyncetteException):
         self.failed = failed
 
 
+class TaskExistsError(PyncetteException):
+    """There is an instance of this name already, and it was to be created.
+
+    Attributes:
+        task: The instance as it was to be created.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(f"The task '{printable(task)}' exists already")
+        self.task = task
+
+
+class TaskNotFoundError(PyncetteException):
+    """The store has no instance of this name.
+
+    Attributes:
+        name: The name of the template and of the instance.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no '{printable(name)}': it was not scheduled, or is done")
+        self.name = name
+
+
+class TaskPausedError(PyncetteException):
+    """The template, or the partition, of an instance is paused, so that it cannot run now.
+
+    Attributes:
+        name: The name of the template.
+        until: When the pause ends (aware, UTC); None: when the template is resumed.
+        reason: Why it is paused, if a reason was given.
+    """
+
+    def __init__(self, name: str, until: datetime | None = None, reason: str | None = None) -> None:
+        end = f" until {until.isoformat()}" if until else ""
+        why = f" ({printable(reason)})" if reason else ""
+        super().__init__(f"'{printable(name)}' is paused{end}{why}: resume it first")
+        self.name = name
+        self.until = until
+        self.reason = reason
+
+
 class StoreError(PyncetteException):
     """A store could not do what it was asked to."""
 

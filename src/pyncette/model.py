@@ -36,6 +36,24 @@ class FailureMode(Enum):
     """The failure counts as done."""
 
 
+class OnExisting(Enum):
+    """What scheduling an instance does if there is one of this name already."""
+
+    SOONER = "sooner"
+    """Options and arguments are replaced, and the sooner of the old and the new next time is kept.
+    An instance that is running is not changed: ``TaskLockedException``."""
+
+    REPLACE = "replace"
+    """Everything is replaced, also the next time. A running execution is not disturbed: the new
+    options and arguments hold from its end. A paused instance stays paused."""
+
+    KEEP = "keep"
+    """The instance stays as it is."""
+
+    RAISE = "raise"
+    """``TaskExistsError``."""
+
+
 class Context:
     """The argument of a task: one object for each execution.
 
@@ -85,7 +103,8 @@ class TaskState:
         state: ``"scheduled"``, ``"running"``, ``"retrying"`` (waits for its next attempt),
             ``"paused"``, ``"parked"`` (kept, and never run: see ``reason``) or ``"finished"``; a
             plain string.
-        reason: How the last attempt failed, or why the task is parked; else None.
+        reason: How the last attempt failed, or why the task is parked or paused; else None.
+        paused_until: When the pause ends by itself, aware UTC; else None.
     """
 
     task: Task
@@ -94,6 +113,26 @@ class TaskState:
     locked_by: str | None = None
     state: str = "scheduled"
     reason: str | None = None
+    paused_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseState:
+    """The pause of a whole template, or of one of its partitions.
+
+    Attributes:
+        name: The name of the template.
+        partition: The number of the partition; None: the whole template.
+        since: When it was paused, aware UTC; None if that is not known.
+        until: When the pause ends by itself, aware UTC; None: when it is resumed.
+        reason: Why it was paused; None if no reason was given.
+    """
+
+    name: str
+    partition: int | None
+    since: datetime | None
+    until: datetime | None
+    reason: str | None
 
 
 ContinuationToken = NewType("ContinuationToken", str)

@@ -86,6 +86,8 @@ class Task(Declared):
         group: The group that its record, or the records of its instances, belong to.
         parent_task: The template, on instances.
         dynamic: Whether this is a template.
+        next_run: On an instance that ``schedule_task`` returned: when it runs next, as that call
+            has left it (aware, UTC). None on any other.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Task(Declared):
     _when: When | None = None  # None: it is what the plan says
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
+    next_run: datetime | None = None
 
     def __init__(
         self,
@@ -401,6 +404,10 @@ class Task(Declared):
         task._plan = plan
         task._args_text = args_text
         return task
+
+    def moved_to(self, plan: Schedule) -> None:
+        """This instance runs by another schedule than it was made with."""
+        self._plan, self._when = plan, None
 
     def _warn_of_misspelt(
         self, args: Iterable[str], when: When, *, declaring: bool = False

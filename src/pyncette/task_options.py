@@ -294,7 +294,7 @@ def _shown(value: object) -> str:
 # be made of that, since 1.x took any name.
 
 # `name` is left out: `names` is more often an argument than a misspelling.
-_HINTS: Final = (*INSTANCE_OPTIONS, *_SHARED_OPTIONS, *PARTITION_OPTIONS)
+_HINTS: Final = (*INSTANCE_OPTIONS, "on_existing", *_SHARED_OPTIONS, *PARTITION_OPTIONS)
 _OTHER_WORDS: Final = {
     "tz": "timezone",
     "tzinfo": "timezone",

@@ -293,3 +293,30 @@ def test_backup_at_noon_makes_one_for_all_the_days_that_were_missed(
 
     asyncio.run(main())
     assert said(caplog, "backup_at_noon") == ["The backup of 2026-03-30 is made"]
+
+
+def test_steering_obeys_an_operator(capsys: pytest.CaptureFixture[str]) -> None:
+    program = example("steering", datetime(2026, 1, 5, 12, tzinfo=UTC))
+    app, obey = program["app"], program["obey"]
+
+    async def main() -> None:
+        async with running(app) as context:
+            await clock_of(app).advance(timedelta(seconds=3))
+            for word in ("pause", "trigger"):
+                await obey(context, word)
+                await clock_of(app).advance(timedelta(seconds=3))
+            await obey(context, "resume")
+            await clock_of(app).advance(timedelta(seconds=1))
+
+    asyncio.run(main())
+    assert capsys.readouterr().out.splitlines() == [
+        "Looked, as planned for 12:00:02",
+        "The task is paused (an operator said so)",
+        "The task is scheduled (as always)",
+        "Looked, as planned for 12:00:06",
+        "The task is scheduled (as always)",
+        "Looked, as planned for 12:00:04",
+        "Looked, as planned for 12:00:06",
+        "Looked, as planned for 12:00:08",
+        "Looked, as planned for 12:00:10",
+    ]

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tests.simulation.history import Event, History
-from tests.simulation.plan import Kind, Plan, TaskPlan
+from tests.simulation.plan import Kind, Plan, TaskPlan, What
 from tests.simulation.world import LATE_MAX_S
 
 from pyncette import FailureMode
@@ -37,6 +37,8 @@ class Promise(StrEnum):
     ONCE_WHEN_CALM = "without a fault, every occurrence is run once"
     PUNCTUAL = "without a fault, a due record starts at once"
     SOONER = "what was scheduled runs at its time, or at the sooner one that it had"
+    RESTS = "what is paused starts nothing"
+    TRIGGERED = "what is triggered runs once more, and no more than that"
     CLOSES = "closing ends in time"
     RETURNS = "run() returns soon after shutdown()"
     CANCELLED = "who cancels a worker cancels what runs in it"
@@ -77,6 +79,11 @@ class Run(NamedTuple):
     def call(self) -> int:
         return int(self.start.details["call"])
 
+    @property
+    def triggered(self) -> bool:
+        """Whether a user has asked for this run, and no schedule."""
+        return bool(self.start.details.get("triggered"))
+
 
 class Call(NamedTuple):
     """A call of a user, or of a body."""
@@ -101,7 +108,7 @@ class Call(NamedTuple):
         """When it can have no effect any more."""
         if self.ended is None:
             return float("inf")
-        if self.answer in ("ok", "locked"):
+        if self.answer not in ("?", "unknown"):
             return self.ended.time
         return self.ended.time + LATE_MAX_S + 12
 
@@ -116,6 +123,7 @@ class Checker:
         self._claims: dict[str, list[Event]] = defaultdict(list)
         self._writes: dict[str, list[Event]] = defaultdict(list)
         self._calls: dict[str, list[Call]] = defaultdict(list)
+        self._steers: dict[str, list[Call]] = defaultdict(list)
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         ends = {
             event.details["run"]: event
@@ -123,9 +131,7 @@ class Checker:
             if event.kind in ("end", "raise", "cancelled")
         }
         answers = {
-            event.details["call"]: event
-            for event in self._events
-            if event.kind in ("schedule", "force", "unschedule")
+            event.details["call"]: event for event in self._events if "answer" in event.details
         }
         for event in self._events:
             self._kinds[event.kind].append(event)
@@ -138,7 +144,9 @@ class Checker:
                 self._writes[event.subject].append(event)
             elif event.kind.endswith("…"):
                 answer = answers.get(event.details["call"])
-                self._calls[event.subject].append(Call(event, answer))
+                steers = What(event.kind.rstrip("…")).steers
+                calls = self._steers if steers else self._calls
+                calls[event.subject].append(Call(event, answer))
         closing = self._kinds["closing"]
         self._counted = closing[0].time if closing else plan.end
         self._counted_store = closing[0].store_time if closing else 0
@@ -206,7 +214,7 @@ class Checker:
         ):
             for event in self._kinds[kind]:
                 yield Violation(promise, event.time, event.line().strip())
-        for calls in self._calls.values():
+        for calls in (*self._calls.values(), *self._steers.values()):
             for call in calls:
                 if call.answer.startswith("error"):
                     yield Violation(Promise.ANSWERED, call.begun.time, call.begun.line().strip())
@@ -426,11 +434,16 @@ class Checker:
                     )
         if not self._restored:
             yield from self._superseded(subject, runs)
-            yield from self._complete(subject, task, runs)
+            yield from self._complete(subject, task, [run for run in runs if not run.triggered])
+            yield from self._paused(subject, task, runs)
+            yield from self._triggered(subject, task, runs)
         longest = max(
             ((self._counted if run.end is None else run.end.time) - run.start.time for run in runs),
             default=0.0,
         )
+        # A pause and a run that was asked for move what comes after them.
+        if self._steered(subject):
+            return
         if self._calm and longest < task.lease_s - 0.1 - 12 * self._plan.latency_s:
             yield from self._calm_record(subject, task, runs)
             if task.dynamic:
@@ -448,6 +461,8 @@ class Checker:
                 if (
                     other.answer == "ok"
                     and other.ended is not None
+                    # A replacement waits for the end of a run, also where that is begun again.
+                    and (other.what != What.REPLACE or self._calm)
                     and other.begun.time > mine.over
                     and claim.time > other.ended.time
                 ):
@@ -458,6 +473,124 @@ class Checker:
                         f"{other.what} {other.number} was acknowledged at {other.ended.time:.4f}",
                     )
                     break
+
+    def _steered(self, subject: str) -> list[Call]:
+        """The calls that steer a record, or its whole template."""
+        template = subject.partition("/")[0]
+        whole = self._steers[template] if template != subject else []
+        return [*self._steers[subject], *whole]
+
+    def _paused(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """Nothing of it starts between a pause and what ends it."""
+        if self._stepped:
+            return
+        others = [*self._calls[subject], *self._steered(subject)]
+        for pause in self._steered(subject):
+            if pause.what != What.PAUSE or pause.answer != "ok" or pause.ended is None:
+                continue
+            since, until = pause.ended.time, self._counted
+            whole = pause.begun.subject != subject
+            if whole:
+                # Whoever has not heard of it looks within a poll interval.
+                since += self._plan.poll_s + (0.1 + 12 * self._plan.latency_s if self._calm else 24)
+            end = pause.begun.details.get("at")
+            if end is not None:
+                until = min(until, pause.ended.time + (end - pause.ended.store_time) / SECOND - 0.1)
+            if any(other.begun.time <= pause.ended.time < other.over for other in others):
+                continue  # which of them came first is not known
+            for other in others:
+                ends = other.what in (What.RESUME, What.PAUSE) or not whole
+                # Anything else leaves the pause of a whole template alone.
+                if ends and other is not pause and other.begun.time > pause.ended.time:
+                    until = min(until, other.begun.time)
+            if not whole and not self._calm and self._ran_at(subject, pause.ended.time):
+                continue  # should its worker die, the run is begun again before it rests
+            begun = {
+                (run.call, run.occurrence) for run in runs if run.start.time <= pause.ended.time
+            }
+            held = {
+                event.details["token"]
+                for event in self._claims[subject]
+                if event.time <= pause.ended.time
+            }
+            for run in runs:
+                claim = self._claim_of(run)
+                if (
+                    since < run.start.time < until
+                    and (claim is None or whole or claim.details["token"] not in held)
+                    and (whole or (run.call, run.occurrence) not in begun)
+                ):
+                    yield Violation(
+                        Promise.RESTS,
+                        run.start.time,
+                        f"{subject} starts although call {pause.number} has paused it at "
+                        f"{pause.ended.time:.4f}",
+                    )
+                    break
+
+    def _ran_at(self, subject: str, time: float) -> bool:
+        """Whether the record was claimed, and not settled, at that time."""
+        events = [*self._claims[subject], *self._writes[subject]]
+        last = max(
+            (event for event in events if event.time <= time),
+            key=lambda event: event.time,
+            default=None,
+        )
+        return last is not None and (
+            last.kind == "claimed" or last.details.get("state") == "running"
+        )
+
+    def _triggered(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """Each run that was asked for was asked for, and is there."""
+        asked = [call for call in self._steered(subject) if call.what == What.TRIGGER]
+        mine = [run for run in runs if run.triggered]
+        occurrences = {(run.call, run.occurrence) for run in mine}
+        if len({occurrence for _, occurrence in occurrences}) > len(asked):
+            yield Violation(
+                Promise.TRIGGERED,
+                mine[-1].start.time,
+                f"{subject} was triggered {len(asked)} times, and ran for {sorted(occurrences)}",
+            )
+        if not self._calm or self._plan.synchronous or self._plan.concurrency_limit < 100:
+            return
+        slack = 0.1 + 12 * self._plan.latency_s
+        others = [*self._calls[subject], *self._steered(subject)]
+        for call in asked:
+            if call.answer != "ok" or call.ended is None or call.begun.subject != subject:
+                continue
+            if not call.ended.details.get("added"):
+                continue
+            due = call.ended.time
+            before = call.begun.time - task.lease_s - self._plan.poll_s - 1
+            for run in runs:
+                if run.start.time <= due + slack and run.end is not None:
+                    due = max(due, run.end.time)
+            until = due + slack
+            disturbed = until > self._counted or any(
+                other is not call
+                and (other.what == What.PAUSE or other.over > before)
+                and other.begun.time < until
+                for other in others
+            )
+            failed = any(
+                run.end is None or run.end.kind != "end"
+                for run in runs
+                if before < run.start.time < until
+            )
+            if disturbed or failed or not self._served(call.begun.time, until):
+                continue
+            ran = [
+                run
+                for run in mine
+                if call.begun.store_time - SECOND <= run.occurrence <= call.ended.store_time
+                and run.start.time <= until + self._left(call.begun.time)
+            ]
+            if len(ran) != 1:
+                yield Violation(
+                    Promise.TRIGGERED,
+                    until,
+                    f"{subject} was triggered by call {call.number} and ran {len(ran)} times",
+                )
 
     def _done(self, task: TaskPlan, run: Run) -> bool:
         """Whether the occurrence of this run counts as done."""

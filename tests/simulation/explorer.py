@@ -36,7 +36,7 @@ from tests.simulation.workers import (
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.store import Applied, Write
-from pyncette.store.record import ANY, DELETE, Change, Record, read
+from pyncette.store.record import ANY, DELETE, Change, Pause, Record, read
 
 KEY: Final = "x"
 COMPLETION_RUNS: Final = 8
@@ -183,7 +183,8 @@ class Explorer:
         now, record, shown, ledger, workers, messages, tokens, asks, faults = state
         scenario = self.scenario
         if now < scenario.end:
-            yield "time passes", (now + 1, *state[1:])
+            owed = self._passed(ledger, now + 1)
+            yield "time passes", (now + 1, record, shown, owed, *state[4:])
         if shown not in (-1, record):
             yield "the index catches up", (now, record, record, *state[3:])
         at_hand = record if shown == -1 else shown
@@ -281,6 +282,10 @@ class Explorer:
             raise Violation(violation.row, f"at {now}, {step.name}: {violation}") from None
         return owed
 
+    def _passed(self, ledger: int, now: int) -> int:
+        owed = self._ledgers.values[ledger]
+        return ledger if owed.until is None else self._ledgers(model.passed(owed, now))
+
     def _tell(self, ledger: Ledger, events: tuple[Event, ...], now: int) -> Ledger:
         scenario = self.scenario
         for kind, run, before in events:
@@ -332,7 +337,7 @@ class Explorer:
             change = rules.resumed(read(record), now)
             if change is not None:
                 record, _ = model.written(record, self._users(record, change), now)
-                awaited = ledger = ledger._replace(paused=False)
+                awaited = ledger = ledger._replace(paused=False, until=None)
         for _ in range(COMPLETION_RUNS):
             if record is None or record.due_at is None:
                 break
@@ -404,6 +409,8 @@ class Explorer:
                 return DELETE
             case Ask.PAUSE:
                 return rules.paused(read(record), now)
+            case Ask.PAUSE_UNTIL:
+                return rules.paused(read(record), now, Pause(now + model.PAUSE_LENGTH))
             case Ask.RESUME:
                 return rules.resumed(read(record), now)
             case Ask.TRIGGER:

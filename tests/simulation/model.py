@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyncette.engine import rules
-from pyncette.schedule import Schedule
+from pyncette.schedule import At, Schedule
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store import (
@@ -207,9 +207,14 @@ class Ask(StrEnum):
     FORCE = "force"
     UNSCHEDULE = "unschedule"
     PAUSE = "pause"
+    PAUSE_UNTIL = "pause until"
     RESUME = "resume"
     TRIGGER = "trigger"
     REPLAN = "replan"
+
+
+PAUSE_LENGTH: Final = 2
+"""How long a pause with an end takes."""
 
 
 class Run(NamedTuple):
@@ -236,6 +241,7 @@ class Ledger(NamedTuple):
         then: After ``due`` has run: the first instant of a new plan that waits for it.
         triggers: The instants at which a run was triggered that is still to come.
         paused: It shall rest, as soon as what is in hand has ended.
+        until: When it shall rest no longer; None: when it is resumed.
         triggered: The last instant at which a run was triggered.
         started: At most once: the runs whose bodies have started.
     """
@@ -248,6 +254,7 @@ class Ledger(NamedTuple):
     paused: bool = False
     triggered: int | None = None
     started: frozenset[Run] = frozenset()
+    until: int | None = None
 
 
 NOTHING = Ledger()
@@ -306,19 +313,24 @@ def asked(
             # Should the run in hand fail, the replacement takes its place.
             left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
             new = scheduled(ledger, args, schedule, now)
-            return new._replace(triggers=left, paused=ledger.paused, triggered=ledger.triggered)
+            return new._replace(
+                triggers=left,
+                paused=ledger.paused,
+                until=ledger.until,
+                triggered=ledger.triggered,
+            )
         case Ask.REPLACE:
-            return scheduled(ledger, args, schedule, now)
+            new = scheduled(ledger, args, schedule, now)
+            return new._replace(paused=ledger.paused, until=ledger.until)
         case Ask.SOONER:
             return _merged(ledger, args, schedule, before, after, now)
-        case Ask.PAUSE if held:
+        case Ask.PAUSE | Ask.PAUSE_UNTIL:
             # Should a triggered run in hand fail, the pause keeps it back.
-            left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
-            return ledger._replace(paused=True, triggers=left)
-        case Ask.PAUSE:
-            return ledger._replace(paused=True, triggers=())
+            left = tuple(instant for instant in ledger.triggers if held and instant not in in_hand)
+            until = now + PAUSE_LENGTH if ask is Ask.PAUSE_UNTIL else None
+            return ledger._replace(paused=True, until=until, triggers=left)
         case Ask.RESUME:
-            return ledger._replace(paused=False)
+            return ledger._replace(paused=False, until=None)
         case Ask.TRIGGER if before.state in (State.RETRYING, State.PARKED):
             if after.due_at is None or after.due_at > now:
                 raise Violation(Row.TRIGGER_RUNS, f"triggered at {now}, but due {after.due_at}")
@@ -342,6 +354,8 @@ def _merged(
     elif planned is not None and first is not None:
         planned = min(planned, first)
     due = first if planned is None else planned
+    if isinstance(schedule, At) and due is not None:
+        schedule = At.of(due)  # no record names two times for its only run
     return ledger._replace(args=args, schedule=dump_schedule(schedule), due=due, then=None)
 
 
@@ -406,6 +420,13 @@ def held_back(ledger: Ledger, run: Run) -> Ledger:
     return ledger._replace(triggers=left)
 
 
+def passed(ledger: Ledger, now: int) -> Ledger:
+    """It is now so late: a pause with an end has ended."""
+    if ledger.until is None or ledger.until > now:
+        return ledger
+    return ledger._replace(paused=False, until=None)
+
+
 def settles(run: Run, before: Record | None) -> None:
     """A write of an execution is applied to what was there before it."""
     if before is not None and run_of(before)[:3] != run[:3]:
@@ -445,8 +466,14 @@ def check(ledger: Ledger, record: Record | None) -> None:
         raise Violation(Row.NOTHING_LOST, f"{ledger.due} was still to be run: {record}")
     if ledger.paused and not (pending.paused or record.state in (State.PAUSED, State.FINISHED)):
         raise Violation(Row.PAUSED_RESTS, f"the pause is gone: {record}")
-    if not ledger.paused and record.state == State.PAUSED:
+    if not ledger.paused and record.state == State.PAUSED and record.due_at is None:
         raise Violation(Row.COMES_DUE, f"nobody paused it: {record}")
+    if record.state == State.PAUSED and ledger.paused:
+        due_at, until = record.due_at, ledger.until
+        if until is not None and due_at is None:
+            raise Violation(Row.COMES_DUE, f"its pause ends at {until}: {record}")
+        if due_at is not None and (until is None or due_at < until):
+            raise Violation(Row.PAUSED_RESTS, f"paused until {until}: {record}")
     for instant in ledger.triggers:
         if instant not in (progress.triggered, pending.triggered) or record.state == State.PAUSED:
             raise Violation(Row.TRIGGER_RUNS, f"triggered at {instant}: {record}")
@@ -455,9 +482,16 @@ def check(ledger: Ledger, record: Record | None) -> None:
 def _check_due(record: Record, progress: Progress) -> None:
     due_at = record.due_at
     match record.state:
-        case State.PAUSED | State.PARKED | State.FINISHED:
+        case State.PARKED | State.FINISHED:
             if due_at is not None:
                 raise Violation(Row.PAUSED_RESTS, f"{record}")
+        case State.PAUSED:
+            occurrence = progress.occurrence
+            begun = record.unfinished_attempts > 0 or progress.failures > 0
+            if due_at is None or begun or occurrence is None:
+                return
+            if due_at < occurrence:
+                raise Violation(Row.NOT_EARLY, f"{record}")
         case _ if due_at is None:
             raise Violation(Row.COMES_DUE, f"{record}")
         case State.SCHEDULED if progress.occurrence is not None and due_at < progress.occurrence:

@@ -83,10 +83,20 @@ class What(StrEnum):
     SCHEDULE = "schedule"
     FORCE = "force"
     UNSCHEDULE = "unschedule"
+    REPLACE = "replace"
+    PAUSE = "pause"
+    """With a delay: until then."""
+    RESUME = "resume"
+    TRIGGER = "trigger"
+
+    @property
+    def steers(self) -> bool:
+        """Whether it says nothing about when, and with what, a task runs."""
+        return self in (What.PAUSE, What.RESUME, What.TRIGGER)
 
 
 class Action(NamedTuple):
-    """A call of a user."""
+    """A call of a user. Without an instance it is about a static task, or a whole template."""
 
     at: float
     call: int
@@ -234,7 +244,7 @@ def draw(seed: int, profile: str) -> Plan:
     lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
     processes = ["users", *(life.process for life in lives)]
-    return Plan(
+    plan = Plan(
         seed=seed,
         profile=profile,
         duration=duration,
@@ -264,6 +274,7 @@ def draw(seed: int, profile: str) -> Plan:
         else (*_RUDE, *((Manner.KILL,) * 2 if random.random() < 0.15 else ())),
         middleware=random.random() < 0.2,
     )
+    return replace(plan, actions=_steered(seed, profile, plan))
 
 
 def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
@@ -327,6 +338,42 @@ def _actions(
             )
         )
     return sorted(actions)
+
+
+STEERED_FROM: Final = 500
+"""The number of the first call that steers: the others are drawn without them."""
+
+
+def _steered(seed: int, profile: str, plan: Plan) -> tuple[Action, ...]:
+    """Calls that steer, in a part of the plans, and at the end what resumes everything."""
+    random = Random(f"steered:{profile}:{seed}")
+    if random.random() < 0.5:
+        return plan.actions
+    places = sorted({(action.task, action.instance) for action in plan.actions})
+    places += [(task.name, "") for task in plan.tasks]
+    actions = []
+    paused = set()
+    for call in range(STEERED_FROM, STEERED_FROM + random.randint(1, 8)):
+        task, instance = random.choice(places)
+        what = random.choice((What.PAUSE, What.PAUSE, What.RESUME, What.TRIGGER, What.TRIGGER))
+        if instance and random.random() < 0.3:
+            what = What.REPLACE
+        once = random.random() < 0.5
+        delay_s = interval_s = None
+        if what is What.REPLACE:
+            interval_s = None if once else random.choice((1.0, 2.0))
+            delay_s = random.choice((0.0, 1.0, random.uniform(0, 10))) if once else None
+        elif what is What.PAUSE:
+            delay_s = random.uniform(0.1, 10) if once else None
+            paused.add((task, instance))
+        at, process = random.uniform(0.05, plan.duration), "users"
+        if random.random() < 0.3:
+            process = random.choice(plan.lives).process
+        actions.append(Action(at, call, what, task, instance, interval_s, delay_s, process))
+    for number, (task, instance) in enumerate(sorted(paused)):
+        call = STEERED_FROM + 100 + number
+        actions.append(Action(plan.duration + 0.5, call, What.RESUME, task, instance))
+    return tuple(sorted((*plan.actions, *actions)))
 
 
 _STORE_FAULTS: Final = (

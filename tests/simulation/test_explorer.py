@@ -44,10 +44,11 @@ EVERYTHING = (
     Ask.FORCE,
     Ask.UNSCHEDULE,
     Ask.PAUSE,
+    Ask.PAUSE_UNTIL,
     Ask.RESUME,
     Ask.TRIGGER,
 )
-OF_STATIC_TASKS = (Ask.PAUSE, Ask.RESUME, Ask.TRIGGER, Ask.REPLAN)
+OF_STATIC_TASKS = (Ask.PAUSE, Ask.PAUSE_UNTIL, Ask.RESUME, Ask.TRIGGER, Ask.REPLAN)
 BOTH = (True, False)
 
 SCENARIOS = {
@@ -171,7 +172,7 @@ SCENARIOS = {
         begin=3,
         end=8,
         depth=8,
-        asks=(Ask.PAUSE, Ask.TRIGGER, Ask.RESUME),
+        asks=(Ask.PAUSE, Ask.PAUSE_UNTIL, Ask.TRIGGER, Ask.RESUME),
         asks_max=2,
         faults_max=2,
         heartbeats=True,

@@ -15,9 +15,15 @@ from typing import Any, Final, NoReturn
 from tests.simulation.plan import Action, Manner, TaskPlan, What
 from tests.simulation.world import USER, World
 
-from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
+from pyncette import Context, ExecutionMode, OnExisting, Pyncette, PyncetteContext
 from pyncette.clock import from_microseconds, to_microseconds
-from pyncette.errors import LeaseLostException, StoreError, TaskLockedException
+from pyncette.errors import (
+    LeaseLostException,
+    StoreError,
+    TaskLockedException,
+    TaskNotFoundError,
+    TaskPausedError,
+)
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.task import Task
 
@@ -132,7 +138,18 @@ class Apps:
         self._runs += 1
         run = self._runs
         note = partial(world.note, process, subject=subject, run=run)
-        note("start", call=call, planned=scheduled_at, attempt=attempt, manner=str(manner))
+        # No public name says this; without it, a run that a user triggered cannot be told from
+        # one that is not on the grid.
+        triggered = context._execution.reading.progress.triggered is not None
+        details: dict[str, Any] = {"triggered": True} if triggered else {}
+        note(
+            "start",
+            call=call,
+            planned=scheduled_at,
+            attempt=attempt,
+            manner=str(manner),
+            **details,
+        )
         try:
             await self._behave(manner, process, task, context, random.random())
         except asyncio.CancelledError:
@@ -251,16 +268,16 @@ class Apps:
             return
         context, tasks = opened
         task, what = tasks[action.task], action.what
-        subject = f"{action.task}/{action.instance}"
+        subject = f"{action.task}/{action.instance}" if action.instance else action.task
         options: dict[str, Any] = {}
         due = None
         if action.interval_s is not None:
             options["interval"] = timedelta(seconds=action.interval_s)
         elif action.delay_s is not None:
             due = world.store_time() + round(action.delay_s * 1_000_000)
-            options["execute_at"] = from_microseconds(due)
+            options["until" if what is What.PAUSE else "execute_at"] = from_microseconds(due)
         size = world.plan.task(action.task).args_bytes
-        if size:
+        if size and not what.steers:
             options["filler"] = "x" * size
         process = action.process if action.process in self.open else "users"
         world.note(
@@ -272,22 +289,47 @@ class Apps:
             **({"at": due} if due else {}),
         )
         answer = "?"
+        details: dict[str, Any] = {}
         before = USER.set(f"call {action.call}")
         try:
-            if what is What.UNSCHEDULE:
+            if what.steers:
+                details = await self._steer(context, task, action, options)
+            elif what is What.UNSCHEDULE:
                 await context.unschedule_task(task, action.instance)
             else:
+                if what is What.REPLACE:
+                    options["on_existing"] = OnExisting.REPLACE
                 await context.schedule_task(
                     task, action.instance, what is What.FORCE, call=action.call, **options
                 )
             answer = "ok"
         except TaskLockedException:
             answer = "locked"
+        except TaskNotFoundError:
+            answer = "absent"
+        except TaskPausedError:
+            answer = "paused"
         except StoreError:
             answer = "unknown"
         except Exception as error:
-            answer = f"error {error!r}"
+            # An end of a pause that is past when the call is made, by the clock of a process that
+            # is off or was frozen.
+            late = isinstance(error, ValueError) and "must lie in the future" in str(error)
+            answer = "late" if late else f"error {error!r}"
         finally:
             USER.reset(before)
             # Also when it was cancelled: what became of it is then unknown.
-            world.note(process, f"{what}", subject, call=action.call, answer=answer)
+            world.note(process, f"{what}", subject, call=action.call, answer=answer, **details)
+
+    async def _steer(
+        self, context: PyncetteContext, task: Task, action: Action, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        name = action.instance or None
+        match action.what:
+            case What.PAUSE:
+                await context.pause(task, name, **options)
+            case What.RESUME:
+                await context.resume(task, name)
+            case _:
+                return {"added": await context.trigger(task, name)}
+        return {}

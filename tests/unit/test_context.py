@@ -306,7 +306,7 @@ def test_an_at_most_once_record_that_does_not_move_on_is_locked_in_the_end(
                 await context.schedule_task(job, "x", interval=seconds(3))
             assert raised.value.locked_until == after(20)
 
-    monkeypatch.setattr("pyncette.context.ADVANCE_PATIENCE_S", 0.02)
+    monkeypatch.setattr("pyncette.calls.scheduling.ADVANCE_PATIENCE_S", 0.02)
     run(main())
 
 

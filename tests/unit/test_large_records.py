@@ -189,7 +189,7 @@ def test_each_call_has_a_deadline_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_many_calls_that_wait_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyncette.context.CALLS_MAX", 3)
+    monkeypatch.setattr("pyncette.calls.requests.CALLS_MAX", 3)
 
     async def main() -> None:
         bench = Bench()

@@ -15,6 +15,7 @@ from pyncette.store import record
 from pyncette.store.record import (
     EARLIEST_INSTANT,
     LATEST_INSTANT,
+    Pause,
     Pending,
     Progress,
     Record,
@@ -33,7 +34,8 @@ INSTANTS = st.integers(EARLIEST_INSTANT, LATEST_INSTANT)
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
 PLAINS = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 NOTHING = st.none()
-FLAGS = {"paused": st.booleans(), "triggered": NOTHING | INSTANTS}
+PAUSE = NOTHING | st.builds(Pause, until=NOTHING | INSTANTS, reason=NOTHING | st.text(max_size=50))
+FLAGS = {"paused": st.booleans(), "triggered": NOTHING | INSTANTS, "pause": PAUSE}
 PENDING = st.builds(
     Pending, schedule=NOTHING, args=NOTHING, planned=NOTHING, incarnation=NOTHING, **FLAGS
 ) | st.builds(
@@ -47,6 +49,7 @@ PROGRESS = st.builds(
     failures=st.integers(0, 10**6),
     pending=st.none() | PENDING,
     error=st.none() | st.text(max_size=100),
+    pause=PAUSE,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -24,6 +24,7 @@ from pyncette.store.record import (
     STATIC_GROUP,
     Change,
     Patch,
+    Pause,
     Pending,
     Progress,
     Put,
@@ -562,6 +563,14 @@ def test_scheduling_what_is_paused_leaves_it_paused() -> None:
     assert progress_of(merged).planned == 17
 
 
+@pytest.mark.parametrize("state", [State.SCHEDULED, State.PAUSED, State.RETRYING])
+def test_a_single_run_that_keeps_the_sooner_time_says_so_in_its_schedule(state: State) -> None:
+    record = a_record(state, None if state == State.PAUSED else 20, planned=20, schedule=at(20))
+    merged = after(record, rules.merged(record, WANTED._replace(schedule=at(90)), NOW))
+    assert merged.schedule == dump_schedule(at(20))
+    assert (merged.args, progress_of(merged).planned) == (WANTED.args, 20)
+
+
 def test_scheduling_what_is_parked_after_failures_leaves_it_parked() -> None:
     record = a_record(State.PARKED, None, planned=10, failures=5, error="no")
     merged = after(record, rules.merged(record, WANTED, NOW))
@@ -710,7 +719,6 @@ def test_scheduling_what_cannot_be_read_makes_it_anew() -> None:
     [
         a_record(),
         a_record(State.RETRYING, 90, failures=3, unfinished_attempts=2),
-        a_record(State.PAUSED, None),
         a_record(State.PARKED, None),
         a_record(State.FINISHED, None, planned=None),
         running(due_at=NOW),
@@ -720,6 +728,38 @@ def test_scheduling_what_cannot_be_read_makes_it_anew() -> None:
 )
 def test_what_does_not_run_is_replaced_as_if_newly_made(record: Record) -> None:
     assert rules.replaced(record, WANTED, NOW) == rules.created(WANTED, NOW)
+
+
+@pytest.mark.parametrize(
+    ("text", "pause", "due_at"),
+    [
+        (None, None, None),
+        (None, Pause(reason="why"), None),
+        (None, Pause(15), 17),
+        (None, Pause(90), 90),
+        (UNREADABLE, None, None),
+    ],
+)
+def test_what_is_paused_is_replaced_and_stays_paused(
+    text: str | None, pause: Pause | None, due_at: int | None
+) -> None:
+    record = a_record(State.PAUSED, due_at, pause=pause, text=text, failures=3)
+    new = after(record, rules.replaced(record, WANTED, NOW))
+    assert (new.state, new.due_at) == (State.PAUSED, due_at)
+    assert progress_of(new) == Progress(17, "b1", pause=pause)
+
+
+def test_what_was_to_be_paused_when_its_worker_died_is_paused_when_it_is_replaced() -> None:
+    record = running(due_at=NOW, pending=Pending(paused=True, pause=Pause(90)))
+    new = after(record, rules.replaced(record, WANTED, NOW))
+    assert (new.state, new.due_at) == (State.PAUSED, 90)
+    assert progress_of(new) == Progress(17, "b1", pause=Pause(90))
+
+
+def test_what_is_paused_and_replaced_by_what_never_runs_is_finished() -> None:
+    record = a_record(State.PAUSED, None)
+    new = after(record, rules.replaced(record, WANTED._replace(schedule=PAST), NOW))
+    assert new.state == State.FINISHED
 
 
 def test_what_runs_is_replaced_from_the_end_of_the_run() -> None:
@@ -779,6 +819,94 @@ def test_pausing_a_paused_record_whose_triggered_run_waits_keeps_that_back() -> 
     record = a_record(due_at=11, planned=20, triggered=11, pending=Pending(paused=True))
     rests = after(record, rules.paused(read(record), NOW))
     assert progress_of(rests) == Progress(20, "b0", triggered=11)
+
+
+UNTIL = Pause(50, "why")
+
+
+@pytest.mark.parametrize(
+    ("record", "due_at"),
+    [
+        pytest.param(a_record(due_at=20, planned=20), 50, id="scheduled before the end"),
+        pytest.param(a_record(due_at=60, planned=60), 60, id="scheduled after the end"),
+        pytest.param(a_record(State.RETRYING, 90, failures=1), 50, id="waits for a retry"),
+        pytest.param(running(due_at=NOW, planned=60), 50, id="its worker died"),
+        pytest.param(a_record(State.PAUSED, None, planned=20), 50, id="paused without an end"),
+        pytest.param(
+            a_record(State.PAUSED, 70, planned=20, pause=Pause(70)), 50, id="paused for longer"
+        ),
+        pytest.param(a_record(due_at=11, planned=None, triggered=11), 50, id="triggered"),
+    ],
+)
+def test_a_pause_with_an_end_is_due_at_its_end_but_not_before_it_is_planned(
+    record: Record, due_at: int
+) -> None:
+    rests = after(record, rules.paused(read(record), NOW, UNTIL))
+    assert (rests.state, rests.due_at) == (State.PAUSED, due_at)
+    assert progress_of(rests) == progress_of(record)._replace(pause=UNTIL)
+    assert rules.paused(read(rests), NOW, UNTIL) is None, "it has this pause already"
+
+
+@pytest.mark.parametrize("pause", [Pause(reason="why"), UNTIL])
+def test_what_was_said_about_a_pause_is_kept_through_the_run_and_a_triggered_one(
+    pause: Pause,
+) -> None:
+    record = running()
+    asked = after(record, rules.paused(read(record), NOW, pause))
+    assert progress_of(asked).pending == Pending(paused=True, pause=pause)
+    assert rules.paused(read(asked), NOW, pause) is None
+    for outcome in (
+        rules.succeeded(read(asked), AT_ONCE, NOW),
+        rules.failed(read(asked), AT_ONCE, NOW, "no"),
+        rules.given_back(read(asked), NOW),
+    ):
+        rests = after(asked, outcome)
+        assert (rests.state, rests.due_at) == (State.PAUSED, pause.until)
+        assert progress_of(rests).pause == pause
+        again = after(rests, rules.triggered(read(rests), NOW))
+        assert progress_of(again).pending == Pending(paused=True, pause=pause)
+        assert progress_of(again).pause is None
+        again = running(text=again.progress)
+        rests = after(again, rules.succeeded(read(again), AT_ONCE, NOW))
+        assert (rests.state, progress_of(rests).pause) == (State.PAUSED, pause)
+
+
+def test_a_pause_that_ended_during_the_run_does_not_keep_a_failure_back() -> None:
+    record = running(pending=Pending(paused=True, pause=Pause(NOW)))
+    assert after(record, rules.failed(read(record), AT_ONCE, NOW, "no")).state == State.RUNNING
+    assert after(record, rules.given_back(read(record), NOW)).state == State.SCHEDULED
+    rests = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert rests.due_at == 20, "when it is planned"
+
+
+def test_a_replacement_keeps_a_pause_with_its_end() -> None:
+    record = running(pending=REPLACEMENT._replace(paused=True, pause=UNTIL))
+    new = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert (new.state, new.due_at) == (State.PAUSED, 50)
+    assert progress_of(new) == Progress(17, "b1", pause=UNTIL)
+
+
+def test_what_is_claimed_after_its_pause_forgets_it_with_its_outcome() -> None:
+    record = running(pause=Pause(NOW))
+    for outcome in (
+        rules.succeeded(read(record), AT_ONCE, NOW),
+        rules.failed(read(record), SOON, NOW, "no"),
+    ):
+        assert progress_of(after(record, outcome)).pause is None
+
+
+def test_scheduling_what_is_paused_until_then_comes_due_no_sooner() -> None:
+    record = a_record(State.PAUSED, 90, planned=90, pause=UNTIL)
+    merged = after(record, rules.merged(record, WANTED, NOW))
+    assert (merged.state, merged.due_at) == (State.PAUSED, 50)
+    assert progress_of(merged) == Progress(17, "b0", pause=UNTIL)
+
+
+def test_resuming_ends_a_pause_before_its_end() -> None:
+    record = a_record(State.PAUSED, 50, planned=20, pause=UNTIL)
+    woken = after(record, rules.resumed(read(record), NOW))
+    assert (woken.state, woken.due_at) == (State.SCHEDULED, 20)
+    assert progress_of(woken) == Progress(20, "b0")
 
 
 @pytest.mark.parametrize("state", [State.PAUSED, State.PARKED, State.FINISHED])

@@ -127,7 +127,7 @@ class Dispatcher:
                         batch = self._batch(static_tasks[record.key], claim)
                     else:
                         batch = batches[group] = self._batch(groups[group], claim)
-                if worker.stopping:
+                if worker.stopping or (worker.pauses.known and worker.pauses.holds(group, now)):
                     self.give_back(record)
                     continue
                 execution = self._execution(batch, record, now)

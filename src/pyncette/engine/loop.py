@@ -151,13 +151,15 @@ class Loop:
         now = worker.clock.microseconds()
         pause = until_poll
         if free and not self._failures:
-            pause = min(pause, worker.sources.soonest() - now)
+            pause = min(pause, worker.sources.soonest() - now, worker.pauses.next_end() - now)
         if pause > 0:
             await worker.alarm.wait_for(pause)
             return
-        polls = until_poll <= 0
+        polls = until_poll <= 0 or worker.pauses.next_end() <= now
         try:
             with worker.hooks.tick():
+                if polls and await self._read_pauses(now):
+                    now = worker.clock.microseconds()
                 await self._claim(self._unanswered or self._ask(now, free, polls))
                 if polls:
                     worker.dispatcher.drop_unstarted()
@@ -167,16 +169,25 @@ class Loop:
         except Exception as error:
             self._store_failed(error)
 
+    async def _read_pauses(self, now: int) -> bool:
+        """Reads which groups are paused, if this worker claims from any."""
+        worker = self._worker
+        if not any(task.dynamic and task.enabled for task in worker.tasks()):
+            return False
+        await worker.pauses.refresh(worker.store, now)
+        return True
+
+    def look_at_pauses(self) -> None:
+        """A group was perhaps paused or resumed: polls at once."""
+        if not self._failures:
+            self._poll_at = _LONG_AGO
+
     async def _measure(self) -> None:
         """Measures the store's clock at intervals, if it has one."""
+        monotonic = self._worker.clock.monotonic()
         clock = self._worker.clock
-        if not isinstance(clock, StoreClock):
-            return
-        monotonic = clock.monotonic()
-        if monotonic >= self._measure_at or clock.is_vague():
-            has_clock = await clock.measure(
-                self._worker.store.now, lambda: self._worker.store.now_uncertainty
-            )
+        if isinstance(clock, StoreClock) and (monotonic >= self._measure_at or clock.is_vague()):
+            has_clock = await self._worker.measure_clock()
             self._measure_at = monotonic + MEASURE_INTERVAL_S if has_clock else math.inf
 
     async def _notice_backward_step(self) -> None:
@@ -198,6 +209,7 @@ class Loop:
             return
         worker = self._worker
         groups = [group for task in worker.tasks() for group in task.groups()]
+        groups.append(CONTROL_GROUP)
         try:
             self._watch = await worker.store.watch(groups, worker.wake_groups)
         except Exception as error:
@@ -219,7 +231,7 @@ class Loop:
         """Decides what to claim from: all sources once per poll interval, else those due."""
         worker = self._worker
         if polls:
-            worker.sources.refresh(worker.tasks())
+            worker.sources.refresh(worker.tasks(), lambda group: worker.pauses.holds(group, now))
             self._poll_at = self._monotonic() + worker.settings.poll_interval
             asked = worker.sources.all()
             for source in asked:

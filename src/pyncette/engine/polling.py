@@ -8,7 +8,7 @@ worker backs off from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Final
@@ -54,11 +54,20 @@ class Sources:
     def __len__(self) -> int:
         return len(self._table)
 
-    def refresh(self, tasks: Iterable[Task]) -> None:
-        """Updates the table to the tasks that are declared, and that this worker runs now."""
+    def refresh(
+        self, tasks: Iterable[Task], is_paused: Callable[[str], bool] = lambda group: False
+    ) -> None:
+        """Updates the table to the tasks that are declared, and that this worker runs now.
+
+        Args:
+            tasks: The declared tasks.
+            is_paused: Whether nothing is claimed from a group.
+        """
         self._serial += 1
         for task in tasks:
             for group in task.active_groups():
+                if is_paused(group):
+                    continue
                 identity = (group, None if task.dynamic else task.key)
                 source = self._table.get(identity)
                 if source is None or source.task is not task:

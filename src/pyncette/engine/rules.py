@@ -13,8 +13,9 @@ failed, ``COMMIT``       is the same as after success
 given back               is as it was before the claim
 merged                   has the new schedule and arguments, and keeps the sooner time; is
                          scheduled again if it was parked because no worker could read it
-replaced                 is as if newly created; while it runs, from the end of that run
-paused, resumed          is no longer due; is due again
+replaced                 is as if newly created, but stays paused; while it runs, from the end
+                         of that run
+paused, resumed          is no longer due, or not before the end of the pause; is due again
 triggered                runs once now; its schedule does not advance
 replanned                follows the changed declaration in code
 parked                   is kept with the reason, and is never due
@@ -37,7 +38,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from pyncette.model import FailureMode
-from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
+from pyncette.schedule import At, NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store.record import (
@@ -46,6 +47,7 @@ from pyncette.store.record import (
     Change,
     Delete,
     Patch,
+    Pause,
     Pending,
     Progress,
     Put,
@@ -59,6 +61,9 @@ from pyncette.store.record import (
 
 SUSPECT_ATTEMPTS: Final = 3
 """Number of attempts without an outcome from which a record is suspected of killing its process."""
+
+WITHOUT_END: Final = Pause()
+"""A pause until the record is resumed, without a reason."""
 
 UNKNOWN_SCHEDULE: Final = "1 at 0"
 """The schedule of a static task's record that was migrated without its schedule. It stays until a
@@ -191,8 +196,8 @@ def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
     if replacement is not None:
         return _promoted(record, replacement)
     pending = progress.pending
-    progress = progress._replace(failures=progress.failures + 1, error=error)
-    if pending is not None and pending.paused:
+    progress = progress._replace(failures=progress.failures + 1, error=error, pause=None)
+    if _asked_to_rest(pending, now):
         return _held_back(record, progress, 0)
     if policy.failure_mode is FailureMode.UNLOCK:
         return Patch(now + policy.retry_after, State.RETRYING, 0, dump_progress(progress))
@@ -209,8 +214,7 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
-    pending = progress.pending
-    if pending is not None and pending.paused and progress.triggered is None:
+    if progress.triggered is None and _asked_to_rest(progress.pending, now):
         return _held_back(record, progress, unfinished_attempts)
     if unfinished_attempts or progress.failures:
         return Patch(now + delay, State.RETRYING, unfinished_attempts)
@@ -304,12 +308,18 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     if state in (State.SCHEDULED, State.FINISHED):
         due_at = progress.occurrence
         state = State.FINISHED if due_at is None else State.SCHEDULED
+    elif state == State.PAUSED:
+        due_at = _due_after(progress.pause, progress, current.unfinished_attempts)
+    schedule = wanted.schedule
+    if type(schedule) is At and progress.planned is not None:
+        # A single run at the kept time: the record does not name another time beside it.
+        schedule = At.of(progress.planned)
     return Put(
         due_at,
         state,
         None if state == State.RUNNING else current.token,
         current.unfinished_attempts,
-        dump_schedule(wanted.schedule),
+        dump_schedule(schedule),
         wanted.args,
         dump_progress(progress),
     )
@@ -318,14 +328,18 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
 def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     """The same as newly created; if the task is running, from the end of that run.
 
+    A record that is paused, or was asked to pause, stays so: only ``resumed`` ends a pause.
+
     Raises:
         NewerFormat: A later release wrote the record.
     """
-    if not alive(current, now):
-        return created(wanted, now)
     try:
         progress = load_progress(current.progress)
     except UnreadableRecord:
+        progress = None
+    if not alive(current, now):
+        return _created_in_place(current, progress, wanted, now)
+    if progress is None:
         # The run cannot be identified, and its outcome cannot be written. Only its lease is kept.
         new = created(wanted, now)
         if new.due_at is None or current.due_at is None:
@@ -340,26 +354,33 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     return _moved(current, progress._replace(pending=pending))
 
 
-def paused(reading: Reading, now: int) -> Change | None:
+def paused(reading: Reading, now: int, pause: Pause = WITHOUT_END) -> Change | None:
     """Not due until resumed; if the task is running, from the end of that run.
 
+    If the pause has an end, the record is due from then on, or at its planned instant if that lies
+    later: the claim that finds it then runs what it finds, and needs to know nothing of the pause.
+
     Returns:
-        The change, or None if the record is paused, parked or finished.
+        The change, or None if the record is parked or finished, or has this pause already.
     """
     record, _, progress = reading
-    if record.state in (State.PAUSED, State.PARKED, State.FINISHED):
+    if record.state in (State.PARKED, State.FINISHED):
+        return None
+    said = _said(pause)
+    if record.state == State.PAUSED and progress.pause == said:
         return None
     if alive(record, now):
-        pending = (progress.pending or Pending())._replace(paused=True)
-        return _moved(record, progress._replace(pending=pending))
+        pending = (progress.pending or Pending())._replace(paused=True, pause=said)
+        return None if pending == progress.pending else _pending_changed(record, progress, pending)
+    progress = _unpaused(progress)._replace(pause=said)
     return Put(
-        None,
+        _due_after(said, progress, record.unfinished_attempts),
         State.PAUSED,
         None if record.state == State.RUNNING else record.token,
         record.unfinished_attempts,
         record.schedule,
         record.args,
-        dump_progress(_unpaused(progress)),
+        dump_progress(progress),
     )
 
 
@@ -374,12 +395,11 @@ def resumed(reading: Reading, now: int) -> Change | None:
         if progress.pending is None or not progress.pending.paused:
             return None
         return _moved(record, _unpaused(progress))
+    text = None if progress.pause is None else dump_progress(progress._replace(pause=None))
     if record.unfinished_attempts or progress.failures:
-        return Patch(now, State.RETRYING, record.unfinished_attempts)
+        return Patch(now, State.RETRYING, record.unfinished_attempts, text)
     due_at = progress.occurrence
-    return Patch(
-        due_at, State.FINISHED if due_at is None else State.SCHEDULED, record.unfinished_attempts
-    )
+    return Patch(due_at, State.FINISHED if due_at is None else State.SCHEDULED, 0, text)
 
 
 def triggered(reading: Reading, now: int) -> Change | None:
@@ -397,8 +417,7 @@ def triggered(reading: Reading, now: int) -> Change | None:
             pending = progress.pending or Pending()
             if pending.triggered is not None:
                 return None
-            pending = pending._replace(triggered=now)
-            return _moved(record, progress._replace(pending=pending))
+            return _pending_changed(record, progress, pending._replace(triggered=now))
         case State.RETRYING:
             return Patch(now, State.RETRYING, record.unfinished_attempts)
         case State.PARKED if progress.occurrence is not None:
@@ -409,8 +428,8 @@ def triggered(reading: Reading, now: int) -> Change | None:
         case State.SCHEDULED if progress.triggered is not None:
             return None
         case State.PAUSED:
-            pending = (progress.pending or Pending())._replace(paused=True)
-            progress = progress._replace(pending=pending)
+            pending = (progress.pending or Pending())._replace(paused=True, pause=progress.pause)
+            progress = progress._replace(pending=pending, pause=None)
         case _:
             pass
     text = dump_progress(progress._replace(triggered=now, failures=0))
@@ -490,6 +509,8 @@ def replanned(
         due_at = progress.occurrence
         if due_at is None:
             state = State.FINISHED
+    elif state == State.PAUSED:
+        due_at = _due_after(progress.pause, progress, current.unfinished_attempts)
     return Put(
         due_at,
         state,
@@ -600,11 +621,10 @@ def _next(record: Record, progress: Progress, pending: Pending) -> Change:
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     if progress.planned is None:
         return _nothing_left(record, progress.incarnation, progress.error)
-    left = _pending_or_none(pending._replace(paused=False))
-    text = dump_progress(progress._replace(pending=left))
+    progress = progress._replace(pending=_pending_or_none(_without_pause(pending)))
     if pending.paused:
-        return Patch(None, State.PAUSED, 0, text)
-    return Patch(progress.planned, State.SCHEDULED, 0, text)
+        return _resting(progress._replace(pause=pending.pause), 0)
+    return Patch(progress.planned, State.SCHEDULED, 0, dump_progress(progress))
 
 
 def _promoted(record: Record, pending: Pending) -> Put:
@@ -616,13 +636,13 @@ def _promoted(record: Record, pending: Pending) -> Put:
     due_at, state = pending.planned, State.SCHEDULED
     if pending.triggered is not None:
         due_at = pending.triggered
-        progress = progress._replace(
-            triggered=due_at, pending=Pending(paused=True) if pending.paused else None
-        )
-    elif pending.paused:
-        due_at, state = None, State.PAUSED
+        left = Pending(paused=pending.paused, pause=pending.pause)
+        progress = progress._replace(triggered=due_at, pending=_pending_or_none(left))
     elif due_at is None:
         state = State.FINISHED
+    elif pending.paused:
+        progress = progress._replace(pause=pending.pause)
+        due_at, state = _due_after(pending.pause, progress, 0), State.PAUSED
     return Put(
         due_at, state, record.token, 0, pending.schedule, pending.args, dump_progress(progress)
     )
@@ -646,7 +666,55 @@ def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> 
             triggered=pending.triggered, failures=0, pending=pending._replace(triggered=None)
         )
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
-    return Patch(None, State.PAUSED, unfinished_attempts, dump_progress(_unpaused(progress)))
+    pause = None if pending is None else pending.pause
+    return _resting(_unpaused(progress)._replace(pause=pause), unfinished_attempts)
+
+
+def _resting(progress: Progress, unfinished_attempts: int) -> Patch:
+    """The record is paused, as ``progress.pause`` says."""
+    due_at = _due_after(progress.pause, progress, unfinished_attempts)
+    return Patch(due_at, State.PAUSED, unfinished_attempts, dump_progress(progress))
+
+
+def _due_after(pause: Pause | None, progress: Progress, unfinished_attempts: int) -> int | None:
+    """When a paused record is due: at the end of its pause, but not before it is planned."""
+    if pause is None or pause.until is None:
+        return None
+    begun = unfinished_attempts > 0 or progress.failures > 0
+    if begun or progress.occurrence is None:
+        return pause.until
+    return max(pause.until, progress.occurrence)
+
+
+def _created_in_place(current: Record, progress: Progress | None, wanted: Wanted, now: int) -> Put:
+    """A new record in the place of an old one: it is paused if the old one is, or was to be."""
+    new = created(wanted, now)
+    pending = None if progress is None else progress.pending
+    is_paused = current.state == State.PAUSED
+    if new.due_at is None or not (is_paused or (pending is not None and pending.paused)):
+        return new
+    pause = None if progress is None else progress.pause if is_paused else None
+    if pending is not None and pending.paused:
+        pause = pending.pause
+    fresh = Progress(new.due_at, wanted.incarnation, pause=pause)
+    return new._replace(
+        due_at=_due_after(pause, fresh, 0), state=State.PAUSED, progress=dump_progress(fresh)
+    )
+
+
+def _asked_to_rest(pending: Pending | None, now: int) -> bool:
+    """Returns whether a pause is pending that has not ended by itself meanwhile."""
+    if pending is None or not pending.paused:
+        return False
+    return pending.pause is None or not pending.pause.ended(now)
+
+
+def _said(pause: Pause) -> Pause | None:
+    return None if pause == WITHOUT_END else pause
+
+
+def _pending_changed(record: Record, progress: Progress, pending: Pending) -> Patch:
+    return _moved(record, progress._replace(pending=pending))
 
 
 def _moved(record: Record, progress: Progress) -> Patch:
@@ -677,12 +745,18 @@ def _stood_still(progress: Progress, pending: Pending, now: int) -> bool:
 def _unpaused(progress: Progress) -> Progress:
     if progress.pending is None:
         return progress
-    pending = progress.pending._replace(paused=False)
-    return progress._replace(pending=_pending_or_none(pending))
+    return progress._replace(pending=_pending_or_none(_without_pause(progress.pending)))
+
+
+def _without_pause(pending: Pending) -> Pending:
+    return pending._replace(paused=False, pause=None)
 
 
 def _only_flags(pending: Pending) -> Pending | None:
-    return _pending_or_none(Pending(paused=pending.paused, triggered=pending.triggered))
+    """The requests that stay if the replacement among them is dropped."""
+    return _pending_or_none(
+        Pending(paused=pending.paused, triggered=pending.triggered, pause=pending.pause)
+    )
 
 
 def _pending_or_none(pending: Pending) -> Pending | None:

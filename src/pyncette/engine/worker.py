@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from pyncette.clock import Clock
+from pyncette.clock import Clock, StoreClock
 from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background
 from pyncette.engine.backlog import Backlogs
@@ -20,10 +20,12 @@ from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
 from pyncette.engine.loop import Loop
 from pyncette.engine.polling import Sources
+from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
 from pyncette.model import MiddlewareFunc
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
+from pyncette.store.record import CONTROL_GROUP
 from pyncette.task import Task
 
 
@@ -77,6 +79,7 @@ class Worker:
         hooks: Callbacks of the app.
         background: Starts internal tasks.
         sources: The sources to claim from, and when to claim next.
+        pauses: The groups from which nothing is claimed.
         alarm: The loop waits on it.
         writes: Writes outcomes and heartbeats to the store.
         backlogs: Detects tasks that are behind their schedule.
@@ -108,6 +111,7 @@ class Worker:
         self.background = background
         self.stopping = False
         self.sources = Sources()
+        self.pauses = Pauses()
         self.alarm = Alarm(clock, background)
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
@@ -115,6 +119,17 @@ class Worker:
         self.dispatcher = Dispatcher(self)
         self.loop = Loop(self)
         self._changed = asyncio.Event()
+
+    async def measure_clock(self) -> bool:
+        """Measures the store's clock; returns whether it has one.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        clock = self.clock
+        if not isinstance(clock, StoreClock):
+            return False
+        return await clock.measure(self.store.now, lambda: self.store.now_uncertainty)
 
     # Events that the members report.
 
@@ -130,6 +145,8 @@ class Worker:
         for source in self.sources.all():
             if groups is None or source.group in groups:
                 self.sources.ask_by(source, now)
+        if groups is not None and CONTROL_GROUP in groups:
+            self.loop.look_at_pauses()
         self.alarm.ring()
 
     def wrote(self, write: Write) -> None:

@@ -206,7 +206,8 @@ class Store(Protocol):
         """Claims records that are due, at most ``limit`` of them, soonest first in a group.
 
         A record is due when ``due_at <= now`` (and ``<= before`` of its ``Group``). This is decided
-        from the record itself, not from an index that may lag. Each claimed record gets
+        from the record itself, not from an index that may lag, and not from its ``state``: a record
+        that is paused until an instant is due at that instant. Each claimed record gets
         ``state = running``, ``token``, ``unfinished_attempts + 1``, ``due_at = now + lease`` and a
         new version, if its version is still the one that was read.
 

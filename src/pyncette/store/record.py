@@ -59,7 +59,8 @@ class Record(NamedTuple):
             reserved group.
         key: The name of the instance or of the static task. Unique within the group.
         due_at: The only indexed instant: the planned run, the retry, or the end of the lease. None
-            while paused, parked or finished.
+            while parked, finished, or paused without an end. If a pause has an end, this is when
+            the record is claimed again: a claim never looks at ``state``.
         version: Increased by every write; its value at the claim is the fencing token.
         token: The token of the last claim, unique over all workers and all time. None if the
             record was never claimed, or was taken away from its holder.
@@ -125,6 +126,22 @@ DELETE: Final = Delete()
 Change = Put | Patch | Delete
 
 
+class Pause(NamedTuple):
+    """What a user said about a pause.
+
+    Attributes:
+        until: The instant at which it ends by itself; None: when the record is resumed.
+        reason: Why, as text for people; None if no reason was given.
+    """
+
+    until: int | None = None
+    reason: str | None = None
+
+    def ended(self, now: int) -> bool:
+        """Returns whether the pause has ended by itself."""
+        return self.until is not None and self.until <= now
+
+
 class Pending(NamedTuple):
     """Requests that were made while the task ran. They apply when that run has ended.
 
@@ -132,6 +149,7 @@ class Pending(NamedTuple):
         schedule, args, planned, incarnation: A replacement (all of them, or none).
         paused: Pause after the current occurrence, and after a triggered one that follows it.
         triggered: Run once more, planned for this instant.
+        pause: What was said about the pause, if it has an end or a reason.
     """
 
     schedule: str | None = None
@@ -140,6 +158,7 @@ class Pending(NamedTuple):
     incarnation: str | None = None
     paused: bool = False
     triggered: int | None = None
+    pause: Pause | None = None
 
 
 class Progress(NamedTuple):
@@ -153,6 +172,8 @@ class Progress(NamedTuple):
         failures: Failed attempts of the current occurrence.
         pending: See ``Pending``.
         error: The error of the last failed attempt, as text.
+        pause: What was said about the pause, if it has an end or a reason. It holds only in the
+            state ``paused``; a claim after the end leaves it until the next outcome.
     """
 
     planned: int | None
@@ -161,6 +182,7 @@ class Progress(NamedTuple):
     failures: int = 0
     pending: Pending | None = None
     error: str | None = None
+    pause: Pause | None = None
 
     @property
     def occurrence(self) -> int | None:
@@ -217,9 +239,9 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 def dump_progress(progress: Progress) -> str:
     """Returns the progress as text."""
-    planned, incarnation, triggered, failures, pending, error = progress
+    planned, incarnation, triggered, failures, pending, error, pause = progress
     head = f"1 {'-' if planned is None else planned} {incarnation}"
-    if triggered is None and not failures and pending is None and error is None:
+    if triggered is None and not failures and pending is None and error is None and pause is None:
         return head
     rest: dict[str, Any] = {}
     if triggered is not None:
@@ -233,6 +255,8 @@ def dump_progress(progress: Progress) -> str:
         }
     if error is not None:
         rest["error"] = error[:ERROR_CHARACTERS_MAX]
+    if pause is not None:
+        rest["pause"] = pause
     return f"{head} {_encode(rest)}"
 
 
@@ -251,7 +275,7 @@ def load_progress(text: str) -> Progress:
         if planned is not None and not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
             raise ValueError(f"{planned} is not an instant")
         if len(words) == 3:
-            return _progress_of((planned, words[2], None, 0, None, None))
+            return _progress_of((planned, words[2], None, 0, None, None, None))
         rest = json.loads(words[3])
         return Progress(
             planned,
@@ -260,13 +284,23 @@ def load_progress(text: str) -> Progress:
             _count(rest.get("failures", 0)),
             _pending(rest["pending"]) if "pending" in rest else None,
             None if rest.get("error") is None else str(rest["error"]),
+            _pause(rest["pause"]) if "pause" in rest else None,
         )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"progress '{text[:100]}': {error}") from error
 
 
+def _pause(fields: list[Any]) -> Pause:
+    until, reason = fields
+    if reason is not None and not isinstance(reason, str):
+        raise ValueError(f"the reason of the pause is {reason!r}")
+    return Pause(None if until is None else _instant(until), reason)
+
+
 def _pending(fields: dict[str, Any]) -> Pending:
     pending = Pending(**fields)
+    if pending.pause is not None:
+        pending = pending._replace(pause=_pause(list(pending.pause)))
     for instant in (pending.planned, pending.triggered):
         if instant is not None:
             _instant(instant)

@@ -39,6 +39,16 @@ class Claiming(Suite):
         assert await self.claim(store, [a_key("a")]) == ([], [NOW + 1])
 
     @on_store
+    async def test_a_record_is_due_whatever_its_state(self, store: Store) -> None:
+        # A pause with an end is a record that is paused and due at that end.
+        for state in State:
+            await self.add(store, "reports", state.value, due_at=NOW, state=state)
+            await self.add(store, "reports", f"{state.value} later", due_at=NOW + 1, state=state)
+        claimed = (await self.claim(store, [a_group()])).records
+        assert sorted(keys_of(claimed)) == sorted(State)
+        assert {record.state for record in claimed} == {State.RUNNING}
+
+    @on_store
     async def test_a_claim_leaves_plan_and_arguments_and_sets_the_rest(self, store: Store) -> None:
         [created] = await self.add(
             store,

@@ -1,0 +1,109 @@
+"""Reading the states of tasks: one, or pages of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.requests import Requests
+from pyncette.clock import from_microseconds
+from pyncette.engine import rules
+from pyncette.errors import describe
+from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
+from pyncette.options import at_least_one
+from pyncette.store import EVERYTHING
+from pyncette.store.record import LATEST_INSTANT, Pause, Record, State, load_progress
+from pyncette.task import Task
+
+PAGE_LIMIT_MAX: Final = 1 << 30
+"""The largest limit that every store accepts; a page may always be shorter than its limit."""
+
+
+class Listing:
+    """The calls; see ``PyncetteContext`` for what they promise."""
+
+    def __init__(self, requests: Requests, batch_size: int) -> None:
+        """Reads from the store of an app."""
+        self._requests = requests
+        self._batch_size = batch_size
+
+    async def get(self, task: Task, name: str | None) -> TaskState | None:
+        check_declared(task)
+        if task.dynamic and name is None:
+            return None
+        group, key = identity_of(task, name)
+        [record] = await self._requests.store.get([(group, key)])
+        return None if record is None else self._state(task, record)
+
+    async def page(
+        self, task: Task, limit: int | None, token: ContinuationToken | None
+    ) -> ListTasksResponse:
+        check_declared(task)
+        if not task.dynamic:
+            raise ValueError("Cannot list instances of non-dynamic task")
+        limit = (
+            self._batch_size if limit is None else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
+        )
+        groups = task.groups()
+        group, cursor = _go_on(groups, token)
+        page = await self._requests.store.scan(groups[group], EVERYTHING, cursor, limit)
+        following = None
+        if page.cursor is not None:
+            following = ContinuationToken(f"{group}:{page.cursor}")
+        elif group + 1 < len(groups):
+            following = ContinuationToken(f"{group + 1}:")
+        return ListTasksResponse([self._state(task, record) for record in page.records], following)
+
+    def _state(self, task: Task, record: Record) -> TaskState:
+        return state_of(task, record, self._requests.clock.microseconds())
+
+
+def state_of(task: Task, record: Record, now: int) -> TaskState:
+    """Returns the state of a record; ``task`` is the static task, or the template."""
+    reason: str | None = None
+    pause = Pause()
+    try:
+        progress = load_progress(record.progress)
+    except ValueError as error:
+        occurrence = record.due_at if record.state == State.SCHEDULED else None
+        reason = describe(error)
+    else:
+        occurrence, reason = progress.occurrence, progress.error
+        if record.state == State.PAUSED and progress.pause is not None:
+            pause = progress.pause
+    if record.state == State.PARKED:
+        occurrence = None
+    failed = rules.failed_under_lease(record)
+    running = record.state == State.RUNNING and not failed
+    # A pause that has ended by itself leaves its mark until the next claim.
+    state = State.SCHEDULED if pause.ended(now) else record.state
+    if failed:
+        state = State.RETRYING
+    if state == State.PAUSED and pause.reason is not None:
+        reason = pause.reason
+    return TaskState(
+        task.template.from_record(record) if task.template.dynamic else task,
+        _instant_or_none(occurrence),
+        _instant_or_none(record.due_at) if running else None,
+        record.token.rsplit(":", 2)[0] if running and record.token else None,
+        # Some stores return a member of an enum, others a plain string.
+        str(state),
+        reason,
+        _instant_or_none(pause.until if state == State.PAUSED else None),
+    )
+
+
+def _instant_or_none(instant: int | None) -> datetime | None:
+    # A row that was edited by hand may hold an instant that a datetime cannot represent.
+    return None if instant is None or abs(instant) > LATEST_INSTANT else from_microseconds(instant)
+
+
+def _go_on(groups: Sequence[str], token: ContinuationToken | None) -> tuple[int, str | None]:
+    if token is None:
+        return 0, None
+    number, divided, cursor = str(token).partition(":")
+    if not divided or not number.isdecimal() or int(number) >= len(groups):
+        raise ValueError(f"Not a continuation token of this task: {token!r}")
+    return int(number), cursor or None

@@ -1,0 +1,331 @@
+"""Writes that users ask for: batched with those of other callers, and decided again if refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from pyncette.clock import Clock, realtime
+from pyncette.engine.background import Background
+from pyncette.engine.worker import Worker
+from pyncette.engine.writes import Call, Waker, WriteQueue
+from pyncette.errors import StoreError, StoreUnavailableError, printable
+from pyncette.store import (
+    Applied,
+    Refused,
+    Result,
+    Write,
+    expectation_holds,
+)
+from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
+from pyncette.store.record import ABSENT, Change, Record
+
+CALLS_MAX: Final = 10_000
+"""Maximum calls of users that wait for the store; more are refused at once."""
+
+PAUSE_INITIAL_S: Final = 0.02
+PAUSE_MAX_S: Final = 0.5
+"""Delay between retries of a write to a record that an open transaction holds."""
+
+MEASURE_INTERVAL_S: Final = 10.0
+"""How often the store's clock is measured for users' calls, if the loop does not run."""
+
+BULK_PATIENCE_S: Final = 30.0
+"""How long a bulk call retries what the store does not answer, counted from its last answer."""
+
+BULK_BATCH_MIN: Final = 10
+
+Decide = Callable[[Record | None, int], Change | None]
+"""Decides what to write, from the current record and the current instant; None: nothing."""
+
+
+class Wish(NamedTuple):
+    """A change of one record that a bulk call wants.
+
+    Attributes:
+        group, key: The record.
+        decide: Decides the change, again each time the record has changed. What it raises is the
+            outcome.
+        absent: Whether to begin as if the record were absent, without reading it.
+    """
+
+    group: str
+    key: str
+    decide: Decide
+    absent: bool = False
+
+
+Outcome = Write | Exception | None
+"""What came of a wish: the write that was applied, an error, or None if nothing was to be done."""
+
+
+class Requests:
+    """Writes for users.
+
+    Attributes:
+        store: The store.
+        clock: The app's clock.
+        batch_max: Maximum writes in one batch of a bulk call.
+    """
+
+    def __init__(self, worker: Worker, background: Background, batch_max: int = 1_000) -> None:
+        """Prepares to write for the users of a worker."""
+        self.store: DeadlineStore = worker.store
+        self.clock: Clock = worker.clock
+        self.batch_max = batch_max
+        self._worker = worker
+        self._background = background
+        self._measure_at = worker.clock.monotonic() + MEASURE_INTERVAL_S
+        self._batch = batch_max
+        self._waker = Waker(
+            lambda groups: self.store.write([], self.clock.microseconds(), groups), background
+        )
+        self._queue = WriteQueue(self._write, self.clock.microseconds, background)
+
+    async def now(self) -> int:
+        """Returns the current instant, by which a call decides.
+
+        The loop measures the clock of the store. In a program that does not run the loop this does:
+        such a program may be open for months, while clocks drift apart, or the store's is moved.
+        """
+        monotonic = self.clock.monotonic()
+        if not self._worker.loop.running and monotonic >= self._measure_at:
+            self._measure_at = monotonic + MEASURE_INTERVAL_S
+            # The call itself will find out whether the store fails.
+            with suppress(StoreError):
+                if not await self._worker.measure_clock():
+                    self._measure_at = math.inf
+        return self.clock.microseconds()
+
+    async def submit(self, write: Write) -> Applied | Refused:
+        """Makes one write, together with those of other callers.
+
+        Raises:
+            StoreUnavailableError: The store did not answer within the deadline of its calls,
+                counted from now; or too many calls are waiting.
+        """
+        if len(self._queue) >= CALLS_MAX:
+            raise StoreUnavailableError(
+                f"{CALLS_MAX:,} calls wait for the store already: this one was not made"
+            )
+        call = Call(write)
+        self._queue.add(call)
+        deadline_s = self.store.deadline_s
+        try:
+            async with realtime.timeout(deadline_s) as deadline:
+                return await call.answer
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise StoreUnavailableError(
+                f"The store did not answer within {deadline_s:g} s: "
+                + ("what became of the call is unknown" if call.sent else "the call was not made")
+            ) from error
+
+    async def change(self, group: str, key: str, decide: Decide) -> Write | None:
+        """Changes one record, from what it is now.
+
+        Returns:
+            The write that was applied; None if there was nothing to change.
+
+        Raises:
+            StoreUnavailableError: As in ``submit``; or an open transaction holds the record.
+        """
+        await self.now()
+        [current] = await self.store.get([(group, key)])
+        holding = Holding(self, f"{printable(key)} of {printable(group)}")
+        while True:
+            change = decide(current, self.clock.microseconds())
+            if change is None:
+                return None
+            write = write_after(group, key, current, change)
+            result = await self.submit(write)
+            if isinstance(result, Applied):
+                self._worker.wrote(write)
+                return write
+            await holding.wait(write, result)
+            current = result.current
+
+    def wrote(self, write: Write) -> None:
+        """A write was applied: the worker of this context may have to claim it soon."""
+        self._worker.wrote(write)
+
+    # Bulk.
+
+    async def change_all(self, wishes: Sequence[Wish]) -> list[Outcome]:
+        """Changes many records, each from what it is now, in batches.
+
+        A record that cannot be changed does not keep others from being changed. What the store
+        does not answer is retried; each change is decided from the current record, so it is not
+        made twice.
+
+        Raises:
+            StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
+        """
+        await self.now()
+        outcomes: list[Outcome] = [None] * len(wishes)
+        current: dict[int, Record | None] = {
+            index: None for index, wish in enumerate(wishes) if wish.absent
+        }
+        left = list(range(len(wishes)))
+        give_up_at = realtime.monotonic() + BULK_PATIENCE_S
+        pause = PAUSE_INITIAL_S
+        while left:
+            part, rest = left[: self._batch], left[self._batch :]
+            try:
+                again, busy = await self._change_some(wishes, outcomes, current, part)
+            except StoreUnavailableError as error:
+                if isinstance(error, DeadlineExceededError):
+                    self._batch = max(self._batch // 4, BULK_BATCH_MIN)
+                if realtime.monotonic() >= give_up_at:
+                    raise
+                for index in part:
+                    current.pop(index, None)  # what became of it is unknown: read it
+                again, busy = part, True
+            else:
+                self._batch = min(2 * self._batch, self.batch_max)
+                if len(again) < len(part):
+                    give_up_at = realtime.monotonic() + BULK_PATIENCE_S
+                    pause = PAUSE_INITIAL_S
+            left = again + rest
+            if busy:
+                if realtime.monotonic() >= give_up_at:
+                    for index in again:
+                        outcomes[index] = StoreUnavailableError(
+                            f"The record of {printable(wishes[index].key)} is locked by an open "
+                            "transaction, or the store does not write it"
+                        )
+                    left = rest
+                    continue
+                with self.clock.hold():
+                    await realtime.sleep(pause)
+                pause = min(2 * pause, PAUSE_MAX_S)
+        return outcomes
+
+    async def _change_some(
+        self,
+        wishes: Sequence[Wish],
+        outcomes: list[Outcome],
+        current: dict[int, Record | None],
+        part: Sequence[int],
+    ) -> tuple[list[int], bool]:
+        """One batch. Returns what is to be tried again, and whether to wait before that."""
+        unread = [index for index in part if index not in current]
+        if unread:
+            found = await self.store.get([wishes[index][:2] for index in unread])
+            current.update(zip(unread, found, strict=True))
+        now = self.clock.microseconds()
+        writes: dict[int, Write] = {}
+        for index in part:
+            group, key, decide, _ = wishes[index]
+            there = current[index]
+            try:
+                change = decide(there, now)
+            except Exception as error:
+                outcomes[index] = error
+                continue
+            if change is not None:
+                writes[index] = write_after(group, key, there, change)
+        again: list[int] = []
+        busy = False
+        if writes:
+            # Like every write, in the context of the app and not of the caller. If the caller is
+            # cancelled, the write is, too.
+            results = await self._background.start(
+                self._write(list(writes.values()), now), "pyncette bulk write", awaited=True
+            )
+            applied: list[Write] = []
+            for (index, write), result in zip(writes.items(), results, strict=True):
+                if isinstance(result, Applied):
+                    outcomes[index] = write
+                    applied.append(write)
+                elif isinstance(result, Refused):
+                    current[index] = result.current
+                    again.append(index)
+                    busy = busy or expectation_holds(write, result.current)
+                elif isinstance(result.error, StoreUnavailableError):
+                    del current[index]
+                    again.append(index)
+                    busy = True
+                else:
+                    outcomes[index] = result.error
+            self._wake_own(applied)
+        for index in part:
+            if index not in again:
+                current.pop(index, None)
+        return again, busy
+
+    def _wake_own(self, writes: Iterable[Write]) -> None:
+        """Lets the worker of this context look at each group once, for the soonest instant."""
+        soonest: dict[str, Write] = {}
+        for write in writes:
+            due_at = write.change.due_at
+            if due_at is None:
+                continue
+            known = soonest.get(write.group)
+            if known is None or due_at < (known.change.due_at or 0):
+                soonest[write.group] = write
+        for write in soonest.values():
+            self._worker.wrote(write)
+
+    async def _write(self, batch: Sequence[Write], now: int) -> list[Result]:
+        soon = now + self._worker.settings.poll_interval
+        for write in batch:
+            due_at = write.change.due_at
+            if due_at is not None and due_at < soon:
+                self._waker.add(write.group)
+        return await self.store.write(batch, now, self._waker.take())
+
+    def notify(self, group: str) -> None:
+        """Notifies the watchers of a group with the next write."""
+        self._waker.add(group)
+
+    async def close(self, patience_s: float) -> None:
+        """Writes what is left, for a limited time."""
+        await self._queue.close(patience_s)
+        await self._waker.close()
+
+
+class Holding:
+    """Waits while an open transaction holds the record that a call writes."""
+
+    def __init__(self, requests: Requests, what: str) -> None:
+        """Begins to count.
+
+        Args:
+            requests: Where the call is made.
+            what: What is written, for the error.
+        """
+        self._requests = requests
+        self._what = what
+        self._give_up_at = realtime.monotonic() + requests.store.deadline_s
+        self._pause = PAUSE_INITIAL_S
+
+    async def wait(self, write: Write, refused: Refused) -> None:
+        """Waits if a write was refused although its condition holds.
+
+        Raises:
+            StoreUnavailableError: The record has been held for too long.
+        """
+        if not expectation_holds(write, refused.current):
+            return
+        if realtime.monotonic() >= self._give_up_at:
+            raise StoreUnavailableError(
+                f"The record of {self._what} is locked by an open transaction"
+            )
+        with self._requests.clock.hold():
+            await realtime.sleep(self._pause)
+        self._pause = min(2 * self._pause, PAUSE_MAX_S)
+
+
+def write_after(group: str, key: str, current: Record | None, change: Change) -> Write:
+    """Returns a change of a record as a write with the condition that it is still this one.
+
+    If the clock stands still, a record that was removed and created again has the same version,
+    but another token.
+    """
+    if current is None:
+        return Write(group, key, change, ABSENT)
+    return Write(group, key, change, current.version, current.token)

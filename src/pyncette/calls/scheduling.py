@@ -1,0 +1,208 @@
+"""Scheduling an instance: what is written where there is none yet, and where there is one."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from pyncette import chance
+from pyncette.calls.requests import Holding, Requests, write_after
+from pyncette.clock import from_microseconds, realtime
+from pyncette.engine import rules
+from pyncette.engine.rules import Wanted
+from pyncette.engine.worker import Worker
+from pyncette.errors import TaskExistsError, TaskLockedException, printable
+from pyncette.model import ExecutionMode, OnExisting
+from pyncette.schedule import At, dumps
+from pyncette.store import Refused, Write
+from pyncette.store.record import (
+    ABSENT,
+    ANY,
+    Change,
+    Patch,
+    Put,
+    Record,
+    State,
+    load_progress,
+)
+from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+ADVANCE_PATIENCE_S: Final = 1.0
+ADVANCE_LOOK_S: Final = 0.005
+"""How long, and how often, a call looks whether an at-most-once record has advanced."""
+
+
+class Wish:
+    """What a caller wants an instance to be.
+
+    Attributes:
+        instance: The instance as the caller describes it.
+        on_existing: What follows if there is one.
+        kept: The record that was left as it is, if one was.
+    """
+
+    __slots__ = ("instance", "kept", "on_existing", "wanted")
+
+    def __init__(self, instance: Task, on_existing: OnExisting) -> None:
+        """Prepares to write an instance.
+
+        Raises:
+            ValueError: It does not say when it runs, or its arguments cannot be kept.
+        """
+        self.instance = instance
+        self.on_existing = on_existing
+        self.kept: Record | None = None
+        self.wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
+
+    def created(self, now: int) -> Put:
+        """Returns the record of a new instance.
+
+        Raises:
+            ValueError: It would never run.
+        """
+        fresh = rules.created(self.wanted, now)
+        if fresh.due_at is None:
+            raise ValueError(f"Task '{self.instance}' would never run: {self.instance.plan!r}")
+        return fresh
+
+    def decide(self, current: Record | None, now: int) -> Change | None:
+        """Returns the change that is to be written; None: the record stays as it is.
+
+        Raises:
+            TaskExistsError: There is one, and ``on_existing`` says that this is an error.
+            TaskLockedException: A worker holds it.
+            ValueError: It would never run.
+        """
+        if current is None:
+            return self.created(now)
+        match self.on_existing:
+            case OnExisting.RAISE:
+                raise TaskExistsError(self.instance)
+            case OnExisting.KEEP:
+                self.kept = current
+                return None
+            case OnExisting.REPLACE:
+                self.created(now)  # refuses what would never run
+                return rules.replaced(current, self.wanted, now)
+            case OnExisting.SOONER:
+                change = rules.merged(current, self.wanted, now)
+        if change is None:
+            due_at = None if current.due_at is None else from_microseconds(current.due_at)
+            raise TaskLockedException(self.instance, due_at, rules.failed_under_lease(current))
+        if _same(current, change):
+            self.kept = current
+            return None
+        return change
+
+    def told(self, change: Change | None, current: Record | None, now: int) -> Task:
+        """Returns the instance as it is now, and tells what is otherwise than was asked for."""
+        if change is None:
+            assert self.kept is not None
+            instance = self.instance
+            if self.on_existing is OnExisting.KEEP:
+                instance = instance.template.from_record(self.kept)
+            text = self.kept.progress
+        else:
+            instance = self.instance
+            assert isinstance(change, (Put, Patch))
+            text = change.progress or ""
+        planned = _planned(text)
+        instance.next_run = None if planned is None else from_microseconds(planned)
+        if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
+            self._tell_kept(instance, planned, current, now)
+        return instance
+
+    def _tell_kept(self, instance: Task, planned: int, current: Record, now: int) -> None:
+        first = self.wanted.schedule.first(now)
+        if first is None or planned >= first:
+            return
+        if isinstance(self.wanted.schedule, At):
+            instance.moved_to(At.of(planned))
+        if current.schedule != dumps(self.wanted.schedule) and not _begun(current):
+            logger.info(
+                "%s keeps its sooner time, %s, instead of %s: with on_existing=OnExisting.REPLACE "
+                "or force=True the later one would hold",
+                printable(instance),
+                from_microseconds(planned).isoformat(),
+                from_microseconds(first).isoformat(),
+            )
+
+
+class Scheduling:
+    """The call; see ``PyncetteContext.schedule_task`` for what it promises."""
+
+    def __init__(self, requests: Requests, worker: Worker) -> None:
+        """Schedules instances on the store of a worker."""
+        self._requests = requests
+        self._worker = worker
+
+    async def schedule(self, instance: Task, force: bool, on_existing: OnExisting) -> Task:
+        wish = Wish(instance, on_existing)
+        requests = self._requests
+        group, key = instance.group, instance.key
+        now = await requests.now()
+        change: Change | None = wish.created(now)
+        current: Record | None = None
+        write = Write(group, key, wish.created(now), ANY if force else ABSENT)
+        if force:
+            self._worker.replaced(group, key)
+        patience = realtime.monotonic() + ADVANCE_PATIENCE_S
+        holding = Holding(requests, printable(instance))
+        while isinstance(result := await requests.submit(write), Refused):
+            await holding.wait(write, result)
+            current, change, now = await self._decided(wish, result.current, patience)
+            if change is None:
+                return wish.told(None, current, now)
+            write = write_after(group, key, current, change)
+        requests.wrote(write)
+        return wish.told(write.change, current, now)
+
+    async def _decided(
+        self, wish: Wish, current: Record | None, patience: float
+    ) -> tuple[Record | None, Change | None, int]:
+        """Decides what to write; waits for an at-most-once record, which is held only briefly."""
+        instance = wish.instance
+        while True:
+            now = self._requests.clock.microseconds()
+            try:
+                return current, wish.decide(current, now), now
+            except TaskLockedException:
+                if (
+                    instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
+                    or realtime.monotonic() >= patience
+                ):
+                    raise
+            with self._requests.clock.hold():
+                await realtime.sleep(ADVANCE_LOOK_S)
+            [current] = await self._requests.store.get([(instance.group, instance.key)])
+
+
+def _planned(text: str) -> int | None:
+    """Returns when a record runs next, also when a replacement waits for the end of its run."""
+    try:
+        progress = load_progress(text)
+    except ValueError:
+        return None
+    pending = progress.pending
+    if pending is not None and pending.schedule is not None:
+        return pending.planned
+    return progress.occurrence
+
+
+def _begun(current: Record) -> bool:
+    """Returns whether the record keeps an occurrence that has begun, rather than a time."""
+    return current.state in (State.RETRYING, State.RUNNING, State.PARKED)
+
+
+def _same(current: Record, change: Put) -> bool:
+    return change == (
+        current.due_at,
+        current.state,
+        current.token,
+        current.unfinished_attempts,
+        current.schedule,
+        current.args,
+        current.progress,
+    )

@@ -1,0 +1,262 @@
+"""Pause, resume and trigger: a static task, an instance, a partition, or a whole template.
+
+A single record is changed itself. A template or a partition is paused by one control record, which
+all workers read within a poll interval; its instances stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from pyncette import chance
+from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.requests import Requests, Wish
+from pyncette.clock import from_microseconds
+from pyncette.engine import rules
+from pyncette.engine.rules import Wanted
+from pyncette.engine.steering import (
+    GroupPause,
+    covering,
+    pause_identity,
+    pause_record,
+    read_pause,
+    read_pauses,
+)
+from pyncette.engine.worker import Worker
+from pyncette.errors import (
+    PyncetteException,
+    TaskNotFoundError,
+    TaskPausedError,
+    describe,
+    printable,
+)
+from pyncette.model import PauseState
+from pyncette.schedule import instant_of
+from pyncette.store import EVERYTHING, Write
+from pyncette.store.record import (
+    ABSENT,
+    ANY,
+    CONTROL_GROUP,
+    DELETE,
+    LATEST_INSTANT,
+    Change,
+    Patch,
+    Pause,
+    Put,
+    Reading,
+    Record,
+    read,
+)
+from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+REASON_CHARACTERS_MAX: Final = 500
+
+ERRORS_LOGGED_MAX: Final = 10
+
+Rule = Callable[[Reading, int], Change | None]
+
+
+class Steering:
+    """The calls; see ``PyncetteContext`` for what they promise."""
+
+    def __init__(self, requests: Requests, worker: Worker) -> None:
+        """Steers the tasks of a worker, and of all other workers on its store."""
+        self._requests = requests
+        self._worker = worker
+
+    async def pause(
+        self, task: Task, name: str | None, until: datetime | None, reason: str | None
+    ) -> None:
+        check_declared(task)
+        pause = self._checked(until, reason, await self._requests.now())
+        if task.dynamic and name is None:
+            now = await self._requests.now()
+            write = Write(*pause_identity(task.group), pause_record(pause, now), ANY)
+            await self._change_control(write)
+            return
+        await self._change(task, name, lambda reading, now: rules.paused(reading, now, pause))
+
+    async def resume(self, task: Task, name: str | None) -> None:
+        check_declared(task)
+        if task.dynamic and name is None:
+            await self._change_control(Write(*pause_identity(task.group), DELETE, ANY))
+            return
+        await self._change(task, name, rules.resumed, creates=False)
+
+    async def trigger(self, task: Task, name: str | None) -> int:
+        check_declared(task)
+        if task.dynamic:
+            await self._refuse_if_paused(task, name)
+            if name is None:
+                return await self._trigger_all(task)
+        elif task.parent_task is not None:
+            await self._refuse_if_paused(task.parent_task, task.name)
+        return int(await self._change(task, name, rules.triggered))
+
+    async def pauses(self) -> list[PauseState]:
+        now = await self._requests.now()
+        found = await read_pauses(self._requests.store)
+        return [_shown(pause) for pause in found if not pause.pause.ended(now)]
+
+    # One record.
+
+    def _checked(self, until: datetime | None, reason: str | None, now: int) -> Pause:
+        """Returns a pause.
+
+        Raises:
+            TypeError: A value is of a wrong type.
+            ValueError: The end is not in the future, or the reason is too long.
+        """
+        if reason is not None and not isinstance(reason, str):
+            raise TypeError(f"reason must be a string, not {reason!r}")
+        if reason is not None and len(reason) > REASON_CHARACTERS_MAX:
+            raise ValueError(
+                f"reason has {len(reason):,} characters, at most {REASON_CHARACTERS_MAX} are kept"
+            )
+        if until is None:
+            return Pause(None, reason)
+        if not isinstance(until, datetime):
+            raise TypeError(f"until must be a datetime, not {until!r}")
+        instant = instant_of(until)
+        if instant <= now:
+            raise ValueError(f"until must lie in the future, not {until.isoformat()}")
+        if instant > LATEST_INSTANT:
+            raise ValueError(f"until must lie before the year 2255, not {until.isoformat()}")
+        return Pause(instant, reason)
+
+    async def _change(self, task: Task, name: str | None, rule: Rule, creates: bool = True) -> bool:
+        """Changes one record by a rule; returns whether it was changed.
+
+        Raises:
+            TaskNotFoundError: There is no such instance.
+            PyncetteException: The record cannot be read by this process.
+        """
+        group, key = identity_of(task, name)
+        static = not task.dynamic and task.parent_task is None
+
+        def decide(current: Record | None, now: int) -> Change | None:
+            if current is not None:
+                return _ruled(current, rule, now)
+            if not static:
+                raise TaskNotFoundError(f"{task}" if name is None else f"{task}:{name}")
+            if not creates:
+                return None
+            # No worker has started with it yet: the record is created as a worker would.
+            return _created(task, rule, now)
+
+        return await self._requests.change(group, key, decide) is not None
+
+    # A whole template.
+
+    async def _change_control(self, write: Write) -> None:
+        self._requests.notify(CONTROL_GROUP)
+        await self._requests.submit(write)
+        self._worker.wake_groups((CONTROL_GROUP,))
+
+    async def _refuse_if_paused(self, task: Task, name: str | None) -> None:
+        """Refuses to trigger what would wait for the end of a pause.
+
+        Raises:
+            TaskPausedError: The template or the partition is paused.
+        """
+        group = task.group if name is None else task.identify(name)
+        now = await self._requests.now()
+        found = await self._requests.store.get([pause_identity(name) for name in covering(group)])
+        for record in found:
+            if record is None:
+                continue
+            pause = read_pause(record)
+            if not pause.pause.ended(now):
+                state = _shown(pause)
+                raise TaskPausedError(state.name, state.until, state.reason)
+
+    async def _trigger_all(self, task: Task) -> int:
+        count = failed = 0
+        for group in task.groups():
+            cursor: str | None = None
+            while True:
+                page = await self._requests.store.scan(
+                    group, EVERYTHING, cursor, self._requests.batch_max
+                )
+                wishes = [Wish(group, record.key, _triggered_if_there) for record in page.records]
+                for wish, outcome in zip(
+                    wishes, await self._requests.change_all(wishes), strict=True
+                ):
+                    if isinstance(outcome, Write):
+                        count += 1
+                    elif outcome is not None:
+                        failed += 1
+                        if failed <= ERRORS_LOGGED_MAX:
+                            logger.warning(
+                                "%s of %s was not triggered: %s",
+                                printable(wish.key),
+                                printable(task),
+                                describe(outcome),
+                            )
+                cursor = page.cursor
+                if cursor is None:
+                    break
+        if failed:
+            logger.warning("%d instances of %s were not triggered", failed, printable(task))
+        return count
+
+
+def _triggered_if_there(current: Record | None, now: int) -> Change | None:
+    return None if current is None else _ruled(current, rules.triggered, now)
+
+
+def _ruled(current: Record, rule: Rule, now: int) -> Change | None:
+    try:
+        reading = read(current)
+    except ValueError as error:
+        raise PyncetteException(
+            f"The record of {printable(current.key)} cannot be read by this process: "
+            f"{describe(error)}"
+        ) from error
+    return rule(reading, now)
+
+
+def _created(task: Task, rule: Rule, now: int) -> Change:
+    """A static task's record as it is created, with a rule applied to it."""
+    put = rules.created(Wanted(task.plan, "", chance.new_id(4)), now)
+    record = Record(
+        task.group,
+        task.key,
+        put.due_at,
+        ABSENT,
+        put.token,
+        put.state,
+        put.unfinished_attempts,
+        put.schedule,
+        put.args,
+        put.progress,
+    )
+    change = rule(read(record), now)
+    if isinstance(change, Patch):
+        due_at, state, unfinished_attempts, progress = change
+        return put._replace(
+            due_at=due_at,
+            state=state,
+            unfinished_attempts=unfinished_attempts,
+            progress=put.progress if progress is None else progress,
+        )
+    return change if isinstance(change, Put) else put
+
+
+def _shown(pause: GroupPause) -> PauseState:
+    group = pause.group
+    template, divided, number = group.rpartition(":")
+    partition = int(number) if divided and number.isdecimal() else None
+    name = (template if divided else group).replace("%3A", ":").replace("%25", "%")
+    return PauseState(
+        name,
+        partition,
+        None if pause.since is None else from_microseconds(pause.since),
+        None if pause.pause.until is None else from_microseconds(pause.pause.until),
+        pause.pause.reason,
+    )

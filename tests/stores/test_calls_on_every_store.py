@@ -1,0 +1,128 @@
+"""What users call, on every store: an app on a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.stores.every_store import STORES, place_of
+
+from pyncette import Context, OnExisting, Pyncette, PyncetteContext
+from pyncette.errors import TaskPausedError
+from pyncette.testing import VirtualClock
+from pyncette.testing.conformance import Place
+
+START = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
+
+
+@pytest.fixture(params=STORES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with place_of(request.param, tmp_path) as place:
+        yield place
+
+
+class Program:
+    """A program with one template, and what it ran."""
+
+    def __init__(self, place: Place, partitions: int | None = None, **options: Any) -> None:
+        self.clock = VirtualClock(START)
+        self.app = Pyncette(place.factory, clock=self.clock, **place.configuration)
+        self.runs: list[tuple[str, float]] = []
+
+        async def job(context: Context) -> None:
+            self.runs.append((context.task.name, self.clock.monotonic()))
+
+        declare = (
+            self.app.dynamic_task(**options)
+            if partitions is None
+            else self.app.partitioned_task(partitions, **options)
+        )
+        self.job = declare(job)
+
+    async def advance(self, number: float) -> None:
+        await self.clock.advance(seconds(number))
+
+    async def while_running(
+        self, work: Coroutine[Any, Any, None], context: PyncetteContext
+    ) -> None:
+        loop = asyncio.create_task(context.run())
+        try:
+            await work
+        finally:
+            context.shutdown()
+            await loop
+
+
+def test_steering(place: Place) -> None:
+    async def main() -> None:
+        program = Program(place)
+        job = program.job
+
+        async def steer(context: PyncetteContext) -> None:
+            for name in ("a", "b", "c"):
+                await context.schedule_task(job, name, interval=seconds(10))
+            await context.pause(job, "a", until=START + seconds(35), reason="söme \U0001f40d")
+            await context.pause(job, "b")
+            state = await context.get_task(job, "a")
+            assert state is not None
+            assert (state.state, state.reason) == ("paused", "söme \U0001f40d")
+            assert state.paused_until == START + seconds(35)
+            await program.advance(12)
+            assert program.runs == [("c", 10)]
+            assert await context.trigger(job, "b") == 1
+            await program.advance(3)
+            assert program.runs == [("c", 10), ("b", 12)]
+            program.runs.clear()
+            await program.advance(21)
+            assert sorted(program.runs) == [("a", 35)] * 3 + [("c", 20), ("c", 30)]
+            program.runs.clear()
+
+            await context.pause(job, reason="all of it")
+            [pause] = await context.pauses()
+            assert (pause.name, pause.reason) == ("job", "all of it")
+            with pytest.raises(TaskPausedError):
+                await context.trigger(job, "a")
+            await program.advance(20)
+            assert program.runs == []
+            await context.resume(job)
+            await program.advance(1)
+            assert {name for name, _ in program.runs} == {"a", "c"}
+            program.runs.clear()
+            assert await context.trigger(job) == 3
+            await program.advance(1)
+            assert sorted(name for name, _ in program.runs) == ["a", "b", "c"]
+
+        async with program.app.create() as context:
+            await program.while_running(steer(context), context)
+
+    asyncio.run(main())
+
+
+def test_scheduling_what_exists(place: Place) -> None:
+    async def main() -> None:
+        program = Program(place)
+        job = program.job
+        async with program.app.create() as context:
+            await context.schedule_task(job, "x", execute_at=START + seconds(10))
+            for on_existing, at, planned in (
+                (OnExisting.SOONER, 50, 10),
+                (OnExisting.KEEP, 5, 10),
+                (OnExisting.REPLACE, 50, 50),
+            ):
+                instance = await context.schedule_task(
+                    job, "x", execute_at=START + seconds(at), on_existing=on_existing
+                )
+                assert instance.next_run == instance.execute_at == START + seconds(planned)
+                state = await context.get_task(job, "x")
+                assert state is not None
+                assert state.scheduled_at == state.task.execute_at == START + seconds(planned)
+
+    asyncio.run(main())

@@ -1,0 +1,540 @@
+"""Pausing, resuming and triggering, on every level, and what other workers see of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.support import Bench, after, logged, run, seconds
+
+from pyncette import ExecutionMode, FailureMode, PyncetteContext
+from pyncette.errors import PyncetteException, TaskNotFoundError, TaskPausedError
+from pyncette.model import PauseState, TaskState
+from pyncette.store import Write
+from pyncette.store.record import ANY, CONTROL_GROUP, Put
+from pyncette.task import PartitionedTask, Task
+
+
+async def state_of(context: PyncetteContext, task: Task, name: str | None = None) -> TaskState:
+    state = await context.get_task(task, name)
+    assert state is not None
+    return state
+
+
+def ticking(bench: Bench, **options: Any) -> Task:
+    return bench.app.task(name="tick", interval=seconds(10), **options)(bench.note)
+
+
+# One record.
+
+
+def test_a_paused_static_task_rests_until_it_is_resumed_and_then_catches_up() -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench)
+        async with bench.running() as context:
+            await bench.advance(10)
+            await context.pause(tick, reason="the printer burns")
+            await bench.advance(30)
+            state = await state_of(context, tick)
+            assert (state.state, state.reason) == ("paused", "the printer burns")
+            assert state.paused_until is None
+            await context.resume(tick)
+            await bench.advance(5)
+            assert (await state_of(context, tick)).state == "scheduled"
+        assert bench.times == [10, 40, 40, 40]
+        assert bench.planned == [10, 20, 30, 40]
+
+    run(main())
+
+
+def test_a_pause_with_an_end_ends_by_itself_on_a_worker_that_knows_nothing_of_it() -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench, fast_forward=True)
+        async with bench.running() as context:
+            await context.pause(tick, until=after(35))
+            assert (await state_of(context, tick)).paused_until == after(35)
+        async with bench.running() as context:
+            await bench.advance(42)
+            state = await state_of(context, tick)
+            assert (state.state, state.paused_until) == ("scheduled", None)
+        assert bench.times == [35, 40]
+
+    run(main())
+
+
+def test_after_the_end_of_its_pause_a_record_runs_when_it_is_planned() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(50))
+            await context.pause(job, "x", until=after(20), reason="why")
+            await bench.advance(30)
+            state = await state_of(context, job, "x")
+            assert (state.state, state.reason, state.paused_until) == ("scheduled", None, None)
+            assert state.scheduled_at == after(50)
+            await bench.advance(30)
+        assert bench.times == [50]
+
+    run(main())
+
+
+def test_a_running_task_ends_and_rests_afterwards() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        async def slow(context: Any) -> None:
+            await bench.note(context)
+            await bench.clock.sleep(5)
+
+        job = bench.app.dynamic_task(name="job", fast_forward=True)(slow)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(10))
+            await bench.advance(12)
+            await context.pause(job, "x", reason="enough")
+            assert (await state_of(context, job, "x")).state == "running"
+            await bench.advance(30)
+            state = await state_of(context, job, "x")
+            assert (state.state, state.reason) == ("paused", "enough")
+            await context.resume(job, "x")
+            await bench.advance(7)
+        assert bench.times == [10, 42]
+
+    run(main())
+
+
+def test_what_is_paused_is_still_paused_after_a_restart_and_after_it_was_scheduled_anew() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(10))
+            await context.pause(job, instance_name="x")
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(5))
+            await bench.advance(60)
+            assert bench.times == []
+            await context.resume(job, "x")
+            await bench.advance(0)
+        assert bench.planned[0] == 5
+
+    run(main())
+
+
+def test_a_static_task_can_be_paused_and_triggered_before_a_worker_starts_with_it() -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench)
+        tock = bench.app.task(name="tock", interval=seconds(10))(bench.note)
+        async with bench.app.create() as context:
+            await context.resume(tick)
+            assert await bench.record(tick) is None
+            await context.pause(tick)
+            assert await context.trigger(tock) == 1
+        async with bench.running():
+            await bench.advance(15)
+        assert [(item.name, item.at) for item in bench.runs] == [("tock", 0), ("tock", 10)]
+
+    run(main())
+
+
+def test_a_pause_or_trigger_of_what_does_not_exist_says_so() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context:
+            for call in (context.pause, context.resume, context.trigger):
+                with pytest.raises(TaskNotFoundError, match="job:x"):
+                    await call(job, "x")
+                with pytest.raises(TaskNotFoundError, match="job:x"):
+                    await call(job.instantiate("x", interval=seconds(1)))
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"until": after(0)}, ValueError, "future"),
+        ({"until": datetime(2300, 1, 1, tzinfo=after(0).tzinfo)}, ValueError, "2255"),
+        ({"until": 5}, TypeError, "datetime"),
+        ({"reason": 5}, TypeError, "string"),
+        ({"reason": "x" * 501}, ValueError, "501"),
+    ],
+)
+def test_a_bad_end_or_reason_is_refused_in_words(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench)
+        async with bench.app.create() as context:
+            with pytest.raises(error, match=words):
+                await context.pause(tick, **options)
+            with pytest.raises(TypeError, match="decorator"):
+                await context.pause("tick")  # type: ignore[arg-type]
+
+    run(main())
+
+
+def test_a_record_that_no_worker_can_read_is_not_steered() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "x", schedule="what is this", due=1_000)
+        async with bench.app.create() as context:
+            with pytest.raises(PyncetteException, match="cannot be read"):
+                await context.trigger(job, "x")
+
+    run(main())
+
+
+# Triggered.
+
+
+def test_a_triggered_task_runs_once_now_and_its_plan_stands_still() -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench)
+        async with bench.running() as context:
+            await bench.advance(13)
+            assert await context.trigger(tick) == 1
+            await bench.advance(20)
+        assert bench.times == [10, 13, 20, 30]
+        assert bench.planned == [10, 13, 20, 30]
+
+    run(main())
+
+
+def test_one_requested_run_is_enough() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x", execute_at=after(10))
+            assert [await context.trigger(job, "x") for _ in range(3)] == [1, 0, 0]
+
+    run(main())
+
+
+def test_a_triggered_one_off_runs_now_and_at_its_time() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(10))
+            assert await context.trigger(job, "x") == 1
+            await bench.advance(20)
+            assert await context.get_task(job, "x") is None
+        assert bench.times == [0, 10]
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_a_running_task_runs_once_more_if_it_is_triggered(mode: ExecutionMode) -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        async def slow(context: Any) -> None:
+            await bench.note(context)
+            await bench.clock.sleep(3)
+
+        job = bench.app.dynamic_task(name="job", execution_mode=mode)(slow)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(10))
+            await bench.advance(11)
+            assert await context.trigger(job, "x") == 1
+            await bench.advance(15)
+        expected = [10, 13, 20] if mode is ExecutionMode.AT_LEAST_ONCE else [10, 11, 20]
+        assert bench.times == expected
+
+    run(main())
+
+
+def test_a_paused_instance_is_triggered_and_stays_paused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(10))
+            await context.pause(job, "x", until=after(100), reason="why")
+            await bench.advance(25)
+            assert await context.trigger(job, "x") == 1
+            await bench.advance(25)
+            state = await state_of(context, job, "x")
+            assert (state.state, state.reason) == ("paused", "why")
+            assert state.paused_until == after(100)
+        assert bench.times == [25]
+
+    run(main())
+
+
+def test_what_waits_for_a_retry_is_triggered_to_have_it_now() -> None:
+    async def main() -> None:
+        bench = Bench()
+        app = bench.another_app(poll_interval=seconds(30))
+        job = app.dynamic_task(name="job", failure_mode=FailureMode.UNLOCK)(bench.fail)
+        async with bench.running(app) as context:
+            await context.schedule_task(job, "x", execute_at=after(1))
+            await bench.advance(2)
+            assert (await state_of(context, job, "x")).state == "retrying"
+            assert await context.trigger(job, "x") == 1
+            await bench.advance(0)
+        assert bench.times == [1, 2]
+
+    run(main())
+
+
+# A template and its partitions.
+
+
+def partitioned(bench: Bench) -> PartitionedTask:
+    return bench.app.partitioned_task(
+        4, name="job", partition_selector=lambda count, name: int(name) % count
+    )(bench.note)
+
+
+def test_a_paused_template_rests_on_all_workers_within_a_poll_interval() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        other = bench.app.dynamic_task(name="other")(bench.note)
+        second = bench.another_app(worker_name="second")
+        second.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context, bench.running(second):
+            for name in "abc":
+                await context.schedule_task(job, name, interval=seconds(3))
+            await context.schedule_task(other, "o", interval=seconds(3))
+            await bench.advance(3)
+            bench.runs.clear()
+            async with bench.app.create() as user:
+                await user.pause(job, reason="why")
+                assert await user.pauses() == [PauseState("job", None, after(3), None, "why")]
+            await bench.advance(30)
+            assert {item.name for item in bench.runs} == {"other:o"}
+            await context.resume(job)
+            assert await context.pauses() == []
+            await bench.advance(0)
+            assert {item.name for item in bench.runs} == {"other:o", "job:a", "job:b", "job:c"}
+
+    run(main())
+
+
+def test_a_pause_of_a_template_ends_by_itself_to_the_microsecond() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", fast_forward=True)(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=seconds(4))
+            await context.pause(job, until=after(9.25))
+            await bench.advance(11)
+            assert await context.pauses() == []
+        assert bench.times == [9.25]
+
+    run(main())
+
+
+def test_a_template_is_paused_for_a_worker_that_starts_later() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x", execute_at=after(-5))
+            await context.pause(job)
+        async with bench.running():
+            await bench.advance(10)
+        assert bench.times == []
+
+    run(main())
+
+
+def test_a_partition_is_paused_alone() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench)
+        async with bench.running() as context:
+            for name in "0123":
+                await context.schedule_task(job, name, interval=seconds(3))
+            await context.pause(job.get_partitions()[2])
+            [pause] = await context.pauses()
+            assert (pause.name, pause.partition) == ("job", 2)
+            await bench.advance(3)
+            assert sorted(item.name for item in bench.runs) == ["job:0:0", "job:1:1", "job:3:3"]
+            await context.pause(job)
+            await context.resume(job.get_partitions()[2])
+            await bench.advance(10)
+            assert len(bench.runs) == 3, "the whole template is paused now"
+            await context.resume(job)
+            await bench.advance(0)
+        assert "job:2:2" in {item.name for item in bench.runs}
+
+    run(main())
+
+
+def test_a_name_with_colons_and_percent_signs_is_paused_alone() -> None:
+    async def main() -> None:
+        bench = Bench()
+        odd = bench.app.dynamic_task(name="a%3A:b:1")(bench.note)
+        even = bench.app.partitioned_task(2, name="a%3A:b")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(odd, "x", execute_at=after(1))
+            await context.schedule_task(even, "x", execute_at=after(1))
+            await context.pause(odd)
+            [pause] = await context.pauses()
+            assert (pause.name, pause.partition) == ("a%3A:b:1", None)
+            await bench.advance(3)
+        assert [item.name.split(":x")[0] for item in bench.runs] == [
+            f"a%3A::b:{even.locate('x')[-1]}"
+        ]
+
+    run(main())
+
+
+def test_what_was_claimed_when_its_template_was_paused_is_given_back() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(5))
+            await bench.advance(4)
+            store = bench.repository._store
+            claim = store.claim
+
+            async def pausing(*arguments: Any, **options: Any) -> Any:
+                claimed = await claim(*arguments, **options)
+                if claimed.records:
+                    store.claim = claim  # type: ignore[method-assign]
+                    await context.pause(job)
+                    await context._worker.pauses.refresh(context._store, 0)
+                return claimed
+
+            store.claim = pausing  # type: ignore[method-assign]
+            await bench.advance(5)
+            assert bench.times == []
+            record = await bench.record(job, "x")
+            assert record is not None
+            assert (record.state, record.unfinished_attempts) == ("scheduled", 0)
+            await context.resume(job)
+            await bench.advance(0)
+        assert bench.planned == [5]
+
+    run(main())
+
+
+def test_an_instance_of_a_paused_template_is_not_triggered() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench)
+        partition = job.get_partitions()[1]
+        async with bench.running() as context:
+            await context.schedule_task(job, "1", interval=seconds(60))
+            for paused in (job, partition):
+                await context.pause(paused, until=after(30), reason="why")
+                instance = job.instantiate("1", interval=seconds(1))
+                for what in ((job, "1"), (instance,), (partition,)):
+                    with pytest.raises(TaskPausedError, match=r"paused until .* \(why\)"):
+                        await context.trigger(*what)
+                await context.resume(paused)
+            await context.pause(partition, until=after(1))
+            await bench.advance(2)
+            assert await context.trigger(job, "1") == 1
+            await bench.advance(0)
+        assert bench.times == [2]
+
+    run(main())
+
+
+def test_a_triggered_template_runs_each_instance_once_and_moves_no_plan() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench)
+        async with bench.running() as context:
+            context._requests.batch_max = 3
+            for number in range(20):
+                await context.schedule_task(job, str(number), execute_at=after(100))
+            await context.pause(job, "7")
+            assert await context.trigger(job.get_partitions()[1]) == 5
+            await bench.advance(1)
+            assert len(bench.runs) == 5
+            assert await context.trigger(job) == 20
+            await bench.advance(1)
+            assert len(bench.runs) == 25
+            assert (await state_of(context, job, "7")).state == "paused"
+            await bench.advance(100)
+        assert len(bench.runs) == 44
+
+    run(main())
+
+
+def test_a_triggered_template_passes_over_what_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        await bench.plant(job, "bad", schedule="what is this", due=1_000)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "good", execute_at=after(100))
+            assert await context.trigger(job) == 1
+
+    run(main())
+    assert logged(caplog, "bad of job was not triggered")
+    assert logged(caplog, "1 instances of job were not triggered")
+
+
+def scans(bench: Bench) -> int:
+    return sum(call.name == "scan" for call in bench.faults.calls)
+
+
+def test_a_worker_without_templates_does_not_look_for_pauses() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ticking(bench)
+        async with bench.running():
+            await bench.advance(10)
+            assert scans(bench) == 0
+        bench = Bench()
+        bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running():
+            before = scans(bench)
+            await bench.advance(10)
+            assert scans(bench) - before == 10
+
+    run(main())
+
+
+def test_a_control_record_that_this_release_cannot_read_is_a_pause() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(5))
+            await context.pause(job)
+            async with bench.store() as store:
+                put = Put(None, "finished", None, 0, "", "9 of tomorrow", "")
+                await store.write([Write(CONTROL_GROUP, "paused:job", put, ANY)], 0)
+            await bench.advance(10)
+            assert bench.times == []
+            [pause] = await context.pauses()
+            assert (pause.name, pause.since, pause.until) == ("job", None, None)
+
+    run(main())
+
+
+def test_while_pauses_cannot_be_read_nothing_is_claimed() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(5))
+            with bench.faults.down("scan"):
+                await bench.advance(20)
+            assert bench.times == []
+            await bench.advance(5)
+        assert bench.planned == [5]
+
+    run(main())
