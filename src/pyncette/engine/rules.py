@@ -119,8 +119,8 @@ def alive(record: Record, now: int) -> bool:
 def failed_under_lease(record: Record) -> bool:
     """Returns whether no task runs though the record is running: a failure left the lease.
 
-    With mode ``NONE`` a failed run is retried when its lease ends. Every other running record
-    counts at least one unfinished attempt.
+    With mode ``NONE`` a failed run is retried when its lease ends. A record that a task runs counts
+    at least one unfinished attempt.
     """
     return record.state == State.RUNNING and record.unfinished_attempts == 0
 
