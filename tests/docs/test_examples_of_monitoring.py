@@ -7,7 +7,6 @@ import logging
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from tests.ports import reserved_port
 
 from pyncette.testing import VirtualClock
 
@@ -26,16 +26,10 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PATIENCE_S = 30
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def program(name: str, directory: Path) -> Iterator[int]:
     """Runs an example, gives the port that it serves, and stops it as an orchestrator does."""
-    port = free_port()
+    port = reserved_port()
     process = subprocess.Popen(
         [sys.executable, "-W", "error", str(EXAMPLES / name)],
         cwd=directory,

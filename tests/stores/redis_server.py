@@ -12,6 +12,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from tests.ports import reserved_port
 
 PATIENCE_S = 20.0
 
@@ -27,7 +28,7 @@ class RedisServer:
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
         self.options = options
-        self.port = free_port()
+        self.port = reserved_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -48,6 +49,7 @@ class RedisServer:
                 with closing(socket.create_connection(("127.0.0.1", self.port), 1)):
                     return
             except OSError:
+                assert self._process.poll() is None, "redis-server has ended"
                 assert monotonic() < until, "redis-server does not start"
                 sleep(0.02)
 
@@ -91,11 +93,3 @@ def started(server: RedisServer) -> Iterator[RedisServer]:
 def a_server(directory: Path, *options: str) -> AbstractContextManager[RedisServer]:
     """A server that keeps nothing on disk, unless its options say so."""
     return started(RedisServer(directory, *options))
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port

@@ -18,6 +18,7 @@ from pyncette.errors import StoreUnavailableError
 from pyncette.mysql import MysqlOptions, mysql_repository
 from pyncette.mysql import connection as mysql_connection
 from pyncette.mysql.connection import connect, query
+from pyncette.store import EVERYTHING, Applied
 from pyncette.store.sql import pool
 from pyncette.store.sql.store import SqlStore
 from pyncette.testing.conformance import Place
@@ -114,6 +115,72 @@ def test_connections_that_the_server_ended_while_idle_are_replaced(place: Place)
                     await realtime.sleep(0.01)
             assert await store.get([("reports", "a")]) != [None]
             assert len((await store.claim([a_group()], 1, NOW, "mine")).records) == 1
+
+    asyncio.run(main())
+
+
+def test_a_connection_is_replaced_before_the_server_ends_it_for_idleness(place: Place) -> None:
+    """Afterwards it would be unknown whether the server has executed what was just sent."""
+
+    async def main() -> None:
+        async with (
+            Wire(place.configuration["mysql_url"]).open() as wire,
+            mysql_repository(**{**place.configuration, "mysql_url": wire.url}) as store,
+            realtime.timeout(PATIENCE_S),
+        ):
+            assert isinstance(store, SqlStore)
+            await store.write([new("reports", "a")], NOW)
+            [connection] = store._users._idle
+            [[[wait_timeout_s]]] = await query(connection, "SELECT @@wait_timeout")
+            assert mysql_connection._idle_s_max[connection] == wait_timeout_s * 0.75
+            await query(connection, "SET SESSION wait_timeout = 1")
+            mysql_connection._idle_s_max[connection] = 0.0
+            wire.freeze_requests()
+            assert await store.write([new("reports", "b")], NOW) == [Applied(NOW)]
+            assert not mysql_connection.is_open(connection)
+
+    asyncio.run(main())
+
+
+def test_a_read_that_meets_a_session_ended_for_idleness_is_repeated_on_another_one(
+    place: Place,
+) -> None:
+    async def main() -> None:
+        async with (
+            Wire(place.configuration["mysql_url"]).open() as wire,
+            mysql_repository(**{**place.configuration, "mysql_url": wire.url}) as store,
+            realtime.timeout(PATIENCE_S),
+        ):
+            assert isinstance(store, SqlStore)
+            await store.write([new("reports", "a")], NOW)
+            for read in (
+                store.get([("reports", "a")]),
+                store.scan("reports", EVERYTHING, None, 10),
+            ):
+                [connection] = store._users._idle
+                await query(connection, "SET SESSION wait_timeout = 1")
+                wire.freeze_requests()
+                assert await read
+            await store.claim([a_group()], 0, NOW, "mine")
+            [connection] = store._claims._idle
+            await query(connection, "SET SESSION wait_timeout = 1")
+            wire.freeze_requests()
+            assert await store.now() is not None
+
+    asyncio.run(main())
+
+
+def test_a_write_that_may_have_arrived_is_not_repeated(place: Place) -> None:
+    async def main() -> None:
+        async with (
+            Wire(place.configuration["mysql_url"]).open() as wire,
+            mysql_repository(**{**place.configuration, "mysql_url": wire.url}) as store,
+        ):
+            before = wire.connections
+            wire.cut_before = b"INSERT INTO"
+            with pytest.raises(StoreUnavailableError):
+                await store.write([new("reports", "a")], NOW)
+            assert wire.connections == before
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ from tests.stores.wire import Wire
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
-from pyncette.redis import listener, redis_repository
+from pyncette.redis import listener, redis_repository, topology
 from pyncette.redis.layout import Names
 from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Result, Source, Write
 from pyncette.store.record import ANY, DELETE, Patch, Record, State
@@ -37,7 +37,9 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Place]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    # On a busy machine a node takes its time. These tests are not about nodes that hang.
+    monkeypatch.setattr(topology, "NODE_GRACE_S", 30.0)
     with place_at(url("redis-cluster")) as place:
         yield place
 

@@ -12,7 +12,7 @@ from tests.stores.redis_place import client_at, place_at
 
 from pyncette.clock import realtime
 from pyncette.redis.layout import Names
-from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Source, Store, Write
+from pyncette.store import EVERYTHING, Applied, Failed, Filter, Group, Refused, Source, Store, Write
 from pyncette.store.record import (
     ANY,
     DELETE,
@@ -23,7 +23,7 @@ from pyncette.store.record import (
     State,
 )
 from pyncette.testing.conformance import Place
-from pyncette.testing.suite.harness import LEASE, NOW, SECOND, a_group, a_key, keys_of, new
+from pyncette.testing.suite.harness import LEASE, NOW, SECOND, a_group, a_key, keys_of, new, put
 
 SERVERS = ["redis", "valkey", "redis-cluster"]
 PATIENCE_S = 30.0
@@ -328,3 +328,74 @@ async def usable(store: Store) -> None:
     records, _ = await store.claim([Group("reports", LEASE, 9, later)], 9, later, "third")
     assert keys_of(records) == ["good"]
     assert await store.write([Write("reports", "bad", DELETE, ANY)], NOW) == [Applied(0)]
+
+
+# A key of a wrong type.
+
+PARTS = pytest.mark.parametrize("part", [0, 1, 2], ids=["due records", "records", "keys"])
+
+
+async def spoil(place: Place, group: str, part: int) -> bytes:
+    """Puts a text where a key of the group is; returns the key."""
+    name = Names(place.configuration["redis_namespace"]).of(group)[part]
+    async with client_at(place.configuration["redis_url"]) as client:
+        await client.delete(name)
+        await client.set(name, "not ours")
+    return name
+
+
+async def remove(place: Place, name: bytes) -> None:
+    async with client_at(place.configuration["redis_url"]) as client:
+        await client.delete(name)
+
+
+@PARTS
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_key_of_a_wrong_type_stops_the_claims_of_its_own_group_alone(
+    place: Place, repeated: bool, part: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            for group in ("bad", "reports", ":static"):
+                await store.write([new(group, "a")], NOW)
+            name = await spoil(place, "bad", part)
+            sources = [a_group("bad"), a_group("reports"), a_key("a", "bad"), a_key("a", ":static")]
+            for source in sources[::2]:
+                chosen = [source, *sources[1::2]]
+                records, next_due = await store.claim(chosen, 10, NOW, "mine", repeated)
+                if part < 2:
+                    assert {record.group for record in records} == {"reports", ":static"}
+                    assert next_due == [NOW, NOW + LEASE, NOW + LEASE]
+                    assert caplog.text.count("Nothing of bad can be claimed") == 1
+                again = [Write(group, "a", put(), ANY) for group in ("reports", ":static")]
+                await store.write(again, NOW)
+            await remove(place, name)
+            await store.write([new("bad", "b")], NOW)
+            records, _ = await store.claim([a_group("bad")], 10, NOW, "mine")
+            assert "b" in keys_of(records)
+
+    run(main())
+
+
+@PARTS
+def test_a_key_of_a_wrong_type_stops_the_writes_of_its_own_group_alone(
+    place: Place, part: int
+) -> None:
+    async def main() -> None:
+        async with place.open() as store:
+            batch = [new(group, key) for key in "ab" for group in ("bad", "reports")]
+            name = await spoil(place, "bad", part)
+            results = await store.write(batch, NOW)
+            assert results[1::2] == [Applied(NOW)] * 2
+            for result in results[::2]:
+                assert isinstance(result, Failed)
+                assert "WRONGTYPE" in str(result.error)
+            removed = [Write(group, "a", DELETE, ANY) for group in ("reports", "bad")]
+            applied, failed = await store.write(removed, NOW)
+            assert applied == Applied(0)
+            if part == 1:
+                assert isinstance(failed, Failed)
+            await remove(place, name)
+            assert await store.write([new("bad", "a"), new("bad", "b")], NOW) == [Applied(NOW)] * 2
+
+    run(main())

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import pytest
 from redis.asyncio import Redis
+from tests.ports import reserved_port
 from tests.stores.redis_place import Client
-from tests.stores.redis_server import RedisServer, Sentinel, free_port, started
+from tests.stores.redis_server import RedisServer, Sentinel, started
 
 from pyncette import Context, Pyncette
 from pyncette.clock import realtime
@@ -87,7 +88,7 @@ class Node(RedisServer):
 
     def __init__(self, directory: Path, *options: str) -> None:
         super().__init__(directory, *options)
-        self.bus = free_port()
+        self.bus = reserved_port()
         self.id = secrets.token_hex(20)
 
     def command(self) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis, SSLConnection
+from tests.ports import reserved_port
 from tests.servers import url
 from tests.stores.redis_place import client_at, keys_in, new_namespace, place_at
 from tests.stores.redis_server import a_server
@@ -156,7 +157,7 @@ def test_encrypted_connections_work(tmp_path: Path) -> None:
         capture_output=True,
     )
     with a_server(tmp_path) as server:
-        encrypted = server.port + 1
+        encrypted = reserved_port()
 
         async def main() -> None:
             async with client_at(server.url) as client:

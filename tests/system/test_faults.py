@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -20,10 +20,12 @@ from pyncette.memory import MemoryRepository
 from pyncette.store import Group, Write, scan_all
 from pyncette.store.record import Delete, Patch, State
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Delay, Fail, Faults, Gate, LoseAnswer, faulty
+from pyncette.testing.faults import Delay, Fail, Fault, Faults, Gate, LoseAnswer, faulty
 
 SECOND = timedelta(seconds=1)
 LEASE = timedelta(seconds=60)
+
+T = TypeVar("T")
 
 
 class UnheldClock(VirtualClock):
@@ -45,6 +47,7 @@ class Worker:
         self.began_at: list[tuple[str, datetime]] = []
         self.finish = asyncio.Event()
         self.finish.set()
+        self.is_open = False
 
         @self.app.dynamic_task(lease_duration=LEASE, **options)
         async def report(context: Context) -> None:
@@ -58,6 +61,7 @@ class Worker:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[PyncetteContext]:
         async with self.app.create() as context:
+            self.is_open = True
             loop = asyncio.create_task(context.run())
             try:
                 yield context
@@ -428,10 +432,25 @@ def test_at_most_once_that_another_has_taken_while_its_advance_was_on_the_way_ru
     run(main)
 
 
+class OnceOpen:
+    """A fault of the calls of a worker that is open.
+
+    Opening tries for some seconds of real time: a row of faults would end it.
+    """
+
+    def __init__(self, worker: Worker, fault: Fault) -> None:
+        self._worker = worker
+        self._fault = fault
+
+    async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await (self._fault.strike(call) if self._worker.is_open else call())
+
+
 def with_chance(world: World, seed: int, **options: Any) -> Worker:
     """A worker of which every third call is struck."""
     worker = world.worker(**options)
-    worker.faults = Faults(seed, 0.3)
+    kinds = [OnceOpen(worker, fault) for fault in (Fail(), LoseAnswer())]
+    worker.faults = Faults(seed, 0.3, kinds)
     factory = faulty(world.repository, worker.faults)
     worker.app = Pyncette(factory, clock=world.clock, batch_size=5)
     worker.app.dynamic_task(name="report", **options)(worker.report)

@@ -68,14 +68,19 @@ _VARIABLES: Final[Mapping[str, str]] = {
 SESSION: Final = (
     _ISOLATION,
     "SET " + ", ".join(f"SESSION {name} = {value}" for name, value in _VARIABLES.items()),
-    "SELECT @@max_allowed_packet",
+    "SELECT @@max_allowed_packet, @@wait_timeout",
 )
+
+_IDLE_SHARE: Final = 0.75
+"""After this share of ``wait_timeout`` an idle connection is replaced, before the server closes it.
+If the server closes it while a statement is on its way, it is unknown whether that was executed."""
 
 _PACKET_MARGIN: Final = 1_024
 
 # Round trips that were given up, and the largest packet of a session.
 _trips: WeakKeyDictionary[Connection, asyncio.Task[Results]] = WeakKeyDictionary()
 _packets: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+_idle_s_max: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
 
 
 class Address(NamedTuple):
@@ -226,6 +231,11 @@ def dropped(connection: Connection) -> None:
     connection.close()
 
 
+def _note_limits(connection: Connection, packet_bytes: int, wait_timeout_s: int) -> None:
+    _packets[connection] = packet_bytes
+    _idle_s_max[connection] = _IDLE_SHARE * wait_timeout_s
+
+
 def size_of(statement: str) -> int:
     """The bytes of a statement, as they are sent.
 
@@ -265,7 +275,8 @@ async def connect(address: Address) -> Connection:
                 connect_timeout=CONNECT_TIMEOUT_S,
                 program_name="pyncette",
             )
-            [*_, [[_packets[connection]]]] = await query(connection, *SESSION)
+            [*_, [limits]] = await query(connection, *SESSION)
+            _note_limits(connection, *limits)
     except BaseException as error:
         if connection is not None:
             dropped(connection)
@@ -295,6 +306,7 @@ def driver_of(place: str) -> pool.Driver:
         # Higher numbers are errors of the driver.
         answered=lambda error: 1000 <= code_of(error) < 2000,
         unsent=_unsent,
+        idle_s_max=_idle_s_max.__getitem__,
     )
 
 
@@ -347,8 +359,8 @@ class LentConnections:
             old = server.mariadb and server.version < (11, 1)
             names = [*_VARIABLES, "tx_isolation" if old else "transaction_isolation"]
             asked = "SELECT " + ", ".join(f"@@SESSION.{name}" for name in names)
-            [[values], *_, [[packet]]] = await query(connection, asked, *SESSION)
-            _packets[connection] = packet
+            [[values], *_, [limits]] = await query(connection, asked, *SESSION)
+            _note_limits(connection, *limits)
             self._sessions[connection] = [
                 f"SESSION {name} = {connection.escape(value)}"
                 for name, value in zip(names, values, strict=True)

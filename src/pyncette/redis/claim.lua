@@ -9,7 +9,8 @@
 --       token, the instant at which it is to end instead.
 --       For each source: the number of its group, the end of its lease, "before", its share, its
 --       key ("": the source is the group).
--- Returns the soonest instant of each source, and for each record: group number, key, value.
+-- Returns the soonest instant of each source, and for each record: group number, key, value. If a key
+-- of some groups is of a wrong type, also the numbers of these groups, which are left out.
 --
 -- Instants are passed as text. They are compared and added as numbers, which are exact up to 2^53.
 -- They are always formatted with %.0f, because tostring and cjson lose digits.
@@ -82,14 +83,28 @@ local function keep(source, key, value)
   source.room = source.room - 1
 end
 
--- The records that are taken are written a thousand at a time.
+-- The groups of which a key is no sorted set or no hash. They are left out, so that one of them does
+-- not stop all others.
+local broken
+local function guarded(group, action, ...)
+  if broken and broken[group] then return end
+  local done, reply = pcall(action, ...)
+  if done then return reply end
+  local text = type(reply) == 'table' and reply.err or tostring(reply)
+  if not string.find(text, 'WRONGTYPE', 1, true) then error(reply, 0) end
+  broken = broken or {}
+  broken[group] = true
+end
+
+-- The records that are taken are written a thousand at a time. The index is written first: if it is
+-- no sorted set, nothing is written. (The hash was read before.)
 local pending = {}
 local function flush(group)
   local taken = pending[group]
   if not taken then return end
-  redis.call('HSET', KEYS[2 * group], unpack(taken.values))
-  redis.call('ZADD', KEYS[2 * group - 1], unpack(taken.scores))
   pending[group] = nil
+  redis.call('ZADD', KEYS[2 * group - 1], unpack(taken.scores))
+  redis.call('HSET', KEYS[2 * group], unpack(taken.values))
 end
 
 local function take(source, key, version, attempts, rest)
@@ -155,22 +170,24 @@ local function release(lost, key, value)
   if due ~= lost.lease_end or holder ~= lost.token then return end
   local next_version = math.max(version + 1, instant)
   attempts = string.format('%.0f', math.max(tonumber(attempts) - 1, 0))
+  redis.call('ZADD', KEYS[2 * lost.group - 1], lost.due, key)
   redis.call('HSET', KEYS[2 * lost.group], key, string.format('%.0f', next_version) .. '\0'
     .. lost.due .. '\0running\0' .. attempts .. '\0-\0' .. rest)
-  redis.call('ZADD', KEYS[2 * lost.group - 1], lost.due, key)
 end
 
 local first_source = 8 + 5 * tonumber(ARGV[7])
 for at = 8, first_source - 1, 5 do
   local lost = {group = tonumber(ARGV[at]), lease_end = ARGV[at + 2], token = ARGV[at + 3],
     due = ARGV[at + 4]}
-  if ARGV[at + 1] ~= '' then
-    release(lost, ARGV[at + 1], redis.call('HGET', KEYS[2 * lost.group], ARGV[at + 1]))
-  else
-    -- Few leases of other claims end at the same instant, so one read is enough.
-    local keys, values = ranged(lost, lost.lease_end, lost.lease_end, 0, 4 * CHUNK)
-    for number, key in ipairs(keys) do release(lost, key, values[number]) end
-  end
+  guarded(lost.group, function()
+    if ARGV[at + 1] ~= '' then
+      release(lost, ARGV[at + 1], redis.call('HGET', KEYS[2 * lost.group], ARGV[at + 1]))
+    else
+      -- Few leases of other claims end at the same instant, so one read is enough.
+      local keys, values = ranged(lost, lost.lease_end, lost.lease_end, 0, 4 * CHUNK)
+      for number, key in ipairs(keys) do release(lost, key, values[number]) end
+    end
+  end)
 end
 
 -- The sources, and the records of those that are keys, read together.
@@ -193,8 +210,18 @@ for at = first_source, #ARGV, 5 do
   end
 end
 for group, asked in pairs(keyed) do
-  local values = values_of(KEYS[2 * group], asked.keys)
+  local values = guarded(group, values_of, KEYS[2 * group], asked.keys) or {}
   for number, source in ipairs(asked.sources) do source.value = values[number] end
+end
+
+local function held_of(source)
+  local offset = 0
+  while source.room > 0 and left > 0 do
+    local keys, values = ranged(source, source.lease_end, source.lease_end, offset, CHUNK)
+    for number, key in ipairs(keys) do held(source, key, values[number]) end
+    if #keys < CHUNK then return end
+    offset = offset + CHUNK
+  end
 end
 
 if repeated then
@@ -202,13 +229,7 @@ if repeated then
     if source.key ~= '' then
       held(source, source.key, source.value)
     else
-      local offset = 0
-      while source.room > 0 and left > 0 do
-        local keys, values = ranged(source, source.lease_end, source.lease_end, offset, CHUNK)
-        for number, key in ipairs(keys) do held(source, key, values[number]) end
-        if #keys < CHUNK then break end
-        offset = offset + CHUNK
-      end
+      guarded(source.group, held_of, source)
     end
   end
 end
@@ -264,24 +285,26 @@ local function take_from(source)
   end
 end
 
-for _, source in ipairs(sources) do
-  if source.key ~= '' then
-    if source.value then
-      local version, due, attempts, _, rest = parsed(source.value, source.before)
-      if due ~= '' then
-        source.due = due
-        if takes and source.room > 0 and left > 0 and at_most(due, source.before)
-          and is_allowed(attempts, 0) then
-          take(source, source.key, version, attempts, rest)
-          source.due = source.lease_end
-        end
-      end
-    end
-  elseif takes then
-    take_from(source)
+local function take_key(source)
+  if not source.value then return end
+  local version, due, attempts, _, rest = parsed(source.value, source.before)
+  if due == '' then return end
+  source.due = due
+  if takes and source.room > 0 and left > 0 and at_most(due, source.before)
+    and is_allowed(attempts, 0) then
+    take(source, source.key, version, attempts, rest)
+    source.due = source.lease_end
   end
 end
-for group in pairs(pending) do flush(group) end
+
+for _, source in ipairs(sources) do
+  if source.key ~= '' then
+    guarded(source.group, take_key, source)
+  elseif takes then
+    guarded(source.group, take_from, source)
+  end
+end
+for group in pairs(pending) do guarded(group, flush, group) end
 
 -- The soonest instant in a group. Scores that are not instants are corrected first.
 local function soonest(source)
@@ -301,7 +324,17 @@ end
 local next_due = {}
 for number, source in ipairs(sources) do
   local due = source.due
-  if source.key == '' then due = soonest(source) end
+  if source.key == '' then due = guarded(source.group, soonest, source) end
+  if broken and broken[source.group] then due = now end
   next_due[number] = due or false
 end
-return {next_due, claimed}
+if not broken then return {next_due, claimed} end
+
+local sound, left_out = {}, {}
+for at = 1, length, 3 do
+  if not broken[claimed[at]] then
+    for number = at, at + 2 do sound[#sound + 1] = claimed[number] end
+  end
+end
+for group in pairs(broken) do left_out[#left_out + 1] = group end
+return {next_due, sound, left_out}

@@ -14,7 +14,12 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from pyncette.clock import realtime
-from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.errors import (
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    printable,
+)
 from pyncette.redis.connection import Argument, Command, Lane, NotExecutedError, Reply
 from pyncette.redis.layout import (
     FORMAT,
@@ -82,6 +87,8 @@ LOST_MAX: Final = 10_000
 LOST_OF_SOURCE_MAX: Final = 8
 
 _NEW, _HELD_AND_NEW, _HELD = "0", "1", "2"
+
+_WRONG_TYPE: Final = -1
 """What a claim returns: records that it takes, records that its token already holds, or both."""
 
 
@@ -136,6 +143,8 @@ class RedisStore:
         # By group and key; the key is empty if the source is a group.
         self._lost: dict[tuple[str, str], list[_Lost]] = {}
         self._missing: set[int] = set()
+        # Groups of which a key is of a wrong type.
+        self._broken: set[str] = set()
         self._home = slot_of(self._names.layout)
 
     # Opening.
@@ -303,7 +312,10 @@ class RedisStore:
                 claim.failed[part.slot] = (part, outcome)
                 found.append(0)
                 continue
-            [(next_due, values)] = outcome
+            [(next_due, values, *left_out)] = outcome
+            # A wave that takes nothing may not touch the key that is of a wrong type.
+            if left_out or (self._broken and mode != _HELD):
+                self._note_broken(claim, part, left_out[0] if left_out else [])
             if sent:
                 self._forget_lost(sent[number])
             if self._missing and part.slot in self._missing:
@@ -311,6 +323,14 @@ class RedisStore:
                 logger.info("Slot %d of the cluster can be claimed from again", part.slot)
             found.append(claim.take_in(part, next_due, values))
         return found
+
+    def _note_broken(self, claim: _Claim, part: _Part, left_out: Sequence[int]) -> None:
+        """Reports the groups that cannot be claimed from, once each."""
+        groups = list(dict.fromkeys(claim.sources[place].group for place in part.places))
+        broken = {groups[number - 1] for number in left_out}
+        for group in broken - self._broken:
+            logger.error("Nothing of %s can be claimed: %s", printable(group), _wrong_type(group))
+        self._broken = self._broken.difference(groups) | broken
 
     async def _settle_for_less(self, claim: _Claim, repeated: bool) -> None:
         """Completes the answer to a claim, if some nodes of a cluster did not answer.
@@ -501,6 +521,10 @@ class RedisStore:
             if type(reply) is int:
                 # Most changes of a batch have the same version.
                 if reply != applied.version:
+                    if reply == _WRONG_TYPE:
+                        error = StoreMisconfiguredError(_wrong_type(writing.batch[at].group))
+                        results[at] = Failed(error)
+                        continue
                     applied = writing.applied = Applied(reply)
                 results[at] = applied
             elif reply is not None:
@@ -682,6 +706,13 @@ class _Claim:
                 place = yielding.get((group, ""), -1)
                 self.room[yielding[group, key] if place < 0 else place] -= 1
         return len(records)
+
+
+def _wrong_type(group: str) -> str:
+    return (
+        f"a key of Redis for the group {group!r} holds something that is not Pyncette's "
+        "(WRONGTYPE): remove that key"
+    )
 
 
 def _identity(source: Source) -> tuple[str, str]:

@@ -8,7 +8,8 @@
 --       "D" removes the record; "U" writes everything: the instant, the text before the token, the
 --       text from the token on; "P" is a patch: the instant, the text before the token, the
 --       progress; "p" is a patch without progress.
--- Returns for each write the new version, or the record that is there instead.
+-- Returns for each write the new version, or the record that is there instead, or -1 if a key of its
+-- group is of a wrong type, so that nothing of the group is written.
 --
 -- WAIT waits until replicas have the last write of its own connection. If a repeated write finds
 -- that it was made before, perhaps on another connection, the record is written again unchanged, so
@@ -37,10 +38,24 @@ while at <= #ARGV do
   asked.keys[length], asked.places[length], asked.length = ARGV[at + 1], at, length
   at = at + STRIDES[ARGV[at + 4]]
 end
+
+-- The groups of which a key is of a wrong type. Nothing of them is written, so that one of them does
+-- not stop all others.
+local broken
+local function guarded(group, ...)
+  if broken and broken[group] then return {} end
+  local reply = redis.pcall(...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if not string.find(reply.err, 'WRONGTYPE', 1, true) then return redis.call(...) end
+  broken = broken or {}
+  broken[group] = true
+  return {}
+end
+
 for group, asked in pairs(groups) do
   for first = 1, asked.length, CHUNK do
     local last = math.min(first + CHUNK - 1, asked.length)
-    local found = redis.call('HMGET', KEYS[3 * group - 1], unpack(asked.keys, first, last))
+    local found = guarded(group, 'HMGET', KEYS[3 * group - 1], unpack(asked.keys, first, last))
     for number = 1, #found do values[asked.places[first + number - 1]] = found[number] end
   end
 end
@@ -78,7 +93,7 @@ while at <= #ARGV do
   local result
   if (expect ~= '-1' and expect ~= version) or (holder ~= '' and holder ~= token) then
     result = value
-    if value and touches then redis.call('HSET', KEYS[3 * group - 1], key, value) end
+    if value and touches then guarded(group, 'HSET', KEYS[3 * group - 1], key, value) end
   elseif what == 'D' then
     result = 0
     if value then
@@ -127,15 +142,24 @@ local function call(command, lists, back)
   for group, list in pairs(lists) do
     for first = 1, #list, 2 * CHUNK do
       local last = math.min(first + 2 * CHUNK - 1, #list)
-      redis.call(command, KEYS[3 * group - back], unpack(list, first, last))
+      guarded(group, command, KEYS[3 * group - back], unpack(list, first, last))
     end
   end
 end
-call('HSET', sets, 1)
+-- The hash last: it was read, so that writing it does not fail.
 call('ZADD', dues, 2)
 call('ZREM', never, 2)
 call('ZADD', added, 0)
-call('HDEL', gone, 1)
 call('ZREM', gone, 2)
 call('ZREM', gone, 0)
+call('HSET', sets, 1)
+call('HDEL', gone, 1)
+if broken then
+  at, count = 3, 0
+  while at <= #ARGV do
+    count = count + 1
+    if broken[tonumber(ARGV[at])] then results[count] = -1 end
+    at = at + STRIDES[ARGV[at + 4]]
+  end
+end
 return results

@@ -8,7 +8,8 @@ to open and close a connection (``Supply``), and what an error means (``Driver``
   left running at the server is ended first. Until then the connection counts, so that the server
   never has more sessions than the size of the pool.
 * If the server had closed a connection before the call sent anything, the call is made on another
-  connection. A call that may have reached the server is never repeated.
+  connection. Of calls that may have reached the server only those that read are repeated, and only
+  if the connection had been idle before.
 * A closed pool opens no connection. Running calls end with ``StoreUnavailableError``, and every
   connection is closed, also if closing is cancelled.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -48,6 +50,8 @@ class Driver:
             be used for the next statement.
         unsent: Whether the error proves that the server did not execute the statement, because
             the connection was closed before.
+        idle_s_max: How long a connection may be idle, in seconds, before it is replaced because the
+            server may be about to close it.
     """
 
     errors: tuple[type[Exception], ...]
@@ -55,6 +59,7 @@ class Driver:
     is_open: Callable[[Connection], bool]
     answered: Callable[[BaseException], bool]
     unsent: Callable[[BaseException], bool]
+    idle_s_max: Callable[[Connection], float] = lambda connection: math.inf
 
 
 class Supply(Protocol):
@@ -93,6 +98,7 @@ class Pool:
         self._driver = driver
         self._room = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._idle_since: dict[Connection, float] = {}
         self._open: set[Connection] = set()
         self._calls: set[asyncio.Timeout] = set()
         self._closings: set[asyncio.Task[None]] = set()
@@ -105,6 +111,7 @@ class Pool:
         self,
         call: Callable[[Connection], Awaitable[_Answer]],
         repeatable: Callable[[], bool] = always,
+        reads: bool = False,
     ) -> _Answer:
         """Makes a call, which may consist of several statements.
 
@@ -112,6 +119,8 @@ class Pool:
             call: Gets a connection that no other call uses meanwhile.
             repeatable: Called if the connection was closed before a statement was sent. Returns
                 whether no earlier statement of the call has changed anything.
+            reads: Whether the call only reads. Then it is also repeated if it is unknown whether
+                the server executed it.
 
         Raises:
             StoreError: It failed. It is unknown whether its last statement took effect.
@@ -123,7 +132,7 @@ class Pool:
             async with scope:
                 self._calls.add(scope)
                 try:
-                    return await self._in_turn(call, repeatable)
+                    return await self._in_turn(call, repeatable, reads)
                 finally:
                     self._calls.discard(scope)
                     self._notice_quiet()
@@ -151,6 +160,7 @@ class Pool:
                 for scope in self._calls:
                     scope.reschedule(0.0)
                 idle, self._idle = self._idle, []
+                self._idle_since.clear()
                 for connection in idle:
                     self._close_aside(connection)
             async with realtime.timeout(CLOSE_TIMEOUT_S + 0.5):
@@ -170,22 +180,29 @@ class Pool:
         for connection in list(self._open):
             self._drop(connection)
         self._idle.clear()
+        self._idle_since.clear()
 
     async def _in_turn(
-        self, call: Callable[[Connection], Awaitable[_Answer]], repeatable: Callable[[], bool]
+        self,
+        call: Callable[[Connection], Awaitable[_Answer]],
+        repeatable: Callable[[], bool],
+        reads: bool,
     ) -> _Answer:
         await self._room.acquire()
         has_room = True
         try:
             for tries_left in reversed(range(UNSENT_TRIES_MAX)):
                 # If one connection was closed, the others probably were, too.
-                connection = await self._take(kept=tries_left == UNSENT_TRIES_MAX - 1)
+                first = tries_left == UNSENT_TRIES_MAX - 1
+                connection = await self._take(kept=first)
                 try:
                     answer = await call(connection)
                 except BaseException as error:
                     if isinstance(error, StoreError) or self._driver.answered(error):
                         await self._give_back(connection)
-                    elif tries_left and self._driver.unsent(error) and repeatable():
+                    elif (tries_left and self._driver.unsent(error) and repeatable()) or (
+                        first and reads and self._is_lost(connection, error)
+                    ):
                         self._drop(connection)
                         continue
                     else:
@@ -199,6 +216,9 @@ class Pool:
             if has_room:
                 self._room.release()
 
+    def _is_lost(self, connection: Connection, error: BaseException) -> bool:
+        return isinstance(error, self._driver.errors) and not self._driver.is_open(connection)
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailableError(f"{self._place}: the store is closed")
@@ -207,7 +227,8 @@ class Pool:
         self._check_open()
         while kept and self._idle:
             connection = self._idle.pop()
-            if self._driver.is_open(connection):
+            idle_s = realtime.monotonic() - self._idle_since.pop(connection)
+            if self._driver.is_open(connection) and idle_s < self._driver.idle_s_max(connection):
                 return connection
             self._drop(connection)
         connection = await self._supply.open()
@@ -217,6 +238,7 @@ class Pool:
     async def _give_back(self, connection: Connection) -> None:
         if not self._closed and len(self._idle) < self._kept and self._driver.is_open(connection):
             self._idle.append(connection)
+            self._idle_since[connection] = realtime.monotonic()
         else:
             await self._close_one(connection)
 

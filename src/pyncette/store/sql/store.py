@@ -156,15 +156,18 @@ class SqlStore:
         return writing.answers()
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        return await self._users.run(lambda connection: self._table.get(connection, identities))
+        return await self._users.run(
+            lambda connection: self._table.get(connection, identities), reads=True
+        )
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._users.run(
-            lambda connection: self._table.scan(connection, group, where, cursor, limit)
+            lambda connection: self._table.scan(connection, group, where, cursor, limit),
+            reads=True,
         )
 
     async def now(self) -> int | None:
-        return await self._claims.run(self._table.now)
+        return await self._claims.run(self._table.now, reads=True)
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         if self._listener is None:
