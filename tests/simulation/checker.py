@@ -14,12 +14,15 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tests.simulation.history import Event, History
-from tests.simulation.plan import Kind, Plan, TaskPlan, What
+from tests.simulation.plan import Death, Kind, Manner, Plan, TaskPlan, What
 from tests.simulation.world import LATE_MAX_S
 
 from pyncette import FailureMode
 
 SECOND: Final = 1_000_000
+
+_CANCELS: Final = (Death.CANCEL, Death.CANCEL_TWICE, "cancel while it closes")
+"""What the main of a program learns of, as ``CancelledError``."""
 
 
 class Promise(StrEnum):
@@ -48,6 +51,7 @@ class Promise(StrEnum):
     HEALTHY = "a worker lives until it is told to stop"
     FRUGAL = "the number of calls to the store is bounded"
     FRESH = "last_tick is fresh"
+    AGAIN = "a body that outlives its lease is started again when the lease ends"
     APART = "runs do not see each other, nor who called first"
     CONTRACT = "the contract of the store is kept"
     ANSWERED = "every call of a user is answered"
@@ -172,7 +176,7 @@ class Checker:
         }
         self._restored = any(fault.kind is Kind.RESTORE for fault in plan.faults)
         self._calm = not plan.faults and all(
-            life.how == "shutdown" for life in plan.lives if life.end is not None
+            life.how is Death.SHUTDOWN for life in plan.lives if life.end is not None
         )
         self._calm = self._calm and not self._kinds["crash"] and not plan.bytes_per_s
 
@@ -266,11 +270,13 @@ class Checker:
         for process in sorted(processes - crashed):
             events = by_process[process]
             told.clear()
+            cancelled = False
             frozen_s = sum(fault.length for fault in self._frozen if fault.process == process)
             bodies = [event for event in events if event.kind in ("end", "raise", "cancelled")]
             for event in events:
                 if event.kind == "told to stop":
                     told.setdefault("", event)
+                    cancelled = cancelled or event.details["how"] in _CANCELS
                 elif event.kind == "run returned":
                     if "" not in told:
                         yield Violation(Promise.HEALTHY, event.time, f"{process}: run() returned")
@@ -287,6 +293,10 @@ class Checker:
                         yield Violation(Promise.HEALTHY, event.time, event.line().strip())
                     if how == "cancelled" and "" in told and told[""].details["how"] == "shutdown":
                         yield Violation(Promise.HEALTHY, event.time, event.line().strip())
+                    if how != "cancelled" and cancelled:
+                        yield Violation(
+                            Promise.CANCELLED, event.time, f"{process}: closed as if it were not"
+                        )
                     leaving = [other for other in events if other.kind == "leaving"]
                     if leaving:
                         since = (
@@ -444,6 +454,8 @@ class Checker:
         # A pause and a run that was asked for move what comes after them.
         if self._steered(subject):
             return
+        if self._calm and not task.at_most_once:
+            yield from self._outlived(subject, task, runs)
         if self._calm and longest < task.lease_s - 0.1 - 12 * self._plan.latency_s:
             yield from self._calm_record(subject, task, runs)
             if task.dynamic:
@@ -769,6 +781,26 @@ class Checker:
             )
 
     # When nothing goes wrong.
+
+    def _outlived(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """A lease that ends while its body runs is taken over, once for each lease."""
+        slack = 0.1 + 12 * self._plan.latency_s
+        for number, run in enumerate(runs):
+            if run.start.details["manner"] != Manner.OUTLIVE:
+                continue
+            again = run.start.time + task.lease_s
+            ended = any(
+                other.occurrence == run.occurrence
+                and other.end is not None
+                and other.end.time < again + slack
+                for other in runs
+            )
+            if ended or again + slack > self._counted or not self._served(again, again + slack):
+                continue
+            if not any(again - slack < other.start.time < again + slack for other in runs[number:]):
+                yield Violation(
+                    Promise.AGAIN, again, f"{subject} is not started again at {again:.4f}"
+                )
 
     def _calm_record(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
         plan = self._plan

@@ -1,21 +1,33 @@
-"""Breaks each condition of the engine and of the simulated store in turn, and sees who notices.
+"""Breaks each condition of the engine and of the simulated store in turn, and sees what notices.
 
-    python -m tests.simulation.mutate                          the engine of this tree, all mutants
-    python -m tests.simulation.mutate --only rules.py --sample 50
-    python -m tests.simulation.mutate --tests-too              after the simulation: explorer, unit
+    python -m tests.simulation.mutate --results FILE                  every condition
+    python -m tests.simulation.mutate --results FILE --statements     and every statement, too
+    python -m tests.simulation.mutate --results FILE --part 1/4       a quarter, spread evenly
+    python -m tests.simulation.mutate --results FILE --report         only print the table
 
-A mutant is a copy of the sources with one change: a comparison negated or shifted by one, a
-condition inverted, ``and`` and ``or`` exchanged, a number moved, a boolean flipped, a statement
-left out. It is killed by the first of these that fails: the scenarios and some seeds of the
-simulation; the exhaustive search over the rules; the unit tests of the engine. The survivors are
-printed as a table, each with its line before and after.
+A mutant is a copy of the sources with one change. The conditions: a comparison negated or shifted
+by one, a condition inverted, ``and`` and ``or`` exchanged, one side of them left out, ``not`` left
+out, ``min`` and ``max`` exchanged. With ``--statements``: a statement left out, a number moved, a
+boolean flipped, ``+`` and ``-`` exchanged.
+
+A mutant is killed by the first that fails, in the order of cost: a few histories of the simulation
+that reach the changed line; the conformance suite (the simulated store); the search through all
+interleavings (the rules); the other histories. What all of these miss is shown to the unit tests,
+which count apart. The results are kept in a file: a run that was stopped goes on where it was, and
+only mutants of files that have changed since are tried again. ``--again`` tries the survivors
+again, after a new scenario.
+
+The survivors that are known have a reason in ``tests/simulation/survivors.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import compileall
 import copy
+import hashlib
+import json
 import os
 import resource
 import shutil
@@ -23,11 +35,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from tests.simulation.survivors import SURVIVORS
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -38,32 +52,39 @@ IN_STORE: Final = frozenset(
 )
 """Of the modules of the simulated store, the parts that are the store."""
 
-TIMEOUT_S: Final = 120.0
+TIMEOUT_S: Final = 300.0
 
 MEMORY_MAX_BYTES: Final = 1 << 30
 """A mutant may loop for ever and keep what it makes: no more than this."""
 
-SIMULATION: Final = ("-m", "tests.simulation", "--any")
+FIRST: Final = 40
+"""So many histories are run before the search through all interleavings."""
+
+PYTEST: Final = ("-m", "pytest", "-xq", "-p", "no:cacheprovider", "-p", "no:xdist")
 EXPLORER: Final = (
-    "-m",
-    "pytest",
-    "-xq",
-    "-p",
-    "no:cacheprovider",
+    *PYTEST,
     "tests/simulation/test_explorer.py",
+    "tests/simulation/test_explorer_model.py",
 )
-CONFORMANCE: Final = (
-    "-m",
-    "pytest",
-    "-xq",
-    "-p",
-    "no:cacheprovider",
-    "tests/simulation/test_world.py",
-)
-UNIT: Final = (
-    *("-m", "pytest", "-xq", "-p", "no:cacheprovider"),
-    *(f"tests/unit/test_{name}.py" for name in ("rules", "loop", "execution", "writes", "polling")),
-)
+CONFORMANCE: Final = (*PYTEST, "tests/simulation/test_world.py")
+
+UNIT: Final = {
+    "alarm": ("loop", "virtual_clock"),
+    "background": ("closing", "writes", "execution"),
+    "backlog": ("backlog",),
+    "dispatch": ("loop", "execution", "executor", "closing"),
+    "execution": ("execution", "bodies", "body", "closing"),
+    "loop": ("loop", "large_records", "closing"),
+    "polling": ("polling", "loop"),
+    "rules": ("rules",),
+    "static_tasks": ("loop", "task", "clock_of_the_store"),
+    "templates": ("templates",),
+    "worker": ("loop", "closing", "executor"),
+    "writes": ("writes", "large_records", "closing"),
+}
+"""The unit tests of each module of the engine."""
+
+KILLERS: Final = ("simulation", "explorer", "conformance")
 
 _SHIFTED: Final[dict[type[ast.cmpop], type[ast.cmpop]]] = {
     ast.Lt: ast.LtE,
@@ -91,6 +112,9 @@ class Mutant(NamedTuple):
     Attributes:
         path: The file, relative to the root.
         line: Where.
+        function: In which function; empty: in none.
+        lines: The lines that run when the change has an effect.
+        condition: Whether it is about a condition.
         what: The change in words.
         before: The line as it was.
         text: The whole file, changed.
@@ -98,52 +122,123 @@ class Mutant(NamedTuple):
 
     path: str
     line: int
+    function: str
+    lines: range
+    condition: bool
     what: str
     before: str
     text: str
 
+    @property
+    def id(self) -> str:
+        """Identifies the mutant, as long as its file does not change."""
+        return hashlib.sha256(f"{self.path}\0{self.text}".encode()).hexdigest()[:20]
+
 
 class Result(NamedTuple):
-    """What became of a mutant: who killed it, or None."""
+    """What became of a mutant.
 
-    mutant: Mutant
+    Attributes:
+        id, path, line, function, condition, what, before: See ``Mutant``.
+        killer: What has killed it; None if nothing has.
+        how: The history or test, and what it said.
+        histories: How many histories of the survey reach the line.
+        seconds: How long it took.
+    """
+
+    id: str
+    path: str
+    line: int
+    function: str
+    condition: bool
+    what: str
+    before: str
     killer: str | None
     how: str
+    histories: int
+    seconds: float
 
 
-def mutants(path: Path, root: Path) -> Iterator[Mutant]:
+# What is changed.
+
+
+class _Place(NamedTuple):
+    """A node, and where it stands."""
+
+    node: ast.AST
+    parents: list[ast.AST]
+    field: str
+    position: int | None
+
+    def replace(self, other: ast.AST) -> None:
+        if self.position is None:
+            setattr(self.parents[-1], self.field, other)
+        else:
+            getattr(self.parents[-1], self.field)[self.position] = other
+
+
+def mutants(path: Path, root: Path, statements: bool) -> Iterator[Mutant]:
     """All mutants of a file."""
     source = path.read_text()
     lines = source.splitlines()
     tree = ast.parse(source)
-    for number, (node, parents) in enumerate(_nodes(tree)):
-        if path.name in ("world.py", "model.py") and not _in_store(parents):
+    store = path.name in ("world.py", "model.py")
+    for place in list(_places(tree)):
+        node, parents = place.node, place.parents
+        if _is_talk(node, parents) or (store and not _in_store(parents)):
             continue
-        if _is_talk(node, parents):
-            continue
-        for what, replacement in _changes(node):
-            changed = _replaced(tree, number, replacement)
+        for condition, what, replacement in _changes(node):
+            if not condition and not statements:
+                continue
+            place.replace(ast.copy_location(replacement, node))
+            text = ast.unparse(ast.fix_missing_locations(tree))
+            place.replace(node)
             line = getattr(node, "lineno", 0)
+            names = [getattr(one, "name", "") for one in parents if isinstance(one, _SCOPES)]
             yield Mutant(
                 str(path.relative_to(root)),
                 line,
+                ".".join(names),
+                _running_lines([*parents, node]),
+                condition,
                 what,
-                lines[line - 1].strip() if line else "",
-                ast.unparse(ast.fix_missing_locations(changed)),
+                lines[line - 1].strip(),
+                text,
             )
 
 
-def _nodes(tree: ast.AST) -> list[tuple[ast.AST, list[ast.AST]]]:
-    """All nodes with those around them, in an order that is the same for a copy."""
-    found: list[tuple[ast.AST, list[ast.AST]]] = []
+_SCOPES: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
-    def visit(node: ast.AST, parents: list[ast.AST]) -> None:
-        found.append((node, parents))
-        for child in ast.iter_child_nodes(node):
-            visit(child, [*parents, node])
 
-    visit(tree, [])
-    return found
+def _places(tree: ast.AST) -> Iterator[_Place]:
+    def visit(node: ast.AST, parents: list[ast.AST]) -> Iterator[_Place]:
+        around = [*parents, node]
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, ast.AST):
+                yield _Place(value, around, field, None)
+                yield from visit(value, around)
+            elif isinstance(value, list):
+                for index, item in enumerate(value):
+                    if isinstance(item, ast.AST):
+                        yield _Place(item, around, field, index)
+                        yield from visit(item, around)
+
+    yield from visit(tree, [])
+
+
+def _running_lines(chain: list[ast.AST]) -> range:
+    """The lines of the innermost statement; of one with a body, those before it.
+
+    Outside of functions: none, since they run when the module is imported.
+    """
+    if not any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in chain):
+        return range(0)
+    statement = next(node for node in reversed(chain) if isinstance(node, ast.stmt))
+    end = statement.end_lineno or statement.lineno
+    body = getattr(statement, "body", None)
+    if body:
+        end = max(body[0].lineno - 1, statement.lineno)
+    return range(statement.lineno, end + 1)
 
 
 def _in_store(parents: list[ast.AST]) -> bool:
@@ -163,118 +258,186 @@ def _is_talk(node: ast.AST, parents: list[ast.AST]) -> bool:
             name = ast.unparse(inner.func)
             if name.startswith("logger.") or name.endswith(".note"):
                 return True
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and (
+            inner.name in TALK or inner.name == "__str__"
+        ):
+            return True
+        if isinstance(inner, ast.If) and ast.unparse(inner.test) == "TYPE_CHECKING":
+            return True
     return False
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+TALK: Final = frozenset(
+    {"_some_names", "_log_not_started", "_log_lost", "_left_behind", "_look_for_static_records"}
+)
+"""Functions that only say something."""
+
+
+def _changes(node: ast.AST) -> Iterator[tuple[bool, str, ast.AST]]:
+    """The changes of a node: about a condition or not, in words, and what takes its place."""
     match node:
         case ast.Compare(ops=[operator]):
             for kind, table in (("negated", _NEGATED), ("shifted", _SHIFTED)):
                 if type(operator) in table:
-                    changed = copy.deepcopy(node)
+                    changed = copy.copy(node)
                     changed.ops = [table[type(operator)]()]
-                    yield f"comparison {kind}", changed
+                    yield True, f"comparison {kind}", changed
         case ast.BoolOp():
-            changed_bool = copy.deepcopy(node)
+            changed_bool = copy.copy(node)
             changed_bool.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-            yield "and/or exchanged", changed_bool
+            yield True, "and/or exchanged", changed_bool
             for index in range(len(node.values)):
                 left = [value for at, value in enumerate(node.values) if at != index]
                 yield (
+                    True,
                     f"without '{ast.unparse(node.values[index])}'",
                     left[0] if len(left) == 1 else ast.BoolOp(node.op, left),
                 )
         case ast.UnaryOp(op=ast.Not()):
-            yield "without not", node.operand
+            yield True, "without not", node.operand
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test) if not isinstance(
             test, (ast.Compare, ast.UnaryOp)
         ):
-            inverted = copy.deepcopy(node)
+            inverted = copy.copy(node)
             inverted.test = ast.UnaryOp(ast.Not(), test)
-            yield "condition inverted", inverted
-        case ast.Constant(value=bool() as flag):
-            yield "flag flipped", ast.Constant(not flag)
-        case ast.Constant(value=int() as number):
-            yield f"{number} + 1", ast.Constant(number + 1)
-        case ast.BinOp(op=(ast.Add() | ast.Sub()) as operator):
-            swapped = copy.deepcopy(node)
-            swapped.op = ast.Sub() if isinstance(operator, ast.Add) else ast.Add()
-            yield "+/- exchanged", swapped
+            yield True, "condition inverted", inverted
         case ast.Call(func=ast.Name(id=("min" | "max") as name)):
-            other = copy.deepcopy(node)
+            other = copy.copy(node)
             other.func = ast.Name("max" if name == "min" else "min", ast.Load())
-            yield "min/max exchanged", other
+            yield True, "min/max exchanged", other
+        case ast.Constant(value=bool() as flag):
+            yield False, "flag flipped", ast.Constant(not flag)
+        case ast.Constant(value=int() as number):
+            yield False, f"{number} + 1", ast.Constant(number + 1)
+        case ast.BinOp(op=(ast.Add() | ast.Sub()) as operator):
+            swapped = copy.copy(node)
+            swapped.op = ast.Sub() if isinstance(operator, ast.Add) else ast.Add()
+            yield False, "+/- exchanged", swapped
         case ast.Expr() | ast.Assign() | ast.AugAssign() | ast.Delete():
-            yield f"without '{ast.unparse(node)[:60]}'", ast.Pass()
+            yield False, f"without '{ast.unparse(node)[:60]}'", ast.Pass()
         case ast.Return(value=ast.expr()) | ast.Continue() | ast.Break():
-            yield f"without '{ast.unparse(node)[:60]}'", ast.Pass()
+            yield False, f"without '{ast.unparse(node)[:60]}'", ast.Pass()
 
 
-class _Replace(ast.NodeTransformer):
-    def __init__(self, target: ast.AST, replacement: ast.AST) -> None:
-        self._target = target
-        self._replacement = replacement
-
-    def visit(self, node: ast.AST) -> Any:
-        return self._replacement if node is self._target else super().visit(node)
+# Trying out.
 
 
-def _replaced(tree: ast.Module, number: int, replacement: ast.AST) -> ast.AST:
-    changed = copy.deepcopy(tree)
-    return _Replace(_nodes(changed)[number][0], copy.deepcopy(replacement)).visit(changed)  # type: ignore[no-any-return]
+class Bench:
+    """A copy of the sources, in which one mutant after the other is tried out."""
 
+    def __init__(self, place: Path, seeds: int, scenario_seeds: int, units: bool) -> None:
+        """Copies, and surveys which histories reach which lines."""
+        self._place = place
+        self._units = units
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(ROOT / "src", place / "src", ignore=ignored)
+        shutil.copytree(ROOT / "tests", place / "tests", ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", place)
+        compileall.compile_dir(place, quiet=2)
+        target = place / "survey.json"
+        paths = [*(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(ENGINE))), *STORE]
+        command = ("--survey", str(target), "--root", str(place), *paths)
+        seeded = ("--seeds", str(seeds), "--scenario-seeds", str(scenario_seeds))
+        failed = self._run(("-m", "tests.simulation.catching", *seeded, *command))
+        if failed is not None:
+            raise SystemExit(f"Without a mutation it fails, too: {failed}")
+        survey = json.loads(target.read_text())
+        self._seconds = {name: found["seconds"] for name, found in survey.items()}
+        self._reached: dict[str, dict[str, frozenset[int]]] = {
+            name: {path: frozenset(lines) for path, lines in found["lines"].items()}
+            for name, found in survey.items()
+        }
+        # How many mutants each history has killed, of a file and of a function.
+        self._kills: Counter[tuple[str, str]] = Counter()
 
-def try_out(mutant: Mutant, place: Path, options: argparse.Namespace) -> Result:
-    """Writes the mutant into a copy of the sources, and runs what may notice."""
-    target = place / mutant.path
-    original = target.read_text()
-    target.write_text(mutant.text)
-    try:
-        runs: list[tuple[str, tuple[str, ...]]] = [("simulation", _simulation(options))]
-        if options.tests_too:
-            if mutant.path in STORE:
-                runs.append(("conformance", CONFORMANCE))
-            if mutant.path.endswith(("rules.py", "model.py")):
-                runs.append(("explorer", EXPLORER))
-            if mutant.path not in STORE:
-                runs.append(("unit", UNIT))
-        for name, command in runs:
-            how = _fails(place, command)
-            if how is not None:
-                return Result(mutant, name, how)
-        return Result(mutant, None, "")
-    finally:
-        target.write_text(original)
+    def learn(self, result: Result) -> None:
+        """What has killed one mutant is likely to kill its neighbours."""
+        name = result.how.partition("\t")[0]
+        if result.killer == "simulation":
+            self._kills[name, result.path] += 1
+            self._kills[name, f"{result.path}:{result.function}"] += 1
 
-
-def _simulation(options: argparse.Namespace) -> tuple[str, ...]:
-    return (*SIMULATION, "--seeds", options.seeds, "--skip", options.skip)
-
-
-def _fails(place: Path, command: tuple[str, ...]) -> str | None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{place / 'src'}{os.pathsep}{place}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            cwd=place,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-            preexec_fn=_limit_memory,
+    def histories(self, mutant: Mutant) -> list[str]:
+        """Those that reach the changed line, the most promising first."""
+        wanted, none = set(mutant.lines), frozenset[int]()
+        reaching = [
+            name
+            for name, files in self._reached.items()
+            if not wanted or wanted & files.get(mutant.path, none)
+        ]
+        function = f"{mutant.path}:{mutant.function}"
+        kills, seconds = self._kills, self._seconds
+        return sorted(
+            reaching,
+            key=lambda name: (-kills[name, function], -kills[name, mutant.path], seconds[name]),
         )
-    except subprocess.TimeoutExpired:
-        return "takes too long"
-    if done.returncode == 0:
-        return None
-    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    return said[-1][:160] if said else f"exit {done.returncode}"
+
+    def try_out(self, mutant: Mutant) -> Result:
+        """Writes the mutant into the copy, and runs what may notice."""
+        began = time.monotonic()
+        target = self._place / mutant.path
+        original, stat = target.read_text(), target.stat()
+        histories = self.histories(mutant)
+        runs: list[tuple[str, tuple[str, ...], list[str]]] = [
+            ("simulation", ("-m", "tests.simulation.catching"), histories[:FIRST])
+        ]
+        name = Path(mutant.path).stem
+        if mutant.path in STORE:
+            runs.append(("conformance", CONFORMANCE, []))
+        if name in ("rules", "model"):
+            runs.append(("explorer", EXPLORER, []))
+        runs.append(("simulation", ("-m", "tests.simulation.catching"), histories[FIRST:]))
+        if name in UNIT and self._units:
+            files = [f"tests/unit/test_{unit}.py" for unit in UNIT[name]]
+            runs.append(("unit", (*PYTEST, *files), []))
+        killer, how = None, ""
+        target.write_text(mutant.text)
+        try:
+            for one, command, wanted in runs:
+                if one == "simulation" and not wanted:
+                    continue
+                found = self._run(command, "\n".join(wanted))
+                if found is not None:
+                    killer, how = one, found
+                    break
+        finally:
+            target.write_text(original)
+            os.utime(target, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        took = round(time.monotonic() - began, 1)
+        return Result(mutant.id, *_about(mutant), killer, how, len(histories), took)
+
+    def _run(self, command: tuple[str, ...], given: str = "") -> str | None:
+        """What is said by a command that fails; None: it succeeds."""
+        place = self._place
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{place / 'src'}{os.pathsep}{place}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+        }
+        try:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=place,
+                env=environment,
+                input=given,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+                preexec_fn=_limit_memory,
+            )
+        except subprocess.TimeoutExpired:
+            return "takes too long"
+        if done.returncode == 0:
+            return None
+        said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        return said[-1][:250] if said else f"exit {done.returncode}"
+
+
+def _about(mutant: Mutant) -> tuple[str, int, str, bool, str, str]:
+    path, line, function, _, condition, what, before, _ = mutant
+    return path, line, function, condition, what, before
 
 
 def _limit_memory() -> None:
@@ -288,89 +451,104 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--results", type=Path, help="the file that keeps the results")
     parser.add_argument("--only", default="", help="files whose path ends with this")
-    parser.add_argument("--sample", type=int, help="so many mutants, drawn")
-    parser.add_argument("--seeds", default="0-29", help="seeds of each profile for a mutant")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--tests-too", action="store_true", help="explorer, unit, conformance too")
+    parser.add_argument("--line", type=int, help="only the mutants of this line")
+    parser.add_argument("--part", default="1/1", help="K/N: every Nth mutant, from the Kth")
+    parser.add_argument("--seeds", type=int, default=30, help="seeds of each profile")
+    parser.add_argument("--scenario-seeds", type=int, default=2, help="seeds of each scenario")
+    parser.add_argument("--statements", action="store_true", help="not only conditions")
+    parser.add_argument("--no-units", action="store_true", help="without the unit tests")
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
-    parser.add_argument("--skip", default="", help="a scenario that fails without a mutation")
-    parser.add_argument("--source", type=Path, default=ROOT, help="the root of another tree")
+    parser.add_argument("--report", action="store_true", help="only print the table")
     options = parser.parse_args()
-    root = options.source.resolve()
-    paths = [
-        *((root, path) for path in sorted(root.glob(ENGINE))),
-        *((ROOT, ROOT / path) for path in STORE),
-    ]
+    paths = [*sorted(ROOT.glob(ENGINE)), *(ROOT / path for path in STORE)]
     found = [
         mutant
-        for base, path in paths
+        for path in paths
         if str(path).endswith(options.only)
-        for mutant in mutants(path, base)
+        for mutant in mutants(path, ROOT, options.statements)
+        if options.line in (None, mutant.line)
     ]
-    if options.sample and options.sample < len(found):
-        found = sorted(Random(0).sample(found, options.sample), key=lambda one: one[:2])
+    first, _, step = options.part.partition("/")
+    found = found[int(first) - 1 :: int(step)]
     if options.list:
         for mutant in found:
             print(f"{mutant.path}:{mutant.line}: {mutant.what}: {mutant.before}")
         return 0
-    began = time.monotonic()
-    results: list[Result] = []
+    results = _kept(options.results)
+    if not options.report:
+        _try_all(found, results, options)
+    shown = [results[mutant.id] for mutant in found if mutant.id in results]
+    print(table(shown, len(found)))
+    missed = sum(result.killer not in KILLERS for result in shown)
+    return int(missed * 20 > len(shown))
+
+
+def _kept(path: Path | None) -> dict[str, Result]:
+    if path is None or not path.exists():
+        return {}
+    kept = [Result(*json.loads(line)) for line in path.read_text().splitlines()]
+    return {result.id: result for result in kept}
+
+
+def _try_all(found: list[Mutant], results: dict[str, Result], options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        places = [_copy(root, Path(directory) / str(job)) for job in range(options.jobs)]
-        commands = [_simulation(options)]
-        if options.tests_too:
-            commands += [EXPLORER, CONFORMANCE, UNIT]
-        for command in commands:
-            if (how := _fails(places[0], command)) is not None:
-                print(f"Without a mutation it fails, too: {' '.join(command)}: {how}")
-                return 2
-        shares = [found[job :: options.jobs] for job in range(options.jobs)]
-
-        def work(job: int) -> None:
-            for mutant in shares[job]:
-                result = try_out(mutant, places[job], options)
-                results.append(result)
-                said = "SURVIVES" if result.killer is None else f"killed by {result.killer}"
-                print(
-                    f"{len(results)}/{len(found)} {mutant.path}:{mutant.line}: {mutant.what}: "
-                    f"{said} {result.how}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-        with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(work, range(options.jobs)))
-    print(table(results))
-    print(f"\nin {time.monotonic() - began:.0f} s")
-    survivors = sum(result.killer is None for result in results)
-    return int(survivors * 20 > len(results))
+        place, units = Path(directory) / "tree", not options.no_units
+        bench = Bench(place, options.seeds, options.scenario_seeds, units)
+        for result in results.values():
+            bench.learn(result)
+        # Shuffled, so that a run that is stopped has seen some of every module.
+        for number, mutant in enumerate(Random(0).sample(found, len(found)), 1):
+            before = results.get(mutant.id)
+            if before is not None and not (options.again and before.killer not in KILLERS):
+                continue
+            result = results[mutant.id] = bench.try_out(mutant)
+            bench.learn(result)
+            if options.results is not None:
+                with options.results.open("a") as kept:
+                    kept.write(json.dumps(result) + "\n")
+            said = "SURVIVES" if result.killer is None else f"killed by {result.killer}"
+            print(
+                f"{number}/{len(found)} {mutant.path}:{mutant.line}: {mutant.what}: {said} "
+                f"{result.how} ({result.seconds} s)",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
-def _copy(root: Path, place: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__", ".*")
-    shutil.copytree(root / "src", place / "src", ignore=ignored)
-    shutil.copytree(ROOT / "tests", place / "tests", ignore=ignored)
-    shutil.copy(ROOT / "pyproject.toml", place)
-    return place
-
-
-def table(results: list[Result]) -> str:
-    """Who killed how many of which file, and the survivors, in Markdown."""
-    killers = ("simulation", "explorer", "conformance", "unit")
+def table(results: list[Result], wanted: int) -> str:
+    """What killed how many of which file, and the survivors, in Markdown."""
+    killers = (*KILLERS, "unit", None)
+    titles = ["simulation", "explorer", "conformance", "only unit tests", "nothing"]
     lines = [
-        "| file | mutants | " + " | ".join(killers) + " | survive |",
-        "|---" * (len(killers) + 3) + "|",
+        "| file | mutants | " + " | ".join(titles) + " | caught without unit tests |",
+        "|---" * (len(titles) + 3) + "|",
     ]
-    for path in sorted({result.mutant.path for result in results}):
-        mine = [result for result in results if result.mutant.path == path]
-        counts = [sum(result.killer == killer for result in mine) for killer in (*killers, None)]
-        lines.append(f"| {path} | {len(mine)} | " + " | ".join(map(str, counts)) + " |")
-    lines += ["", "| survivor | change | line |", "|---|---|---|"]
-    for result in sorted(results, key=lambda one: one.mutant[:2]):
-        mutant = result.mutant
-        if result.killer is None:
-            lines.append(f"| {mutant.path}:{mutant.line} | {mutant.what} | `{mutant.before}` |")
+    paths = sorted({result.path for result in results})
+    for path in [*paths, ""]:
+        mine = [result for result in results if path in ("", result.path)]
+        counts = [sum(result.killer == killer for result in mine) for killer in killers]
+        caught = f"{100 * sum(counts[:3]) / max(len(mine), 1):.1f} %"
+        row = [path or "**all**", str(len(mine)), *map(str, counts), caught]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += [
+        "",
+        f"{len(results)} of {wanted} mutants were tried.",
+        "",
+        "| not caught | function | change | line | unit tests | reason |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in sorted(results, key=lambda one: one[1:3]):
+        if result.killer in KILLERS:
+            continue
+        reason = SURVIVORS.get((Path(result.path).stem, result.function, result.what), "")
+        reason = reason or SURVIVORS.get((Path(result.path).stem, result.function, "*"), "")
+        unit = "yes" if result.killer == "unit" else "no"
+        cells = (result.function, result.what, f"`{result.before}`", unit, reason)
+        shown = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        lines.append(f"| {result.path}:{result.line} | {shown} |")
     return "\n".join(lines)
 
 

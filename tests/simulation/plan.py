@@ -36,6 +36,7 @@ class Manner(StrEnum):
     SCHEDULE_OTHER = "schedule another record"
     UNSCHEDULE_SELF = "unschedule its own record"
     KILL = "kill its process"
+    OUTLIVE = "outlive its lease several times"
 
 
 class TaskPlan(NamedTuple):
@@ -66,6 +67,7 @@ class Death(StrEnum):
     CANCEL_TWICE = "cancel twice"
     CANCEL_AND_LEAVE = "cancel run() and leave"
     CRASH = "crash"
+    CANCEL_CLOSING = "shutdown, then cancel while it closes"
 
 
 class Life(NamedTuple):
@@ -296,12 +298,18 @@ def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
     ]
 
 
+_DEATHS: Final = tuple(Death)[:5]
+
+
 def _lives(random: Random, number: int, duration: float, calm: bool) -> list[Life]:
     lives = []
     start = random.choice((0.0, 0.0, random.uniform(0, duration / 2)))
     for life in range(1, 5):
         process = f"w{number}.{life}"
-        how = random.choice(tuple(Death))
+        how = random.choice(_DEATHS)
+        # From a source of its own, so that the other draws of a seed stay what they were.
+        if how is Death.SHUTDOWN and Random(f"{duration}:{process}").random() < 0.3:
+            how = Death.CANCEL_CLOSING
         if calm:
             how = Death.SHUTDOWN
         end = start + random.uniform(0.001, duration) if random.random() < 0.7 else None

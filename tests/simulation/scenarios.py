@@ -84,6 +84,7 @@ TWO: Final = (Life("w0", 0.0), Life("w1", 0.0))
 
 LEAST: Final = TaskPlan("d0", True, lease_s=2.0, manners=(Manner.SLEEP,))
 MOST: Final = TaskPlan("m0", True, at_most_once=True, lease_s=2.0, manners=(Manner.SLEEP,))
+BEATS: Final = TaskPlan("h0", True, lease_s=2.0, manners=(Manner.LONG_HEARTBEAT,))
 EVERY: Final = TaskPlan("s0", False, lease_s=2.0, interval_s=1.0)
 
 
@@ -285,7 +286,7 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
                     for number in range(1, 6)
                     for at_most, task in enumerate((LEAST, MOST))
                 ),
-                [Fault(Kind.LOCKED, 3.0, 7.0, "", 0.4)],
+                [Fault(Kind.LOCKED, 2.7, 7.3, "", 0.4)],
             ),
             _has("fault", what=str(Kind.LOCKED)),
         ),
@@ -636,6 +637,24 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         ),
     )
     yield (
+        "42: tasks are begun eagerly where the interpreter can, and a lease is lost",
+        Scenario(
+            _plan(
+                (BEATS, LEAST, EVERY),
+                [
+                    *(_each(BEATS, f"i{number}", call=number + 1) for number in range(6)),
+                    *(
+                        Action(1.6 + number, 20 + number, What.UNSCHEDULE, "h0", f"i{number}")
+                        for number in range(6)
+                    ),
+                    _each(LEAST, call=30),
+                ],
+                eager=True,
+            ),
+            _has("lease lost"),
+        ),
+    )
+    yield (
         "43: some writes of a batch are unknown",
         Scenario(
             _plan(
@@ -668,7 +687,33 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
             _starts("d0/i0", 2),
         ),
     )
-    for how in (Death.CANCEL, Death.CANCEL_TWICE, Death.CANCEL_AND_LEAVE, Death.SHUTDOWN):
+    yield (
+        "45: a body outlives five leases",
+        Scenario(
+            _plan(
+                (LEAST._replace(manners=(Manner.OUTLIVE,), lease_s=1.5), EVERY),
+                [Action(0.5, 1, What.SCHEDULE, "d0", "i0", interval_s=30.0)],
+                duration=45.0,
+            ),
+            _starts("d0/i0", 5),
+        ),
+    )
+    yield (
+        "46: closing is cancelled, and the leases of the bodies are long",
+        Scenario(
+            _plan(
+                [LEAST._replace(manners=(Manner.LONG,), lease_s=32.0), EVERY],
+                [_once(LEAST, f"i{number}", call=number + 1) for number in range(5)],
+                (),
+                (Life("w0", 0.0, 1.2, Death.CANCEL_CLOSING),),
+            ),
+            _starts("d0/i0", 2),
+        ),
+    )
+    for how in (
+        *(Death.CANCEL, Death.CANCEL_TWICE, Death.CANCEL_AND_LEAVE),
+        *(Death.CANCEL_CLOSING, Death.SHUTDOWN),
+    ):
         yield (
             f"46: a worker is closed while bodies run: {how}",
             Scenario(
@@ -765,8 +810,11 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         "a store gives too few answers",
         Scenario(
             _plan(
-                (LEAST, MOST, EVERY),
-                [_each(LEAST), _each(MOST, call=2), _each(LEAST, "i1", at=3.3, call=3)],
+                (LEAST, MOST, EVERY, BEATS),
+                [
+                    *(_each(LEAST), _each(MOST, call=2), _each(LEAST, "i1", at=3.3, call=3)),
+                    *(_each(BEATS, f"i{number}", call=10 + number) for number in range(4)),
+                ],
                 [Fault(Kind.SHORT, 3.2, 2.0)],
                 (Life("w0", 0.0, 4.0), Life("w1", 0.0)),
             ),
@@ -802,6 +850,18 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         ),
     )
     yield (
+        "50: the store's clock is measured by slow calls, and all others are quick",
+        Scenario(
+            _plan(
+                (LEAST, MOST, EVERY),
+                (_each(LEAST, at=0.1), _each(MOST, at=0.1, call=2)),
+                [Fault(Kind.SLOW, 0.5, 8.0, "w1", 1.5, only="now")],
+                (Life("w0", 0.0), Life("w1", 0.6)),
+            ),
+            _has("start"),
+        ),
+    )
+    yield (
         "51: a claim is too large to be answered in time",
         Scenario(
             _plan(
@@ -824,6 +884,19 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 batch_size=1,
             ),
             _has("call", "claim", fate="answer lost"),
+        ),
+    )
+    yield (
+        "51: slow claims, and quick calls else, do not make records too large",
+        Scenario(
+            _plan(
+                (LEAST, EVERY),
+                [_each(LEAST)],
+                [Fault(Kind.SLOW, 2.0, 9.0, "", 2.2, only="claim")],
+                TWO,
+                batch_size=3,
+            ),
+            _has("call", "claim", fate="slow"),
         ),
     )
     yield (

@@ -224,8 +224,13 @@ class _Director:
                 if how is Death.CANCEL_TWICE:
                     await asyncio.sleep(world.random("twice", process).choice((0, 0.001, 0.5)))
                     main.cancel()
-            elif stops[1] is not None and how is Death.SHUTDOWN:
+            elif stops[1] is not None and how in (Death.SHUTDOWN, Death.CANCEL_CLOSING):
                 stops[1].shutdown()
+            if how is Death.CANCEL_CLOSING:
+                await asyncio.sleep(world.random("closing", process).choice((0.01, 0.1, 0.5)))
+                if not main.done():
+                    world.note(process, "told to stop", how="cancel while it closes")
+                    main.cancel()
 
         self._loop.start(process, stop(), "stop")
 

@@ -195,6 +195,8 @@ class Apps:
                 await event.wait()
             case Manner.LONG:
                 await sleep(min(task.lease_s * 3 * draw, LONG_S))
+            case Manner.OUTLIVE:
+                await sleep(task.lease_s * 5.5)
             case Manner.LONG_HEARTBEAT:
                 left = min(task.lease_s * 3 * draw, LONG_S)
                 while left > 0:
