@@ -19,16 +19,18 @@ _SWEEP_MIN: Final = 256
 
 _Task = asyncio.Task[Any]
 
+_NAME: Final = "pyncette execution"
+
+# To make a name up for each task costs as much as half of making the task.
 if sys.version_info >= (3, 12):
 
     def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-        return asyncio.Task(work, loop=loop, eager_start=True)
+        return asyncio.Task(work, loop=loop, name=_NAME, eager_start=True)
 
 else:
 
     def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-        # Making a name up costs as much as half of making the task.
-        return asyncio.Task(work, loop=loop, name="pyncette execution")
+        return asyncio.Task(work, loop=loop, name=_NAME)
 
 
 class DefaultExecutor:
