@@ -146,8 +146,9 @@ class _Shelf:
         """The records of these keys as a claim leaves them; they are not listed any more."""
         if not keys:
             return []
-        taken = [_running(self.records[key], due_at, now, token) for key in keys]
-        self.records.update(zip(keys, taken, strict=True))
+        records = self.records
+        taken = [_running(records[key], due_at, now, token) for key in keys]
+        records.update(zip(keys, taken, strict=True))
         self._listed(due_at).update(dict.fromkeys(keys))
         return taken
 

@@ -223,7 +223,8 @@ class WriteQueue:
         now = self._now()
         entries: list[Entry] = []
         writes: list[Write] = []
-        chosen = set(self._busy)
+        # The entry that each record was first taken for; a large write under way has no entry here.
+        chosen: dict[Identity, Entry | None] = dict.fromkeys(self._busy)
         for queue in (self._urgent, self._queue):
             waiting: list[Entry] = []
             for _ in range(len(queue)):
@@ -240,15 +241,12 @@ class WriteQueue:
                 if write is None:
                     self._delays.pop(entry, None)
                     continue
-                identity = write[:2]
-                if identity in chosen:
+                if chosen.setdefault(write[:2], entry) is not entry:
                     waiting.append(entry)
                 elif type(write.change) is not Put or not _is_large(write.change):
-                    chosen.add(identity)
                     entries.append(entry)
                     writes.append(write)
                 elif self._large < LARGE_WRITES_MAX:
-                    chosen.add(identity)
                     self._start_large(entry, write)
                 else:
                     waiting.append(entry)
