@@ -10,10 +10,17 @@ import pytest
 from tests.support import logged, run
 
 from pyncette.engine.background import Background
-from pyncette.engine.writes import Call, Next, Waker, WriteQueue
+from pyncette.engine.writes import (
+    LARGE_CHARACTERS,
+    LARGE_WRITES_MAX,
+    Call,
+    Next,
+    Waker,
+    WriteQueue,
+)
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write
-from pyncette.store.record import ANY, DELETE
+from pyncette.store.record import ABSENT, ANY, DELETE, Put, State
 
 
 def write(key: str) -> Write:
@@ -101,6 +108,26 @@ def test_of_two_writes_to_one_record_the_second_waits_and_order_is_kept() -> Non
             queue.add(Wish(key))
         await queue.drained()
         assert commits.batches == [["a", "b"], ["a", "b"]]
+
+    run(main())
+
+
+def test_a_write_does_not_overtake_a_large_one_to_its_record_that_waits() -> None:
+    async def main() -> None:
+        commits = Commits()
+        commits.open.clear()
+        queue = WriteQueue(commits, lambda: 0, Background())
+        keys = [str(number) for number in range(LARGE_WRITES_MAX)]
+        large = Put(1, State.SCHEDULED, None, 0, "", "x" * (LARGE_CHARACTERS + 1), "")
+        for key in [*keys, "last"]:
+            queue.add(Call(Write("group", key, large, ABSENT)))
+        queue.add(Call(Write("group", "last", DELETE, ANY)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert commits.batches == [[key] for key in keys]
+        commits.open.set()
+        await queue.drained()
+        assert commits.batches[len(keys) :] == [["last"], ["last"]]
 
     run(main())
 
