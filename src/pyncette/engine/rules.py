@@ -55,6 +55,8 @@ from pyncette.store.record import (
     UnreadableRecord,
     dump_progress,
     load_progress,
+    patch_of,
+    progress_of,
 )
 
 SUSPECT_ATTEMPTS: Final = 3
@@ -548,8 +550,8 @@ def _occurrence_done(reading: Reading, policy: Policy, now: int, error: str | No
     if pending is None:
         if planned is None:
             return _nothing_left(record, progress.incarnation, error)
-        text = dump_progress(Progress(planned, progress.incarnation, error=error))
-        return Patch(planned, State.SCHEDULED, 0, text)
+        text = dump_progress(progress_of((planned, progress.incarnation, None, 0, None, error)))
+        return patch_of((planned, State.SCHEDULED, 0, text))
     return _next(record, Progress(planned, progress.incarnation, error=error), pending)
 
 

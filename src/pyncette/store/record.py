@@ -111,6 +111,10 @@ class Patch(NamedTuple):
     progress: str | None = None
 
 
+patch_of: Final[Callable[[tuple[Any, ...]], Patch]] = partial(tuple.__new__, Patch)
+"""Makes a patch of a tuple of all fields, as ``record_of`` does."""
+
+
 class Delete(NamedTuple):
     """Removes a record."""
 
@@ -168,7 +172,8 @@ class Progress(NamedTuple):
         return self.planned if self.triggered is None else self.triggered
 
 
-_progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new__, Progress)
+progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new__, Progress)
+"""Makes a progress of a tuple of all fields, as ``record_of`` does."""
 
 
 class Reading(NamedTuple):
@@ -251,7 +256,7 @@ def load_progress(text: str) -> Progress:
         if planned is not None and not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
             raise ValueError(f"{planned} is not an instant")
         if len(words) == 3:
-            return _progress_of((planned, words[2], None, 0, None, None))
+            return progress_of((planned, words[2], None, 0, None, None))
         rest = json.loads(words[3])
         return Progress(
             planned,
