@@ -7,7 +7,7 @@ so no call sees a part of another one.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
 from itertools import islice
@@ -147,7 +147,7 @@ class _Shelf:
         if not keys:
             return []
         records = self.records
-        taken = [_running(records[key], due_at, now, token) for key in keys]
+        taken = _running([records[key] for key in keys], due_at, now, token)
         records.update(zip(keys, taken, strict=True))
         self._listed(due_at).update(dict.fromkeys(keys))
         return taken
@@ -214,7 +214,7 @@ class MemoryStore:
                 and record.due_at <= now
                 and (unfinished_max is None or _admits(unfinished_max, record))
             ):
-                record = _running(record, due_at, now, token)
+                [record] = _running([record], due_at, now, token)
                 shelf.put(record)
                 claimed.append(record)
         return Claimed(claimed, [self._next_due(source) for source in sources])
@@ -334,24 +334,37 @@ def _admits(unfinished_max: int, record: Record) -> bool:
     return record.unfinished_attempts <= unfinished_max
 
 
-def _running(record: Record, due_at: int, now: int, token: str) -> Record:
-    """The record after a claim."""
-    group, key, _, version, _, _, unfinished_attempts, schedule, args, progress = record
-    version = next_version(version, now)
-    return record_of(
-        (
+def _running(records: Iterable[Record], due_at: int, now: int, token: str) -> list[Record]:
+    """The records after a claim."""
+    state = State.RUNNING
+    return [
+        record_of(
+            (
+                group,
+                key,
+                due_at,
+                next_version(version, now),
+                token,
+                state,
+                unfinished_attempts + 1,
+                schedule,
+                args,
+                progress,
+            )
+        )
+        for (
             group,
             key,
-            due_at,
+            _,
             version,
-            token,
-            State.RUNNING,
-            unfinished_attempts + 1,
+            _,
+            _,
+            unfinished_attempts,
             schedule,
             args,
             progress,
-        )
-    )
+        ) in records
+    ]
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:

@@ -231,6 +231,22 @@ def test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next
     run(main())
 
 
+def test_other_tasks_of_the_process_get_a_turn_after_each_claim() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", lease_duration=seconds(60))(bench.note)
+        for number in range(1_000):
+            await bench.plant(job, str(number))
+        seen = [0]
+        async with bench.app.create() as context, looping(context):
+            while seen[-1] < 1_000:
+                await asyncio.sleep(0)
+                seen.append(len(bench.runs))
+        assert max(later - sooner for sooner, later in itertools.pairwise(seen)) <= 100
+
+    run(main())
+
+
 def test_one_busy_group_among_many_idle_ones_is_served_in_whole_batches() -> None:
     async def main() -> None:
         bench = Bench()

@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyncette import chance
-from pyncette.clock import StoreClock
+from pyncette.clock import StoreClock, realtime
 from pyncette.engine import static_tasks
 from pyncette.engine.dispatch import Claim
 from pyncette.engine.polling import NEVER, PolledSource
@@ -288,6 +288,10 @@ class Loop:
             {source.key: source.task for source in question.asked if source.key is not None},
             Claim(question.sent, took, self.last_tick),
         )
+        if records:
+            # A store in memory never waits, and executions that start eagerly need not: without a
+            # turn for others, outcomes would pile up, and nothing else would run in this process.
+            await realtime.sleep(0)
         unplanned = [
             source.task
             for source, next_due in zip(question.asked, claimed.next_due, strict=True)

@@ -55,8 +55,10 @@ from pyncette.store.record import (
     Record,
     State,
     UnreadableRecord,
+    dump_position,
     dump_progress,
     load_progress,
+    patch_of,
 )
 
 SUSPECT_ATTEMPTS: Final = 3
@@ -608,8 +610,12 @@ def _occurrence_done(
     if pending is None:
         if planned is None:
             return _nothing_left(record, progress.incarnation, error)
-        text = dump_progress(Progress(planned, progress.incarnation, error=error))
-        return Patch(planned, State.SCHEDULED, 0, text)
+        text = (
+            dump_position(planned, progress.incarnation)
+            if error is None
+            else dump_progress(Progress(planned, progress.incarnation, error=error))
+        )
+        return patch_of((planned, State.SCHEDULED, 0, text))
     return _next(record, Progress(planned, progress.incarnation, error=error), pending)
 
 

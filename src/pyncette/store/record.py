@@ -112,6 +112,10 @@ class Patch(NamedTuple):
     progress: str | None = None
 
 
+patch_of: Final[Callable[[tuple[Any, ...]], Patch]] = partial(tuple.__new__, Patch)
+"""Makes a patch of a tuple of all fields, as ``record_of`` does."""
+
+
 class Delete(NamedTuple):
     """Removes a record."""
 
@@ -191,6 +195,7 @@ class Progress(NamedTuple):
 
 
 _progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new__, Progress)
+"""Makes a progress of a tuple of all fields, as ``record_of`` does."""
 
 
 class Reading(NamedTuple):
@@ -237,10 +242,15 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 # Rare fields follow as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
 
 
+def dump_position(planned: int | None, incarnation: str) -> str:
+    """Returns the text of a progress of which nothing else is known: the common case."""
+    return f"1 {'-' if planned is None else planned} {incarnation}"
+
+
 def dump_progress(progress: Progress) -> str:
     """Returns the progress as text."""
     planned, incarnation, triggered, failures, pending, error, pause = progress
-    head = f"1 {'-' if planned is None else planned} {incarnation}"
+    head = dump_position(planned, incarnation)
     if triggered is None and not failures and pending is None and error is None and pause is None:
         return head
     rest: dict[str, Any] = {}
