@@ -801,7 +801,7 @@ def test_a_record_that_cannot_be_read_is_listed_with_a_handle_without_schedule()
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", planned=5, schedule="2 lunar", progress="2 ?", args="2 ?")
+        await bench.plant(job, "x", planned=5, schedule="3 lunar", progress="2 ?", args="2 ?")
         async with bench.app.create() as context:
             [state] = (await context.list_tasks(job)).tasks
             task = state.task

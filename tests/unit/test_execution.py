@@ -1154,12 +1154,12 @@ def test_a_schedule_of_a_newer_format_is_left_as_it_is(
     async def main() -> None:
         bench = Bench()
         task = bench.app.task(name="tick", interval=10)(bench.note)
-        await bench.plant(task, schedule="2 lunar", progress="2 newer", planned=100)
+        await bench.plant(task, schedule="3 lunar", progress="2 newer", planned=100)
         async with bench.running():
             await bench.advance(5)
         record = await bench.record(task)
         assert record is not None
-        assert (record.schedule, record.due_at) == ("2 lunar", micros(100))
+        assert (record.schedule, record.due_at) == ("3 lunar", micros(100))
 
     run(main())
     assert logged(caplog, "tick", "left as it is")

@@ -638,7 +638,7 @@ def test_a_suspect_that_waits_for_another_is_not_counted_as_started() -> None:
 @pytest.mark.parametrize(
     ("schedule", "progress"),
     [
-        ("2 lunar full-moon", None),
+        ("3 lunar full-moon", None),
         (None, "2 whatever"),
     ],
 )

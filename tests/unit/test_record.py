@@ -183,7 +183,7 @@ def test_what_a_later_release_wrote_is_not_broken() -> None:
     with pytest.raises(NewerFormat, match="format 10"):
         load_args("10 {}")
     with pytest.raises(NewerFormat):
-        read(a_record(schedule="2 lunar phase"))
+        read(a_record(schedule="3 lunar phase"))
     with pytest.raises(NewerFormat):
         read(a_record(schedule="1 lunar phase"))
     with pytest.raises(NewerFormat):

@@ -600,7 +600,7 @@ def test_a_start_frees_a_static_task_that_no_worker_could_read(record: Record) -
 
 
 def test_what_only_this_worker_cannot_read_stays_parked() -> None:
-    record = a_record(State.PARKED, None, planned=10)._replace(schedule="2 lunar 7")
+    record = a_record(State.PARKED, None, planned=10)._replace(schedule="3 lunar 7")
     merged = after(record, rules.merged(record, WANTED, NOW))
     assert merged.state == State.PARKED
 

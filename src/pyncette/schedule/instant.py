@@ -1,12 +1,25 @@
-"""Instants as the engine counts them: whole microseconds since 1970-01-01 UTC."""
+"""Instants as the engine counts them: whole microseconds since 1970-01-01 UTC.
+
+All lie before 2255: beyond, a double loses microseconds, and some stores keep instants as doubles.
+"""
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
+logger = logging.getLogger("pyncette.schedule")
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND: Final = 1_000_000
+
+MICROSECOND: Final = timedelta(microseconds=1)
+SECOND: Final = 1_000_000
+"""Microseconds of a second."""
+
+DAY_S: Final = 86_400
+"""Seconds of a day."""
 
 
 def to_microseconds(instant: datetime) -> int:
@@ -18,7 +31,7 @@ def to_microseconds(instant: datetime) -> int:
     if instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example tzinfo=UTC")
     since = instant - _EPOCH
-    return (since.days * 86_400 + since.seconds) * _SECOND + since.microseconds
+    return (since.days * DAY_S + since.seconds) * SECOND + since.microseconds
 
 
 def from_microseconds(microseconds: int) -> datetime:
@@ -28,3 +41,49 @@ def from_microseconds(microseconds: int) -> datetime:
         OverflowError: the instant lies outside the years 1 to 9999.
     """
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+INSTANT_LIMIT: Final = to_microseconds(datetime(2255, 1, 1, tzinfo=UTC))
+"""The first instant that is too late."""
+
+INSTANT_FIRST: Final = to_microseconds(datetime(1, 1, 1, tzinfo=UTC))
+"""The earliest instant that a datetime can hold."""
+
+
+@lru_cache(maxsize=1)  # said once
+def _warn_of_naive() -> None:
+    logger.warning(
+        "A datetime without a time zone is taken as local time of this machine. Give it one, "
+        "for example datetime(2026, 5, 1, 12, tzinfo=UTC). Later ones are not reported."
+    )
+
+
+def instant_of(value: datetime) -> int:
+    """A datetime of the user, as the engine counts instants.
+
+    A naive datetime means local time of the machine, and is warned about in the log, once.
+
+    Raises:
+        ValueError: It is naive, and the machine cannot tell what it means.
+        TypeError: It is no datetime.
+    """
+    if not isinstance(value, datetime):
+        raise TypeError(f"an instant is a datetime, not {type(value).__name__}")
+    if value.utcoffset() is None:
+        _warn_of_naive()
+        try:
+            value = value.replace(tzinfo=None).astimezone()
+        except (ValueError, OverflowError, OSError) as error:
+            raise ValueError(f"{value!r} cannot be taken as local time: {error}") from None
+    return to_microseconds(value)
+
+
+def storable(instant: int) -> int:
+    """An instant, if a record can keep it.
+
+    Raises:
+        ValueError: It lies in 2255 or later, or before the year 1.
+    """
+    if not INSTANT_FIRST <= instant < INSTANT_LIMIT:
+        raise ValueError("An instant must lie before the year 2255")
+    return instant
