@@ -355,12 +355,12 @@ def test_a_key_of_somebody_else_is_told_of_and_left_alone(place: Place) -> None:
         _, records, _ = Names(place.configuration["redis_namespace"]).of("reports")
         async with client_at(url("redis")) as client, place.open() as store:
             await client.set(records, "mine")
-            for call in (
-                store.write([new("reports", "a")], NOW),
-                store.get([("reports", "a")]),
-            ):
-                with pytest.raises(StoreMisconfiguredError, match="something that is not ours"):
-                    await call
+            [result] = await store.write([new("reports", "a")], NOW)
+            assert isinstance(result, Failed)
+            assert isinstance(result.error, StoreMisconfiguredError)
+            assert "something that is not Pyncette's" in str(result.error)
+            with pytest.raises(StoreMisconfiguredError, match="something that is not ours"):
+                await store.get([("reports", "a")])
             assert await client.get(records) == b"mine"
 
     asyncio.run(main())

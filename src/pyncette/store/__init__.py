@@ -119,7 +119,8 @@ class Failed(NamedTuple):
 
     ``StoreUnavailableError``: an open transaction has held the record for too long. This is the
     answer to a creation, or to a write that expects ``ANY``. Other writes are ``Refused`` with the
-    record as it is, and are retried from it. ``ValueError``: this store cannot keep the value, for
+    record as it is, and are retried from it. ``StoreMisconfiguredError``: the place
+    of the record in the store cannot be used. ``ValueError``: this store cannot keep the value, for
     example because it is too large.
     """
 
