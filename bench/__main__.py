@@ -18,6 +18,7 @@ import platform
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import bulk
 import drain
 import latency
 import resting
@@ -26,7 +27,7 @@ import starting
 import pyncette
 from stores import STORES
 
-PARTS = ("drain", "latency", "idle", "memory", "import", "cron")
+PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron")
 
 _T = TypeVar("_T")
 
@@ -44,6 +45,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="of drain and cron")
     parser.add_argument("--runs", type=int, help="drained in one round; each store has a default")
     parser.add_argument("--planned", type=int, default=500, help="runs whose latency is taken")
+    parser.add_argument("--instances", type=int, default=100_000, help="that bulk schedules")
     parser.add_argument("--seconds", type=float, default=10, help="of idling")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds before latency and idle")
     parser.add_argument("--imports", type=int, default=15, help="how often all is imported")
@@ -90,6 +92,8 @@ def main() -> None:
         )
     if "latency" in parts:
         latency.measure(names, arguments.planned, run, arguments.warm_up)
+    if "bulk" in parts:
+        bulk.measure(names, arguments.instances, arguments.rounds, run)
     if "idle" in parts:
         resting.measure_idle(names, arguments.seconds, run, arguments.warm_up)
     if "memory" in parts:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
+from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
+from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.listing import Listing
 from pyncette.calls.requests import Requests
@@ -32,6 +34,7 @@ from pyncette.model import (
     OnExisting,
     PauseState,
     TaskState,
+    Where,
 )
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
@@ -105,6 +108,7 @@ class PyncetteContext:
             background,
         )
         self._requests = Requests(self._worker, background)
+        self._bulk = Bulk(self._requests, self._worker)
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
@@ -235,6 +239,102 @@ class PyncetteContext:
         group, key = identity_of(task, instance_name)
         self._worker.replaced(group, key)
         await self._requests.submit(Write(group, key, DELETE, ANY))
+
+    async def schedule_tasks(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        *,
+        on_existing: OnExisting = OnExisting.SOONER,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Creates or updates any number of instances of a template, in batches.
+
+        Memory does not grow with their number. An instance that cannot be scheduled does not keep
+        others from being scheduled. The call can be repeated after it was interrupted: an instance
+        that is as it should be is left alone. If a name comes twice, the later instance is
+        scheduled over the earlier one.
+
+        Args:
+            template: The template.
+            instances: What to schedule.
+            on_existing: What to do with instances that exist, see ``OnExisting``.
+            progress: Called after each batch with what was done so far.
+            on_failure: Called for each instance that was not scheduled, with the error that
+                ``schedule_task`` would have raised.
+
+        Returns:
+            What was done; it keeps the first 1,000 failures.
+
+        Raises:
+            ValueError: The task is not a template.
+            StoreUnavailableError: The store has not answered for half a minute. Batches before were
+                written.
+        """
+        return await self._bulk.schedule(template, instances, on_existing, progress, on_failure)
+
+    async def unschedule_tasks(
+        self,
+        template: Task,
+        names: Iterable[str] | AsyncIterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Removes any number of instances of a template, in batches, running or not.
+
+        Args:
+            template: The template, or one of its partitions.
+            names: The names of the instances; absent ones are no error.
+            where: Which instances, instead of names. ``Where()`` means all. An instance that has
+                changed meanwhile so that it is not meant any more is kept.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``.
+
+        Raises:
+            TypeError: Both of names and where were given, or neither.
+            ValueError: The task is not a template.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._bulk.unschedule(template, names, where, progress, on_failure)
+
+    async def sync_tasks(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        *,
+        dry_run: bool = False,
+        allow_empty: bool = False,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Makes the instances of a template equal to a set: creates, changes and removes.
+
+        For programs that keep their schedules in a table of their own, or that must refill a lost
+        store. An instance that has the wanted schedule and arguments is left alone, whatever it is
+        doing. One that differs is replaced, as with ``OnExisting.REPLACE``. What is not in the set
+        is removed, once the whole set was read: if reading it fails, nothing is removed. A one-off
+        that has run is gone: if it is in the set, it is created, and run, again.
+
+        Memory does not grow with the number of instances; the names are kept in a temporary file.
+
+        Args:
+            template: The template.
+            instances: All instances that it shall have.
+            dry_run: Only count; nothing is written.
+            allow_empty: Whether an empty set, which removes everything, is meant.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``.
+
+        Raises:
+            ValueError: The task is not a template, or the set is empty.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._bulk.synchronise(
+            template, instances, dry_run, allow_empty, progress, on_failure
+        )
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
         """Returns the state of a static task or of an instance; None if the store has no record.

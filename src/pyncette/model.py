@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NewType, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
@@ -114,6 +114,32 @@ class TaskState:
     state: str = "scheduled"
     reason: str | None = None
     paused_until: datetime | None = None
+
+
+STATES: Final = ("scheduled", "running", "retrying", "paused", "parked", "finished")
+"""The states of a task, as in ``TaskState.state``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which instances a call is about. An instance must meet all conditions that are given.
+
+    Attributes:
+        states: Only instances in one of these states, see ``TaskState.state``.
+        prefix: Only instances whose name begins with this; bytewise, in UTF-8.
+        due_before: Only instances that are due before this instant (naive: local time). A running
+            instance is due when its lease ends; one that is paused without an end, parked or
+            finished never is.
+        paused: True: only instances that are paused by themselves; False: only others.
+        failing: True: only instances whose last attempt has failed, and that are not done since:
+            those that wait for a retry, and the parked; False: only others.
+    """
+
+    states: Collection[str] | None = None
+    prefix: str = ""
+    due_before: datetime | None = None
+    paused: bool | None = None
+    failing: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.stores.every_store import STORES, place_of
 
-from pyncette import Context, OnExisting, Pyncette, PyncetteContext
+from pyncette import Context, Instance, OnExisting, Pyncette, PyncetteContext, Where
 from pyncette.errors import TaskPausedError
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
@@ -124,5 +124,32 @@ def test_scheduling_what_exists(place: Place) -> None:
                 state = await context.get_task(job, "x")
                 assert state is not None
                 assert state.scheduled_at == state.task.execute_at == START + seconds(planned)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("partitions", [None, 3])
+def test_bulk(place: Place, partitions: int | None) -> None:
+    async def main() -> None:
+        program = Program(place, partitions)
+        job = program.job
+        at = START + seconds(100)
+
+        def wanted(first: int, last: int, n: int) -> list[Instance]:
+            return [Instance(f"ï{index}", execute_at=at, n=n) for index in range(first, last)]
+
+        async with program.app.create() as context:
+            for expected in ((120, 0), (0, 120)):
+                result = await context.schedule_tasks(job, wanted(0, 120, 1))
+                assert (result.created, result.unchanged) == expected
+                assert result.failed == 0
+            result = await context.sync_tasks(job, [*wanted(50, 100, 1), *wanted(100, 150, 2)])
+            assert (result.created, result.updated, result.removed) == (30, 20, 50)
+            assert result.unchanged == 50
+            await context.pause(job, "ï60")
+            result = await context.unschedule_tasks(job, where=Where(paused=True))
+            assert result.removed == 1
+            result = await context.unschedule_tasks(job, (f"ï{index}" for index in range(200)))
+            assert (result.removed, result.unchanged) == (99, 101)
 
     asyncio.run(main())

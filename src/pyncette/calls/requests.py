@@ -48,13 +48,14 @@ class Wish(NamedTuple):
         group, key: The record.
         decide: Decides the change, again each time the record has changed. What it raises is the
             outcome.
-        absent: Whether to begin as if the record were absent, without reading it.
+        known: The record as it was read last, in a tuple (``(None,)``: none is expected); it need
+            not be read first. None: it is to be read.
     """
 
     group: str
     key: str
     decide: Decide
-    absent: bool = False
+    known: tuple[Record | None] | None = None
 
 
 Outcome = Write | Exception | None
@@ -167,7 +168,7 @@ class Requests:
         await self.now()
         outcomes: list[Outcome] = [None] * len(wishes)
         current: dict[int, Record | None] = {
-            index: None for index, wish in enumerate(wishes) if wish.absent
+            index: wish.known[0] for index, wish in enumerate(wishes) if wish.known is not None
         }
         left = list(range(len(wishes)))
         give_up_at = realtime.monotonic() + BULK_PATIENCE_S
@@ -252,8 +253,9 @@ class Requests:
                 else:
                     outcomes[index] = result.error
             self._wake_own(applied)
+        left = set(again)
         for index in part:
-            if index not in again:
+            if index not in left:
                 current.pop(index, None)
         return again, busy
 

@@ -1,0 +1,107 @@
+"""The values that bulk calls take and return; the calls are methods of ``PyncetteContext``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Final
+
+from pyncette.model import Json
+
+FAILURES_KEPT_MAX: Final = 1_000
+"""How many failures a ``BulkResult`` keeps; ``on_failure`` gets all of them."""
+
+
+class Instance:
+    """An instance that is to be scheduled: its name, and what ``schedule_task`` takes besides.
+
+    Attributes:
+        name: The name of the instance.
+        options: Its options and arguments.
+    """
+
+    __slots__ = ("name", "options")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        schedule: str | None = None,
+        interval: timedelta | float | None = None,
+        execute_at: datetime | None = None,
+        timezone: str | tzinfo | None = None,
+        **args: Json,
+    ) -> None:
+        """Describes an instance; it is checked when it is scheduled.
+
+        Args:
+            name: The name of the instance.
+            schedule: Cron expression.
+            interval: Distance between two runs.
+            execute_at: The instant of the only run.
+            timezone: The time zone of ``schedule``.
+            args: Arguments of the task.
+        """
+        self.name = name
+        options: dict[str, Any] = dict(args)
+        if schedule is not None:
+            options["schedule"] = schedule
+        if interval is not None:
+            options["interval"] = interval
+        if execute_at is not None:
+            options["execute_at"] = execute_at
+        if timezone is not None:
+            options["timezone"] = timezone
+        self.options = options
+
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        return f"Instance({self.name!r}{options})"
+
+
+@dataclass(frozen=True, slots=True)
+class BulkFailure:
+    """An instance that a bulk call could not handle.
+
+    Attributes:
+        name: The name of the instance.
+        error: Why.
+    """
+
+    name: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class BulkResult:
+    """What a bulk call has done, or has done so far.
+
+    Attributes:
+        created: Instances that did not exist.
+        updated: Instances that were changed.
+        removed: Instances that were removed.
+        unchanged: Instances that needed no change: they were as wanted, or not there to be
+            removed.
+        failed: Instances that could not be handled.
+        failures: The first 1,000 of these.
+    """
+
+    created: int = 0
+    updated: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    failed: int = 0
+    failures: tuple[BulkFailure, ...] = ()
+
+    @property
+    def handled(self) -> int:
+        """All instances, whatever became of them."""
+        return self.created + self.updated + self.removed + self.unchanged + self.failed
+
+
+Progress = Callable[[BulkResult], object]
+"""Called after each batch with what was done so far."""
+
+OnFailure = Callable[[BulkFailure], object]
+"""Called with each instance that could not be handled."""

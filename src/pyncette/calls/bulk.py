@@ -1,0 +1,440 @@
+"""Scheduling, removing and aligning any number of instances, in batches and bounded memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+from pyncette.bulk import (
+    FAILURES_KEPT_MAX,
+    BulkFailure,
+    BulkResult,
+    Instance,
+    OnFailure,
+    Progress,
+)
+from pyncette.calls import scheduling
+from pyncette.calls.filters import Selection, selection_of
+from pyncette.calls.identity import check_declared
+from pyncette.calls.requests import Outcome, Requests, Wish
+from pyncette.clock import realtime
+from pyncette.engine import rules
+from pyncette.engine.worker import Worker
+from pyncette.errors import TaskLockedException
+from pyncette.model import ExecutionMode, OnExisting, Where
+from pyncette.schedule import dumps
+from pyncette.store import Write
+from pyncette.store.record import (
+    ABSENT,
+    DELETE,
+    Change,
+    Delete,
+    Record,
+    UnreadableRecord,
+    load_progress,
+)
+from pyncette.task import Task
+
+T = TypeVar("T")
+
+BATCH: Final = 1_000
+"""Instances that are handled together."""
+
+SLICE: Final = 25
+"""Instances that are prepared without letting other tasks run."""
+
+
+class Tally:
+    """Counts what a bulk call does, and tells its caller."""
+
+    def __init__(self, progress: Progress | None, on_failure: OnFailure | None) -> None:
+        """Counts nothing yet."""
+        self.created = self.updated = self.removed = self.unchanged = self.failed = 0
+        self._failures: list[BulkFailure] = []
+        self._progress = progress
+        self._on_failure = on_failure
+
+    def add(self, outcome: Outcome) -> None:
+        """Counts what came of one instance."""
+        if not isinstance(outcome, Write):
+            self.unchanged += 1
+        elif isinstance(outcome.change, Delete):
+            self.removed += 1
+        elif outcome.expect == ABSENT:
+            self.created += 1
+        else:
+            self.updated += 1
+
+    def fail(self, name: object, error: Exception) -> None:
+        """Counts a failure, and tells it."""
+        failure = BulkFailure(str(name), error)
+        self.failed += 1
+        if len(self._failures) < FAILURES_KEPT_MAX:
+            self._failures.append(failure)
+        if self._on_failure is not None:
+            self._on_failure(failure)
+
+    def batch_done(self) -> None:
+        """Tells what was done so far."""
+        if self._progress is not None:
+            self._progress(self.result())
+
+    def result(self) -> BulkResult:
+        """Returns what was done so far."""
+        return BulkResult(
+            self.created,
+            self.updated,
+            self.removed,
+            self.unchanged,
+            self.failed,
+            tuple(self._failures),
+        )
+
+
+class Bulk:
+    """The calls; see ``PyncetteContext`` for what they promise."""
+
+    def __init__(self, requests: Requests, worker: Worker) -> None:
+        """Works on the store of a worker."""
+        self._requests = requests
+        self._worker = worker
+
+    async def schedule(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        on_existing: OnExisting,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        _check_template(template)
+        if not isinstance(on_existing, OnExisting):
+            raise TypeError(f"on_existing must be an OnExisting, not {on_existing!r}")
+        tally = Tally(progress, on_failure)
+
+        def wish(instance: Instance, task: Task) -> Wish:
+            wanted = scheduling.Wish(task, on_existing)
+            return Wish(task.group, task.key, wanted.decide, (None,))
+
+        await self._each(template, instances, wish, tally)
+        return tally.result()
+
+    async def unschedule(
+        self,
+        template: Task,
+        names: Iterable[str] | AsyncIterable[str] | None,
+        where: Where | None,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        check_declared(template)
+        if not template.dynamic:
+            raise ValueError(f"Cannot unschedule instances of '{template}': it is not dynamic")
+        if (names is None) == (where is None):
+            raise TypeError("unschedule_tasks needs either names or where")
+        tally = Tally(progress, on_failure)
+        if names is None:
+            await self._unschedule_where(template, selection_of(where), tally)
+            return tally.result()
+        async for batch in _batches(names, lambda name: name):
+            wishes: list[Wish] = []
+            for name in batch:
+                try:
+                    group = template.identify(name)
+                except (TypeError, ValueError) as error:
+                    tally.fail(name, error)
+                else:
+                    wishes.append(Wish(group, name, _removed))
+            await self._remove(wishes, tally)
+        return tally.result()
+
+    async def _unschedule_where(self, template: Task, selection: Selection, tally: Tally) -> None:
+        def decide(current: Record | None, now: int) -> Change | None:
+            # It may have changed since it was selected.
+            if current is None or not selection.admits(current):
+                return None
+            return DELETE if _matches(selection, current) else None
+
+        async for records in self._pages(template, selection):
+            wishes = [Wish(record.group, record.key, decide, (record,)) for record in records]
+            await self._remove(wishes, tally)
+
+    async def _remove(self, wishes: Sequence[Wish], tally: Tally) -> None:
+        for wish in wishes:
+            self._worker.replaced(wish.group, wish.key)
+        outcomes = await self._requests.change_all(wishes)
+        for wish, outcome in zip(wishes, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                tally.fail(wish.key, outcome)
+            else:
+                tally.add(outcome)
+        tally.batch_done()
+
+    async def _pages(self, template: Task, selection: Selection) -> AsyncIterator[list[Record]]:
+        for group in template.groups():
+            cursor: str | None = None
+            while True:
+                page = await self._requests.store.scan(group, selection.filter, cursor, BATCH)
+                if page.records:
+                    yield page.records
+                cursor = page.cursor
+                if cursor is None:
+                    break
+
+    async def synchronise(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        dry_run: bool,
+        allow_empty: bool,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        _check_template(template)
+        tally = Tally(progress, on_failure)
+        with closing(_Names()) as names:
+
+            def wish(instance: Instance, task: Task) -> Wish:
+                names.add(task.group, task.key)
+                wanted = scheduling.Wish(task, OnExisting.REPLACE)
+                return Wish(
+                    task.group, task.key, lambda current, now: _aligned(wanted, current, now)
+                )
+
+            def keep(name: object) -> None:
+                # What is invalid may be what an instance that exists shall become.
+                for group in template.groups():
+                    names.add(group, str(name))
+
+            await self._each(template, instances, wish, tally, dry_run, keep)
+            if not tally.result().handled and not allow_empty:
+                raise ValueError(
+                    f"The set of instances of '{template}' is empty, so all of them would be "
+                    "removed: pass allow_empty=True if that is meant"
+                )
+            async for records in self._pages(template, selection_of(None)):
+                surplus = names.missing(records)
+                if dry_run:
+                    tally.removed += len(surplus)
+                    tally.batch_done()
+                else:
+                    wishes = [Wish(item.group, item.key, _removed, (item,)) for item in surplus]
+                    await self._remove(wishes, tally)
+        return tally.result()
+
+    async def _each(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        wish: Callable[[Instance, Task], Wish],
+        tally: Tally,
+        dry_run: bool = False,
+        on_invalid: Callable[[object], object] = lambda name: None,
+    ) -> None:
+        """Makes a wish of each instance; prepares a batch while the one before is written."""
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for batch in _batches(instances, _name_of):
+                wishes: list[Wish] = []
+                failed: list[tuple[Any, Exception]] = []
+                for number, instance in enumerate(batch):
+                    if number % SLICE == 0:
+                        # The batch before is on its way meanwhile, and so is all other work.
+                        await asyncio.sleep(0)
+                    try:
+                        task = _instantiated(template, instance)
+                        wishes.append(wish(instance, task))
+                    except (TypeError, ValueError) as error:
+                        failed.append((_name_of(instance), error))
+                if writing is not None:
+                    await writing
+                for name, reason in failed:
+                    on_invalid(name)
+                    tally.fail(name, reason)
+                writing = asyncio.create_task(
+                    self._settled(template, wishes, tally, dry_run), name="pyncette bulk"
+                )
+            if writing is not None:
+                await writing
+        except BaseException:
+            if writing is not None and not writing.done():
+                writing.cancel()
+                await asyncio.wait([writing])
+            raise
+
+    async def _settled(
+        self,
+        template: Task,
+        wishes: Sequence[Wish],
+        tally: Tally,
+        dry_run: bool,
+    ) -> None:
+        if dry_run:
+            outcomes = await self._tried(wishes)
+        else:
+            outcomes = await self._changed(template, wishes)
+        for item, outcome in zip(wishes, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                tally.fail(item.key, outcome)
+            else:
+                tally.add(outcome)
+        tally.batch_done()
+
+    async def _changed(self, template: Task, wishes: Sequence[Wish]) -> list[Outcome]:
+        """Writes a batch. An at-most-once record is held only briefly, until it has advanced."""
+        outcomes = await self._requests.change_all(wishes)
+        if template.execution_mode is not ExecutionMode.AT_MOST_ONCE:
+            return outcomes
+        patience = realtime.monotonic() + scheduling.ADVANCE_PATIENCE_S
+        while realtime.monotonic() < patience:
+            locked = [
+                index
+                for index, outcome in enumerate(outcomes)
+                if isinstance(outcome, TaskLockedException)
+            ]
+            if not locked:
+                break
+            with self._requests.clock.hold():
+                await realtime.sleep(scheduling.ADVANCE_LOOK_S)
+            again = [wishes[index]._replace(known=None) for index in locked]
+            for index, outcome in zip(locked, await self._requests.change_all(again), strict=True):
+                outcomes[index] = outcome
+        return outcomes
+
+    async def _tried(self, wishes: Sequence[Wish]) -> list[Outcome]:
+        """What would be written."""
+        found = await self._requests.store.get([wish[:2] for wish in wishes])
+        now = self._requests.clock.microseconds()
+        outcomes: list[Outcome] = []
+        for wish, current in zip(wishes, found, strict=True):
+            try:
+                change = wish.decide(current, now)
+            except Exception as error:
+                outcomes.append(error)
+            else:
+                expect = 0 if current is None else current.version
+                outcomes.append(
+                    None if change is None else Write(wish.group, wish.key, change, expect)
+                )
+        return outcomes
+
+
+class _Names:
+    """A set of names of any size: a temporary database, which is on disk if it is large."""
+
+    def __init__(self) -> None:
+        self._connection = sqlite3.connect("", isolation_level=None)
+        self._connection.execute("PRAGMA cache_size = -8000")
+        self._connection.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._connection.execute("BEGIN")
+        self._new: list[str] = []
+
+    def add(self, group: str, key: str) -> None:
+        self._new.append(f"{group}\t{key}")
+        if len(self._new) >= BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._connection.execute(
+            "INSERT OR IGNORE INTO names SELECT value FROM json_each(?)", (json.dumps(self._new),)
+        )
+        self._new.clear()
+
+    def missing(self, records: Sequence[Record]) -> list[Record]:
+        """Returns the records that are not in the set."""
+        self._flush()
+        asked = {f"{record.group}\t{record.key}": record for record in records}
+        rows = self._connection.execute(
+            "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT name FROM names)",
+            (json.dumps(list(asked)),),
+        )
+        return [asked[name] for (name,) in rows]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _check_template(template: Task) -> None:
+    check_declared(template)
+    if not template.dynamic:
+        raise ValueError(f"Cannot schedule instances of '{template}': it is not a dynamic task")
+    if template.template is not template:
+        raise ValueError(
+            f"'{template}' is a partition: schedule the instances of the template, which knows "
+            "the partition of each"
+        )
+
+
+def _instantiated(template: Task, instance: Instance) -> Task:
+    if not isinstance(instance, Instance):
+        raise TypeError(f"An instance must be an Instance, not {instance!r}")
+    if "name" in instance.options:
+        raise TypeError("name cannot be an argument of a task: it is the name of the instance")
+    return template.instantiate(instance.name, **instance.options)
+
+
+def _name_of(instance: Any) -> Any:
+    return getattr(instance, "name", instance)
+
+
+async def _batches(
+    items: Iterable[T] | AsyncIterable[T], name_of: Callable[[T], Any]
+) -> AsyncIterator[list[T]]:
+    """Yields the items in batches. No batch has a name twice."""
+    batch: list[T] = []
+    names: set[Any] = set()
+    async for item in _iterated(items):
+        name = name_of(item)
+        known = isinstance(name, str) and name in names
+        if known or len(batch) >= BATCH:
+            yield batch
+            batch, names = [], set()
+        batch.append(item)
+        if isinstance(name, str):
+            names.add(name)
+    if batch:
+        yield batch
+
+
+async def _iterated(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+        return
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+        raise TypeError(f"An iterable or an async iterable is needed, not {items!r}")
+    for item in items:
+        yield item
+
+
+def _removed(current: Record | None, now: int) -> Change | None:
+    return None if current is None else DELETE
+
+
+def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change | None:
+    """What makes a record as it is wanted; None: it is so, or will be after its run."""
+    if current is not None:
+        wanted = (dumps(wish.wanted.schedule), wish.wanted.args)
+        try:
+            pending = load_progress(current.progress).pending
+        except UnreadableRecord:
+            return rules.replaced(current, wish.wanted, now)
+        if pending is not None and pending.schedule is not None:
+            if (pending.schedule, pending.args) == wanted:
+                return None
+        elif (current.schedule, current.args) == wanted:
+            return None
+    return wish.decide(current, now)
+
+
+def _matches(selection: Selection, record: Record) -> bool:
+    states, prefix, due_before = selection.filter
+    return (
+        (states is None or record.state in states)
+        and record.key.startswith(prefix)
+        and (due_before is None or (record.due_at is not None and record.due_at < due_before))
+    )

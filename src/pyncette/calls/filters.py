@@ -1,0 +1,103 @@
+"""From what a user asks for (``Where``) to what a store can select, and what is looked at here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import NamedTuple
+
+from pyncette.engine import rules
+from pyncette.model import STATES, Where
+from pyncette.schedule import instant_of
+from pyncette.store import Filter
+from pyncette.store.record import Record, State, load_progress
+
+FAILING = frozenset({State.RETRYING, State.PARKED, State.RUNNING})
+"""The states in which a record may be failing."""
+
+
+class Selection(NamedTuple):
+    """A ``Where`` that was checked.
+
+    Attributes:
+        filter: What the store selects.
+        failing: What has to be looked at in each record besides; None: nothing.
+        states: The states that were asked for, if the store's state does not tell them all.
+    """
+
+    filter: Filter
+    failing: bool | None
+    states: frozenset[State] | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the store selects exactly what was asked for."""
+        return self.failing is None and self.states is None
+
+    def admits(self, record: Record) -> bool:
+        """Returns whether a record that the store has selected is one that was asked for."""
+        if self.failing is not None and is_failing(record) is not self.failing:
+            return False
+        return self.states is None or shown_state(record) in self.states
+
+
+def selection_of(where: Where | None) -> Selection:
+    """Checks what a user asks for.
+
+    Raises:
+        TypeError: A value is of a wrong type.
+        ValueError: There is no such state.
+    """
+    if where is None:
+        return Selection(Filter(), None, None)
+    if not isinstance(where, Where):
+        raise TypeError(f"where must be a Where, not {where!r}")
+    states = _states(where.states)
+    if not isinstance(where.prefix, str):
+        raise TypeError(f"prefix must be a string, not {where.prefix!r}")
+    for name, flag in (("paused", where.paused), ("failing", where.failing)):
+        if flag is not None and not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True, False or None, not {flag!r}")
+    if where.paused is not None:
+        chosen = {State.PAUSED} if where.paused else set(State) - {State.PAUSED}
+        states = frozenset(chosen if states is None else states & chosen)
+    if where.failing:
+        states = FAILING if states is None else states & FAILING
+    due_before = None
+    if where.due_before is not None:
+        if not isinstance(where.due_before, datetime):
+            raise TypeError(f"due_before must be a datetime, not {where.due_before!r}")
+        due_before = instant_of(where.due_before)
+    asked = None
+    if states is not None and (State.RUNNING in states) != (State.RETRYING in states):
+        # A failed run that keeps its lease is stored as running, and waits for a retry.
+        asked = states
+        if State.RETRYING in states:
+            states = states | {State.RUNNING}
+    return Selection(Filter(states, where.prefix, due_before), where.failing, asked)
+
+
+def _states(states: Collection[str] | None) -> frozenset[State] | None:
+    if states is None:
+        return None
+    if isinstance(states, (str, bytes)) or not isinstance(states, Collection):
+        raise TypeError(f"states must be a collection of names, such as {{'parked'}}: {states!r}")
+    for state in states:
+        if state not in STATES:
+            raise ValueError(f"There is no state {state!r}; there are {', '.join(STATES)}")
+    return frozenset(map(State, states))
+
+
+def shown_state(record: Record) -> str:
+    """Returns the state that users see."""
+    return State.RETRYING if rules.failed_under_lease(record) else record.state
+
+
+def is_failing(record: Record) -> bool:
+    """Returns whether the last attempt of the occurrence has failed, or no worker can read it."""
+    if record.state in (State.PARKED, State.RETRYING) or rules.failed_under_lease(record):
+        return True
+    try:
+        return load_progress(record.progress).failures > 0
+    except ValueError:
+        return True
