@@ -244,7 +244,7 @@ class Bulk:
                 for number, instance in enumerate(batch):
                     if number % SLICE == 0:
                         # The batch before is on its way meanwhile, and so is all other work.
-                        await asyncio.sleep(0)
+                        await realtime.sleep(0)
                     try:
                         task = _instantiated(template, instance)
                         wishes.append(wish(instance, task))
