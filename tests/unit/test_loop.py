@@ -237,8 +237,8 @@ def test_other_tasks_of_the_process_get_a_turn_after_each_claim() -> None:
         job = bench.app.dynamic_task(name="job", lease_duration=seconds(60))(bench.note)
         for number in range(1_000):
             await bench.plant(job, str(number))
-        seen = [0]
         async with bench.app.create() as context, looping(context):
+            seen = [len(bench.runs)]
             while seen[-1] < 1_000:
                 await asyncio.sleep(0)
                 seen.append(len(bench.runs))
