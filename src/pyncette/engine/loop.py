@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_MAX: Final = 300
-"""Number of outcomes waiting to be written from which the loop stops claiming, or three times
-``concurrency_limit`` if that is more: enough that a claim and a write overlap, and few enough that
-the objects of these runs are in the processor's cache when they are written.
-"""
+BACKLOG_MAX: Final = 1_000
+"""Number of outcomes waiting to be written from which the loop stops claiming."""
 
 STORE_RETRY_DELAY_MAX_S: Final = 3.0
 
@@ -220,11 +217,10 @@ class Loop:
 
     def _free_slots(self) -> int:
         worker = self._worker
-        limit = worker.settings.concurrency_limit
-        self.starved = len(worker.writes) >= max(BACKLOG_MAX, 3 * limit)
+        self.starved = len(worker.writes) >= BACKLOG_MAX
         if self.starved:
             return 0
-        slots = limit - len(worker.dispatcher.executions)
+        slots = worker.settings.concurrency_limit - len(worker.dispatcher.executions)
         return min(self._claim_max, max(slots, 0))
 
     def _ask(self, now: int, free: int, polls: bool) -> _Question:
