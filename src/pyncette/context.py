@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.listing import Listing
+from pyncette.calls.parked import rerun_parked
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
@@ -26,6 +27,7 @@ from pyncette.errors import (
 from pyncette.model import (
     Context,
     ContinuationToken,
+    Heartbeat,
     Json,
     ListTasksResponse,
     MiddlewareFunc,
@@ -70,6 +72,7 @@ class AppParts(NamedTuple):
     fixtures: Sequence[tuple[str, Callable[..., Any]]]
     middlewares: Sequence[MiddlewareFunc]
     hooks: Hooks
+    heartbeat: Heartbeat | None = None
 
 
 class PyncetteContext:
@@ -235,6 +238,32 @@ class PyncetteContext:
         group, key = identity_of(task, instance_name)
         self._worker.replaced(group, key)
         await self._requests.submit(Write(group, key, DELETE, ANY))
+
+    async def retry_parked(
+        self, task: Task, instance_name: str | None = None, **args: Json
+    ) -> bool:
+        """Runs a parked task again, at once, with all of its attempts.
+
+        It is the same occurrence: ``execution_id`` and ``scheduled_at`` are those of before.
+
+        Args:
+            task: The static task, the template, or the instance.
+            instance_name: The name of the instance, if ``task`` is a template.
+            args: New arguments for an instance. They replace all of its arguments; those that are
+                not given are the defaults of the template. Without any, the arguments stay.
+
+        Returns:
+            Whether the task was parked. If not, nothing is changed.
+
+        Raises:
+            ValueError: A new argument is invalid; or no worker can read the record, so that it must
+                be scheduled anew.
+            TypeError: New arguments were given for a static task, whose arguments are in the code;
+                or an option was given.
+            UnreadableHere: A later release wrote the record.
+            StoreError: The store failed; it is unknown whether the task runs again.
+        """
+        return await rerun_parked(self._requests, task, instance_name, args)
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
         """Returns the state of a static task or of an instance; None if the store has no record.
