@@ -25,18 +25,23 @@ from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.worker import Hooks
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
+    CatchUp,
     ExecutionMode,
+    Exhausted,
     FailureMode,
     FixtureFunc,
+    Heartbeat,
     Json,
     MiddlewareFunc,
+    Overlap,
     PartitionSelector,
     TaskFunc,
 )
 from pyncette.opening import open_context
+from pyncette.retry import Retry
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task, default_partition_selector
-from pyncette.task_options import duration
+from pyncette.task_options import check_pause, duration
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +83,7 @@ class Pyncette:
         poll_interval: timedelta | float = timedelta(seconds=1),
         *,
         clock: Clock | None = None,
+        heartbeat: bool | Heartbeat = False,
         **configuration: Any,
     ) -> None:
         """Declares an app without tasks.
@@ -88,6 +94,8 @@ class Pyncette:
             executor_cls: Opens the executor.
             poll_interval: How often the worker polls for changes it was not notified of.
             clock: Where the app takes time from; the machine's clock by default.
+            heartbeat: Automatic heartbeats for all at-least-once tasks that have no ``heartbeat=``
+                of their own.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
 
@@ -95,8 +103,11 @@ class Pyncette:
             ValueError: ``poll_interval`` is not longer than zero, or absurdly long; or options of
                 a store are given without its factory.
             TypeError: ``repository_factory`` or ``executor_cls`` cannot be called, or is a store
-                that is already being opened.
+                that is already being opened; or ``heartbeat`` is neither True, nor False, nor a
+                ``Heartbeat``.
         """
+        if not isinstance(heartbeat, (bool, Heartbeat)):
+            raise TypeError(f"heartbeat must be True or a pyncette.Heartbeat, not {heartbeat!r}")
         _check_factory("repository_factory", repository_factory or sqlite_repository)
         _check_factory("executor_cls", executor_cls)
         _check_store_options(repository_factory, configuration)
@@ -104,6 +115,7 @@ class Pyncette:
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
         self.clock = SystemClock() if clock is None else clock
+        self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
         self._tasks: list[Task] = []
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
@@ -132,6 +144,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     @overload
@@ -147,6 +166,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     def task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
@@ -178,6 +204,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     @overload
@@ -193,6 +226,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     def dynamic_task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
@@ -219,6 +259,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], PartitionedTask]: ...
     @overload
@@ -237,6 +284,13 @@ class Pyncette:
         execution_mode: ExecutionMode = ...,
         lease_duration: timedelta | float = ...,
         enabled: bool = ...,
+        retry: Retry = ...,
+        exhausted: Exhausted = ...,
+        timeout: timedelta = ...,
+        heartbeat: bool | Heartbeat = ...,
+        misfire_grace: timedelta = ...,
+        catch_up: CatchUp = ...,
+        overlap: Overlap = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], PartitionedTask]: ...
     def partitioned_task(
@@ -352,6 +406,9 @@ class Pyncette:
             ValueError: An option is invalid.
             StoreError: The store cannot be opened.
         """
+        for task in self._tasks:
+            if self._heartbeat is not None and task.heartbeat is None:
+                check_pause(self._heartbeat, task.lease_duration)
         parts = AppParts(
             self._repository_factory,
             self._executor_cls,
@@ -362,6 +419,7 @@ class Pyncette:
             list(self._fixtures),
             list(self._middlewares),
             Hooks(self._tick, self._backlog),
+            self._heartbeat,
         )
         return open_context(parts, context_items or {})
 

@@ -15,6 +15,7 @@ from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
 from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.listing import Listing
+from pyncette.calls.parked import rerun_parked
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
@@ -28,6 +29,7 @@ from pyncette.errors import (
 from pyncette.model import (
     Context,
     ContinuationToken,
+    Heartbeat,
     Json,
     ListTasksResponse,
     MiddlewareFunc,
@@ -73,6 +75,7 @@ class AppParts(NamedTuple):
     fixtures: Sequence[tuple[str, Callable[..., Any]]]
     middlewares: Sequence[MiddlewareFunc]
     hooks: Hooks
+    heartbeat: Heartbeat | None = None
 
 
 class PyncetteContext:
@@ -335,6 +338,32 @@ class PyncetteContext:
         return await self._bulk.synchronise(
             template, instances, dry_run, allow_empty, progress, on_failure
         )
+
+    async def retry_parked(
+        self, task: Task, instance_name: str | None = None, **args: Json
+    ) -> bool:
+        """Runs a parked task again, at once, with all of its attempts.
+
+        It is the same occurrence: ``execution_id`` and ``scheduled_at`` are those of before.
+
+        Args:
+            task: The static task, the template, or the instance.
+            instance_name: The name of the instance, if ``task`` is a template.
+            args: New arguments for an instance. They replace all of its arguments; those that are
+                not given are the defaults of the template. Without any, the arguments stay.
+
+        Returns:
+            Whether the task was parked. If not, nothing is changed.
+
+        Raises:
+            ValueError: A new argument is invalid; or no worker can read the record, so that it must
+                be scheduled anew.
+            TypeError: New arguments were given for a static task, whose arguments are in the code;
+                or an option was given.
+            UnreadableHere: A later release wrote the record.
+            StoreError: The store failed; it is unknown whether the task runs again.
+        """
+        return await rerun_parked(self._requests, task, instance_name, args)
 
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
         """Returns the state of a static task or of an instance; None if the store has no record.

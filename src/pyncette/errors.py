@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 ERROR_CHARACTERS_MAX: Final = 2_000
 """What is kept of the text of an error, in a record and in a line of the log."""
+
+TRACEBACK_CHARACTERS_MAX: Final = 4_000
+"""What is kept of a traceback in a record: its end, which names the exception."""
+
+_FRAMES_MAX: Final = 30
 
 
 def printable(value: object) -> str:
@@ -39,6 +45,18 @@ def describe(error: BaseException) -> str:
         text = "(its text cannot be shown)"
     name = type(error).__name__
     return printable(f"{name}: {text}" if text else name)[:ERROR_CHARACTERS_MAX]
+
+
+def describe_traceback(error: BaseException) -> str:
+    """The end of a traceback as text: the last frames and the exception, 4,000 characters at most.
+
+    An exception that cannot be shown gives its description alone.
+    """
+    try:
+        lines = traceback.format_exception(error, limit=-_FRAMES_MAX)
+        return "".join(lines)[-TRACEBACK_CHARACTERS_MAX:]
+    except Exception:
+        return describe(error)
 
 
 class PyncetteException(Exception):  # noqa: N818 - the name is public since 1.x

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from enum import Enum
+from datetime import datetime, timedelta
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Final, NewType, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -54,6 +54,86 @@ class OnExisting(Enum):
     """``TaskExistsError``."""
 
 
+class Exhausted(Enum):
+    """What happens to an occurrence that has failed for good."""
+
+    PARK = "park"
+    """The record is kept and does not run: with arguments, error, traceback and attempts. The
+    default of one-off runs and of a last occurrence. ``retry_parked`` or ``unschedule_task`` ends
+    it."""
+
+    CONTINUE = "continue"
+    """The occurrence is given up, its error stays in the state, and the next one runs. The default
+    of recurrences. An instance without a next occurrence is parked."""
+
+    PAUSE = "pause"
+    """The record is paused. When it is resumed, the occurrence is tried again."""
+
+
+class CatchUp(Enum):
+    """What happens to occurrences that came due while nothing could run them."""
+
+    ALL = "all"
+    """Each of them runs, one after the other."""
+
+    LATEST = "latest"
+    """They run once, together; the same as ``fast_forward=True``."""
+
+
+class Overlap(Enum):
+    """What happens to occurrences that come due while their record still runs."""
+
+    QUEUE = "queue"
+    """They run afterwards, as ``catch_up`` says."""
+
+    SKIP = "skip"
+    """They are skipped, and counted in the state."""
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """The body raised ``Skip``, or the occurrence was too late for ``misfire_grace``."""
+
+    POSTPONED = "postponed"
+    """The body raised ``RetryIn``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Extends the lease while a task runs, without code in the task.
+
+    Attributes:
+        every: The pause between two heartbeats; shorter than ``lease_duration``. None: a third of
+            ``lease_duration``.
+        cancel_on_lease_lost: Whether to cancel the body if its lease is lost. Otherwise it goes on,
+            and its outcome is not recorded.
+    """
+
+    every: timedelta | None = None
+    cancel_on_lease_lost: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: ``every`` is not longer than zero.
+            TypeError: A value is of a wrong type.
+        """
+        if self.every is not None:
+            if not isinstance(self.every, timedelta):
+                raise TypeError(f"every must be a timedelta, not {self.every!r}")
+            if self.every <= timedelta():
+                raise ValueError(f"every must be longer than zero, not {self.every!r}")
+        if not isinstance(self.cancel_on_lease_lost, bool):
+            raise TypeError(
+                f"cancel_on_lease_lost must be True or False, not {self.cancel_on_lease_lost!r}"
+            )
+
+
 class Context:
     """The argument of a task: one object for each execution.
 
@@ -65,6 +145,15 @@ class Context:
         task: The task, or the instance of a dynamic task, that is executed.
         scheduled_at: The planned time of this run, aware, in the task's time zone.
         args: The arguments of this execution: a copy of its own.
+        attempt: The number of this attempt; the first attempt of an occurrence is 1.
+        execution_id: The same text for every attempt of one occurrence, and for no other
+            occurrence: 32 hexadecimal digits. Use it as an idempotency key.
+        fencing_token: A number that grows with every claim of the record. A system that refuses
+            smaller numbers than it has seen is protected from a worker that was frozen.
+        deadline: When the body is cancelled, aware UTC, if the task has a ``timeout``; else None.
+        previous_error: How the attempt before this one of the same occurrence failed; else None.
+
+    A fixture or a context item with the name of one of the last five takes its place.
     """
 
     app_context: PyncetteContext
@@ -73,6 +162,13 @@ class Context:
     args: dict[str, Any]
 
     if TYPE_CHECKING:
+        # Not reserved: in 1.x a fixture could have these names.
+        attempt: int
+        execution_id: str
+        fencing_token: int
+        deadline: datetime | None
+        previous_error: str | None
+
         # Fixtures and context items are attributes that no type checker can know.
         def __getattr__(self, name: str) -> Any: ...
         def __setattr__(self, name: str, value: Any) -> None: ...

@@ -195,6 +195,7 @@ def _settings(parts: AppParts) -> Settings:
         at_least_one(
             "concurrency_limit", configuration.get("concurrency_limit", DEFAULT_CONCURRENCY_LIMIT)
         ),
+        parts.heartbeat,
     )
 
 

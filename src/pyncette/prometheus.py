@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pyncette.app import Pyncette
 from pyncette.clock import Clock
 from pyncette.model import Context, NextFunc
+from pyncette.retry import RetryIn, Skip
 from pyncette.store import (
     Claimed,
     Filter,
@@ -139,7 +140,12 @@ class _Measurement:
         series.duration.observe(self._clock.monotonic() - self._started)
         series.in_progress.dec()
         series.total.inc()
-        if kind is not None and issubclass(kind, self._failures):
+        if (
+            kind is not None
+            and issubclass(kind, self._failures)
+            # A body raises these to say something, not because it failed.
+            and not issubclass(kind, (Skip, RetryIn))
+        ):
             series.failed(kind)
 
 

@@ -11,11 +11,22 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Collection, Iterable
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
 from pyncette.body import Declared
 from pyncette.clock import from_microseconds
-from pyncette.model import ExecutionMode, FailureMode, Json, PartitionSelector, TaskFunc
+from pyncette.model import (
+    CatchUp,
+    ExecutionMode,
+    Exhausted,
+    FailureMode,
+    Heartbeat,
+    Json,
+    Overlap,
+    PartitionSelector,
+    TaskFunc,
+)
+from pyncette.retry import Retry
 from pyncette.schedule import Schedule, instant_of, loads
 from pyncette.store.record import (
     STATIC_GROUP,
@@ -27,11 +38,14 @@ from pyncette.store.record import (
 )
 from pyncette.task_options import (
     DEFAULT_LEASE_DURATION,
+    NEW_OPTIONS,
     TEMPLATE_OPTIONS,
     TaskOptions,
     When,
     check_arguments,
     meant_option,
+    new_options_in,
+    take_new_options,
 )
 
 logger = logging.getLogger(__name__)
@@ -42,6 +56,8 @@ _WARNINGS_MAX: Final = 100
 """Maximum argument names that the log warns about for one template; later ones are ignored."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+_UNSET: Final[Any] = object()
 
 
 _T = TypeVar("_T")
@@ -117,9 +133,19 @@ class Task(Declared):
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
         lease_duration: timedelta | float = DEFAULT_LEASE_DURATION,
+        retry: Retry = _UNSET,
+        exhausted: Exhausted = _UNSET,
+        timeout: timedelta = _UNSET,
+        heartbeat: Heartbeat | bool = _UNSET,
+        misfire_grace: timedelta = _UNSET,
+        catch_up: CatchUp = _UNSET,
+        overlap: Overlap = _UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
+
+        A value that JSON can hold, given for one of the options from ``retry`` to ``overlap``, is
+        an argument of the task, as it was in 1.x. (``heartbeat=True`` is both.)
 
         Args:
             name: Unique among the tasks of the app.
@@ -138,6 +164,15 @@ class Task(Declared):
             execution_mode: At least once or at most once.
             lease_duration: How long a worker may take before another worker may run the task
                 again.
+            retry: How often a failed occurrence is tried again; not together with
+                ``failure_mode``.
+            exhausted: What follows the last attempt; by default, a one-off is parked and a
+                recurrence continues.
+            timeout: How long the body may take before it is cancelled.
+            heartbeat: Extends the lease while the task runs.
+            misfire_grace: How late an occurrence may be at its first start; later ones are skipped.
+            catch_up: What happens to missed occurrences.
+            overlap: What happens to occurrences that come due while the record runs.
             extra_args: Arguments of the task; JSON-serialisable.
 
         Raises:
@@ -146,8 +181,20 @@ class Task(Declared):
         """
         if not name:
             raise ValueError("Unable to determine name for the task")
+        args: dict[str, Any] = dict(extra_args)
+        given = {
+            "retry": retry,
+            "exhausted": exhausted,
+            "timeout": timeout,
+            "heartbeat": heartbeat,
+            "misfire_grace": misfire_grace,
+            "catch_up": catch_up,
+            "overlap": overlap,
+        }
+        args.update((option, value) for option, value in given.items() if value is not _UNSET)
+        new_options = take_new_options(args)
         self._options = TaskOptions.checked(
-            func, fast_forward, failure_mode, execution_mode, lease_duration
+            func, fast_forward, failure_mode, execution_mode, lease_duration, **new_options
         )
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, not {name!r}")
@@ -162,11 +209,11 @@ class Task(Declared):
             name=name,
             dynamic=dynamic,
             instance=parent_task is not None,
-            args=extra_args,
+            args=args,
         )
         self._when, self._plan = when, when.plan
-        check_arguments(extra_args)
-        self._extra_args = extra_args
+        check_arguments(args)
+        self._extra_args = args
         self._enabled = enabled
         self._warned: set[str] = set()
         if parent_task is not None:
@@ -174,7 +221,7 @@ class Task(Declared):
         else:
             self.group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(self.group, name, "The name of a task")
-        self._warn_of_misspelt(extra_args, when, declaring=parent_task is None)
+        self._warn_of_misspelt(args, when, declaring=parent_task is None)
 
     # Options.
 
@@ -198,8 +245,35 @@ class Task(Declared):
     task_func = _Option[TaskFunc]("func")
     """The body."""
 
-    fast_forward = _Option[bool]("fast_forward")
-    """Whether missed runs collapse into one."""
+    retry = _Option[Retry | None]("retry")
+    """How often a failed occurrence is tried again; None: as ``failure_mode`` says."""
+
+    exhausted = _Option[Exhausted | None]("exhausted")
+    """What follows the last attempt; None: one-offs are parked, recurrences continue."""
+
+    timeout = _Option[timedelta | None]("timeout")
+    """How long the body may take before it is cancelled; None: no limit."""
+
+    heartbeat = _Option[Heartbeat | Literal[False] | None]("heartbeat")
+    """The automatic heartbeats; False: none; None: as the app says."""
+
+    misfire_grace = _Option[timedelta | None]("misfire_grace")
+    """How late an occurrence may be at its first start; later ones are skipped."""
+
+    catch_up = _Option[CatchUp | None]("catch_up")
+    """What happens to missed occurrences; None: as ``fast_forward`` says."""
+
+    overlap = _Option[Overlap]("overlap")
+    """What happens to occurrences that come due while the record runs."""
+
+    @property
+    def fast_forward(self) -> bool:
+        """Whether missed runs collapse into one."""
+        return self._options.fast_forward or self._options.catch_up is CatchUp.LATEST
+
+    @fast_forward.setter
+    def fast_forward(self, value: bool) -> None:
+        self._options = self._options.replaced("fast_forward", value)
 
     failure_mode = _Option[FailureMode]("failure_mode")
     """What happens after a failure."""
@@ -360,7 +434,7 @@ class Task(Declared):
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
         self.identify(name)
-        if wrong := TEMPLATE_OPTIONS.intersection(args):
+        if wrong := {*TEMPLATE_OPTIONS.intersection(args), *new_options_in(args)}:
             raise TypeError(
                 f"{min(wrong)} is an option of the template '{self}', not of its instances"
             )
@@ -375,7 +449,7 @@ class Task(Declared):
         task = self.from_parts(name, when.plan, "")
         task._when = when
         task._extra_args = args
-        self._warn_of_misspelt(args, when)
+        task._warn_of_misspelt(args, when)
         return task
 
     def parent_of(self, instance_name: str) -> Task:
@@ -418,13 +492,17 @@ class Task(Declared):
             if option is None or getattr(when, option, None) is not None:
                 continue
             template = self.template
+            if option in NEW_OPTIONS and template is not self:
+                continue  # no option of an instance, so it was not meant as one
+            if option == name == "heartbeat" and template.heartbeat is not None:
+                continue  # True or False: it is an option as well
             if name not in template._warned and len(template._warned) < _WARNINGS_MAX:
                 template._warned.add(name)
                 logger.warning(
                     "Task %s: '%s' is an argument of the task, not an option%s",
                     template,
                     name,
-                    f": did you mean '{option}'?" if option != name else " of this kind of task",
+                    _hint(name, option),
                 )
 
     def get_next_execution(self, utc_now: datetime, last: datetime | None) -> datetime | None:
@@ -455,6 +533,13 @@ class Task(Declared):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.canonical_name}>"
+
+
+def _hint(name: str, option: str) -> str:
+    if option != name:
+        return f": did you mean '{option}'?"
+    taken = NEW_OPTIONS.get(option)
+    return " of this kind of task" if taken is None else f": the option takes {taken}"
 
 
 def default_partition_selector(partition_count: int, task_id: str) -> int:

@@ -15,10 +15,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from pyncette.body import check_body
-from pyncette.model import ExecutionMode, FailureMode, TaskFunc
+from pyncette.model import (
+    CatchUp,
+    ExecutionMode,
+    Exhausted,
+    FailureMode,
+    Heartbeat,
+    Overlap,
+    TaskFunc,
+)
+from pyncette.retry import Retry
 from pyncette.schedule import (
     At,
     Cron,
@@ -50,6 +59,18 @@ _SHARED_OPTIONS: Final = (
 TEMPLATE_OPTIONS: Final = frozenset({"name", "func", "dynamic", "parent_task", *_SHARED_OPTIONS})
 """The options that only the code of a task sets, not an instance."""
 
+NEW_OPTIONS: Final = {
+    "retry": "a pyncette.Retry",
+    "exhausted": "a pyncette.Exhausted",
+    "timeout": "a timedelta",
+    "heartbeat": "True or a pyncette.Heartbeat",
+    "misfire_grace": "a timedelta",
+    "catch_up": "a pyncette.CatchUp",
+    "overlap": "a pyncette.Overlap",
+}
+"""Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
+of the task, as it was in 1.x."""
+
 PARTITION_OPTIONS: Final = ("partition_count", "partition_selector", "enabled_partitions")
 
 
@@ -66,6 +87,13 @@ class TaskOptions:
         failure_mode: What happens after a failure, for at-least-once tasks.
         execution_mode: At least once, or at most once.
         lease_duration: How long a worker may take before another worker may run the task again.
+        retry: How often a failed occurrence is tried again; None: as ``failure_mode`` says.
+        exhausted: What follows the last attempt; None: one-offs are parked, recurrences continue.
+        timeout: How long the body may take; None: no limit.
+        heartbeat: The automatic heartbeats; False: none; None: as the app says.
+        misfire_grace: How late an occurrence may be at its first start; None: no limit.
+        catch_up: What happens to missed occurrences; None: as ``fast_forward`` says.
+        overlap: What happens to occurrences that come due while the record runs.
     """
 
     func: TaskFunc
@@ -73,6 +101,13 @@ class TaskOptions:
     failure_mode: FailureMode
     execution_mode: ExecutionMode
     lease_duration: timedelta
+    retry: Retry | None = None
+    exhausted: Exhausted | None = None
+    timeout: timedelta | None = None
+    heartbeat: Heartbeat | Literal[False] | None = None
+    misfire_grace: timedelta | None = None
+    catch_up: CatchUp | None = None
+    overlap: Overlap = Overlap.QUEUE
 
     @classmethod
     def checked(
@@ -82,6 +117,13 @@ class TaskOptions:
         failure_mode: FailureMode,
         execution_mode: ExecutionMode,
         lease_duration: timedelta | float,
+        retry: Retry | None = None,
+        exhausted: Exhausted | None = None,
+        timeout: timedelta | None = None,
+        heartbeat: Heartbeat | bool | None = None,
+        misfire_grace: timedelta | None = None,
+        catch_up: CatchUp | None = None,
+        overlap: Overlap = Overlap.QUEUE,
     ) -> TaskOptions:
         """The options, if they are valid.
 
@@ -99,7 +141,51 @@ class TaskOptions:
             if not isinstance(value, kind):
                 raise TypeError(f"{option} must be a {kind.__name__}, not {value!r}")
         lease = duration("lease_duration", lease_duration)
-        return cls(func, fast_forward, failure_mode, execution_mode, lease)
+        if heartbeat is True:
+            heartbeat = Heartbeat()
+        for option, new, expected in (
+            ("retry", retry, Retry),
+            ("exhausted", exhausted, Exhausted),
+            ("timeout", timeout, timedelta),
+            ("heartbeat", heartbeat or None, Heartbeat),
+            ("misfire_grace", misfire_grace, timedelta),
+            ("catch_up", catch_up, CatchUp),
+            ("overlap", overlap, Overlap),
+        ):
+            if new is not None and not isinstance(new, expected):
+                raise TypeError(f"{option} must be {NEW_OPTIONS[option]}, not {new!r}")
+        if retry is not None and failure_mode is not FailureMode.NONE:
+            raise ValueError(
+                f"retry and failure_mode={failure_mode.name} cannot be given together: both say "
+                "what follows a failure. Remove failure_mode"
+            )
+        if execution_mode is ExecutionMode.AT_MOST_ONCE:
+            _check_at_most_once(retry, exhausted, heartbeat, overlap)
+        if timeout is not None:
+            timeout = duration("timeout", timeout)
+        if misfire_grace is not None:
+            misfire_grace = duration("misfire_grace", misfire_grace)
+        if heartbeat:
+            check_pause(heartbeat, lease)
+        if fast_forward and catch_up is CatchUp.ALL:
+            raise ValueError(
+                "fast_forward=True and catch_up=CatchUp.ALL contradict each other: the first runs "
+                "missed occurrences as one, the second one by one"
+            )
+        return cls(
+            func,
+            fast_forward,
+            failure_mode,
+            execution_mode,
+            lease,
+            retry,
+            exhausted,
+            timeout,
+            heartbeat,
+            misfire_grace,
+            catch_up,
+            overlap,
+        )
 
     def replaced(self, field: str, value: object) -> TaskOptions:
         """The options with one of them changed, checked again.
@@ -110,6 +196,61 @@ class TaskOptions:
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         return TaskOptions.checked(**{**values, field: value})
+
+
+def _check_at_most_once(
+    retry: Retry | None,
+    exhausted: Exhausted | None,
+    heartbeat: Heartbeat | bool | None,
+    overlap: Overlap,
+) -> None:
+    for option, given, reason in (
+        ("retry", retry is not None, "its runs are never repeated"),
+        ("exhausted", exhausted is not None, "its runs are never repeated"),
+        ("heartbeat", bool(heartbeat), "it holds no lease while it runs"),
+        ("overlap=Overlap.SKIP", overlap is Overlap.SKIP, "it holds no lease while it runs"),
+    ):
+        if given:
+            raise ValueError(
+                f"{option} is not applicable when execution_mode is AT_MOST_ONCE: {reason}"
+            )
+
+
+def check_pause(heartbeat: Heartbeat, lease: timedelta) -> None:
+    """Refuses heartbeats that come too late.
+
+    Raises:
+        ValueError: The pause between two of them is not shorter than the lease.
+    """
+    if heartbeat.every is not None and heartbeat.every >= lease:
+        raise ValueError(
+            f"every of the heartbeat must be shorter than lease_duration ({lease}), not "
+            f"{heartbeat.every}: the lease would end between two heartbeats"
+        )
+
+
+def take_new_options(args: dict[str, Any]) -> dict[str, Any]:
+    """Takes the options that 1.x did not have out of the arguments of a task.
+
+    A value that JSON can hold stays an argument. ``heartbeat=True`` and ``heartbeat=False`` are
+    both: an option, and still an argument.
+    """
+    taken = {option: args.pop(option) for option in new_options_in(args)}
+    if isinstance(args.get("heartbeat"), bool):
+        taken["heartbeat"] = args["heartbeat"]
+    return taken
+
+
+def new_options_in(args: Mapping[str, Any]) -> list[str]:
+    """The options that 1.x did not have, with values that JSON cannot hold."""
+    return [
+        option
+        for option in NEW_OPTIONS
+        if option in args and not isinstance(args[option], _JSON_TYPES)
+    ]
+
+
+_JSON_TYPES: Final = (type(None), bool, int, float, str, list, tuple, dict)
 
 
 class When(NamedTuple):
@@ -294,7 +435,13 @@ def _shown(value: object) -> str:
 # be made of that, since 1.x took any name.
 
 # `name` is left out: `names` is more often an argument than a misspelling.
-_HINTS: Final = (*INSTANCE_OPTIONS, "on_existing", *_SHARED_OPTIONS, *PARTITION_OPTIONS)
+_HINTS: Final = (
+    *INSTANCE_OPTIONS,
+    "on_existing",
+    *_SHARED_OPTIONS,
+    *PARTITION_OPTIONS,
+    *NEW_OPTIONS,
+)
 _OTHER_WORDS: Final = {
     "tz": "timezone",
     "tzinfo": "timezone",

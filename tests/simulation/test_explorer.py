@@ -18,7 +18,7 @@ from tests.simulation.model import Ask, Row
 from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 
 from pyncette.engine import rules
-from pyncette.engine.rules import Policy, Verdict, Wanted
+from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
 from pyncette.model import FailureMode
 from pyncette.schedule import dumps
 from pyncette.store import Write
@@ -320,7 +320,7 @@ def merged_beside_a_slow_worker(current: Record, wanted: Wanted, now: int) -> Pu
     return change and change._replace(token=current.token)
 
 
-def failed_for_good(reading: Reading, policy: Policy, now: int, error: str) -> Change:
+def failed_for_good(reading: Reading, policy: Policy, now: int, failure: Failure) -> Change:
     return real_succeeded(reading, policy, now)
 
 

@@ -21,7 +21,7 @@ from tests.simulation import model
 from tests.simulation.model import Ask, Run
 
 from pyncette.engine import rules
-from pyncette.engine.rules import Policy, Verdict
+from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.model import FailureMode
 from pyncette.schedule import At, Every, Schedule
 from pyncette.store import Refused, Write
@@ -181,7 +181,7 @@ class Protocol:
             case "success":
                 return rules.succeeded(reading, self.policy, now)
             case "failure":
-                return rules.failed(reading, self.policy, now, "no")
+                return rules.failed(reading, self.policy, now, Failure("no"))
             case "heartbeat":
                 return rules.heartbeat(record, now, self.scenario.lease)
             case _:

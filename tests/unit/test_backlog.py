@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support import Bench, micros, run, seconds
 
 from pyncette import Context
-from pyncette.engine.backlog import overdue_count
+from pyncette.engine.occurrences import overdue_count
 from pyncette.schedule import Cron, Every
 
 MINUTE = 60_000_000

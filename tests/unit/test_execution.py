@@ -57,7 +57,9 @@ def test_a_static_task_finds_the_very_task_declared_and_its_arguments() -> None:
         bench = Bench()
         seen: list[Any] = []
 
-        @bench.app.task(interval=seconds(1), color="blue", timeout=30)
+        args: dict[str, Any] = {"color": "blue", "timeout": 30}
+
+        @bench.app.task(interval=seconds(1), **args)
         async def tick(context: Context) -> None:
             assert context.app_context is opened
             seen.append((context.task, context.args))

@@ -23,6 +23,7 @@ from pyncette import Context, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
 from pyncette.prometheus import use_prometheus
+from pyncette.retry import GiveUp, RetryIn, Skip
 from pyncette.store import EVERYTHING
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Fail, Faults, Gate, faulty
@@ -99,6 +100,28 @@ async def run_once(app: Pyncette, task: Any, *instances: str, late_s: float = 0)
             planned = clock.now() - seconds(late_s)
             await context.schedule_task(task, instance, execute_at=planned)
         await clock.advance(seconds(30))
+
+
+def test_what_a_body_raises_to_say_something_is_no_failure(scrape: Callable[[], Scrape]) -> None:
+    app = new_app()
+    acts = [RetryIn(seconds(1)), Skip("nothing to do")]
+
+    @app.dynamic_task(name="says")
+    async def body(context: Context) -> None:
+        raise acts.pop(0)
+
+    @app.dynamic_task(name="gives up")
+    async def final(context: Context) -> None:
+        raise GiveUp("no use")
+
+    asyncio.run(run_once(app, body, "a"))
+    asyncio.run(run_once(app, final, "a"))
+    seen = scrape()
+    assert seen.value("tasks_total", task_name="says") == 2
+    assert 'failures_total{exception_type="Skip"' not in seen.text
+    assert 'failures_total{exception_type="RetryIn"' not in seen.text
+    failed = {"task_name": "gives up", "exception_type": "GiveUp"}
+    assert seen.value("tasks_failures_total", **failed) == 1
 
 
 def test_executions_are_counted_and_timed_under_the_name_of_their_template(
@@ -443,4 +466,4 @@ def test_a_backlog_is_told_until_it_has_been_caught_up_with(scrape: Callable[[],
             await loop
 
     asyncio.run(main())
-    assert during == [(3, 1501), (2, 901), (0, 0)]
+    assert during == [(3, 1501), (2, 902), (0, 0)], "a second of pause before the second one"

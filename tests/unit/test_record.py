@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyncette import schedule
-from pyncette.errors import ERROR_CHARACTERS_MAX
+from pyncette.errors import ERROR_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX
+from pyncette.model import Outcome
 from pyncette.schedule import At, Every, NewerFormat, UnreadableHere
 from pyncette.store import record
 from pyncette.store.record import (
@@ -50,6 +51,12 @@ PROGRESS = st.builds(
     pending=st.none() | PENDING,
     error=st.none() | st.text(max_size=100),
     pause=PAUSE,
+    last=st.none() | st.from_regex(r"[0-9]{1,16}(\+[0-9]{1,12})?", fullmatch=True),
+    outcome=st.none() | st.sampled_from(Outcome),
+    skipped=st.integers(0, 10**6),
+    traceback=st.none() | st.text(max_size=100),
+    begun=st.none() | INSTANTS,
+    renewed=st.none() | INSTANTS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -75,6 +82,12 @@ def test_progress_is_printable_ascii_so_that_every_store_can_keep_it(progress: P
     assert text.isprintable()
 
 
+def test_the_one_control_character_that_json_leaves_alone_is_escaped() -> None:
+    text = dump_args({"name": "a\x7fb"})
+    assert text == '1 {"name":"a\\u007fb"}'
+    assert load_args(text) == {"name": "a\x7fb"}
+
+
 @pytest.mark.exhaustive
 @given(st.dictionaries(st.text(), JSON))
 def test_arguments_come_back_as_they_were_written(args: dict[str, object]) -> None:
@@ -90,6 +103,41 @@ def test_arguments_are_a_new_dictionary_at_each_call() -> None:
 def test_the_common_progress_is_three_words() -> None:
     assert dump_progress(Progress(1764000000000000, "k3Rn9a")) == "1 1764000000000000 k3Rn9a"
     assert dump_progress(Progress(None, "k3Rn9a")) == "1 - k3Rn9a"
+
+
+def test_the_last_attempt_is_a_fourth_word() -> None:
+    progress = Progress(1764000000000000, "k3Rn9a", last="1763990000000000+2500000")
+    text = dump_progress(progress)
+    assert text == "1 1764000000000000 k3Rn9a 1763990000000000+2500000"
+    assert load_progress(text) == progress
+    assert (progress.last_started, progress.last_finished) == (1763990000000000, 1763990002500000)
+    assert progress.last_outcome is Outcome.SUCCEEDED
+    rest = dump_progress(progress._replace(failures=2, error="no"))
+    assert rest == f'{text} {{"failures":2,"error":"no"}}'
+    assert load_progress(rest).last_outcome is Outcome.FAILED
+
+
+def test_what_is_known_of_the_last_attempt_is_only_shown() -> None:
+    begun = Progress(5, "k3", last="1763990000000000")
+    assert (begun.last_started, begun.last_finished, begun.last_outcome) == (
+        1763990000000000,
+        None,
+        None,
+    )
+    for text in ("1", "12+", "1x", "9" * 30):
+        progress = load_progress(f"1 5 k3 {text}")
+        assert progress.planned == 5
+        assert progress.last_finished is None
+    later = load_progress('1 5 k3 {"outcome":"of a later release"}')
+    assert later.outcome is None
+
+
+def test_only_the_end_of_a_long_traceback_is_kept() -> None:
+    progress = Progress(5, "k3", traceback="first" + "x" * 10_000 + "last")
+    kept = load_progress(dump_progress(progress)).traceback
+    assert kept is not None
+    assert len(kept) == TRACEBACK_CHARACTERS_MAX
+    assert kept.endswith("last")
 
 
 def test_a_long_error_is_cut() -> None:

@@ -13,8 +13,8 @@ import pytest
 from tests.simulation.model import written
 
 from pyncette.engine import rules
-from pyncette.engine.rules import Policy, Verdict, Wanted
-from pyncette.model import FailureMode
+from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
+from pyncette.model import Exhausted, FailureMode
 from pyncette.schedule import At, Cron, Every, NewerFormat, Schedule
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.store import Write
@@ -97,6 +97,8 @@ NEW_PLAN = Pending(WANTED_PLAN, "1 {}", 17, "b0")
 AT_ONCE = Policy()
 SOON = Policy(failure_mode=FailureMode.UNLOCK, retry_after=3)
 AS_DONE = Policy(failure_mode=FailureMode.COMMIT)
+PARKS = Policy(exhausted=Exhausted.PARK)
+NO = Failure("no")
 
 
 # Whose it is.
@@ -161,8 +163,8 @@ def test_a_heartbeat_extends_the_lease_from_now_and_nothing_else() -> None:
     assert beaten == record._replace(due_at=72, version=beaten.version)
 
 
-@pytest.mark.parametrize("transition", [rules.succeeded, rules.advanced])
-def test_what_is_done_is_due_at_the_next_occurrence(transition: Any) -> None:
+@pytest.mark.parametrize(("transition", "last"), [(rules.succeeded, None), (rules.advanced, "12")])
+def test_what_is_done_is_due_at_the_next_occurrence(transition: Any, last: str | None) -> None:
     record = running(unfinished_attempts=3, failures=2, error="no")
     done = after(record, transition(read(record), AT_ONCE, NOW))
     assert (done.state, done.due_at, done.unfinished_attempts, done.token) == (
@@ -171,7 +173,7 @@ def test_what_is_done_is_due_at_the_next_occurrence(transition: Any) -> None:
         0,
         "me",
     )
-    assert progress_of(done) == Progress(20, "b0")
+    assert progress_of(done) == Progress(20, "b0", last=last)
 
 
 def test_missed_occurrences_follow_one_by_one() -> None:
@@ -179,9 +181,10 @@ def test_missed_occurrences_follow_one_by_one() -> None:
     assert change == Patch(20, State.SCHEDULED, 0, dump_progress(Progress(20, "b0")))
 
 
-def test_missed_occurrences_collapse_where_it_shall_fast_forward() -> None:
-    change = rules.succeeded(read(running()), Policy(fast_forward=True), 45)
-    assert change == Patch(50, State.SCHEDULED, 0, dump_progress(Progress(50, "b0")))
+def test_missed_occurrences_collapse_where_it_shall_fast_forward_and_are_counted() -> None:
+    change = rules.succeeded(read(running(skipped=2)), Policy(fast_forward=True), 45)
+    text = dump_progress(Progress(50, "b0", skipped=5))  # 20, 30 and 40
+    assert change == Patch(50, State.SCHEDULED, 0, text)
 
 
 def test_the_last_occurrence_takes_the_record_along() -> None:
@@ -209,28 +212,28 @@ def test_a_triggered_run_after_the_last_occurrence_takes_the_record_along() -> N
 
 def test_a_failure_that_is_retried_when_the_lease_ends_stays_running() -> None:
     record = running(unfinished_attempts=2, failures=1)
-    failed = after(record, rules.failed(read(record), AT_ONCE, NOW, "no"))
+    failed = after(record, rules.failed(read(record), AT_ONCE, NOW, NO))
     assert (failed.state, failed.due_at, failed.unfinished_attempts) == (State.RUNNING, 20, 0)
-    assert progress_of(failed) == Progress(10, "b0", failures=2, error="no")
+    assert progress_of(failed) == Progress(10, "b0", failures=3, error="no")
 
 
 def test_a_failure_that_unlocks_is_due_again_soon() -> None:
     record = running()
-    failed = after(record, rules.failed(read(record), SOON, NOW, "no"))
+    failed = after(record, rules.failed(read(record), SOON, NOW, NO))
     assert (failed.state, failed.due_at, failed.unfinished_attempts) == (State.RETRYING, 15, 0)
     assert progress_of(failed) == Progress(10, "b0", failures=1, error="no")
 
 
 def test_a_failure_that_commits_counts_as_done_and_is_remembered() -> None:
     record = running()
-    failed = after(record, rules.failed(read(record), AS_DONE, NOW, "no"))
+    failed = after(record, rules.failed(read(record), AS_DONE, NOW, NO))
     assert (failed.state, failed.due_at) == (State.SCHEDULED, 20)
     assert progress_of(failed) == Progress(20, "b0", error="no")
 
 
 def test_the_last_failure_that_commits_finishes_a_static_record() -> None:
     record = running(schedule=at(10), group=STATIC_GROUP)
-    failed = after(record, rules.failed(read(record), AS_DONE, NOW, "no"))
+    failed = after(record, rules.failed(read(record), AS_DONE, NOW, NO))
     assert failed.state == State.FINISHED
     assert progress_of(failed).error == "no"
 
@@ -271,9 +274,9 @@ def test_what_a_later_release_wrote_is_given_back_unread(
 
 def test_the_last_attempt_parks_the_record_with_its_error() -> None:
     record = running(unfinished_attempts=2, failures=4)
-    parked = after(record, rules.exhausted(read(record), "no"))
+    parked = after(record, rules.exhausted(read(record), PARKS, NOW, NO))
     assert (parked.state, parked.due_at, parked.unfinished_attempts) == (State.PARKED, None, 0)
-    assert progress_of(parked) == Progress(10, "b0", failures=5, error="no")
+    assert progress_of(parked) == Progress(10, "b0", failures=6, error="no")
 
 
 def test_a_record_that_cannot_be_read_is_parked_with_the_reason_and_what_can_be_read() -> None:
@@ -302,9 +305,9 @@ def ends(record: Record) -> dict[str, Change]:
     """All the ways in which a run can end without having been done."""
     reading = read(record)
     return {
-        "failed, at once": rules.failed(reading, AT_ONCE, NOW, "no"),
-        "failed, soon": rules.failed(reading, SOON, NOW, "no"),
-        "exhausted": rules.exhausted(reading, "no"),
+        "failed, at once": rules.failed(reading, AT_ONCE, NOW, NO),
+        "failed, soon": rules.failed(reading, SOON, NOW, NO),
+        "exhausted": rules.exhausted(reading, PARKS, NOW, NO),
         "given back": rules.given_back(reading, NOW),
     }
 
@@ -313,7 +316,7 @@ def test_a_replacement_takes_the_place_of_the_run_however_it_ends() -> None:
     record = running(pending=REPLACEMENT, triggered=9)
     for change in [
         rules.succeeded(read(record), AT_ONCE, NOW),
-        rules.failed(read(record), AS_DONE, NOW, "no"),
+        rules.failed(read(record), AS_DONE, NOW, NO),
         *ends(record).values(),
     ]:
         new = after(record, change)
@@ -360,7 +363,7 @@ def test_nothing_is_left_to_pause_after_the_last_occurrence() -> None:
 def test_a_pause_keeps_a_failed_run_for_later() -> None:
     record = running(pending=Pending(paused=True))
     for policy in (AT_ONCE, SOON):
-        rests = after(record, rules.failed(read(record), policy, NOW, "no"))
+        rests = after(record, rules.failed(read(record), policy, NOW, NO))
         assert (rests.state, rests.due_at) == (State.PAUSED, None)
         assert progress_of(rests) == Progress(10, "b0", failures=1, error="no")
 
@@ -401,9 +404,10 @@ def test_a_trigger_waits_until_a_failed_run_has_succeeded() -> None:
 
 def test_a_trigger_gives_what_is_exhausted_another_attempt() -> None:
     record = running(failures=4, pending=Pending(triggered=11, paused=True))
-    again = after(record, rules.exhausted(read(record), "no"))
+    again = after(record, rules.exhausted(read(record), PARKS, NOW, NO))
     assert (again.state, again.due_at) == (State.SCHEDULED, 11)
-    assert progress_of(again) == Progress(10, "b0", pending=Pending(paused=True), error="no")
+    expected = Progress(10, "b0", pending=Pending(paused=True), error="no", renewed=NOW)
+    assert progress_of(again) == expected
 
 
 def test_what_was_paused_and_triggered_runs_before_it_rests() -> None:
@@ -857,7 +861,7 @@ def test_what_was_said_about_a_pause_is_kept_through_the_run_and_a_triggered_one
     assert rules.paused(read(asked), NOW, pause) is None
     for outcome in (
         rules.succeeded(read(asked), AT_ONCE, NOW),
-        rules.failed(read(asked), AT_ONCE, NOW, "no"),
+        rules.failed(read(asked), AT_ONCE, NOW, NO),
         rules.given_back(read(asked), NOW),
     ):
         rests = after(asked, outcome)
@@ -873,7 +877,7 @@ def test_what_was_said_about_a_pause_is_kept_through_the_run_and_a_triggered_one
 
 def test_a_pause_that_ended_during_the_run_does_not_keep_a_failure_back() -> None:
     record = running(pending=Pending(paused=True, pause=Pause(NOW)))
-    assert after(record, rules.failed(read(record), AT_ONCE, NOW, "no")).state == State.RUNNING
+    assert after(record, rules.failed(read(record), AT_ONCE, NOW, NO)).state == State.RUNNING
     assert after(record, rules.given_back(read(record), NOW)).state == State.SCHEDULED
     rests = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
     assert rests.due_at == 20, "when it is planned"
@@ -890,7 +894,7 @@ def test_what_is_claimed_after_its_pause_forgets_it_with_its_outcome() -> None:
     record = running(pause=Pause(NOW))
     for outcome in (
         rules.succeeded(read(record), AT_ONCE, NOW),
-        rules.failed(read(record), SOON, NOW, "no"),
+        rules.failed(read(record), SOON, NOW, NO),
     ):
         assert progress_of(after(record, outcome)).pause is None
 
@@ -996,14 +1000,15 @@ def test_what_is_parked_is_triggered_to_be_tried_again() -> None:
     record = a_record(State.PARKED, None, failures=5, error="no")
     asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
-    assert progress_of(asked) == Progress(10, "b0", error="no")
+    assert progress_of(asked) == Progress(10, "b0", error="no", renewed=NOW)
 
 
 def test_what_is_parked_without_an_occurrence_is_triggered_and_planned_again() -> None:
     record = a_record(State.PARKED, None, planned=None, error="no")
     asked = after(record, rules.triggered(read(record), NOW))
     assert (asked.state, asked.due_at) == (State.SCHEDULED, NOW)
-    assert progress_of(asked) == Progress(22, "b0", triggered=NOW, error="no")
+    expected = Progress(22, "b0", triggered=NOW, error="no", renewed=NOW)
+    assert progress_of(asked) == expected
 
 
 @pytest.mark.parametrize(

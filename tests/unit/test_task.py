@@ -131,6 +131,7 @@ def test_a_name_is_a_string(name: Any) -> None:
 
 
 def test_a_task_has_the_attributes_that_it_was_declared_with() -> None:
+    args: dict[str, Any] = {"color": "blue", "timeout": 30}
     task = Task(
         name="x",
         func=body,
@@ -140,8 +141,7 @@ def test_a_task_has_the_attributes_that_it_was_declared_with() -> None:
         failure_mode=FailureMode.UNLOCK,
         lease_duration=seconds(5),
         enabled=False,
-        color="blue",
-        timeout=30,
+        **args,
     )
     assert task.name == "x"
     assert task.task_func is body

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Final
 
 from pyncette.clock import Clock
+from pyncette.engine.occurrences import overdue_count
 from pyncette.errors import printable
-from pyncette.schedule import Every, Schedule
+from pyncette.schedule import Schedule
 from pyncette.store import Identity
 from pyncette.task import Task
 
@@ -23,28 +24,6 @@ BACKLOG_AGE_MIN: Final = 60_000_000
 
 WARNING_PAUSE_INITIAL_S: Final = 60.0
 WARNING_PAUSE_MAX_S: Final = 3_600.0
-
-_COUNTED_MAX: Final = 1_000
-
-
-def overdue_count(schedule: Schedule, planned: int, now: int) -> int:
-    """Returns the number of occurrences, from the planned one on, that lie at or before ``now``.
-
-    Exact for intervals, and up to a thousand. Beyond that it is estimated from the mean distance
-    of the first thousand.
-    """
-    if isinstance(schedule, Every):
-        following = schedule.following(planned)
-        return 1 if following is None else (now - planned) // (following - planned) + 1
-    count, last = 0, planned
-    upcoming: int | None = planned
-    while upcoming is not None and upcoming <= now:
-        count += 1
-        last = upcoming
-        if count == _COUNTED_MAX:
-            return count * (now - planned) // (last - planned)
-        upcoming = schedule.following(upcoming)
-    return count
 
 
 class _Backlog:
@@ -97,7 +76,8 @@ class Backlogs:
         backlog.pause_s = min(2 * backlog.pause_s, WARNING_PAUSE_MAX_S)
         logger.warning(
             "%s is behind its schedule: about %d occurrences of '%s' are overdue, the oldest by "
-            "%.0f s. They run one after the other; with fast_forward=True they are run as one.",
+            "%.0f s. They run one after the other, with pauses. catch_up=CatchUp.LATEST (or "
+            "fast_forward=True) runs them as one, misfire_grace=… skips those that are too late.",
             printable(task),
             count,
             printable(identity[1]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,12 +18,21 @@ from pyncette import chance
 from pyncette.engine import rules
 from pyncette.engine.background import is_cancelled
 from pyncette.engine.backlog import BACKLOG_AGE_MIN
-from pyncette.engine.execution import Batch, Execution, TaskParts, compose
+from pyncette.engine.execution import (
+    Batch,
+    Execution,
+    TaskParts,
+    compose,
+    log_exhausted,
+    log_skipped,
+)
+from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.rules import Policy
+from pyncette.engine.timeouts import with_timeout
 from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
 from pyncette.executor import DefaultExecutor
-from pyncette.model import ExecutionMode
+from pyncette.model import ExecutionMode, Overlap
 from pyncette.schedule import At, UnreadableHere
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 from pyncette.store.record import (
@@ -54,6 +64,10 @@ UNREADABLE_KNOWN_MAX: Final = 10_000
 SUSPECT_DELAY: Final = 100_000
 """Delay, in microseconds, before a suspected crash-looper may be claimed again, if it was claimed
 while another one runs."""
+
+
+PACE_MAX: Final = 1_000_000
+"""Maximum delay, in microseconds, between two runs of a record that is behind its schedule."""
 
 
 class Claim(NamedTuple):
@@ -223,8 +237,15 @@ class Dispatcher:
     def _batch(self, task: Task, claim: Claim) -> Batch:
         parts = self._task_parts(task)
         lease_s = parts.lease / 1_000_000
-        holds_s = lease_s - self._worker.clock.uncertainty() / 1_000_000
-        return Batch(parts, claim.sent + holds_s, claim.took > lease_s / 10)
+        clock = self._worker.clock
+        holds_s = lease_s - clock.uncertainty() / 1_000_000
+        return Batch(
+            parts,
+            claim.sent + holds_s,
+            claim.took > lease_s / 10,
+            claim.sent,
+            (clock.microseconds(), clock.monotonic()),
+        )
 
     def _execution(self, batch: Batch, record: Record, now: int) -> Execution | None:
         """Returns the execution of a claimed record; None if the record was released or parked."""
@@ -243,6 +264,8 @@ class Dispatcher:
             )
             self.park(record, describe(error))
             return None
+        if batch.parts.selective and self._is_not_run(batch.parts, reading, now):
+            return None
         planned = reading.progress.planned
         behind = self._worker.backlogs.behind
         if planned is not None and (now - planned >= BACKLOG_AGE_MIN or behind):
@@ -258,6 +281,31 @@ class Dispatcher:
             return
         if (now - planned >= BACKLOG_AGE_MIN or task in backlogs.behind) and not task.fast_forward:
             backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
+
+    def _is_not_run(self, parts: TaskParts, reading: Reading, now: int) -> bool:
+        """Settles a record that gets no further attempt, or is too late for its first one."""
+        record, policy = reading.record, parts.policy
+        label = printable(parts.task.from_record(record) if parts.task.dynamic else parts.task)
+        failure = rules.too_many(reading, policy, now)
+        clock = self._worker.clock
+        if failure is not None:
+            logger.error("%s is not started again: %s", label, failure.error)
+            log_exhausted(label, rules.exhausted(reading, policy, now, failure))
+            self._give_up(
+                record,
+                lambda record: rules.exhausted(read(record), policy, clock.microseconds(), failure),
+            )
+            return True
+        if rules.too_late(reading, policy, now):
+            logger.warning(
+                "%s is late by more than misfire_grace (%s)", label, parts.task.misfire_grace
+            )
+            log_skipped(label, reading, rules.misfired(reading, policy, now))
+            self._give_up(
+                record, lambda record: rules.misfired(read(record), policy, clock.microseconds())
+            )
+            return True
+        return False
 
     def _once_more(self, batch: Batch, reading: Reading) -> Execution | None:
         """Returns the execution of a record whose last attempt ended without an outcome."""
@@ -329,18 +377,44 @@ class Dispatcher:
     def _task_parts(self, task: Task) -> TaskParts:
         parts = self._parts.get(task)
         if parts is None or parts.options is not task.options:
-            worker = self._worker
-            at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
-            parts = self._parts[task] = TaskParts(
-                worker,
-                task,
-                task.options,
-                compose(worker.middlewares, task.task_func),
-                Policy(task.fast_forward, task.failure_mode, worker.settings.poll_interval),
-                max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
-                at_most_once,
-            )
+            parts = self._parts[task] = self._new_parts(task)
         return parts
+
+    def _new_parts(self, task: Task) -> TaskParts:
+        worker = self._worker
+        at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
+        retry, timeout = task.retry, task.timeout
+        policy = Policy(
+            task.fast_forward,
+            task.failure_mode,
+            worker.settings.poll_interval,
+            task.exhausted,
+            None if retry is None else retry.attempts,
+            None if retry is None else _microseconds(retry.within),
+            _microseconds(task.misfire_grace),
+            task.overlap is Overlap.SKIP,
+            min(worker.settings.poll_interval, PACE_MAX),
+        )
+        return TaskParts(
+            worker,
+            task,
+            task.options,
+            compose(
+                worker.middlewares,
+                task.task_func,
+                None if timeout is None else lambda body: with_timeout(body, timeout, worker),
+            ),
+            policy,
+            max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
+            at_most_once,
+            retry,
+            None if at_most_once else beat_plan(task, worker.settings.heartbeat),
+            retry is not None or policy.misfire_grace is not None,
+        )
+
+
+def _microseconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else duration // timedelta(microseconds=1)
 
 
 def _direct_start(executor: object) -> Callable[[Any], asyncio.Task[Any]] | None:

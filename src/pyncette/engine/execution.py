@@ -9,22 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette.body import Handler, call_body
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
-from pyncette.engine.background import is_cancelled
-from pyncette.engine.rules import Policy, Verdict
+from pyncette.engine.failures import Attempt, failure_of
+from pyncette.engine.heartbeats import BeatPlan
+from pyncette.engine.rules import Failure, Policy, Ran, Verdict, ran_of
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
-from pyncette.model import Context, FailureMode, MiddlewareFunc, TaskFunc
+from pyncette.model import Context, MiddlewareFunc, Outcome, TaskFunc
+from pyncette.retry import Retry
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
-from pyncette.store.record import DELETE, Change, Reading, Record, load_progress, read
+from pyncette.store.record import (
+    DELETE,
+    Change,
+    Patch,
+    Reading,
+    Record,
+    State,
+    load_progress,
+    read,
+)
 from pyncette.task import Task
 from pyncette.task_options import TaskOptions
 
@@ -52,10 +64,36 @@ class RunContext(Context):
         if name == "scheduled_at":
             self.scheduled_at = self._execution.planned_at()
             return self.scheduled_at
+        value = _ATTRIBUTES.get(name)
+        if value is not None:
+            return value(self._execution)
         raise AttributeError(f"The context has no {name!r}: no fixture or item of that name")
 
     async def heartbeat(self) -> None:
         await self._execution.heartbeat()
+
+
+def _execution_id(execution: Execution) -> str:
+    """The same for all attempts of an occurrence, whatever is done to the record meanwhile."""
+    record, _, progress = execution.reading
+    instant = progress.planned if progress.triggered is None else f"trigger {progress.triggered}"
+    text = "\0".join((record.group, record.key, progress.incarnation, str(instant)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _deadline(execution: Execution) -> datetime | None:
+    deadline = None if execution.rare is None else execution.rare.deadline
+    return None if deadline is None else from_microseconds(deadline)
+
+
+# Attributes of the context that are computed each time. A fixture of the same name hides them.
+_ATTRIBUTES: Final[dict[str, Callable[[Execution], Any]]] = {
+    "attempt": lambda execution: rules.attempt_of(execution.reading),
+    "execution_id": _execution_id,
+    "fencing_token": lambda execution: execution.fencing_token,
+    "deadline": _deadline,
+    "previous_error": lambda execution: rules.previous_error(execution.reading),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +108,9 @@ class TaskParts:
         policy: The task's options about outcomes.
         lease: The lease of a claim, in microseconds.
         at_most_once: Whether the record advances before the task starts.
+        retry: The task's policy about retries.
+        beats: Its automatic heartbeats.
+        selective: Whether a record may be claimed and not run: too many attempts, or too late.
     """
 
     worker: Worker
@@ -79,6 +120,9 @@ class TaskParts:
     policy: Policy
     lease: int
     at_most_once: bool
+    retry: Retry | None
+    beats: BeatPlan | None
+    selective: bool
 
 
 class Batch(NamedTuple):
@@ -88,11 +132,36 @@ class Batch(NamedTuple):
         parts: The parts of the task.
         start_before: The monotonic instant from which their leases may have ended.
         extend: Whether the lease must be extended before the task starts.
+        sent: The monotonic instant of the claim.
+        clocks: The instant and the monotonic instant at one moment.
     """
 
     parts: TaskParts
     start_before: float
     extend: bool
+    sent: float
+    clocks: tuple[int, float]
+
+
+class _Rare:
+    """What only few executions need.
+
+    Attributes:
+        deadline: The instant at which the body is cancelled.
+        beat_at: The monotonic instant of the next automatic heartbeat.
+        beating: Whether one is under way.
+        interrupted: Whether the body was cancelled because its lease is lost.
+        fencing_token: The version of the record at the claim, if the record has changed since.
+    """
+
+    __slots__ = ("beat_at", "beating", "deadline", "fencing_token", "interrupted")
+
+    def __init__(self) -> None:
+        self.deadline: int | None = None
+        self.beat_at = 0.0
+        self.beating = False
+        self.interrupted = False
+        self.fencing_token: int | None = None
 
 
 class Execution:
@@ -103,17 +172,20 @@ class Execution:
 
     # Slots, all of them set: to read the usual value from the class would take longer.
     __slots__ = (
+        "_batch",
+        "_began",
         "_cancelled",
-        "_error",
-        "_extend",
+        "_failure",
         "_give_back",
         "_loss",
         "_lost",
         "_parts",
+        "_ran",
         "_start_before",
         "begun",
         "ended",
         "in_body",
+        "rare",
         "reading",
         "replaced_by_body",
         "runner",
@@ -121,13 +193,16 @@ class Execution:
 
     def __init__(self, batch: Batch, reading: Reading) -> None:
         """Prepares an execution of a claimed record."""
-        self._parts, self._start_before, self._extend = batch
-        self.reading = reading
+        self._batch = batch
+        self._parts, self._start_before, _, _, _ = batch
+        self.reading: Reading = reading
         self.runner: asyncio.Task[Any] | None = None
         self.begun = False
         self.in_body = False
         self.ended = False
-        self._error: str | None = None
+        self._failure: Failure | None = None
+        self._ran: Ran | None = None
+        self.rare: _Rare | None = None
         self._lost = False
         self._loss = ""
         self.replaced_by_body = False
@@ -159,6 +234,54 @@ class Execution:
         task = self._parts.task
         return self.task().extra_args if task.dynamic else copy.deepcopy(task.extra_args)
 
+    @property
+    def fencing_token(self) -> int:
+        """The version of the record at the claim."""
+        rare = self.rare
+        if rare is None or rare.fencing_token is None:
+            return self.reading.record.version
+        return rare.fencing_token
+
+    def rarely(self) -> _Rare:
+        """Returns what only few executions need, to change it."""
+        if self.rare is None:
+            self.rare = _Rare()
+        return self.rare
+
+    # Automatic heartbeats, and what they may do.
+
+    @property
+    def beats(self) -> BeatPlan | None:
+        """The automatic heartbeats of the task, as long as they make sense."""
+        return None if self._lost or not self.begun else self._parts.beats
+
+    @property
+    def claimed_at(self) -> float:
+        """The monotonic instant from which the lease runs."""
+        return self._batch.sent
+
+    def beat(self, answered: Callable[[Exception | None], None]) -> None:
+        """Sends an automatic heartbeat, unless the one before is still under way.
+
+        Args:
+            answered: Called with its error.
+        """
+        rare = self.rarely()
+        if not rare.beating:
+            rare.beating = True
+            self._parts.worker.writes.add(_AutomaticHeartbeat(self, answered))
+
+    def interrupt(self) -> None:
+        """Cancels the body, whose lease is lost."""
+        rare = self.rarely()
+        if self.in_body and not self.ended and not rare.interrupted and self.runner is not None:
+            rare.interrupted = True
+            self.runner.cancel()
+
+    @property
+    def _interrupted(self) -> bool:
+        return self.rare is not None and self.rare.interrupted
+
     async def heartbeat(self) -> None:
         """Extends the lease; see ``pyncette.model.Context.heartbeat``."""
         if self._parts.at_most_once:
@@ -177,10 +300,13 @@ class Execution:
         worker = parts.worker
         self.begun = True
         self.runner = asyncio.current_task()
+        if parts.beats is not None:
+            worker.heartbeats.begin(self, parts.beats)
         try:
-            if self._extend and not await self._extended():
+            if self._batch.extend and not await self._extended():
                 return
-            if self._cancelled or worker.clock.monotonic() >= self._start_before:
+            self._began = began = worker.clock.monotonic()
+            if self._cancelled or began >= self._start_before:
                 self._log_not_started()
                 return
             if parts.at_most_once and not await self._advanced():
@@ -196,6 +322,8 @@ class Execution:
                 if not self._ends_the_run(error):
                     raise
                 self._failed(error)
+            if self.rare is not None and self.rare.interrupted and self.runner is not None:
+                self.runner.uncancel()
             if not parts.at_most_once:
                 worker.writes.add(self)
         finally:
@@ -203,31 +331,21 @@ class Execution:
             worker.execution_ended(self)
 
     def _failed(self, error: BaseException) -> None:
-        logger.error(
-            "Task %s failed in attempt %d of the run planned for %s: %s",
-            self.label,
-            self._attempt(),
-            self.planned_at().isoformat(),
-            self._after_failure(),
-            exc_info=error,
+        if self._interrupted and isinstance(error, asyncio.CancelledError):
+            return  # the lease is lost: there is no outcome
+        parts = self._parts
+        self._failure = failure_of(
+            error,
+            Attempt(
+                self.reading,
+                parts.retry,
+                parts.policy,
+                parts.at_most_once,
+                self.label,
+                self.planned_at().isoformat(),
+                parts.worker.clock.microseconds(),
+            ),
         )
-        self._error = describe(error)
-
-    def _attempt(self) -> int:
-        """Returns the number of this attempt of the occurrence; the first one is 1."""
-        return self.reading.progress.failures + max(self.reading.record.unfinished_attempts, 1)
-
-    def _after_failure(self) -> str:
-        policy = self._parts.policy
-        if self._parts.at_most_once:
-            return "it is not run again, because it is at most once"
-        match policy.failure_mode:
-            case FailureMode.COMMIT:
-                return "the failure counts as done"
-            case FailureMode.UNLOCK:
-                return f"it is retried in {policy.retry_after / 1_000_000:g} s"
-            case FailureMode.NONE:
-                return f"it is retried when its lease ends at {self._lease_end()}"
 
     def _lease_end(self) -> str:
         return from_microseconds(self.reading.record.due_at or 0).isoformat()
@@ -237,7 +355,7 @@ class Execution:
         logger.debug(
             "Task %s starts attempt %d of the run planned for %s",
             self.label,
-            self._attempt(),
+            rules.attempt_of(self.reading),
             self.planned_at().isoformat(),
         )
 
@@ -256,7 +374,7 @@ class Execution:
             return asyncio.current_task() is self.runner
         if not isinstance(error, asyncio.CancelledError):
             return True
-        if not self._cancelled and not is_cancelled():
+        if not self._cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited
         if not self._cancelled:
             logger.warning(
@@ -269,6 +387,10 @@ class Execution:
         elif self._give_back and not self._parts.at_most_once and not self._lost:
             self._parts.worker.dispatcher.give_back(self.reading.record)
         return False
+
+    def _cancelled_from_outside(self) -> bool:
+        runner = asyncio.current_task()
+        return runner is not None and runner.cancelling() > self._interrupted
 
     def _log_not_started(self) -> None:
         reason = (
@@ -317,10 +439,18 @@ class Execution:
         if self._lost:
             self._log_lost()
             return None
-        if self._error is None:
-            change = rules.succeeded(self.reading, self._parts.policy, now)
+        ran = self._ran
+        if ran is None:
+            instant, monotonic = self._batch.clocks
+            started = instant + round((self._began - monotonic) * 1_000_000)
+            ran = self._ran = ran_of((started, now))
+        failure = self._failure
+        if failure is None:
+            return self.write(rules.succeeded(self.reading, self._parts.policy, now, ran))
+        if failure.outcome is Outcome.SKIPPED:
+            change = rules.skipped(self.reading, self._parts.policy, now, failure.error, ran)
         else:
-            change = rules.failed(self.reading, self._parts.policy, now, self._error)
+            change = rules.failed(self.reading, self._parts.policy, now, failure, ran)
         return self.write(change)
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
@@ -328,6 +458,8 @@ class Execution:
         if isinstance(answer, Applied):
             if write.change is not DELETE:
                 self._parts.worker.wrote(write)
+            if self._failure is not None or self._parts.policy.skips:
+                self._log_what_follows(write.change)
             return Next.DONE
         if isinstance(answer, Refused):
             found = self.compare(answer.current)
@@ -342,6 +474,13 @@ class Execution:
             return Next.BACK_OFF
         self.abandon(answer.error)
         return Next.DONE
+
+    def _log_what_follows(self, change: Change) -> None:
+        failure = self._failure
+        by_itself = failure is not None and failure.outcome is Outcome.SKIPPED
+        log_skipped(self.label, self.reading, change, by_itself)
+        if failure is not None and failure.final:
+            log_exhausted(self.label, change)
 
     def abandon(self, error: Exception) -> None:
         """The outcome is not written: the run is repeated when its lease ends."""
@@ -395,6 +534,7 @@ class Execution:
     def compare(self, current: Record | None) -> Verdict:
         """Compares with the current record after a write was refused."""
         found = rules.verdict(current, self.reading)
+        self._note_claim()
         if found is Verdict.HELD and current is not None:
             try:
                 self.reading = read(current)
@@ -407,7 +547,13 @@ class Execution:
 
     def take(self, record: Record) -> None:
         """Stores the record as it is now."""
+        self._note_claim()
         self.reading = self.reading._replace(record=record)
+
+    def _note_claim(self) -> None:
+        rare = self.rarely()
+        if rare.fencing_token is None:
+            rare.fencing_token = self.reading.record.version
 
     def write(self, change: Change) -> Write:
         """Returns the change as a write with the condition that this worker holds the record."""
@@ -464,6 +610,47 @@ class _Heartbeat:
             self.done.set_result(None)
         else:
             self.done.set_exception(error)
+
+
+class _AutomaticHeartbeat:
+    """The entry of an automatic heartbeat, for which nothing waits."""
+
+    __slots__ = ("_answered", "_execution")
+
+    def __init__(self, execution: Execution, answered: Callable[[Exception | None], None]) -> None:
+        self._execution = execution
+        self._answered = answered
+
+    def build(self, now: int) -> Write | None:
+        execution = self._execution
+        if execution.ended or execution._lost:
+            execution.rarely().beating = False
+            return None
+        return execution.write(
+            rules.heartbeat(execution.reading.record, now, execution._parts.lease)
+        )
+
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
+        execution = self._execution
+        if isinstance(answer, Applied):
+            record = execution.reading.record
+            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
+            self._finish(None)
+        elif isinstance(answer, Refused):
+            found = execution.compare(answer.current)
+            if found is Verdict.HELD:
+                return again(write, answer)
+            self._finish(execution.lost() if found is Verdict.LOST else None)
+        else:
+            self._finish(answer.error)
+        return Next.DONE
+
+    def abandon(self, error: Exception) -> None:
+        self._finish(error)
+
+    def _finish(self, error: Exception | None) -> None:
+        self._execution.rarely().beating = False
+        self._answered(error)
 
 
 class _Advance:
@@ -526,9 +713,45 @@ def _retrieve_exception(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
-def compose(middlewares: Sequence[MiddlewareFunc], body: TaskFunc) -> Handler:
-    """Wraps the function of a task in the middlewares; the first middleware is outermost."""
+def log_skipped(label: str, before: Reading, change: Change, less: int = 0) -> None:
+    """Logs the occurrences that a change skips; all but so many, which are logged already."""
+    text = None if change is DELETE else getattr(change, "progress", None)
+    if text is None:
+        return
+    count = load_progress(text).skipped - before.progress.skipped - less
+    if count > 0:
+        logger.info("Task %s: %d missed occurrences are skipped", label, count)
+
+
+def log_exhausted(label: str, change: Change) -> None:
+    """Logs what becomes of a record whose occurrence has failed for good."""
+    state = change.state if isinstance(change, Patch) else None
+    match state:
+        case State.PARKED:
+            logger.error(
+                "%s is parked: retry_parked() runs it again, unschedule_task() removes it", label
+            )
+        case State.PAUSED:
+            logger.error("%s is paused until it is resumed", label)
+        case _:
+            logger.error("%s: the occurrence is given up", label)
+
+
+def compose(
+    middlewares: Sequence[MiddlewareFunc],
+    body: TaskFunc,
+    limited: Callable[[Handler], Handler] | None = None,
+) -> Handler:
+    """Wraps the function of a task in the middlewares; the first middleware is outermost.
+
+    Args:
+        middlewares: The middlewares.
+        body: The function.
+        limited: Wraps the function itself.
+    """
     handler = call_body(body)
+    if limited is not None:
+        handler = limited(handler)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)
     return handler

@@ -10,6 +10,11 @@ succeeded, advanced      is scheduled for the next occurrence; is deleted after 
 failed, ``NONE``         stays running until the lease ends; counts no unfinished attempt
 failed, ``UNLOCK``       is retrying, due soon
 failed, ``COMMIT``       is the same as after success
+failed, with a policy    is retrying, due after the delay of its policy
+exhausted, ``PARK``      is kept with the error, and is never due
+exhausted, ``CONTINUE``  is the same as after success, with the error
+exhausted, ``PAUSE``     is paused; the occurrence is tried again when it is resumed
+misfired                 is scheduled for the first occurrence that is not too late
 given back               is as it was before the claim
 merged                   has the new schedule and arguments, and keeps the sooner time; is
                          scheduled again if it was parked because no worker could read it
@@ -19,6 +24,8 @@ paused, resumed          is no longer due, or not before the end of the pause; i
 triggered                runs once now; its schedule does not advance
 replanned                follows the changed declaration in code
 parked                   is kept with the reason, and is never due
+rerun                    is due now, with all of its attempts
+dropped                  is the same as after its occurrence was given up
 ======================== ============================================================
 
 While a worker holds the lease, only this worker changes schedule, arguments or ``due_at``. Requests
@@ -34,10 +41,13 @@ integers: microseconds, UTC. A record is due when ``due_at <= now``; a lease is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Final, NamedTuple
 
-from pyncette.model import FailureMode
+from pyncette.engine.occurrences import overdue_count
+from pyncette.model import Exhausted, FailureMode, Outcome
 from pyncette.schedule import At, NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
@@ -72,18 +82,74 @@ UNKNOWN_SCHEDULE: Final = "1 at 0"
 worker starts that has the schedule in its code. No static task can be declared with it."""
 
 
+BEHIND_MIN: Final = 60_000_000
+"""Microseconds by which the next occurrence is overdue before its record is paced."""
+
+_PACE_PART: Final = 10
+
+
 class Policy(NamedTuple):
     """The options of a task that decide what follows an outcome; from code, at each claim.
 
     Attributes:
         fast_forward: Missed occurrences run once, together.
-        failure_mode: What follows a failure.
+        failure_mode: What follows a failure, if there is no retry policy.
         retry_after: Microseconds until an ``UNLOCK`` failure is retried.
+        exhausted: What follows the last attempt; None: ``CONTINUE``, but one-offs are parked.
+        attempts: Maximum attempts of one occurrence; None: no limit.
+        within: Microseconds after the planned time in which attempts may be planned; None: no
+            limit.
+        misfire_grace: Microseconds by which the first attempt may be late; None: no limit.
+        skip_overlap: Occurrences that come due during a run are skipped.
+        pace: Microseconds between two runs of a record that is behind its schedule, at most; less
+            if its occurrences are closer together than ten times that.
     """
 
     fast_forward: bool = False
     failure_mode: FailureMode = FailureMode.NONE
     retry_after: int = 1_000_000
+    exhausted: Exhausted | None = None
+    attempts: int | None = None
+    within: int | None = None
+    misfire_grace: int | None = None
+    skip_overlap: bool = False
+    pace: int = 0
+
+    @property
+    def skips(self) -> bool:
+        """Whether an outcome may skip occurrences."""
+        return self.fast_forward or self.skip_overlap
+
+
+class Failure(NamedTuple):
+    """An attempt that did not succeed.
+
+    Attributes:
+        error: What it raised, as text.
+        traceback: The end of its traceback.
+        delay: Microseconds until the next attempt; None: the failure mode decides.
+        final: There is no further attempt.
+        free: The attempt does not count.
+        outcome: How it is shown; None: it failed.
+    """
+
+    error: str
+    traceback: str | None = None
+    delay: int | None = None
+    final: bool = False
+    free: bool = False
+    outcome: Outcome | None = None
+
+
+class Ran(NamedTuple):
+    """When the body of an attempt started and ended, in microseconds; None: it has not ended."""
+
+    started: int
+    ended: int | None
+
+
+ran_of: Final[Callable[[tuple[int, int]], Ran]] = partial(tuple.__new__, Ran)
+"""Makes a ``Ran`` of a tuple, at a third of the cost of ``Ran(*tuple)``."""
 
 
 class Wanted(NamedTuple):
@@ -171,39 +237,195 @@ def heartbeat(record: Record, now: int, lease: int) -> Patch:
     return Patch(now + lease, State.RUNNING, record.unfinished_attempts)
 
 
-def succeeded(reading: Reading, policy: Policy, now: int) -> Change:
+def succeeded(reading: Reading, policy: Policy, now: int, ran: Ran | None = None) -> Change:
     """The current occurrence is done."""
-    return _occurrence_done(reading, policy, now, None)
+    return _occurrence_done(reading, policy, now, None, ran)
 
 
 def advanced(reading: Reading, policy: Policy, now: int) -> Change:
     """An at-most-once record moves to the next occurrence before its task runs, as after success.
 
-    An occurrence that a clock planned that was ahead is never planned anew: it may have run.
+    Only the start of the run is known then. An occurrence that a clock planned that was ahead is
+    never planned anew: it may have run.
     """
-    return _occurrence_done(reading, policy, now, None, at_most_once=True)
+    return _occurrence_done(reading, policy, now, None, Ran(now, None), at_most_once=True)
 
 
-def failed(reading: Reading, policy: Policy, now: int, error: str) -> Change:
+def skipped(
+    reading: Reading, policy: Policy, now: int, reason: str, ran: Ran | None = None
+) -> Change:
+    """The task has said that there is nothing to do: done, and shown as skipped."""
+    record, schedule, progress = reading
+    reading = Reading(record, schedule, progress._replace(skipped=progress.skipped + 1))
+    failure = Failure(reason, outcome=Outcome.SKIPPED)
+    return _occurrence_done(reading, policy, now, failure, ran)
+
+
+def attempt_of(reading: Reading) -> int:
+    """Returns the number of the attempt for which a record was claimed; the first one is 1."""
+    return reading.progress.failures + max(reading.record.unfinished_attempts, 1)
+
+
+def first_attempt(reading: Reading) -> bool:
+    """Returns whether no attempt of the occurrence was made before."""
+    progress = reading.progress
+    return (
+        attempt_of(reading) == 1
+        and progress.outcome is not Outcome.POSTPONED
+        and progress.renewed is None
+    )
+
+
+def previous_error(reading: Reading) -> str | None:
+    """Returns how the attempt before the claimed one has failed; None if it is the first one."""
+    record, _, progress = reading
+    if record.unfinished_attempts > 1:
+        return NO_OUTCOME
+    return None if first_attempt(reading) else progress.error
+
+
+def failed(
+    reading: Reading, policy: Policy, now: int, failure: Failure, ran: Ran | None = None
+) -> Change:
     """The task raised an exception.
 
     Requests that were made while it ran now apply: a replacement takes the place of the failed
     occurrence, a pause keeps it until the record is resumed. If a static task has a new schedule,
     the failed occurrence is retried first.
+
+    All attempts that ended without an outcome before this one are counted together with it.
     """
+    if failure.final:
+        return exhausted(reading, policy, now, failure, ran)
     record, _, progress = reading
-    if policy.failure_mode is FailureMode.COMMIT:
-        return _occurrence_done(reading, policy, now, error)
+    if failure.delay is None and policy.failure_mode is FailureMode.COMMIT:
+        return _occurrence_done(reading, policy, now, failure, ran)
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
     pending = progress.pending
-    progress = progress._replace(failures=progress.failures + 1, error=error, pause=None)
+    progress = _with_failure(record, progress, failure, ran)._replace(pause=None)
+    if policy.skip_overlap and progress.begun is None and ran is not None:
+        progress = progress._replace(begun=ran.started)
     if _asked_to_rest(pending, now):
         return _held_back(record, progress, 0)
+    text = dump_progress(progress)
+    if failure.delay is not None:
+        return Patch(now + failure.delay, State.RETRYING, 0, text)
     if policy.failure_mode is FailureMode.UNLOCK:
-        return Patch(now + policy.retry_after, State.RETRYING, 0, dump_progress(progress))
-    return Patch(record.due_at, State.RUNNING, 0, dump_progress(progress))
+        return Patch(now + policy.retry_after, State.RETRYING, 0, text)
+    return Patch(record.due_at, State.RUNNING, 0, text)
+
+
+def _with_failure(
+    record: Record, progress: Progress, failure: Failure, ran: Ran | None
+) -> Progress:
+    attempts = max(record.unfinished_attempts, 1) - failure.free
+    return progress._replace(
+        failures=progress.failures + attempts,
+        error=failure.error,
+        last=progress.last if ran is None else _shown(ran),
+        outcome=failure.outcome,
+        traceback=failure.traceback,
+    )
+
+
+NO_OUTCOME: Final = "it ended without an outcome: its worker crashed, or its lease ended before it"
+"""What is told of an attempt that was claimed and never settled."""
+
+
+def too_many(reading: Reading, policy: Policy, now: int) -> Failure | None:
+    """Returns why a claimed record gets no further attempt; None if it gets one.
+
+    A start that ended without an outcome counts as an attempt, so a task that kills its process
+    ends as well.
+    """
+    record, _, progress = reading
+    attempts = attempt_of(reading) - 1
+    if policy.attempts is None or not attempts:
+        return None
+    late = policy.within is not None and now > _counted_from(progress) + policy.within
+    if attempts < policy.attempts and not late:
+        return None
+    error = progress.error or NO_OUTCOME
+    if record.unfinished_attempts > 1:
+        error = f"Attempt {attempts}: {NO_OUTCOME}"
+        if progress.error is not None and progress.failures:
+            error = f"{error}; before that: {progress.error}"
+    # The claim that has found this out is not an attempt.
+    return Failure(error, progress.traceback, final=True, free=True)
+
+
+def last_chance(reading: Reading, policy: Policy, due_at: int) -> bool:
+    """Returns whether a next attempt at ``due_at`` would be too late for the policy."""
+    return policy.within is not None and due_at > _counted_from(reading.progress) + policy.within
+
+
+def _counted_from(progress: Progress) -> int:
+    if progress.renewed is not None:
+        return progress.renewed
+    return progress.occurrence or 0
+
+
+def exhausted(
+    reading: Reading, policy: Policy, now: int, failure: Failure, ran: Ran | None = None
+) -> Change:
+    """The last allowed attempt has failed, or was never settled.
+
+    A record that is parked, and was triggered meanwhile, gets one more attempt, like a parked
+    record. An instance that has nothing to continue with is parked, so that no occurrence is lost
+    without a trace.
+    """
+    record, _, progress = reading
+    replacement = _replacement(progress)
+    if replacement is not None:
+        return _promoted(record, replacement)
+    if policy.exhausted is None and policy.failure_mode is FailureMode.COMMIT:
+        return _occurrence_done(reading, policy, now, failure, ran)
+    if policy.exhausted in (None, Exhausted.CONTINUE):
+        change = _occurrence_done(reading, policy, now, failure, ran)
+        if change is not DELETE:
+            return change
+    progress = _with_failure(record, progress, failure, ran)
+    pending = progress.pending
+    if policy.exhausted is Exhausted.PAUSE:
+        pending = (pending or Pending())._replace(paused=True)
+        return _held_back(record, progress._replace(failures=0, pending=pending, renewed=now), 0)
+    if pending is not None and pending.triggered is not None:
+        left = _pending_or_none(pending._replace(triggered=None))
+        progress = progress._replace(failures=0, pending=left, renewed=now)
+        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
+    return Patch(None, State.PARKED, 0, dump_progress(progress))
+
+
+def too_late(reading: Reading, policy: Policy, now: int) -> bool:
+    """Returns whether a claimed occurrence is too late to be started for the first time."""
+    progress = reading.progress
+    return (
+        policy.misfire_grace is not None
+        and progress.planned is not None
+        and progress.triggered is None
+        and now - progress.planned > policy.misfire_grace
+        and first_attempt(reading)
+    )
+
+
+def misfired(reading: Reading, policy: Policy, now: int) -> Change:
+    """The claimed occurrence is too late: it and all that are too late with it are skipped."""
+    record, schedule, progress = reading
+    assert progress.planned is not None
+    assert policy.misfire_grace is not None
+    if progress.pending is not None and progress.pending.schedule is not None:
+        return _promoted(record, progress.pending)
+    # The latest instant that is too late: an occurrence exactly as late as is allowed still runs.
+    last = now - policy.misfire_grace - 1
+    count = overdue_count(schedule, progress.planned, last)
+    planned = schedule.skip(progress.planned, last)
+    error = f"skipped: {(now - progress.planned) / 1_000_000:.0f} s late"
+    progress = progress._replace(skipped=progress.skipped + count)
+    failure = Failure(error, outcome=Outcome.SKIPPED)
+    reading = Reading(record, schedule, progress)
+    return _go_on(reading, policy, now, planned, failure, None, keep=True)
 
 
 def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
@@ -227,24 +449,6 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
 def given_back_unread(record: Record, now: int, delay: int) -> Patch:
     """The same as ``given_back``, for a record whose texts a later release wrote."""
     return Patch(now + delay, State.RETRYING, max(record.unfinished_attempts - 1, 0))
-
-
-def exhausted(reading: Reading, error: str) -> Change:
-    """The last allowed attempt has failed: the record is parked with its error.
-
-    If the record was triggered meanwhile, it gets one more attempt, like a parked record.
-    """
-    record, _, progress = reading
-    replacement = _replacement(progress)
-    if replacement is not None:
-        return _promoted(record, replacement)
-    pending = progress.pending
-    if pending is not None and pending.triggered is not None:
-        left = _pending_or_none(pending._replace(triggered=None))
-        progress = progress._replace(failures=0, pending=left, error=error)
-        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
-    progress = progress._replace(failures=progress.failures + 1, error=error)
-    return Patch(None, State.PARKED, 0, dump_progress(progress))
 
 
 def parked(record: Record, reason: str, incarnation: str) -> Patch:
@@ -397,7 +601,10 @@ def resumed(reading: Reading, now: int) -> Change | None:
         if progress.pending is None or not progress.pending.paused:
             return None
         return _moved(record, _unpaused(progress))
-    text = None if progress.pause is None else dump_progress(progress._replace(pause=None))
+    text = None
+    if progress.pause is not None or progress.renewed is not None:
+        renewed = None if progress.renewed is None else now
+        text = dump_progress(progress._replace(pause=None, renewed=renewed))
     if record.unfinished_attempts or progress.failures:
         return Patch(now, State.RETRYING, record.unfinished_attempts, text)
     due_at = progress.occurrence
@@ -413,7 +620,7 @@ def triggered(reading: Reading, now: int) -> Change | None:
     Returns:
         The change, or None if such a run is already under way or requested.
     """
-    record, schedule, progress = reading
+    record, _, progress = reading
     match record.state:
         case State.RUNNING:
             pending = progress.pending or Pending()
@@ -422,11 +629,8 @@ def triggered(reading: Reading, now: int) -> Change | None:
             return _pending_changed(record, progress, pending._replace(triggered=now))
         case State.RETRYING:
             return Patch(now, State.RETRYING, record.unfinished_attempts)
-        case State.PARKED if progress.occurrence is not None:
-            text = dump_progress(progress._replace(failures=0))
-            return Patch(now, State.SCHEDULED, 0, text)
         case State.PARKED:
-            progress = progress._replace(planned=schedule.next(now))
+            return rerun(reading, now)
         case State.SCHEDULED if progress.triggered is not None:
             return None
         case State.PAUSED:
@@ -436,6 +640,42 @@ def triggered(reading: Reading, now: int) -> Change | None:
             pass
     text = dump_progress(progress._replace(triggered=now, failures=0))
     return Patch(now, State.SCHEDULED, 0, text)
+
+
+def rerun(reading: Reading, now: int, args: str | None = None) -> Change | None:
+    """A parked record is due now, and gets all of its attempts anew.
+
+    Args:
+        reading: The record.
+        now: The instant.
+        args: New arguments, as text; None: those that it has.
+
+    Returns:
+        The change, or None if the record is not parked.
+    """
+    record, schedule, progress = reading
+    if record.state != State.PARKED:
+        return None
+    if progress.occurrence is None:
+        progress = progress._replace(planned=schedule.next(now), triggered=now)
+    progress = progress._replace(failures=0, renewed=now, begun=None)
+    text = dump_progress(progress)
+    if args is None:
+        return Patch(now, State.SCHEDULED, 0, text)
+    return Put(now, State.SCHEDULED, record.token, 0, record.schedule, args, text)
+
+
+def dropped(reading: Reading, policy: Policy, now: int) -> Change | None:
+    """The occurrence of a parked record is given up: the next one follows, or the record is gone.
+
+    Returns:
+        The change, or None if the record is not parked.
+    """
+    record, _, progress = reading
+    if record.state != State.PARKED:
+        return None
+    failure = Failure(progress.error or "parked", progress.traceback, outcome=progress.outcome)
+    return _occurrence_done(reading, policy, now, failure, None)
 
 
 def replanned(
@@ -587,7 +827,12 @@ def _parked_unread(record: Record, progress: Progress) -> bool:
 
 
 def _occurrence_done(
-    reading: Reading, policy: Policy, now: int, error: str | None, at_most_once: bool = False
+    reading: Reading,
+    policy: Policy,
+    now: int,
+    failure: Failure | None,
+    ran: Ran | None,
+    at_most_once: bool = False,
 ) -> Change:
     """What follows the current occurrence: a pending request, or the next occurrence.
 
@@ -603,34 +848,108 @@ def _occurrence_done(
     elif progress.triggered is None and planned is not None:
         if planned > now + CLOCK_ERROR_MAX and not at_most_once:
             planned = schedule.next(now)
-        elif policy.fast_forward:
-            planned = schedule.skip(planned, now)
         else:
             planned = schedule.following(planned)
-    if pending is None:
-        if planned is None:
-            return _nothing_left(record, progress.incarnation, error)
-        text = (
-            dump_position(planned, progress.incarnation)
-            if error is None
-            else dump_progress(Progress(planned, progress.incarnation, error=error))
+            if planned is not None and planned <= now and _skips(policy, progress, planned, ran):
+                return _skipping(reading, policy, now, planned, failure, ran)
+    if pending is not None or failure is not None or progress.skipped:
+        return _go_on(reading, policy, now, planned, failure, ran)
+    # The common case.
+    if planned is None:
+        if record.group != STATIC_GROUP:
+            return DELETE
+        return _go_on(reading, policy, now, planned, failure, ran)
+    due_at = planned if planned > now - BEHIND_MIN else _paced(schedule, policy, planned, now)
+    last = progress.last if ran is None else _shown(ran)
+    text = dump_position(planned, progress.incarnation, last)
+    return patch_of((due_at, State.SCHEDULED, 0, text))
+
+
+def _skipping(
+    reading: Reading,
+    policy: Policy,
+    now: int,
+    missed: int,
+    failure: Failure | None,
+    ran: Ran | None,
+) -> Change:
+    """The current occurrence is over, and all from ``missed`` on that are due are skipped."""
+    record, schedule, progress = reading
+    count = overdue_count(schedule, missed, now)
+    reading = Reading(record, schedule, progress._replace(skipped=progress.skipped + count))
+    return _go_on(reading, policy, now, schedule.skip(missed, now), failure, ran, keep=True)
+
+
+def _skips(policy: Policy, progress: Progress, following: int, ran: Ran | None) -> bool:
+    """Returns whether the next occurrence, which is due already, is skipped.
+
+    It overlaps if it came due after the first attempt of the one before began.
+    """
+    if policy.fast_forward or not policy.skip_overlap:
+        return policy.fast_forward
+    if progress.begun is not None:
+        return following > progress.begun
+    return ran is not None and following > ran.started
+
+
+def _go_on(
+    reading: Reading,
+    policy: Policy,
+    now: int,
+    planned: int | None,
+    failure: Failure | None,
+    ran: Ran | None,
+    keep: bool = False,
+) -> Change:
+    """The current occurrence is over, and this one is the next of the schedule.
+
+    Args:
+        reading: The record, which counts already what is skipped.
+        policy: The options of the task.
+        now: The instant.
+        planned: The next occurrence; None: there is none.
+        failure: How the occurrence ended, if it did not succeed.
+        ran: When its last attempt ran.
+        keep: Whether to keep the record even if there is no next occurrence.
+    """
+    record, schedule, progress = reading
+    pending = progress.pending
+    after = Progress(
+        planned,
+        progress.incarnation,
+        last=progress.last if ran is None else _shown(ran),
+        skipped=progress.skipped,
+    )
+    if failure is not None:
+        after = after._replace(
+            error=failure.error, outcome=failure.outcome, traceback=failure.traceback
         )
-        return patch_of((planned, State.SCHEDULED, 0, text))
-    return _next(record, Progress(planned, progress.incarnation, error=error), pending)
-
-
-def _next(record: Record, progress: Progress, pending: Pending) -> Change:
-    """The next occurrence of the schedule, if a request is pending."""
-    if pending.triggered is not None:
+    if pending is not None and pending.triggered is not None:
         left = _pending_or_none(pending._replace(triggered=None))
-        progress = progress._replace(triggered=pending.triggered, pending=left)
-        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
-    if progress.planned is None:
-        return _nothing_left(record, progress.incarnation, progress.error)
-    progress = progress._replace(pending=_pending_or_none(_without_pause(pending)))
-    if pending.paused:
-        return _resting(progress._replace(pause=pending.pause), 0)
-    return Patch(progress.planned, State.SCHEDULED, 0, dump_progress(progress))
+        after = after._replace(triggered=pending.triggered, pending=left)
+        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(after))
+    if planned is None:
+        return _nothing_left(record, after, keep)
+    if pending is not None:
+        after = after._replace(pending=_pending_or_none(_without_pause(pending)))
+        if pending.paused:
+            return _resting(after._replace(pause=pending.pause), 0)
+    return Patch(_paced(schedule, policy, planned, now), State.SCHEDULED, 0, dump_progress(after))
+
+
+def _shown(ran: Ran) -> str:
+    started, ended = ran
+    return f"{started}" if ended is None else f"{started}+{max(ended - started, 0)}"
+
+
+def _paced(schedule: Schedule, policy: Policy, planned: int, now: int) -> int:
+    """When the next occurrence comes due: now if it is overdue, but not all at once."""
+    if planned > now - BEHIND_MIN or not policy.pace:
+        return planned
+    following = schedule.following(planned)
+    if following is None:
+        return planned
+    return now + min(policy.pace, (following - planned) // _PACE_PART)
 
 
 def _promoted(record: Record, pending: Pending) -> Put:
@@ -654,11 +973,15 @@ def _promoted(record: Record, pending: Pending) -> Put:
     )
 
 
-def _nothing_left(record: Record, incarnation: str, error: str | None) -> Patch | Delete:
-    """No further occurrence. A static task's record is kept; else the next start recreates it."""
-    if record.group != STATIC_GROUP:
+def _nothing_left(record: Record, progress: Progress, keep: bool) -> Patch | Delete:
+    """No further occurrence.
+
+    A static task's record is kept; else the next start recreates it. So is one whose last
+    occurrences were skipped: what did not run must leave a trace.
+    """
+    if record.group != STATIC_GROUP and not keep:
         return DELETE
-    return Patch(None, State.FINISHED, 0, dump_progress(Progress(None, incarnation, error=error)))
+    return Patch(None, State.FINISHED, 0, dump_progress(progress))
 
 
 def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> Patch:

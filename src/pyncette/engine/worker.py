@@ -18,11 +18,12 @@ from pyncette.engine.background import Background
 from pyncette.engine.backlog import Backlogs
 from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
+from pyncette.engine.heartbeats import Heartbeats
 from pyncette.engine.loop import Loop
 from pyncette.engine.polling import Sources
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
-from pyncette.model import MiddlewareFunc
+from pyncette.model import Heartbeat, MiddlewareFunc
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import CONTROL_GROUP
@@ -44,12 +45,14 @@ class Settings(NamedTuple):
         poll_interval: Microseconds between two polls of all sources.
         batch_size: Maximum records in one claim.
         concurrency_limit: Maximum executions at once.
+        heartbeat: The automatic heartbeats of tasks that do not say; None: they have none.
     """
 
     worker_name: str
     poll_interval: int
     batch_size: int
     concurrency_limit: int
+    heartbeat: Heartbeat | None = None
 
 
 class Hooks(NamedTuple):
@@ -83,6 +86,7 @@ class Worker:
         alarm: The loop waits on it.
         writes: Writes outcomes and heartbeats to the store.
         backlogs: Detects tasks that are behind their schedule.
+        heartbeats: Sends automatic heartbeats.
         dispatcher: Turns records into executions.
         loop: Waits, claims, dispatches.
     """
@@ -116,6 +120,7 @@ class Worker:
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
         self.backlogs = Backlogs(clock, hooks.backlog)
+        self.heartbeats = Heartbeats(self)
         self.dispatcher = Dispatcher(self)
         self.loop = Loop(self)
         self._changed = asyncio.Event()

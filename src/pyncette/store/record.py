@@ -15,7 +15,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from pyncette.errors import ERROR_CHARACTERS_MAX
+from pyncette.errors import ERROR_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX
+from pyncette.model import Outcome
 from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import loads as load_schedule
 
@@ -173,11 +174,19 @@ class Progress(NamedTuple):
             next one). None if the schedule has no further occurrence.
         incarnation: A random id chosen when the record was created.
         triggered: The instant of the current run if a user has triggered it, else None.
-        failures: Failed attempts of the current occurrence.
+        failures: Attempts of the current occurrence that count and have ended without success.
         pending: See ``Pending``.
-        error: The error of the last failed attempt, as text.
+        error: The error of the last attempt that was recorded, or its reason, as text.
         pause: What was said about the pause, if it has an end or a reason. It holds only in the
             state ``paused``; a claim after the end leaves it until the next outcome.
+        last: When the last attempt that was recorded started and how many microseconds it took, as
+            ``start+length``; only the start if its end is unknown (at most once). See
+            ``last_started``.
+        outcome: How that attempt ended, if it neither succeeded nor failed; see ``last_outcome``.
+        skipped: Occurrences of this record that were skipped, or ran together with another one.
+        traceback: The end of the traceback of a failed attempt.
+        begun: When the first attempt of the current occurrence started, where that matters.
+        renewed: When the current occurrence got all of its attempts anew.
     """
 
     planned: int | None
@@ -187,11 +196,45 @@ class Progress(NamedTuple):
     pending: Pending | None = None
     error: str | None = None
     pause: Pause | None = None
+    last: str | None = None
+    outcome: Outcome | None = None
+    skipped: int = 0
+    traceback: str | None = None
+    begun: int | None = None
+    renewed: int | None = None
 
     @property
     def occurrence(self) -> int | None:
         """The planned instant of the current run, or of the next one."""
         return self.planned if self.triggered is None else self.triggered
+
+    @property
+    def last_started(self) -> int | None:
+        """When the last attempt that was recorded started."""
+        return None if self.last is None else _instant_in(self.last.partition("+")[0])
+
+    @property
+    def last_finished(self) -> int | None:
+        """When that attempt ended."""
+        if self.last is None:
+            return None
+        start, _, length = self.last.partition("+")
+        started, took = _instant_in(start), _instant_in(length)
+        return None if started is None or took is None else started + took
+
+    @property
+    def last_outcome(self) -> Outcome | None:
+        """How that attempt ended; None if there was none, or if its end is unknown."""
+        if self.outcome is not None:
+            return self.outcome
+        if self.last_finished is None:
+            return None
+        return Outcome.SUCCEEDED if self.error is None else Outcome.FAILED
+
+
+def _instant_in(text: str) -> int | None:
+    # It is only shown: a row that was edited by hand shows nothing, and runs as before.
+    return int(text) if text.isdecimal() and text.isascii() and len(text) <= 17 else None
 
 
 _progress_of: Final[Callable[[tuple[Any, ...]], Progress]] = partial(tuple.__new__, Progress)
@@ -236,23 +279,43 @@ def read(record: Record) -> Reading:
     return _reading_of((record, schedule, load_progress(progress)))
 
 
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-
-# In the common case, a progress is three words: no JSON is read or written on the hot path.
-# Rare fields follow as an object: "1 1764000000000000 k3Rn9a {"failures":2}".
+_json: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-def dump_position(planned: int | None, incarnation: str) -> str:
+def _encode(value: Any) -> str:
+    """JSON as printable ASCII: DEL is ASCII, but is not escaped by the encoder."""
+    return _json(value).replace("\x7f", "\\u007f")
+
+
+# In the common case, a progress is three words, and a fourth one after the first attempt: no JSON
+# is read or written on the hot path. Rare fields follow as an object:
+# "1 1764000000000000 k3Rn9a 1763996400001234+5678 {"failures":2}".
+
+_PLAIN: Final = tuple(Progress._field_defaults.values())
+_NOTHING: Final = _PLAIN[6:]
+
+
+def dump_position(planned: int | None, incarnation: str, last: str | None = None) -> str:
     """Returns the text of a progress of which nothing else is known: the common case."""
-    return f"1 {'-' if planned is None else planned} {incarnation}"
+    if last is None:
+        return f"1 {'-' if planned is None else planned} {incarnation}"
+    return f"1 {'-' if planned is None else planned} {incarnation} {last}"
 
 
 def dump_progress(progress: Progress) -> str:
     """Returns the progress as text."""
-    planned, incarnation, triggered, failures, pending, error, pause = progress
-    head = dump_position(planned, incarnation)
-    if triggered is None and not failures and pending is None and error is None and pause is None:
+    planned, incarnation, triggered, failures, pending, error, pause, last = progress[:8]
+    head = dump_position(planned, incarnation, last)
+    if (
+        triggered is None
+        and not failures
+        and pending is None
+        and error is None
+        and pause is None
+        and progress[8:] == _NOTHING
+    ):
         return head
+    outcome, skipped, traceback, begun, renewed = progress[8:]
     rest: dict[str, Any] = {}
     if triggered is not None:
         rest["triggered"] = triggered
@@ -267,6 +330,16 @@ def dump_progress(progress: Progress) -> str:
         rest["error"] = error[:ERROR_CHARACTERS_MAX]
     if pause is not None:
         rest["pause"] = pause
+    if outcome is not None:
+        rest["outcome"] = outcome
+    if skipped:
+        rest["skipped"] = skipped
+    if traceback is not None:
+        rest["traceback"] = traceback[-TRACEBACK_CHARACTERS_MAX:]
+    if begun is not None:
+        rest["begun"] = begun
+    if renewed is not None:
+        rest["renewed"] = renewed
     return f"{head} {_encode(rest)}"
 
 
@@ -277,24 +350,41 @@ def load_progress(text: str) -> Progress:
         NewerFormat: A later release wrote it.
         UnreadableRecord: No release can read it.
     """
-    words = text.split(" ", 3)
+    words = text.split(" ", 4)
     if words[0] != "1" or len(words) < 3 or not words[2]:
         raise _not_ours("progress", text)
     try:
         planned = None if words[1] == "-" else int(words[1])
         if planned is not None and not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
             raise ValueError(f"{planned} is not an instant")
-        if len(words) == 3:
-            return _progress_of((planned, words[2], None, 0, None, None, None))
-        rest = json.loads(words[3])
+        count = len(words)
+        if count == 3:
+            return _progress_of((planned, words[2], *_PLAIN))
+        last: str | None = words[3]
+        if words[3].startswith("{"):
+            last, body = None, text.split(" ", 3)[3]
+        elif not words[3] or words[3][0] not in "0123456789":
+            raise ValueError("the last attempt is not an instant")
+        elif count == 4:
+            return _progress_of((planned, words[2], None, 0, None, None, None, last, *_NOTHING))
+        else:
+            body = words[4]
+        rest = json.loads(body)
+        error, traceback = rest.get("error"), rest.get("traceback")
         return Progress(
             planned,
             words[2],
-            None if rest.get("triggered") is None else _instant(rest["triggered"]),
+            _instant_or_none(rest.get("triggered")),
             _count(rest.get("failures", 0)),
             _pending(rest["pending"]) if "pending" in rest else None,
-            None if rest.get("error") is None else str(rest["error"]),
+            None if error is None else str(error),
             _pause(rest["pause"]) if "pause" in rest else None,
+            last,
+            _outcome(rest.get("outcome")),
+            _count(rest.get("skipped", 0)),
+            None if traceback is None else str(traceback),
+            _instant_or_none(rest.get("begun")),
+            _instant_or_none(rest.get("renewed")),
         )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"progress '{text[:100]}': {error}") from error
@@ -305,6 +395,13 @@ def _pause(fields: list[Any]) -> Pause:
     if reason is not None and not isinstance(reason, str):
         raise ValueError(f"the reason of the pause is {reason!r}")
     return Pause(None if until is None else _instant(until), reason)
+
+
+def _outcome(value: Any) -> Outcome | None:
+    try:
+        return None if value is None else Outcome(value)
+    except ValueError:
+        return None  # it is only shown; a later release may know more
 
 
 def _pending(fields: dict[str, Any]) -> Pending:
@@ -325,6 +422,10 @@ def _pending(fields: dict[str, Any]) -> Pending:
 def _plain(text: Any) -> bool:
     """Returns whether a text may become a column: Pyncette writes only printable ASCII."""
     return isinstance(text, str) and text.isascii() and text.isprintable()
+
+
+def _instant_or_none(value: Any) -> int | None:
+    return None if value is None else _instant(value)
 
 
 def _instant(value: Any) -> int:

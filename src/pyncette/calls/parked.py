@@ -1,0 +1,51 @@
+"""Runs parked tasks again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.requests import Requests
+from pyncette.engine import rules
+from pyncette.errors import printable
+from pyncette.store.record import Change, Record, State, UnreadableRecord, read
+from pyncette.task import Task
+from pyncette.task_options import INSTANCE_OPTIONS
+
+
+async def rerun_parked(
+    requests: Requests, task: Task, instance_name: str | None, args: Mapping[str, Any]
+) -> bool:
+    """Runs a parked record again; see ``PyncetteContext.retry_parked``."""
+    check_declared(task)
+    group, key = identity_of(task, instance_name)
+    text = _new_args(task, key, args) if args else None
+
+    def decide(record: Record | None, now: int) -> Change | None:
+        if record is None or record.state != State.PARKED:
+            return None
+        try:
+            reading = read(record)
+        except UnreadableRecord as error:
+            raise ValueError(
+                f"'{printable(key)}' is parked because its record cannot be read, so it cannot be "
+                f"run again: schedule it anew ({error})"
+            ) from error
+        return rules.rerun(reading, now, text)
+
+    return await requests.change(group, key, decide) is not None
+
+
+def _new_args(task: Task, name: str, args: Mapping[str, Any]) -> str:
+    template = task.template
+    if not template.dynamic:
+        raise TypeError(f"'{task}' is a static task: its arguments are in the code")
+    if wrong := {*INSTANCE_OPTIONS}.intersection(args):
+        raise TypeError(
+            f"{min(wrong)} is an option, not an argument: retry_parked runs the same occurrence "
+            "again. Use schedule_task to give it another schedule"
+        )
+    # A handle: when it runs is in the record.
+    return template.instantiate(name, interval=timedelta(), **args).args_text
