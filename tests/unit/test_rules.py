@@ -671,6 +671,27 @@ def test_what_is_run_at_most_once_follows_an_occurrence_that_lies_ahead() -> Non
     assert (advanced.state, advanced.due_at) == (State.SCHEDULED, AHEAD + 5)
 
 
+@pytest.mark.parametrize("at_most_once", [False, True])
+def test_a_triggered_run_that_waits_for_a_clock_that_was_ahead_is_due_at_a_start(
+    at_most_once: bool,
+) -> None:
+    record = a_record(due_at=AHEAD, planned=20, triggered=AHEAD, schedule=every(5), token="me")
+    new = after(record, rules.replanned(record, every(5), NOW, at_most_once))
+    assert (new.state, new.due_at, progress_of(new).triggered) == (State.SCHEDULED, NOW, NOW)
+    near = NOW + rules.CLOCK_ERROR_MAX
+    record = a_record(due_at=near, planned=20, triggered=near, schedule=every(5), token="me")
+    assert rules.replanned(record, every(5), NOW, at_most_once) is None
+
+
+@pytest.mark.parametrize(("planned", "due_at"), [(AHEAD, NOW + 5), (AHEAD - 1, AHEAD - 1)])
+def test_what_follows_a_triggered_run_is_planned_from_now_if_it_lies_ahead(
+    planned: int, due_at: int
+) -> None:
+    reading = read(running(planned=planned, triggered=NOW, schedule=every(5)))
+    assert after(reading.record, rules.succeeded(reading, AT_ONCE, NOW)).due_at == due_at
+    assert after(reading.record, rules.advanced(reading, AT_ONCE, NOW)).due_at == planned
+
+
 def test_clocks_that_differ_a_little_plan_by_the_grid() -> None:
     planned = NOW + rules.CLOCK_ERROR_MAX
     reading = read(running(planned=planned, schedule=every(5)))

@@ -721,6 +721,9 @@ def replanned(
             return _planned_anew(current, text, progress, first)
         if retries_too_late(current, schedule, now):
             return Patch(now, State.RETRYING, current.unfinished_attempts)
+        if triggered_too_late(current, progress, now):
+            progress = progress._replace(triggered=now)
+            return Patch(now, current.state, current.unfinished_attempts, dump_progress(progress))
         return None
     unknown = current.schedule == UNKNOWN_SCHEDULE
     if current.state == State.RUNNING and not unknown:
@@ -794,6 +797,15 @@ def retries_too_late(record: Record, schedule: Schedule, now: int) -> bool:
     return record.due_at > max(now + RETRY_DELAY_MAX, upcoming or 0)
 
 
+def triggered_too_late(record: Record, progress: Progress, now: int) -> bool:
+    """Returns whether a triggered run waits, because a clock that was ahead has triggered it."""
+    return (
+        record.state in (State.SCHEDULED, State.RETRYING)
+        and progress.triggered is not None
+        and min(progress.triggered, record.due_at or 0) > now + CLOCK_ERROR_MAX
+    )
+
+
 def _planned_anew(current: Record, text: str, progress: Progress, first: int | None) -> Put:
     """The record of a static task as if newly created, with the same incarnation."""
     pending = None if progress.pending is None else _only_flags(progress.pending)
@@ -837,7 +849,8 @@ def _occurrence_done(
     """What follows the current occurrence: a pending request, or the next occurrence.
 
     If the current occurrence lies in the future, a clock that was ahead has planned it. Then the
-    next occurrence is planned from now, unless it is run at most once.
+    next occurrence is planned from now, unless it is run at most once. The same holds for the
+    occurrence that follows a triggered run.
     """
     record, schedule, progress = reading
     pending = progress.pending
@@ -852,6 +865,10 @@ def _occurrence_done(
             planned = schedule.following(planned)
             if planned is not None and planned <= now and _skips(policy, progress, planned, ran):
                 return _skipping(reading, policy, now, planned, failure, ran)
+    elif planned is not None and planned > now + CLOCK_ERROR_MAX and not at_most_once:
+        upcoming = schedule.next(now + CLOCK_ERROR_MAX)
+        if upcoming is not None and planned > upcoming:
+            planned = schedule.next(now)
     if pending is not None or failure is not None or progress.skipped:
         return _go_on(reading, policy, now, planned, failure, ran)
     # The common case.
