@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +33,7 @@ from pyncette.model import (
     MiddlewareFunc,
     OnExisting,
     PauseState,
+    TaskCount,
     TaskState,
     Where,
 )
@@ -365,6 +366,40 @@ class PyncetteContext:
             ValueError: The task is not a template, or an argument is invalid.
         """
         return await self._listing.page(task, limit, continuation_token)
+
+    def iter_tasks(self, task: Task, where: Where | None = None) -> AsyncIterator[TaskState]:
+        """Goes through the instances of a template, page by page, in an order of our choosing.
+
+        An instance that exists and matches during the whole iteration is met exactly once. Where
+        few of very many instances match, the store looks at many to find them, in steps that are
+        short each; those that are waiting for a retry, paused, parked or finished are found at
+        once in SQLite, PostgreSQL and MySQL.
+
+        Args:
+            task: The template, or one of its partitions.
+            where: Which instances; all of them by default.
+
+        Raises:
+            TypeError, ValueError: The task is not a template, or a condition is invalid.
+        """
+        return self._listing.iterate(task, where)
+
+    async def count_tasks(
+        self, task: Task, where: Where | None = None, *, limit: int = 10_000
+    ) -> TaskCount:
+        """Counts the instances of a template, exactly up to the limit.
+
+        Never looks at all of very many instances: see ``TaskCount.exact``.
+
+        Args:
+            task: The template, or one of its partitions.
+            where: Which instances; all of them by default.
+            limit: Where to stop; at most 100,000.
+
+        Raises:
+            TypeError, ValueError: The task is not a template, or an argument is invalid.
+        """
+        return await self._listing.count(task, where, limit)
 
     # Steering.
 

@@ -105,6 +105,10 @@ class TaskState:
             plain string.
         reason: How the last attempt failed, or why the task is parked or paused; else None.
         paused_until: When the pause ends by itself, aware UTC; else None.
+        next: When it is due next, aware UTC: its next run, its retry, the end of its pause if that
+            comes later, or, while it runs, the end of its lease. None if it never is.
+        attempt: The number of the attempt that runs, or of the next one, for the current
+            occurrence; 1 unless an attempt has failed or ended without an outcome.
     """
 
     task: Task
@@ -114,6 +118,17 @@ class TaskState:
     state: str = "scheduled"
     reason: str | None = None
     paused_until: datetime | None = None
+    next: datetime | None = None
+    attempt: int = 1
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments of the task: those that it was stored with, the template's included.
+
+        Raises:
+            ValueError: They cannot be read.
+        """
+        return self.task.extra_args
 
 
 STATES: Final = ("scheduled", "running", "retrying", "paused", "parked", "finished")
@@ -140,6 +155,23 @@ class Where:
     due_before: datetime | None = None
     paused: bool | None = None
     failing: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCount:
+    """How many instances there are.
+
+    Attributes:
+        count: Their number, at most the limit of the call.
+        exact: Whether these are all. If not, there are more, or there may be: the limit was
+            reached, or more would have had to be looked at than one call may.
+    """
+
+    count: int
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{self.count:,}" if self.exact else f"{self.count:,}+"
 
 
 @dataclass(frozen=True, slots=True)
