@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
 from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.inventory import Inventory
 from pyncette.calls.listing import Listing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
@@ -35,6 +36,7 @@ from pyncette.model import (
     PauseState,
     TaskCount,
     TaskState,
+    UnknownTask,
     Where,
 )
 from pyncette.store import Write
@@ -110,6 +112,7 @@ class PyncetteContext:
         )
         self._requests = Requests(self._worker, background)
         self._bulk = Bulk(self._requests, self._worker)
+        self._inventory = Inventory(self._requests, self._bulk, lambda: parts.tasks)
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
@@ -400,6 +403,69 @@ class PyncetteContext:
             TypeError, ValueError: The task is not a template, or an argument is invalid.
         """
         return await self._listing.count(task, where, limit)
+
+    async def static_tasks(self) -> list[TaskState]:
+        """Returns the states of the static tasks of this app, but for those never started yet."""
+        return await self._inventory.static_tasks()
+
+    async def unknown(self) -> list[UnknownTask]:
+        """Returns what the store holds of tasks that this app does not declare.
+
+        For example, of tasks that were removed or renamed, or of another app on the same store.
+        Nothing of it is ever removed by itself; see ``purge``.
+        """
+        return await self._inventory.unknown()
+
+    async def purge(
+        self,
+        name: str,
+        *,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Removes what a task that was removed from the code has left: records and pauses.
+
+        All instances of a template of this name, in batches, and the record of a static task.
+
+        Args:
+            name: The name of the task.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``.
+
+        Raises:
+            ValueError: This app declares a task of this name.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._inventory.purge(name, progress, on_failure)
+
+    async def retry_parked(
+        self,
+        task: Task,
+        instance_name: str | None = None,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Gives parked tasks their next attempt now: one, or all instances that match.
+
+        To drop parked instances instead, use
+        ``unschedule_tasks(template, where=Where(states={"parked"}))``.
+
+        Args:
+            task: A static task, a template, an instance, or one of ``get_partitions()``.
+            instance_name: The name of the instance, if only one of a template is meant.
+            where: Which of the parked instances of the template.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; one that cannot be read fails.
+
+        Returns:
+            How many were changed (``updated``), were not parked (``unchanged``), or failed.
+
+        Raises:
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._inventory.retry_parked(task, instance_name, where, progress, on_failure)
 
     # Steering.
 

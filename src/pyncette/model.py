@@ -175,6 +175,23 @@ class TaskCount:
 
 
 @dataclass(frozen=True, slots=True)
+class UnknownTask:
+    """What the store holds of a task that this app does not declare.
+
+    Attributes:
+        name: The name of the task.
+        dynamic: Whether it is a template.
+        partition_count: The number of partitions of a template; None: without partitions.
+        count: The number of its instances; 1 for a static task.
+    """
+
+    name: str
+    dynamic: bool
+    partition_count: int | None
+    count: TaskCount
+
+
+@dataclass(frozen=True, slots=True)
 class PauseState:
     """The pause of a whole template, or of one of its partitions.
 

@@ -321,7 +321,7 @@ def expectation_holds(write: Write, current: Record | None) -> bool:
 
 
 async def scan_all(
-    store: Store, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
+    store: Scans, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
 ) -> AsyncIterator[Record]:
     """Yields every record of a group that matches, page by page."""
     cursor: str | None = None
