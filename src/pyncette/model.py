@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, Protocol, TypeVar, get_args
 
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
@@ -131,8 +131,11 @@ class TaskState:
         return self.task.extra_args
 
 
-STATES: Final = ("scheduled", "running", "retrying", "paused", "parked", "finished")
-"""The states of a task, as in ``TaskState.state``."""
+StateName = Literal["scheduled", "running", "retrying", "paused", "parked", "finished"]
+"""The name of a state of a task, as in ``TaskState.state``."""
+
+STATES: Final[tuple[StateName, ...]] = get_args(StateName)
+"""All of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ class Where:
             those that wait for a retry, and the parked; False: only others.
     """
 
-    states: Collection[str] | None = None
+    states: Collection[StateName] | None = None
     prefix: str = ""
     due_before: datetime | None = None
     paused: bool | None = None

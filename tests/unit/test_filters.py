@@ -144,7 +144,7 @@ def test_bad_conditions_are_refused_in_words() -> None:
         calls: list[tuple[Any, type[Exception], str]] = [
             (lambda c: c.count_tasks(static), ValueError, "non-dynamic"),
             (lambda c: c.count_tasks(job, limit=0), ValueError, "limit"),
-            (lambda c: c.count_tasks(job, Where(states={"done"})), ValueError, "no state 'done'"),
+            (lambda c: c.count_tasks(job, Where(states={"done"})), ValueError, "no state 'done'"),  # type: ignore[arg-type]
             (lambda c: names(c, job, Where(failing=1)), TypeError, "failing"),  # type: ignore[arg-type]
             (lambda c: names(c, static), ValueError, "non-dynamic"),
         ]

@@ -13,7 +13,7 @@ from pyncette.engine import rules
 from pyncette.engine.steering import pause_identity
 from pyncette.engine.templates import registered_templates, registration_of
 from pyncette.errors import PyncetteException, describe, printable
-from pyncette.model import TaskCount, TaskState, UnknownTask, Where
+from pyncette.model import StateName, TaskCount, TaskState, UnknownTask, Where
 from pyncette.store import EVERYTHING, Write, scan_all
 from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Change, Record, State, group_of, read
 from pyncette.task import Task
@@ -111,7 +111,8 @@ def _only_parked(where: Where | None) -> Where:
     where = Where() if where is None else where
     if not isinstance(where, Where):
         raise TypeError(f"where must be a Where, not {where!r}")
-    states = {"parked"} if where.states is None else {"parked"} & set(where.states)
+    parked: set[StateName] = {"parked"}
+    states = parked if where.states is None else parked & set(where.states)
     return Where(states, where.prefix, where.due_before, where.paused, where.failing)
 
 
