@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
 from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
 from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.inventory import Inventory
 from pyncette.calls.listing import Listing
 from pyncette.calls.parked import rerun_parked
 from pyncette.calls.requests import Requests
@@ -35,7 +36,9 @@ from pyncette.model import (
     MiddlewareFunc,
     OnExisting,
     PauseState,
+    TaskCount,
     TaskState,
+    UnknownTask,
     Where,
 )
 from pyncette.store import Write
@@ -112,6 +115,7 @@ class PyncetteContext:
         )
         self._requests = Requests(self._worker, background)
         self._bulk = Bulk(self._requests, self._worker)
+        self._inventory = Inventory(self._requests, self._bulk, lambda: parts.tasks)
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
@@ -394,6 +398,102 @@ class PyncetteContext:
             ValueError: The task is not a template, or an argument is invalid.
         """
         return await self._listing.page(task, limit, continuation_token)
+
+    def iter_tasks(self, task: Task, where: Where | None = None) -> AsyncIterator[TaskState]:
+        """Goes through the instances of a template, page by page, in an order of our choosing.
+
+        An instance that exists and matches during the whole iteration is met exactly once. Where
+        few of very many instances match, the store looks at many to find them, in steps that are
+        short each; those that are waiting for a retry, paused, parked or finished are found at
+        once in SQLite, PostgreSQL and MySQL.
+
+        Args:
+            task: The template, or one of its partitions.
+            where: Which instances; all of them by default.
+
+        Raises:
+            TypeError, ValueError: The task is not a template, or a condition is invalid.
+        """
+        return self._listing.iterate(task, where)
+
+    async def count_tasks(
+        self, task: Task, where: Where | None = None, *, limit: int = 10_000
+    ) -> TaskCount:
+        """Counts the instances of a template, exactly up to the limit.
+
+        Never looks at all of very many instances: see ``TaskCount.exact``.
+
+        Args:
+            task: The template, or one of its partitions.
+            where: Which instances; all of them by default.
+            limit: Where to stop; at most 100,000.
+
+        Raises:
+            TypeError, ValueError: The task is not a template, or an argument is invalid.
+        """
+        return await self._listing.count(task, where, limit)
+
+    async def static_tasks(self) -> list[TaskState]:
+        """Returns the states of the static tasks of this app, but for those never started yet."""
+        return await self._inventory.static_tasks()
+
+    async def unknown(self) -> list[UnknownTask]:
+        """Returns what the store holds of tasks that this app does not declare.
+
+        For example, of tasks that were removed or renamed, or of another app on the same store.
+        Nothing of it is ever removed by itself; see ``purge``.
+        """
+        return await self._inventory.unknown()
+
+    async def purge(
+        self,
+        name: str,
+        *,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Removes what a task that was removed from the code has left: records and pauses.
+
+        All instances of a template of this name, in batches, and the record of a static task.
+
+        Args:
+            name: The name of the task.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``.
+
+        Raises:
+            ValueError: This app declares a task of this name.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._inventory.purge(name, progress, on_failure)
+
+    async def retry_parked_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Runs all parked instances that match again, as ``retry_parked`` does, in batches.
+
+        To drop parked instances instead, use
+        ``unschedule_tasks(template, where=Where(states={"parked"}))``.
+
+        Args:
+            template: The template, or one of its partitions.
+            where: Which of the parked instances; None: all.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; an instance that no worker can read fails.
+
+        Returns:
+            How many run again (``updated``), or failed.
+
+        Raises:
+            ValueError: The task is not a template.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._inventory.retry_parked(template, where, progress, on_failure)
 
     # Steering.
 

@@ -14,8 +14,10 @@ from itertools import islice
 from typing import Any, Final
 
 from pyncette.store import (
+    EVERYTHING,
     Applied,
     Claimed,
+    Counted,
     Filter,
     Group,
     Identity,
@@ -26,6 +28,7 @@ from pyncette.store import (
     Source,
     WakeCallback,
     Write,
+    count_by_scan,
     next_version,
 )
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
@@ -318,6 +321,13 @@ class MemoryStore:
                 return Page(records, records[-1].key)
             records.append(record)
         return Page(records, None)
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        shelf = self._shelves.get(group)
+        if shelf is not None and where == EVERYTHING:
+            count = len(shelf.records)
+            return Counted(min(count, limit), count <= limit)
+        return await count_by_scan(self, group, where, limit, 1)
 
     async def now(self) -> int | None:
         return None

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Final, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NewType, Protocol, TypeVar, get_args
 
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
@@ -201,6 +201,10 @@ class TaskState:
             plain string.
         reason: How the last attempt failed, or why the task is parked or paused; else None.
         paused_until: When the pause ends by itself, aware UTC; else None.
+        next: When it is due next, aware UTC: its next run, its retry, the end of its pause if that
+            comes later, or, while it runs, the end of its lease. None if it never is.
+        attempt: The number of the attempt that runs, or of the next one, for the current
+            occurrence; 1 unless an attempt has failed or ended without an outcome.
     """
 
     task: Task
@@ -210,10 +214,24 @@ class TaskState:
     state: str = "scheduled"
     reason: str | None = None
     paused_until: datetime | None = None
+    next: datetime | None = None
+    attempt: int = 1
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The arguments of the task: those that it was stored with, the template's included.
+
+        Raises:
+            ValueError: They cannot be read.
+        """
+        return self.task.extra_args
 
 
-STATES: Final = ("scheduled", "running", "retrying", "paused", "parked", "finished")
-"""The states of a task, as in ``TaskState.state``."""
+StateName = Literal["scheduled", "running", "retrying", "paused", "parked", "finished"]
+"""The name of a state of a task, as in ``TaskState.state``."""
+
+STATES: Final[tuple[StateName, ...]] = get_args(StateName)
+"""All of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +249,45 @@ class Where:
             those that wait for a retry, and the parked; False: only others.
     """
 
-    states: Collection[str] | None = None
+    states: Collection[StateName] | None = None
     prefix: str = ""
     due_before: datetime | None = None
     paused: bool | None = None
     failing: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCount:
+    """How many instances there are.
+
+    Attributes:
+        count: Their number, at most the limit of the call.
+        exact: Whether these are all. If not, there are more, or there may be: the limit was
+            reached, or more would have had to be looked at than one call may.
+    """
+
+    count: int
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"{self.count:,}" if self.exact else f"{self.count:,}+"
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTask:
+    """What the store holds of a task that this app does not declare.
+
+    Attributes:
+        name: The name of the task.
+        dynamic: Whether it is a template.
+        partition_count: The number of partitions of a template; None: without partitions.
+        count: The number of its instances; 1 for a static task.
+    """
+
+    name: str
+    dynamic: bool
+    partition_count: int | None
+    count: TaskCount
 
 
 @dataclass(frozen=True, slots=True)

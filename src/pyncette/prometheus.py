@@ -19,6 +19,7 @@ from pyncette.model import Context, NextFunc
 from pyncette.retry import RetryIn, Skip
 from pyncette.store import (
     Claimed,
+    Counted,
     Filter,
     Identity,
     Page,
@@ -312,6 +313,10 @@ class _MeasuredStore:
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         with self._measure("scan"):
             return await self._store.scan(group, where, cursor, limit)
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        with self._measure("count"):
+            return await self._store.count(group, where, limit)
 
     async def now(self) -> int | None:
         with self._measure("now"):

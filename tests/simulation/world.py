@@ -24,6 +24,7 @@ from pyncette.clock import SystemClock, from_microseconds
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import (
     Claimed,
+    Counted,
     Failed,
     Filter,
     Group,
@@ -35,6 +36,7 @@ from pyncette.store import (
     Unknown,
     WakeCallback,
     Write,
+    count_by_scan,
 )
 from pyncette.store.record import ABSENT, ANY, STATIC_GROUP, Put, Record, State
 
@@ -585,6 +587,9 @@ class Client:
         return await self._call(
             "scan", lambda partial: self._world.store.scan(group, where, cursor, limit)
         )
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await count_by_scan(self, group, where, limit, 10)
 
     async def now(self) -> int | None:
         if not self._world.plan.store_clock:

@@ -116,6 +116,13 @@ def planned(statement: str, parameters: tuple[Any, ...], session: str) -> str:
         ("last_examined", (*RANGE, 1_000), 1_100),
         ("page", (*RANGE, "kez", None, None, 101), 150),
         ("page", (*RANGE, "kez", NOW, ["scheduled"], 101), 150),
+        ("page_of_rare", (*RANGE, "parked", None, 101), 20),
+        ("page_of_rare", (*RANGE, "paused", NOW, 101), 20),
+        ("count", (None, None, "group 1", "", "\U0010ffff", 1_001), 1_100),
+        ("count", (NOW, ["scheduled"], "group 1", "key", "kez", 1_001), 1_100),
+        ("count_due", (NOW, None, "group 1", 1_001), 1_100),
+        ("count_due", (NOW, ["running"], "group 1", 1_001), 1_100),
+        ("count_rare", (None, ["parked", "paused"], "group 1", 1_001), 20),
     ],
 )
 @pytest.mark.parametrize(

@@ -12,7 +12,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 from zoneinfo import ZoneInfo
 
-from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
+from pyncette import (
+    Context,
+    ExecutionMode,
+    FailureMode,
+    Instance,
+    OnExisting,
+    Pyncette,
+    PyncetteContext,
+    Where,
+)
 from pyncette.utils import with_heartbeat
 
 app = Pyncette()
@@ -99,6 +108,40 @@ async def schedule() -> None:
         await context.unschedule_task(handle)
         remind.enabled_partitions = {0, 1}
         report.enabled = False
+
+
+async def rows() -> AsyncIterator[Instance]:
+    yield Instance("a", interval=timedelta(hours=1), email="a@example.org")
+
+
+async def steer(context: PyncetteContext) -> None:
+    await context.pause(report, until=datetime.now(UTC) + timedelta(hours=1), reason="a move")
+    await context.pause(remind.get_partitions()[0])
+    await context.resume(send, "a")
+    added: int = await context.trigger(remind)
+    moved = await context.schedule_task(
+        send, "a", interval=60, on_existing=OnExisting.REPLACE, email="a@example.org"
+    )
+    print(added, moved.next_run, await context.pauses())
+    result = await context.schedule_tasks(send, rows(), progress=lambda done: done.handled)
+    await context.sync_tasks(send, [Instance("a", schedule="@daily")], dry_run=True)
+    await context.unschedule_tasks(send, (failure.name for failure in result.failures))
+    await context.unschedule_tasks(send, where=Where(states={"parked"}, prefix="a"))
+    async for state in context.iter_tasks(send, Where(failing=True)):
+        print(state.attempt, state.args, state.next)
+    count = await context.count_tasks(send, limit=100)
+    print(count.count if count.exact else f"{count}", await context.unknown())
+    await context.retry_parked_tasks(send, where=Where(due_before=datetime.now(UTC)))
+
+
+async def steer_wrongly(context: PyncetteContext) -> None:
+    await context.pause(report, until=timedelta(hours=1))  # mistake
+    await context.pause("report")  # mistake
+    await context.schedule_task(send, "a", interval=60, on_existing="replace")  # mistake
+    await context.schedule_tasks(send, ["a", "b"])  # mistake
+    await context.count_tasks(send, Where(states={"done"}))  # mistake
+    await context.count_tasks(send, Where(states="parked"))  # mistake
+    await context.count_tasks(send, {"failing": True})  # mistake
 
 
 # What is wrong.

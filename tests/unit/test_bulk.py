@@ -423,11 +423,11 @@ def test_bad_input_is_refused_in_words() -> None:
             (lambda c: c.unschedule_tasks(job, [], where=Where()), TypeError, "names or where"),
             (lambda c: c.unschedule_tasks(job, where={}), TypeError, "Where"),
             (
-                lambda c: c.unschedule_tasks(job, where=Where(states={"dead"})),
+                lambda c: c.unschedule_tasks(job, where=Where(states={"dead"})),  # type: ignore[arg-type]
                 ValueError,
                 "no state 'dead'",
             ),
-            (lambda c: c.unschedule_tasks(job, where=Where(states="parked")), TypeError, "states"),
+            (lambda c: c.unschedule_tasks(job, where=Where(states="parked")), TypeError, "states"),  # type: ignore[arg-type]
             (lambda c: c.unschedule_tasks(job, where=Where(prefix=5)), TypeError, "prefix"),  # type: ignore[arg-type]
             (lambda c: c.unschedule_tasks(job, where=Where(paused=1)), TypeError, "paused"),  # type: ignore[arg-type]
             (lambda c: c.unschedule_tasks(job, where=Where(due_before=1)), TypeError, "due_before"),  # type: ignore[arg-type]

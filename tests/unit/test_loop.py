@@ -218,15 +218,16 @@ def test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next
         for number in range(3_000):
             await bench.plant(job, str(number))
         gate = Gate()
-        bench.faults.next("write", gate)
-        async with bench.app.create() as context, looping(context):
-            await gate.reached()
-            for _ in range(200):
-                await asyncio.sleep(0)
-            assert BACKLOG_MAX <= len(bench.runs) < 2 * BACKLOG_MAX
-            gate.release()
-            await bench.clock.settle()
-            assert len(bench.runs) == 3_000
+        async with bench.app.create() as context:
+            bench.faults.next("write", gate)
+            async with looping(context):
+                await gate.reached()
+                for _ in range(200):
+                    await asyncio.sleep(0)
+                assert BACKLOG_MAX <= len(bench.runs) < 2 * BACKLOG_MAX
+                gate.release()
+                await bench.clock.settle()
+                assert len(bench.runs) == 3_000
 
     run(main())
 

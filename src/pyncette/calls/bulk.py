@@ -20,7 +20,7 @@ from pyncette.bulk import (
 from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
-from pyncette.calls.requests import Outcome, Requests, Wish
+from pyncette.calls.requests import Decide, Outcome, Requests, Wish
 from pyncette.clock import realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
@@ -149,7 +149,7 @@ class Bulk:
                     tally.fail(name, error)
                 else:
                     wishes.append(Wish(group, name, _removed))
-            await self._remove(wishes, tally)
+            await self.remove(wishes, tally)
         return tally.result()
 
     async def _unschedule_where(self, template: Task, selection: Selection, tally: Tally) -> None:
@@ -159,12 +159,31 @@ class Bulk:
                 return None
             return DELETE if _matches(selection, current) else None
 
-        async for records in self._pages(template, selection):
+        async for records in self._pages(template.groups(), selection):
             wishes = [Wish(record.group, record.key, decide, (record,)) for record in records]
-            await self._remove(wishes, tally)
+            await self.remove(wishes, tally)
 
-    async def _remove(self, wishes: Sequence[Wish], tally: Tally) -> None:
-        for wish in wishes:
+    async def clear(self, groups: Sequence[str], tally: Tally) -> None:
+        """Removes all records of these groups."""
+        async for records in self._pages(groups, selection_of(None)):
+            await self.remove(
+                [Wish(item.group, item.key, _removed, (item,)) for item in records], tally
+            )
+
+    async def change_where(
+        self, template: Task, where: Where, decide: Decide, tally: Tally
+    ) -> None:
+        """Changes the instances of a template that match."""
+        if not template.dynamic:
+            raise ValueError(f"'{template}' is not a dynamic task")
+        async for records in self._pages(template.groups(), selection_of(where)):
+            await self.remove(
+                [Wish(item.group, item.key, decide, (item,)) for item in records], tally, False
+            )
+
+    async def remove(self, wishes: Sequence[Wish], tally: Tally, removes: bool = True) -> None:
+        """Makes these wishes, which are to remove records unless ``removes`` says otherwise."""
+        for wish in wishes if removes else ():
             self._worker.replaced(wish.group, wish.key)
         outcomes = await self._requests.change_all(wishes)
         for wish, outcome in zip(wishes, outcomes, strict=True):
@@ -174,8 +193,10 @@ class Bulk:
                 tally.add(outcome)
         tally.batch_done()
 
-    async def _pages(self, template: Task, selection: Selection) -> AsyncIterator[list[Record]]:
-        for group in template.groups():
+    async def _pages(
+        self, groups: Sequence[str], selection: Selection
+    ) -> AsyncIterator[list[Record]]:
+        for group in groups:
             cursor: str | None = None
             while True:
                 page = await self._requests.store.scan(group, selection.filter, cursor, BATCH)
@@ -216,14 +237,14 @@ class Bulk:
                     f"The set of instances of '{template}' is empty, so all of them would be "
                     "removed: pass allow_empty=True if that is meant"
                 )
-            async for records in self._pages(template, selection_of(None)):
+            async for records in self._pages(template.groups(), selection_of(None)):
                 surplus = names.missing(records)
                 if dry_run:
                     tally.removed += len(surplus)
                     tally.batch_done()
                 else:
                     wishes = [Wish(item.group, item.key, _removed, (item,)) for item in surplus]
-                    await self._remove(wishes, tally)
+                    await self.remove(wishes, tally)
         return tally.result()
 
     async def _each(

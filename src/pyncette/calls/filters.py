@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from pyncette.engine import rules
-from pyncette.model import STATES, Where
+from pyncette.model import STATES, StateName, Where
 from pyncette.schedule import instant_of
 from pyncette.store import Filter
 from pyncette.store.record import Record, State, load_progress
@@ -77,7 +77,7 @@ def selection_of(where: Where | None) -> Selection:
     return Selection(Filter(states, where.prefix, due_before), where.failing, asked)
 
 
-def _states(states: Collection[str] | None) -> frozenset[State] | None:
+def _states(states: Collection[StateName] | None) -> frozenset[State] | None:
     if states is None:
         return None
     if isinstance(states, (str, bytes)) or not isinstance(states, Collection):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Final
 
+from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.errors import describe
-from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
+from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
 from pyncette.store import EVERYTHING
 from pyncette.store.record import LATEST_INSTANT, Pause, Record, State, load_progress
@@ -19,6 +20,13 @@ from pyncette.task import Task
 
 PAGE_LIMIT_MAX: Final = 1 << 30
 """The largest limit that every store accepts; a page may always be shorter than its limit."""
+
+
+COUNT_LIMIT_MAX: Final = 100_000
+"""The largest limit of a count: more is counted by going through all instances."""
+
+COUNTED_PAGES_MAX: Final = 20
+"""Maximum pages of records that are looked at for one count."""
 
 
 class Listing:
@@ -56,6 +64,61 @@ class Listing:
             following = ContinuationToken(f"{group + 1}:")
         return ListTasksResponse([self._state(task, record) for record in page.records], following)
 
+    async def iterate(self, task: Task, where: Where | None) -> AsyncIterator[TaskState]:
+        groups, selection = self._checked(task, where)
+        for group in groups:
+            cursor: str | None = None
+            while True:
+                page = await self._requests.store.scan(
+                    group, selection.filter, cursor, self._batch_size
+                )
+                for record in page.records:
+                    if selection.admits(record):
+                        yield self._state(task, record)
+                cursor = page.cursor
+                if cursor is None:
+                    break
+
+    async def count(self, task: Task, where: Where | None, limit: int) -> TaskCount:
+        groups, selection = self._checked(task, where)
+        limit = min(at_least_one("limit", limit), COUNT_LIMIT_MAX)
+        if not selection.exact:
+            return await self._count_here(groups, selection, limit)
+        count, exact = 0, True
+        for group in groups:
+            found = await self._requests.store.count(group, selection.filter, limit - count + 1)
+            count += found.matches
+            exact = exact and found.complete
+            if count > limit:
+                return TaskCount(limit, False)
+        return TaskCount(count, exact)
+
+    async def _count_here(
+        self, groups: Sequence[str], selection: Selection, limit: int
+    ) -> TaskCount:
+        """Counts what no store can select, in a bounded number of pages."""
+        count, pages = 0, 0
+        for group in groups:
+            cursor: str | None = None
+            while True:
+                if pages == COUNTED_PAGES_MAX:
+                    return TaskCount(count, False)
+                pages += 1
+                page = await self._requests.store.scan(group, selection.filter, cursor, 1_000)
+                count += sum(map(selection.admits, page.records))
+                if count > limit:
+                    return TaskCount(limit, False)
+                cursor = page.cursor
+                if cursor is None:
+                    break
+        return TaskCount(count, True)
+
+    def _checked(self, task: Task, where: Where | None) -> tuple[Sequence[str], Selection]:
+        check_declared(task)
+        if not task.dynamic:
+            raise ValueError("Cannot list instances of non-dynamic task")
+        return task.groups(), selection_of(where)
+
     def _state(self, task: Task, record: Record) -> TaskState:
         return state_of(task, record, self._requests.clock.microseconds())
 
@@ -63,7 +126,7 @@ class Listing:
 def state_of(task: Task, record: Record, now: int) -> TaskState:
     """Returns the state of a record; ``task`` is the static task, or the template."""
     reason: str | None = None
-    pause = Pause()
+    pause, attempt = Pause(), 1
     try:
         progress = load_progress(record.progress)
     except ValueError as error:
@@ -71,6 +134,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         reason = describe(error)
     else:
         occurrence, reason = progress.occurrence, progress.error
+        running_now = record.state == State.RUNNING and record.unfinished_attempts > 0
+        attempt += progress.failures + record.unfinished_attempts - running_now
         if record.state == State.PAUSED and progress.pause is not None:
             pause = progress.pause
     if record.state == State.PARKED:
@@ -92,6 +157,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         str(state),
         reason,
         _instant_or_none(pause.until if state == State.PAUSED else None),
+        _instant_or_none(record.due_at),
+        attempt,
     )
 
 

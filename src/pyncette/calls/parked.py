@@ -24,18 +24,28 @@ async def rerun_parked(
     text = _new_args(task, key, args) if args else None
 
     def decide(record: Record | None, now: int) -> Change | None:
-        if record is None or record.state != State.PARKED:
-            return None
-        try:
-            reading = read(record)
-        except UnreadableRecord as error:
-            raise ValueError(
-                f"'{printable(key)}' is parked because its record cannot be read, so it cannot be "
-                f"run again: schedule it anew ({error})"
-            ) from error
-        return rules.rerun(reading, now, text)
+        return rerun(record, now, text)
 
     return await requests.change(group, key, decide) is not None
+
+
+def rerun(record: Record | None, now: int, args: str | None = None) -> Change | None:
+    """Returns the change that runs a parked record again; None if it is not parked.
+
+    Raises:
+        ValueError: No worker can read the record.
+        UnreadableHere: This worker cannot read it.
+    """
+    if record is None or record.state != State.PARKED:
+        return None
+    try:
+        reading = read(record)
+    except UnreadableRecord as error:
+        raise ValueError(
+            f"'{printable(record.key)}' is parked because its record cannot be read, so it cannot "
+            f"be run again: schedule it anew ({error})"
+        ) from error
+    return rules.rerun(reading, now, args)
 
 
 def _new_args(task: Task, name: str, args: Mapping[str, Any]) -> str:

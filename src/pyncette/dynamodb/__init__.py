@@ -33,6 +33,7 @@ from pyncette.errors import StoreError, StoreMisconfiguredError
 from pyncette.options import whole_number
 from pyncette.store import (
     Claimed,
+    Counted,
     Failed,
     Filter,
     Identity,
@@ -300,6 +301,9 @@ class DynamoDBStore:
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._users.scan(group, where, cursor, limit)
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await self._users.count(group, where, limit)
 
     @property
     def now_uncertainty(self) -> int:

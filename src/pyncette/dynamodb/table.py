@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pyncette.dynamodb.requests import REFUSED, THROTTLED, Patience, Requests, error_of
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
-from pyncette.store import Failed, Filter, Identity, Page, Unknown, Write
+from pyncette.store import Counted, Failed, Filter, Identity, Page, Unknown, Write
 from pyncette.store.cas import Entry, Made, Swap, Swapped
 from pyncette.store.record import ABSENT, EARLIEST_INSTANT, LATEST_INSTANT, Delete, Record
 from pyncette.store.together import together
@@ -38,6 +38,9 @@ STATEMENTS_MAX: Final = 25
 
 REQUEST_BYTES_MAX: Final = 4_000_000
 """Maximum bytes of parameters in one request. DynamoDB accepts more, but is then slow."""
+
+COUNTED_MAX: Final = 10_000
+"""Maximum items that a count reads."""
 
 KEYS_MAX: Final = 100
 """Maximum items that one request reads."""
@@ -375,9 +378,46 @@ class DynamoTable:
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
         return entries
 
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        """See ``pyncette.store.Store.count``. It costs the reading of at most 10,000 items."""
+        if where.states is not None and not where.states:
+            return Counted(0, True)
+        query = self._query_of(group, where)
+        count, examined, examined_max = 0, 0, max(COUNTED_MAX, limit)
+        start: dict[str, Any] = {}
+        while True:
+            answer = await self._requests.make(
+                "query",
+                **query,
+                Select="COUNT",
+                Limit=examined_max - examined + 1,
+                **start,
+            )
+            count += answer["Count"]
+            examined += answer["ScannedCount"]
+            if count > limit or examined > examined_max:
+                return Counted(min(count, limit), False)
+            if "LastEvaluatedKey" not in answer:
+                return Counted(count, True)
+            start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
+
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         if where.states is not None and not where.states:
             return Page([], None)
+        query = self._query_of(group, where)
+        if cursor is not None:
+            group_value = {"S": self._prefix + group}
+            query["ExclusiveStartKey"] = {"group": group_value, "key": {"S": cursor}}
+        # The limit counts items that are read, not items that match, so a page may be empty.
+        answer = await self._requests.make("query", **query, Limit=limit)
+        last = answer.get("LastEvaluatedKey")
+        return Page(
+            [_record_of(item, group) for item in answer["Items"]],
+            None if last is None else last["key"]["S"],
+        )
+
+    def _query_of(self, group: str, where: Filter) -> dict[str, Any]:
+        """The query of the records of a group that match, in the order of their keys."""
         group_value = {"S": self._prefix + group}
         names = {"#group": "group"}
         values: dict[str, Any] = {":group": group_value}
@@ -398,24 +438,14 @@ class DynamoTable:
         more: dict[str, Any] = {}
         if filters:
             more["FilterExpression"] = " AND ".join(filters)
-        if cursor is not None:
-            more["ExclusiveStartKey"] = {"group": group_value, "key": {"S": cursor}}
-        # The limit counts items that are read, not items that match, so a page may be empty.
-        answer = await self._requests.make(
-            "query",
-            TableName=self._name,
-            ConsistentRead=True,
-            KeyConditionExpression=condition,
-            ExpressionAttributeNames=names,
-            ExpressionAttributeValues=values,
-            Limit=limit,
+        return {
+            "TableName": self._name,
+            "ConsistentRead": True,
+            "KeyConditionExpression": condition,
+            "ExpressionAttributeNames": names,
+            "ExpressionAttributeValues": values,
             **more,
-        )
-        last = answer.get("LastEvaluatedKey")
-        return Page(
-            [_record_of(item, group) for item in answer["Items"]],
-            None if last is None else last["key"]["S"],
-        )
+        }
 
 
 # The texts of statements. A write in PartiQL must name one item by its whole key.

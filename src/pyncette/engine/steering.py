@@ -12,8 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.engine.polling import NEVER
 from pyncette.errors import printable
-from pyncette.store import Filter, Identity, Store, scan_all
-from pyncette.store.deadline import DeadlineStore
+from pyncette.store import Filter, Identity, Scans, scan_all
 from pyncette.store.record import (
     CONTROL_GROUP,
     LATEST_INSTANT,
@@ -82,7 +81,7 @@ def _instant(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value <= LATEST_INSTANT else None
 
 
-async def read_pauses(store: Store | DeadlineStore) -> list[GroupPause]:
+async def read_pauses(store: Scans) -> list[GroupPause]:
     """Returns all pauses of groups, also those that have ended."""
     return [read_pause(record) async for record in scan_all(store, CONTROL_GROUP, _PAUSES)]
 
@@ -98,7 +97,7 @@ class Pauses:
         """Knows no pause yet."""
         self.known: dict[str, int] = {}
 
-    async def refresh(self, store: Store | DeadlineStore, now: int) -> None:
+    async def refresh(self, store: Scans, now: int) -> None:
         """Reads the pauses from the store.
 
         Raises:

@@ -9,11 +9,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pyncette.clock import Clock
 from pyncette.errors import PyncetteException, printable
-from pyncette.store import EVERYTHING, Failed, Group, Identity, Refused, Store, Unknown, Write
+from pyncette.store import (
+    EVERYTHING,
+    Failed,
+    Filter,
+    Group,
+    Identity,
+    Refused,
+    Scans,
+    Store,
+    Unknown,
+    Write,
+    scan_all,
+)
 from pyncette.store.record import (
     ABSENT,
     CONTROL_GROUP,
@@ -29,6 +41,10 @@ from pyncette.store.record import (
 from pyncette.task import PartitionedTask, Task
 
 logger = logging.getLogger(__name__)
+
+_PARTITIONS: Final = "partitions:"
+_TEMPLATE: Final = "template:"
+_REGISTRATION: Final = Put(None, State.FINISHED, None, 0, "", dump_args({}), "")
 
 
 class _Kind(NamedTuple):
@@ -66,8 +82,13 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
     if not declared:
         return
     kinds = {task.name: _kind_of(task) for task in declared}
-    facts = await store.get([_fact_of(name) for name in kinds])
+    templates = [task.name for task in declared if task.dynamic]
+    found = await store.get(
+        [*map(_fact_of, kinds), *((CONTROL_GROUP, f"{_TEMPLATE}{name}") for name in templates)]
+    )
+    facts = found[: len(kinds)]
     left = list(zip(kinds, facts, strict=True))
+    await _register(store, clock, templates, found[len(kinds) :])
     await _check_static_names(store, clock, [task for task in declared if not task.dynamic])
     await _look_for_static_records(store, [task for task in declared if task.dynamic])
     while left:
@@ -85,6 +106,39 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
                 raise result.error
             if isinstance(result, Refused):  # another worker has started
                 left.append((write.key.partition(":")[2], result.current))
+
+
+async def _register(
+    store: Store, clock: Clock, names: Sequence[str], found: Sequence[Record | None]
+) -> None:
+    """Stores the names of templates, so that their instances are found when they are gone."""
+    writes = [
+        Write(CONTROL_GROUP, f"{_TEMPLATE}{name}", _REGISTRATION, ABSENT)
+        for name, record in zip(names, found, strict=True)
+        if record is None
+    ]
+    if writes:
+        for result in await store.write(writes, clock.microseconds()):
+            if isinstance(result, (Failed, Unknown)):
+                raise result.error
+
+
+async def registered_templates(store: Scans) -> list[tuple[str, int | None]]:
+    """Returns the names of all templates that were ever opened, each with its partition count."""
+    counts = {
+        record.key.partition(":")[2]: _stored_kind(record).partition_count
+        async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=_PARTITIONS))
+    }
+    names = [
+        record.key.removeprefix(_TEMPLATE)
+        async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=_TEMPLATE))
+    ]
+    return [(name, counts.get(name)) for name in sorted({*names, *counts})]
+
+
+def registration_of(name: str) -> list[Identity]:
+    """Returns the control records of a template."""
+    return [_fact_of(name), (CONTROL_GROUP, f"{_TEMPLATE}{name}")]
 
 
 async def _checked(store: Store, name: str, declared: _Kind, fact: Record | None) -> Write | None:
@@ -167,4 +221,4 @@ def _stored_kind(fact: Record) -> _Kind:
 
 
 def _fact_of(name: str) -> Identity:
-    return CONTROL_GROUP, f"partitions:{name}"
+    return CONTROL_GROUP, f"{_PARTITIONS}{name}"

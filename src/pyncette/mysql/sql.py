@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from pyncette.mysql.connection import Connection
 from pyncette.store.record import Delete, Patch, Put, State
-from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
+from pyncette.store.sql.rows import COLUMNS, RARE, UNFINISHED_MAX, VERSION_MAX
 
 SUBQUERIES_MAX: Final = 500
 """Maximum groups of one statement; a statement may have some thousands of columns."""
@@ -46,8 +46,10 @@ CREATE TABLE IF NOT EXISTS {table} (
     schedule MEDIUMTEXT NOT NULL,
     args     LONGTEXT NOT NULL,
     progress MEDIUMTEXT NOT NULL,
+    rare     VARCHAR(20) AS (CASE WHEN {rare} THEN state END) VIRTUAL,
     PRIMARY KEY (`group`, `key`),
     KEY due (`group`, due_at),
+    KEY rare (`group`, rare),
     CHECK (version > 0 AND version < 4611686018427387904),
     CHECK (unfinished_attempts >= 0 AND unfinished_attempts < 2147483647),
     CHECK (COALESCE(HEX(CONVERT(`key` USING utf8mb4)), '') = HEX(`key`))
@@ -79,11 +81,12 @@ CLOCK: Final = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
 UNFINISHED: Final = " AND r.unfinished_attempts <= {max}"
 
-# Columns of a table of that name in the database, and its engine.
+# Columns of a table of that name in the database, but for those that it computes, and its engine.
 LAYOUT: Final = """\
 SELECT c.column_name, t.engine FROM information_schema.columns AS c
 JOIN information_schema.tables AS t USING (table_schema, table_name)
-WHERE c.table_schema = DATABASE() AND c.table_name = '{table}' ORDER BY c.ordinal_position"""
+WHERE c.table_schema = DATABASE() AND c.table_name = '{table}'
+    AND COALESCE(c.generation_expression, '') = '' ORDER BY c.ordinal_position"""
 
 # The rows of a batch, in its order, and the records of the same keys, by the primary key.
 BATCH: Final = "JSON_TABLE({json}, '$[*]' COLUMNS (number FOR ORDINALITY, {columns})) AS j"
@@ -143,7 +146,8 @@ STRAIGHT_JOIN {table} AS t FORCE INDEX (PRIMARY) ON t.`group` = CAST(q.`group` A
 # Creates absent records, in the order of keys. Existing records are not touched: an insertion would
 # wait for the transaction that changes the record.
 INSERT: Final = """\
-INSERT INTO {table}
+INSERT INTO {table} (`group`, `key`, due_at, version, token, state, unfinished_attempts, schedule,
+    args, progress)
 SELECT CAST(q.`group` AS BINARY), CAST(q.`key` AS BINARY), q.due_at, q.version, q.token, q.state,
     q.unfinished_attempts, q.schedule, q.args, q.progress
 FROM (SELECT j.*, COUNT(*) OVER () AS found FROM {batch}
@@ -166,6 +170,19 @@ WHERE {keys} ORDER BY r.`key` LIMIT 1 OFFSET {examined}"""
 PAGE: Final = """\
 SELECT {columns} FROM {table} AS r FORCE INDEX (PRIMARY)
 WHERE {wanted} ORDER BY r.`key` LIMIT {limit}"""
+
+# A count within so many rows: by the primary key, by the index of due rows, or by that of rare
+# states. How many rows were looked at, and how many of them match.
+COUNT: Final = """\
+SELECT COUNT(*), COALESCE(SUM({matches}), 0) FROM (
+    SELECT r.due_at, r.state FROM {table} AS r FORCE INDEX ({index})
+    WHERE {keys} ORDER BY {order} LIMIT {examined}
+) AS r"""
+
+# A page of one rare state, by its index: in the order of keys, which end every index.
+PAGE_OF_RARE: Final = """\
+SELECT {columns} FROM {table} AS r FORCE INDEX (rare)
+WHERE r.rare = {state} AND {wanted} ORDER BY r.`key` LIMIT {limit}"""
 
 TEXT: Final = "text"
 KEY_COLUMNS: Final[Mapping[str, str]] = {"group": TEXT, "key": TEXT}
@@ -225,7 +242,7 @@ KINDS: Final[Mapping[type, Kind]] = {Delete: DELETION, Patch: _PATCHING, Put: _R
 
 def schema_sql(table_name: str) -> str:
     """The statement that creates the table and its index."""
-    return SCHEMA.format(table=table_name) + ";\n"
+    return SCHEMA.format(table=table_name, rare=RARE) + ";\n"
 
 
 def names_of(table: str, mariadb: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from pyncette.mysql.connection import (
 )
 from pyncette.mysql.sql import (
     CLOCK,
+    COUNT,
     CREATION,
     DELETION,
     DIRTILY,
@@ -39,18 +40,37 @@ from pyncette.mysql.sql import (
     LAYOUT,
     LOCKABLE,
     PAGE,
+    PAGE_OF_RARE,
     SCHEMA,
     THERE,
     Kind,
     batch_of,
     names_of,
 )
-from pyncette.store import Applied, Claimed, Filter, Group, Identity, Key, Page, Source, Write
-from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, record_of
+from pyncette.store import (
+    Applied,
+    Claimed,
+    Counted,
+    Filter,
+    Group,
+    Identity,
+    Key,
+    Page,
+    Source,
+    Write,
+)
+from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State, record_of
 from pyncette.store.sql.conditional import ROWS_MAX, ConditionalWrite, HeldRecords, Look
 from pyncette.store.sql.conflicts import retried
 from pyncette.store.sql.low_water import LowWaterMarks
-from pyncette.store.sql.rows import prefix_end, version_after
+from pyncette.store.sql.rows import (
+    RARE,
+    counted,
+    is_rare,
+    merged_page,
+    prefix_end,
+    version_after,
+)
 
 EXAMINED_MAX: Final = 5_000
 """Maximum rows that a page of a filtered scan examines, so that no call takes long."""
@@ -97,7 +117,7 @@ class MysqlTable:
         """Creates the table and its index, unless they exist."""
         # Another worker may be creating it, which takes longer than other locks on a table.
         await query(connection, "SET SESSION lock_wait_timeout = 10")
-        await query(connection, SCHEMA.format(table=self.name))
+        await query(connection, SCHEMA.format(table=self.name, rare=RARE))
         await query(connection, "SET SESSION lock_wait_timeout = 1")
 
     async def check_indexes(self, connection: Connection) -> None:
@@ -283,6 +303,8 @@ class MysqlTable:
             keys.append(f"r.`key` >= {escape(prefix)}")
         if end is not None:
             keys.append(f"r.`key` < {escape(end)}")
+        if states and is_rare(where):
+            return await self._scan_of_rare(connection, states, keys, due_before, limit)
         wanted = list(keys)
         last_examined: str | None = None
         if states is not None or due_before is not None:
@@ -308,6 +330,66 @@ class MysqlTable:
         )
         records = [self._record(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
+
+    async def _scan_of_rare(
+        self,
+        connection: Connection,
+        states: Iterable[State],
+        keys: Sequence[str],
+        due_before: int | None,
+        limit: int,
+    ) -> Page:
+        """The same, by the index of rare states: nothing else is looked at."""
+        wanted = [*keys] if due_before is None else [*keys, f"r.due_at < {due_before}"]
+        pages = []
+        for state in states:
+            [rows] = await self._run(
+                connection,
+                PAGE_OF_RARE.format(
+                    **self._names,
+                    state=connection.escape(state.value),
+                    wanted=" AND ".join(wanted),
+                    limit=limit + 1,
+                ),
+            )
+            pages.append([self._record(row) for row in rows])
+        return merged_page(pages, limit)
+
+    async def count(self, connection: Connection, group: str, where: Filter, limit: int) -> Counted:
+        """See ``pyncette.store.Store.count``."""
+        states, prefix, due_before = where
+        escape = connection.escape
+        examined_max = max(EXAMINED_MAX, limit)
+        keys, matches = [f"r.`group` = {escape(group)}"], ["TRUE"]
+        index, order = "PRIMARY", "r.`key`"
+        if states is not None:
+            listed = ", ".join(escape(state.value) for state in states)
+            matches.append(f"r.state IN ({listed})" if states else "FALSE")
+        if due_before is not None:
+            matches.append(f"COALESCE(r.due_at < {due_before}, FALSE)")
+        if is_rare(where) and states and not prefix:
+            keys.append(f"r.rare IN ({', '.join(escape(state.value) for state in states)})")
+            index, order = "rare", "NULL"
+        elif prefix:
+            keys.append(f"r.`key` >= {escape(prefix)}")
+            if (end := prefix_end(prefix)) is not None:
+                keys.append(f"r.`key` < {escape(end)}")
+        elif due_before is not None:
+            keys.append(f"r.due_at < {due_before}")
+            index, order = "due", "r.due_at"
+        [rows] = await self._run(
+            connection,
+            COUNT.format(
+                **self._names,
+                matches=" AND ".join(matches),
+                index=index,
+                keys=" AND ".join(keys),
+                order=order,
+                examined=examined_max + 1,
+            ),
+        )
+        [[examined, found]] = rows
+        return counted(int(examined), int(found), examined_max, limit)
 
 
 def _row(write: Write, expect: int, now: int) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from pyncette.store.record import State
-from pyncette.store.sql.rows import COLUMNS, UNFINISHED_MAX, VERSION_MAX
+from pyncette.store.sql.rows import COLUMNS, RARE, UNFINISHED_MAX, VERSION_MAX
 
 # Every update changes the indexed due_at, so no update is "heap only". The free space of fillfactor
 # lets the new version of a row stay on its page. Vacuum runs early and often, because the index
@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS {table} (
     autovacuum_analyze_scale_factor = 0.02
 );
 CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS {table}_rare ON {table} ("group", state, "key") WHERE {rare};
 """
 
 _RUNNING: Final = State.RUNNING.value
@@ -198,6 +199,29 @@ WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4 AND r."
     AND ($6::bigint IS NULL OR r.due_at < $6) AND ($7::text[] IS NULL OR r.state = ANY($7))
 ORDER BY r."key" LIMIT $8"""
 
+# The same of one rare state, by its index.
+_PAGE_OF_RARE: Final = """\
+SELECT {columns} FROM {table} AS r
+WHERE r."group" = $1 AND r."key" > $2 AND r."key" >= $3 AND r."key" < $4 AND r.state = $5
+    AND {rare} AND ($6::bigint IS NULL OR r.due_at < $6)
+ORDER BY r."key" LIMIT $7"""
+
+# Counts, each within so many rows: by the primary key, by the index of due rows, by that of rare
+# states. How many rows were looked at, and how many of them match.
+_COUNTED: Final = """\
+SELECT count(*), count(*) FILTER (WHERE ($1::bigint IS NULL OR coalesce(q.due_at < $1, false))
+    AND ($2::text[] IS NULL OR q.state = ANY($2)))
+FROM ({rows}) AS q"""
+_ROWS_OF_KEYS: Final = """\
+SELECT r.due_at, r.state FROM {table} AS r
+WHERE r."group" = $3 AND r."key" >= $4 AND r."key" < $5 ORDER BY r."key" LIMIT $6"""
+_ROWS_DUE: Final = """\
+SELECT r.due_at, r.state FROM {table} AS r
+WHERE r."group" = $3 AND r.due_at < $1::bigint ORDER BY r.due_at LIMIT $4"""
+_ROWS_OF_RARE: Final = """\
+SELECT r.due_at, r.state FROM {table} AS r
+WHERE r."group" = $3 AND {rare} AND r.state = ANY($2::text[]) LIMIT $4"""
+
 # The columns of each kind of change: the type of the array, and the new value of the column.
 _PATCHED: Final[dict[str, tuple[str, str]]] = {
     "due_at": ("bigint", "w.due_at"),
@@ -218,7 +242,7 @@ _PUT: Final[dict[str, tuple[str, str]]] = {
 
 def schema_sql(table_name: str) -> str:
     """The statements that create the table and its index."""
-    return SCHEMA.format(table=table_name)
+    return SCHEMA.format(table=table_name, rare=RARE)
 
 
 class Statements:
@@ -247,6 +271,11 @@ class Statements:
         self.get = _GET.format(table=table, columns=_COLUMNS)
         self.last_examined = _LAST_EXAMINED.format(table=table)
         self.page = _PAGE.format(table=table, columns=_COLUMNS)
+        self.page_of_rare = _PAGE_OF_RARE.format(table=table, columns=_COLUMNS, rare=f"r.{RARE}")
+        self.count, self.count_due, self.count_rare = (
+            _COUNTED.format(rows=rows.format(table=table, rare=f"r.{RARE}"))
+            for rows in (_ROWS_OF_KEYS, _ROWS_DUE, _ROWS_OF_RARE)
+        )
 
 
 def _expected(table: str, columns: dict[str, tuple[str, str]], first: int) -> str:

@@ -17,6 +17,7 @@ from pyncette.postgres.sql import Statements
 from pyncette.store import (
     Applied,
     Claimed,
+    Counted,
     Filter,
     Group,
     Identity,
@@ -29,7 +30,7 @@ from pyncette.store.record import ABSENT, ANY, Delete, Patch, Record, State, rec
 from pyncette.store.sql.conditional import ConditionalWrite, HeldRecords, Look
 from pyncette.store.sql.conflicts import retried
 from pyncette.store.sql.low_water import LowWaterMarks
-from pyncette.store.sql.rows import prefix_end
+from pyncette.store.sql.rows import counted, is_rare, merged_page, prefix_end
 
 EXAMINED_MAX: Final = 5_000
 """Maximum rows that a page of a filtered scan examines, so that no call takes long."""
@@ -287,6 +288,19 @@ class PostgresTable:
         states, prefix, due_before = where
         end = (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY
         keys = (group, cursor or "", prefix, end)
+        if states is not None and is_rare(where):
+            pages = [
+                await _fetch(
+                    connection,
+                    self._statements.page_of_rare,
+                    *keys,
+                    state.value,
+                    due_before,
+                    limit + 1,
+                )
+                for state in states
+            ]
+            return merged_page([[record_of(row) for row in rows] for rows in pages], limit)
         last_examined: str | None = None
         if states is not None or due_before is not None:
             rows = await _fetch(
@@ -304,6 +318,23 @@ class PostgresTable:
         )
         records = [record_of(row) for row in rows[:limit]]
         return Page(records, records[-1].key if len(rows) > limit else last_examined)
+
+    async def count(self, connection: Connection, group: str, where: Filter, limit: int) -> Counted:
+        """See ``pyncette.store.Store.count``."""
+        states, prefix, due_before = where
+        examined_max = max(EXAMINED_MAX, limit)
+        names = None if states is None else [state.value for state in states]
+        match: tuple[Any, ...] = (due_before, names, group)
+        statements = self._statements
+        if is_rare(where) and not prefix:
+            statement = statements.count_rare
+        elif due_before is not None and not prefix:
+            statement = statements.count_due
+        else:
+            statement = statements.count
+            match += (prefix, (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY)
+        [(examined, matches)] = await _fetch(connection, statement, *match, examined_max + 1)
+        return counted(examined, matches, examined_max, limit)
 
 
 def _source_of(record: Record, groups: Sequence[str], keys: Sequence[str | None]) -> int:

@@ -39,6 +39,7 @@ from pyncette.redis.topology import Call, Cluster, Outcome, Script, Topology, by
 from pyncette.store import (
     Applied,
     Claimed,
+    Counted,
     Failed,
     Filter,
     Group,
@@ -74,6 +75,7 @@ LEGACY_LOOK_S: Final = 2.0
 _CLAIM: Final = Script("claim")
 _WRITE: Final = Script("write")
 _SCAN: Final = Script("scan")
+_COUNT: Final = Script("count")
 
 _TOPOLOGIES: Final[dict[str, Callable[[Target], Topology]]] = {
     "single": fixed,
@@ -596,6 +598,31 @@ class RedisStore:
             ],
             None if last is None else decoded(last),
         )
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        states, prefix, due_before = where
+        due, records, keys = self._names.of(group)
+        start = b"[" + encoded(prefix) if prefix else b"-"
+        end = b"(" + encoded(prefix) + b"\xff" if prefix else b"+"
+        command: tuple[Any, ...] | None = None
+        if states is None and due_before is None:
+            command = ("ZLEXCOUNT", keys, start, end)
+        elif states is None and not prefix:
+            command = ("ZCOUNT", due, "-inf", f"({due_before}")
+        if command is not None:
+            # The sorted set knows it, however many records there are.
+            answers = _answers(
+                await self._topology.perform(Lane.USERS, [Call(self._slot(group), None, command)])
+            )
+            [number] = answers[0]
+            return Counted(min(number, limit), number <= limit)
+        arguments: list[Argument] = [start, end, limit, max(limit, EXAMINED_MAX)]
+        arguments.append("" if due_before is None else due_before)
+        arguments.append(0 if states is None else 1)
+        arguments += states or ()
+        call = Call(self._slot(group), _COUNT, (2, keys, records, *arguments))
+        [[(count, more)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
+        return Counted(count, not more)
 
     async def now(self) -> int | None:
         seconds, microseconds = await self._ask_any("TIME")

@@ -21,6 +21,7 @@ from pyncette.sqlite.table import SqliteTable
 from pyncette.sqlite.thread import ConnectionThread
 from pyncette.store import (
     Claimed,
+    Counted,
     Filter,
     Identity,
     Key,
@@ -203,6 +204,14 @@ class SqliteStore:
             urgent=False,
         )
         return page
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        counted: Counted = await self._thread.call(
+            lambda connection: self._table.count(connection, group, where, limit),
+            None,
+            urgent=False,
+        )
+        return counted
 
     async def now(self) -> int | None:
         return None

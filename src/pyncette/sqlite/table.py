@@ -25,6 +25,7 @@ from pyncette.sqlite.errors import is_too_big, refuses_value
 from pyncette.store import (
     Applied,
     Claimed,
+    Counted,
     Failed,
     Filter,
     Group,
@@ -49,7 +50,15 @@ from pyncette.store.record import (
     dump_progress,
     record_of,
 )
-from pyncette.store.sql.rows import COLUMNS, describe_foreign_table, prefix_end
+from pyncette.store.sql.rows import (
+    COLUMNS,
+    RARE,
+    counted,
+    describe_foreign_table,
+    is_rare,
+    merged_page,
+    prefix_end,
+)
 
 EXAMINED_MAX: Final = 5_000
 """Maximum rows that one page of a filtered scan examines, so that other calls need not wait."""
@@ -83,6 +92,10 @@ CREATE TABLE IF NOT EXISTS {table} (
 )"""
 _INDEX: Final = """\
 CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at IS NOT NULL"""
+# The few records that do not simply go from run to run, for lists and counts of them. A plain run
+# changes nothing in it.
+_INDEX_OF_RARE: Final = f"""\
+CREATE INDEX IF NOT EXISTS {{table}}_rare ON {{table}} ("group", state, "key") WHERE {RARE}"""
 
 
 class SqliteTable:
@@ -96,7 +109,11 @@ class SqliteTable:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.schema = (_TABLE.format(table=name), _INDEX.format(table=name))
+        self.schema = (
+            _TABLE.format(table=name),
+            _INDEX.format(table=name),
+            _INDEX_OF_RARE.format(table=name),
+        )
 
         version = (
             f"CASE WHEN typeof(version) = 'integer' AND version BETWEEN 1 AND {_VERSION_MAX} "
@@ -215,6 +232,22 @@ class SqliteTable:
             f"SELECT {columns} FROM {name} AS t WHERE {keys} AND (? IS NULL OR due_at < ?) "
             "AND (? IS NULL OR state IN (SELECT value FROM json_each(?))) "
             'ORDER BY "key" LIMIT ?'
+        )
+        self._page_of_rare = (
+            f"SELECT {columns} FROM {name} AS t WHERE {keys} AND state = ? AND {RARE} "
+            'AND (? IS NULL OR due_at < ?) ORDER BY "key" LIMIT ?'
+        )
+        matching = (
+            "SELECT count(*), coalesce(sum(matches), 0) FROM (SELECT "
+            "(? IS NULL OR coalesce(due_at < ?, 0)) "
+            "AND (? IS NULL OR state IN (SELECT value FROM json_each(?))) AS matches "
+            f"FROM {name} "
+        )
+        self._count = f'{matching} WHERE {keys} ORDER BY "key" LIMIT ?)'
+        self._count_due = f'{matching} WHERE "group" = ? AND due_at < ? ORDER BY due_at LIMIT ?)'
+        self._count_rare = (
+            f'{matching} WHERE "group" = ? AND {RARE} '
+            "AND state IN (SELECT value FROM json_each(?)) LIMIT ?)"
         )
         self._park = (
             f"UPDATE {name} SET due_at = NULL, state = '{State.PARKED}', token = NULL, "
@@ -577,6 +610,8 @@ class SqliteTable:
     ) -> Page:
         """See ``pyncette.store.Store.scan``. The cursor is the last key that was looked at."""
         states, prefix, due_before = where
+        if states is not None and is_rare(where):
+            return self._scan_of_rare(connection, group, where, cursor, limit)
         # Keys hold no NUL, so that nothing lies between a key and the same with one appended.
         first = _bytes(prefix if cursor is None else f"{cursor}\0")
         prefix_ends = prefix_end(prefix) if prefix else None
@@ -595,6 +630,52 @@ class SqliteTable:
         ).fetchall()
         records = [_record(connection, row) for row in rows[:limit]]
         return Page(records, rows[limit - 1][1] if len(rows) > limit else last_examined)
+
+    def _scan_of_rare(
+        self,
+        connection: sqlite3.Connection,
+        group: str,
+        where: Filter,
+        cursor: str | None,
+        limit: int,
+    ) -> Page:
+        """The same, by the index of rare states: nothing else is looked at."""
+        states, prefix, due_before = where
+        first = _bytes(prefix if cursor is None else f"{cursor}\0")
+        prefix_ends = prefix_end(prefix) if prefix else None
+        end = None if prefix_ends is None else _bytes(prefix_ends)
+        pages = []
+        for state in sorted(states or ()):
+            rows = connection.execute(
+                self._page_of_rare,
+                (group, first, end, state, due_before, due_before, limit + 1),
+            )
+            pages.append([_record(connection, row) for row in rows])
+        return merged_page(pages, limit)
+
+    def count(
+        self, connection: sqlite3.Connection, group: str, where: Filter, limit: int
+    ) -> Counted:
+        """See ``pyncette.store.Store.count``."""
+        states, prefix, due_before = where
+        wanted = None if states is None else json.dumps(sorted(states))
+        match = (due_before, due_before, wanted, wanted)
+        examined_max = max(EXAMINED_MAX, limit)
+        if is_rare(where) and not prefix:
+            rows = connection.execute(
+                self._count_rare, (*match, group, wanted, examined_max + 1)
+            ).fetchall()
+        elif due_before is not None and not prefix:
+            rows = connection.execute(
+                self._count_due, (*match, group, due_before, examined_max + 1)
+            ).fetchall()
+        else:
+            prefix_ends = prefix_end(prefix) if prefix else None
+            end = None if prefix_ends is None else _bytes(prefix_ends)
+            keys = (group, _bytes(prefix), end)
+            rows = connection.execute(self._count, (*match, *keys, examined_max + 1)).fetchall()
+        [(examined, matches)] = rows
+        return counted(examined, matches, examined_max, limit)
 
 
 def decode_leniently(text: bytes) -> str:

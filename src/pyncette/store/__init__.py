@@ -1,7 +1,7 @@
 """The storage contract: the calls that the scheduler makes to a store.
 
 A store keeps records, and changes a record if its version matches. It contains no rule about runs:
-these are in ``pyncette.engine.rules``. To write a store, implement ``Store`` (six calls), or the
+these are in ``pyncette.engine.rules``. To write a store, implement ``Store`` (seven calls), or the
 four primitives of ``pyncette.store.cas.CasBackend``, and test it with
 ``pyncette.testing.conformance``.
 
@@ -171,11 +171,32 @@ class Page(NamedTuple):
     cursor: str | None
 
 
+class Counted(NamedTuple):
+    """How many records match.
+
+    Attributes:
+        matches: The number of records that match, at most the limit.
+        complete: Whether these are all. If not, there may be more: the limit was reached, or the
+            store has looked at as many records as one call may.
+    """
+
+    matches: int
+    complete: bool
+
+
 class Watch(Protocol):
     """A registration made by ``Store.watch``."""
 
     def close(self) -> None:
         """Ends the registration. No callback is made afterwards. May be called twice."""
+
+
+class Scans(Protocol):
+    """What can be read page by page."""
+
+    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
+        """See ``Store.scan``."""
+        ...
 
 
 class Store(Protocol):
@@ -259,6 +280,15 @@ class Store(Protocol):
         """
         ...
 
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        """Counts the records of a group that match, up to ``limit``.
+
+        No call takes long, however many records there are. What an index tells, or at most as many
+        records as a page of a filtered scan looks at, is counted; for more, the answer is that it
+        is not complete. Records that are written meanwhile may be counted or not.
+        """
+        ...
+
     async def now(self) -> int | None:
         """Returns the instant on the store's own clock; None if it uses the machine's clock.
 
@@ -291,7 +321,7 @@ def expectation_holds(write: Write, current: Record | None) -> bool:
 
 
 async def scan_all(
-    store: Store, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
+    store: Scans, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
 ) -> AsyncIterator[Record]:
     """Yields every record of a group that matches, page by page."""
     cursor: str | None = None
@@ -302,6 +332,26 @@ async def scan_all(
         if page.cursor is None:
             return
         cursor = page.cursor
+
+
+async def count_by_scan(store: Scans, group: str, where: Filter, limit: int, pages: int) -> Counted:
+    """Counts by reading the records: for stores that cannot count otherwise.
+
+    Args:
+        store: The store.
+        group, where, limit: As in ``Store.count``.
+        pages: Maximum pages to read.
+    """
+    count, cursor = 0, None
+    for _ in range(pages):
+        page = await store.scan(group, where, cursor, max(limit + 1 - count, 1_000))
+        count += len(page.records)
+        cursor = page.cursor
+        if count > limit:
+            return Counted(limit, False)
+        if cursor is None:
+            return Counted(count, True)
+    return Counted(count, False)
 
 
 def check_store(store: Any, factory: Any) -> None:

@@ -1,6 +1,6 @@
 """A store built on compare-and-set, for databases that can only change one row conditionally.
 
-``CasStore`` derives the six calls of ``pyncette.store.Store`` from the four primitives of
+``CasStore`` derives the seven calls of ``pyncette.store.Store`` from the four primitives of
 ``CasBackend``. It knows how to claim from an index that may lag, and how to retry after another
 worker changed a record first. Requests, batch sizes and throttling are the backend's concern.
 """
@@ -17,6 +17,7 @@ from pyncette.errors import StoreError, StoreUnavailableError
 from pyncette.store import (
     Applied,
     Claimed,
+    Counted,
     Failed,
     Filter,
     Group,
@@ -30,6 +31,7 @@ from pyncette.store import (
     WakeCallback,
     Watch,
     Write,
+    count_by_scan,
     next_version,
 )
 from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State
@@ -54,6 +56,9 @@ that it must not claim."""
 
 LOOK_GROWTH: Final = 4
 """Factor by which such a claim reads more each time."""
+
+COUNT_PAGES_MAX: Final = 10
+"""Maximum pages that a count reads, where the backend has no better way."""
 
 WRITE_ROUNDS_MAX: Final = 1_000
 """Maximum rounds of a write. A further round is needed if another writer made its change first.
@@ -247,6 +252,9 @@ class CasStore:
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._backend.scan(group, where, cursor, limit)
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await count_by_scan(self._backend, group, where, limit, COUNT_PAGES_MAX)
 
     async def now(self) -> int | None:
         return None

@@ -14,6 +14,7 @@ from pyncette.clock import Clock, realtime
 from pyncette.errors import StoreUnavailableError, describe
 from pyncette.store import (
     Claimed,
+    Counted,
     Filter,
     Identity,
     Page,
@@ -100,6 +101,9 @@ class DeadlineStore:
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._bounded("scan", self._store.scan(group, where, cursor, limit))
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await self._bounded("count", self._store.count(group, where, limit))
 
     async def now(self) -> int | None:
         return await self._bounded("now", self._store.now())

@@ -25,6 +25,7 @@ from pyncette.clock import Clock
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import (
     Claimed,
+    Counted,
     Failed,
     Filter,
     Identity,
@@ -42,7 +43,7 @@ from pyncette.store.record import Record
 
 T = TypeVar("T")
 
-CALLS: Final = ("claim", "write", "get", "scan", "now", "watch")
+CALLS: Final = ("claim", "write", "get", "scan", "count", "now", "watch")
 """The names of the calls of a store."""
 
 
@@ -393,6 +394,11 @@ class FaultyStore:
             "scan",
             (group, where, cursor, limit),
             lambda: self._store.scan(group, where, cursor, limit),
+        )
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await self._faults.strike(
+            "count", (group, where, limit), lambda: self._store.count(group, where, limit)
         )
 
     async def now(self) -> int | None:

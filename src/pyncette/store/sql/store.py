@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from pyncette.errors import StoreError
 from pyncette.store import (
     Claimed,
+    Counted,
     Filter,
     Identity,
     Page,
@@ -66,6 +67,10 @@ class Table(Protocol):
     async def scan(
         self, connection: Connection, group: str, where: Filter, cursor: str | None, limit: int
     ) -> Page: ...
+
+    async def count(
+        self, connection: Connection, group: str, where: Filter, limit: int
+    ) -> Counted: ...
 
     async def now(self, connection: Connection) -> int: ...
 
@@ -164,6 +169,11 @@ class SqlStore:
         return await self._users.run(
             lambda connection: self._table.scan(connection, group, where, cursor, limit),
             reads=True,
+        )
+
+    async def count(self, group: str, where: Filter, limit: int) -> Counted:
+        return await self._users.run(
+            lambda connection: self._table.count(connection, group, where, limit)
         )
 
     async def now(self) -> int | None:

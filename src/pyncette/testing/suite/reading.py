@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyncette.store import EVERYTHING, Filter, Key, Store, Write
+from pyncette.store import EVERYTHING, Counted, Filter, Key, Store, Write
 from pyncette.store.record import ABSENT, ANY, LATEST_INSTANT, Delete, Patch, State
 from pyncette.testing.suite.harness import (
     ENDLESS,
@@ -245,6 +245,47 @@ class Reading(Suite):
         for limit in (1, 2, 1_000):
             records = await pages_of(store, "reports", where, limit)
             assert keys_of(records) == sorted(expected)
+
+    @on_store
+    async def test_a_count_is_exact_up_to_its_limit_and_says_so_beyond(self, store: Store) -> None:
+        assert await store.count("reports", EVERYTHING, 5) == Counted(0, True)
+        await self.add(store, "reports", *"abcdefg")
+        await self.add(store, "reports:1", "other")
+        assert await store.count("reports", EVERYTHING, 100) == Counted(7, True)
+        assert await store.count("reports", EVERYTHING, 7) == Counted(7, True)
+        assert await store.count("reports", EVERYTHING, 6) == Counted(6, False)
+        assert await store.count("reports", EVERYTHING, 1) == Counted(1, False)
+
+    @on_store
+    async def test_a_count_counts_what_a_scan_returns(self, store: Store) -> None:
+        batch = [
+            new("reports", f"{key}{state}{due_at}", state=state, due_at=due_at)
+            for state in State
+            for due_at in (NOW - 1, NOW, NOW + 1, None)
+            for key in ("a%", "ab", "b", "é")
+        ]
+        await store.write(batch, NOW)
+        await self.index_catches_up(store)
+        for states in (None, [], *([state] for state in State), ["paused", "parked"], list(State)):
+            for prefix in ("", "a", "a%", "é", "z"):
+                for due_before in (None, NOW, NOW + 1):
+                    chosen = None if states is None else frozenset(map(State, states))
+                    where = Filter(chosen, prefix, due_before)
+                    matching = len(await pages_of(store, "reports", where, 7))
+                    assert await store.count("reports", where, 1_000) == (matching, True), where
+                    if matching > 1:
+                        counted = await store.count("reports", where, matching - 1)
+                        assert counted == (matching - 1, False), where
+
+    @on_store
+    async def test_a_count_is_never_more_than_there_is(self, store: Store) -> None:
+        for state in (State.SCHEDULED, State.PARKED):
+            await self.add(store, "reports", f"{state}", state=state, due_at=None)
+        await store.write([Write("reports", "parked", Delete(), ANY)], NOW)
+        for states in (None, frozenset({State.PARKED}), frozenset({State.SCHEDULED})):
+            counted = await store.count("reports", Filter(states), 10)
+            gone = states == frozenset({State.PARKED})
+            assert counted == (0 if gone else 1, True)
 
     @on_store
     async def test_a_scan_is_stable_while_others_write(self, store: Store) -> None:

@@ -1,0 +1,120 @@
+"""What is in the store as a whole: static tasks, and what no task of this app claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pyncette.bulk import BulkResult, OnFailure, Progress
+from pyncette.calls.bulk import Bulk, Tally
+from pyncette.calls.identity import check_declared
+from pyncette.calls.listing import state_of
+from pyncette.calls.parked import rerun
+from pyncette.calls.requests import Requests, Wish
+from pyncette.engine.steering import pause_identity
+from pyncette.engine.templates import registered_templates, registration_of
+from pyncette.errors import printable
+from pyncette.model import StateName, TaskCount, TaskState, UnknownTask, Where
+from pyncette.store import EVERYTHING, Write, scan_all
+from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Change, Record, group_of
+from pyncette.task import Task
+
+COUNT_LIMIT = 10_000
+"""Up to how many instances of an unknown template are counted."""
+
+
+class Inventory:
+    """The calls; see ``PyncetteContext`` for what they promise."""
+
+    def __init__(self, requests: Requests, bulk: Bulk, tasks: Callable[[], Sequence[Task]]) -> None:
+        """Looks at the store of an app that declares these tasks."""
+        self._requests = requests
+        self._bulk = bulk
+        self._tasks = tasks
+
+    async def static_tasks(self) -> list[TaskState]:
+        tasks = [task for task in self._tasks() if not task.dynamic]
+        records = await self._requests.store.get([(task.group, task.key) for task in tasks])
+        now = self._requests.clock.microseconds()
+        return [
+            state_of(task, record, now)
+            for task, record in zip(tasks, records, strict=True)
+            if record is not None
+        ]
+
+    async def unknown(self) -> list[UnknownTask]:
+        store = self._requests.store
+        found: list[UnknownTask] = []
+        templates = {task.name for task in self._tasks() if task.dynamic}
+        for name, partition_count in await registered_templates(store):
+            if name in templates:
+                continue
+            count, exact = 0, True
+            for group in _groups(name, partition_count):
+                counted = await store.count(group, EVERYTHING, COUNT_LIMIT - count + 1)
+                count, exact = count + counted.matches, exact and counted.complete
+                if count > COUNT_LIMIT:
+                    count, exact = COUNT_LIMIT, False
+                    break
+            found.append(UnknownTask(name, True, partition_count, TaskCount(count, exact)))
+        static = {task.name for task in self._tasks() if not task.dynamic}
+        left = [
+            UnknownTask(record.key, False, None, TaskCount(1, True))
+            async for record in scan_all(store, STATIC_GROUP)
+            if record.key not in static
+        ]
+        return [*found, *left]
+
+    async def purge(
+        self, name: str, progress: Progress | None, on_failure: OnFailure | None
+    ) -> BulkResult:
+        if not isinstance(name, str):
+            raise TypeError(f"The name of a task must be a string, not {name!r}")
+        if any(task.name == name for task in self._tasks()):
+            raise ValueError(
+                f"Task '{printable(name)}' is declared in this app: purge is for what a task that "
+                "was removed has left. Its instances are removed by unschedule_tasks."
+            )
+        tally = Tally(progress, on_failure)
+        store = self._requests.store
+        registered = dict(await registered_templates(store))
+        if name in registered:
+            groups = _groups(name, registered[name])
+            await self._bulk.clear(groups, tally)
+            if not tally.failed:
+                identities = [*registration_of(name), pause_identity(group_of(name))]
+                identities += map(pause_identity, groups)
+                for identity in dict.fromkeys(identities):
+                    await self._requests.submit(Write(*identity, DELETE, ANY))
+        await self._bulk.remove([Wish(STATIC_GROUP, name, _removed)], tally)
+        return tally.result()
+
+    async def retry_parked(
+        self,
+        template: Task,
+        where: Where | None,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        check_declared(template)
+        tally = Tally(progress, on_failure)
+        await self._bulk.change_where(template, _only_parked(where), rerun, tally)
+        return tally.result()
+
+
+def _only_parked(where: Where | None) -> Where:
+    where = Where() if where is None else where
+    if not isinstance(where, Where):
+        raise TypeError(f"where must be a Where, not {where!r}")
+    parked: set[StateName] = {"parked"}
+    states = parked if where.states is None else parked & set(where.states)
+    return Where(states, where.prefix, where.due_before, where.paused, where.failing)
+
+
+def _groups(name: str, partition_count: int | None) -> list[str]:
+    if partition_count is None:
+        return [group_of(name)]
+    return [group_of(name, number) for number in range(partition_count)]
+
+
+def _removed(current: Record | None, now: int) -> Change | None:
+    return None if current is None else DELETE
