@@ -58,19 +58,18 @@ class DefaultExecutor:
         """Starts the work and returns."""
         self.start(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> _Task:
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
         """As ``spawn_task``, for a coroutine, and without an ``await``."""
         loop = asyncio.get_running_loop()
         if loop.get_task_factory() is None:
             task = _start(work, loop)
             if task.done():
-                return task
+                return
         else:
             task = loop.create_task(work)
         self._tasks.append(task)
         if len(self._tasks) >= self._sweep_at:
             self._sweep()
-        return task
 
     def _sweep(self) -> None:
         self._tasks = [task for task in self._tasks if not task.done()]

@@ -453,12 +453,12 @@ class Scatterbrained:
 
 @pytest.mark.parametrize("mode", ExecutionMode)
 @pytest.mark.parametrize(
-    ("executor", "latest"),
-    [(DefaultExecutor, 3), (Scatterbrained, 4)],
-    ids=["at once, by the library's executor", "at the next poll, by another one"],
+    "executor",
+    [DefaultExecutor, Scatterbrained],
+    ids=["by the library's executor", "by another one"],
 )
 def test_a_run_that_is_cancelled_before_its_first_step_gives_back_its_record_and_its_slot(
-    executor: Any, latest: float, mode: ExecutionMode, caplog: pytest.LogCaptureFixture
+    executor: Any, mode: ExecutionMode, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         bench = Bench(executor_cls=executor, concurrency_limit=1)
@@ -478,7 +478,7 @@ def test_a_run_that_is_cancelled_before_its_first_step_gives_back_its_record_and
             await bench.advance(1)
             await bench.advance(1)
             [again] = bench.times
-            assert 3 <= again <= latest
+            assert again in (3, 4)  # at the same poll or the next one
             await bench.advance(2)
             assert bench.times == [again, 6]
 
