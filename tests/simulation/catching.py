@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
@@ -59,7 +59,7 @@ def known_plans() -> dict[str, Plan]:
     return {name: scenario.plan for name, scenario in scenarios()}
 
 
-def catch(wanted: Iterator[str] | list[str]) -> tuple[str, str] | None:
+def catch(wanted: Iterable[str]) -> tuple[str, str] | None:
     """The first history that breaks a promise, and the promise; None if all keep them."""
     known = known_plans()
     for name in wanted:

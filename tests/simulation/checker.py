@@ -21,6 +21,11 @@ from pyncette import FailureMode
 
 SECOND: Final = 1_000_000
 
+BEHIND_S: Final = 60.0
+"""What is later than this is behind."""
+
+_SHUTDOWNS: Final = (Death.SHUTDOWN, Death.CANCEL_CLOSING)
+
 _CANCELS: Final = (Death.CANCEL, Death.CANCEL_TWICE, "cancel while it closes")
 """What the main of a program learns of, as ``CancelledError``."""
 
@@ -52,6 +57,8 @@ class Promise(StrEnum):
     FRUGAL = "the number of calls to the store is bounded"
     FRESH = "last_tick is fresh"
     AGAIN = "a body that outlives its lease is started again when the lease ends"
+    ALONE = "a large write travels alone, and few of them at once"
+    BEHIND = "what is minutes behind is said to be, and that it has caught up"
     APART = "runs do not see each other, nor who called first"
     CONTRACT = "the contract of the store is kept"
     ANSWERED = "every call of a user is answered"
@@ -214,6 +221,7 @@ class Checker:
             ("left behind", Promise.NO_STRAYS),
             ("crossed", Promise.APART),
             ("never closed", Promise.CLOSES),
+            ("crowded", Promise.ALONE),
             ("stuck", Promise.ENDS),
         ):
             for event in self._kinds[kind]:
@@ -280,7 +288,7 @@ class Checker:
                 elif event.kind == "run returned":
                     if "" not in told:
                         yield Violation(Promise.HEALTHY, event.time, f"{process}: run() returned")
-                    elif not self._plan.synchronous and told[""].details["how"] == "shutdown":
+                    elif not self._plan.synchronous and told[""].details["how"] in _SHUTDOWNS:
                         took = event.time - told[""].time - frozen_s
                         # A store call that is under way may take its deadline.
                         if took > (0.1 + 12 * self._plan.latency_s if self._calm else 24):
@@ -456,6 +464,9 @@ class Checker:
             return
         if self._calm and not task.at_most_once:
             yield from self._outlived(subject, task, runs)
+        if self._calm:
+            yield from self._economy(subject, task, runs)
+            yield from self._behind(subject, task, runs)
         if self._calm and longest < task.lease_s - 0.1 - 12 * self._plan.latency_s:
             yield from self._calm_record(subject, task, runs)
             if task.dynamic:
@@ -782,6 +793,61 @@ class Checker:
 
     # When nothing goes wrong.
 
+    def _economy(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """A plain run costs one write."""
+        if 30 * self._plan.latency_s > task.lease_s or any(
+            # Of a suspect the lease is extended first.
+            "heartbeat" in run.start.details["manner"] or run.start.details["attempt"] > 2
+            for run in runs
+        ):
+            return
+        writes = Counter(
+            (event.process, event.details["was_token"])
+            for event in self._writes[subject]
+            if event.details["change"] == "Patch" and event.details["was_token"] is not None
+        )
+        for claim in self._claims[subject]:
+            number = writes[claim.process, claim.details["token"]]
+            if number > 1:
+                yield Violation(
+                    Promise.FRUGAL, claim.time, f"{subject}: {number} writes after one claim"
+                )
+
+    def _behind(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
+        """A minute late is told of each run of a static task, and that it has caught up."""
+        if task.dynamic or task.fast_forward:
+            return
+        told = [event for event in self._kinds["behind"] if event.subject == subject]
+        for event in told:
+            if event.details["count"] and event.details["age"] < BEHIND_S:
+                yield Violation(Promise.BEHIND, event.time, f"{event.line().strip()}: too early")
+        was_behind = False
+        for run in runs:
+            start = run.start
+            late_s = (start.store_time - run.occurrence) / SECOND
+            if BEHIND_S - 1 < late_s < BEHIND_S + 1:
+                continue
+            near = [
+                event
+                for event in told
+                if event.process == start.process and start.time - 0.2 < event.time <= start.time
+            ]
+            if late_s > BEHIND_S:
+                was_behind = True
+                count = int(late_s // task.interval_s) + 1
+                if not any(
+                    abs(event.details["age"] - late_s) < 0.3
+                    and abs(event.details["count"] - count) <= 1
+                    for event in near
+                ):
+                    yield Violation(
+                        Promise.BEHIND, start.time, f"{subject} is {late_s:.1f} s late, untold"
+                    )
+            elif was_behind:
+                was_behind = False
+                if not any(event.details["count"] == 0 for event in near):
+                    yield Violation(Promise.BEHIND, start.time, f"{subject} has caught up, untold")
+
     def _outlived(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
         """A lease that ends while its body runs is taken over, once for each lease."""
         slack = 0.1 + 12 * self._plan.latency_s
@@ -859,7 +925,7 @@ class Checker:
             writer = [other for other in self._writes[subject] if other.time < claimed]
             if writer and not self._lives(writer[-1], start.time):
                 late -= plan.poll_s
-            full = plan.synchronous or plan.concurrency_limit < 100
+            full = plan.synchronous or plan.own_executor or plan.concurrency_limit < 100
             if late > slack and not full and self._served(ready, start.time):
                 yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
@@ -867,7 +933,8 @@ class Checker:
     def _sooner(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
         """What was scheduled runs in time, where no failure, and no later call, intervenes."""
         slack = 0.1 + 12 * self._plan.latency_s
-        if self._plan.synchronous or self._plan.concurrency_limit < 100:
+        plan = self._plan
+        if plan.synchronous or plan.own_executor or plan.concurrency_limit < 100:
             return
         calls = self._calls[subject]
         for call in calls:

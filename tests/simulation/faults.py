@@ -140,7 +140,7 @@ FAULTS: Final = (
                 f"{_DISPATCHER}_once_more", "give_back(record, SUSPECT_DELAY)", "give_back(record)"
             ),
         ),
-        "scenario: 11: many suspects, and a slow body, seed 0",
+        "scenario: 11: a few suspects, and a slow body, seed 0",
         Promise.FRUGAL,
     ),
     Fault(

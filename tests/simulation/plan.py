@@ -184,6 +184,8 @@ class Plan:
     batch_size: int = 100
     concurrency_limit: int = 100
     synchronous: bool = False
+    own_executor: bool = False
+    """Whether the program brings an executor of its own; see ``tests.simulation.users``."""
     eager: bool = False
     latency_s: float = 0.002
     store_clock: bool = True
@@ -246,6 +248,8 @@ def draw(seed: int, profile: str) -> Plan:
     lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
     processes = ["users", *(life.process for life in lives)]
+    # From a source of its own, so that the other draws of a seed stay what they were.
+    own_executor = not calm and Random(f"executor:{profile}:{seed}").random() < 0.1
     plan = Plan(
         seed=seed,
         profile=profile,
@@ -253,7 +257,8 @@ def draw(seed: int, profile: str) -> Plan:
         poll_s=random.choice((0.5, 1.0, 1.0, 3.0)),
         batch_size=100 if calm else random.choice((1, 3, 100, 100)),
         concurrency_limit=100 if calm else random.choice((1, 2, 5, 100, 100)),
-        synchronous=random.random() < 0.1,
+        synchronous=random.random() < 0.1 and not own_executor,
+        own_executor=own_executor,
         eager=random.random() < 0.2,
         latency_s=random.choice((0.0005, 0.002, 0.02)),
         store_clock=profile in ("clocks", "steps") or random.random() < 0.6,

@@ -503,25 +503,26 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
             ),
         ),
     )
-    yield (
-        "11: many suspects, and a slow body",
-        Scenario(
-            _plan(
-                (LEAST._replace(manners=(Manner.LONG,)), EVERY),
-                [
-                    _once(LEAST, f"i{number}", 3.0 + number / 400, number + 1)
-                    for number in range(50)
-                ],
-                [
-                    Fault(Kind.EDIT, 3.2, only=f"i{number}", how="unfinished_attempts=3")
-                    for number in range(50)
-                ],
-                TWO,
-                latency_s=0.0002,
+    for name, count in (("a few", 5), ("many", 50)):
+        yield (
+            f"11: {name} suspects, and a slow body",
+            Scenario(
+                _plan(
+                    (LEAST._replace(manners=(Manner.LONG,)), EVERY),
+                    [
+                        _once(LEAST, f"i{number}", 3.0 + number / 400, number + 1)
+                        for number in range(count)
+                    ],
+                    [
+                        Fault(Kind.EDIT, 3.2, only=f"i{number}", how="unfinished_attempts=3")
+                        for number in range(count)
+                    ],
+                    TWO,
+                    latency_s=0.0002,
+                ),
+                _has("start", "d0/i3"),
             ),
-            _has("start", "d0/i3"),
-        ),
-    )
+        )
     yield (
         "12: the store is slower than the lease of an at-most-once record",
         Scenario(
@@ -652,6 +653,58 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 eager=True,
             ),
             _has("lease lost"),
+        ),
+    )
+    yield (
+        "an executor of one's own fails now and then, and keeps runs waiting",
+        Scenario(
+            _plan(
+                (LEAST, MOST, BEATS, EVERY),
+                [
+                    *(_each(LEAST, f"i{number}", call=number + 1) for number in range(4)),
+                    *(_each(MOST, f"i{number}", call=number + 11) for number in range(3)),
+                    _each(BEATS, call=30),
+                ],
+                (),
+                (
+                    Life("w0", 0.0, 2.7),
+                    Life("w1", 0.0, 4.7, Death.CANCEL),
+                    Life("w2", 3.0, 6.7, Death.CANCEL_CLOSING),
+                    Life("w3", 5.0, 8.7, Death.CANCEL_AND_LEAVE),
+                ),
+                own_executor=True,
+                duration=20.0,
+            ),
+            _has("start"),
+        ),
+    )
+    yield (
+        "large arguments are scheduled beside small ones",
+        Scenario(
+            _plan(
+                (LEAST, TaskPlan("big", True, lease_s=2.0, args_bytes=250_000)),
+                [
+                    *(
+                        _once(TaskPlan("big", True), f"i{number % 6}", call=number + 1)
+                        for number in range(12)
+                    ),
+                    *(_once(LEAST, f"i{number}", call=number + 21) for number in range(6)),
+                ],
+                [Fault(Kind.SLOW, 0.4, 0.4, "users", 0.4, only="write")],
+            ),
+            _has("start", "big/i0"),
+        ),
+    )
+    late = _plan(
+        (EVERY._replace(interval_s=5.0), LEAST._replace(fast_forward=True)),
+        (_each(LEAST),),
+        duration=140.0,
+    )
+    yield (
+        "a worker comes two minutes late",
+        Scenario(
+            replace(late, lives=(Life("w0", 0.0, 2.0), Life("last", 132.0))),
+            _has("behind", "s0", count=0),
         ),
     )
     yield (

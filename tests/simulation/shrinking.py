@@ -67,6 +67,7 @@ def _simpler(plan: Plan) -> Iterator[Plan]:
         {"middleware": False},
         {"eager": False},
         {"synchronous": False},
+        {"own_executor": False},
         {"batch_size": 100},
         {"concurrency_limit": 100},
         {"latency_s": 0.002},

@@ -6,11 +6,12 @@ Both are written against the public interface alone, and note what they see in t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 from tests.simulation.plan import Action, Manner, TaskPlan, What
 from tests.simulation.world import USER, World
@@ -48,6 +49,50 @@ class OfNoKind(BaseException):
     """An exception that is no ``Exception``."""
 
 
+class OwnExecutor:
+    """As a program may bring one: two runs at once, others wait, and now and then it fails.
+
+    When it is left, what waits is never begun.
+    """
+
+    RUNS_MAX: Final = 2
+
+    def __init__(self, world: World, process: str, **configuration: Any) -> None:
+        self._world = world
+        self._process = process
+        self._running: set[asyncio.Task[Any]] = set()
+        self._waiting: deque[Coroutine[Any, Any, Any]] = deque()
+
+    async def __aenter__(self) -> Self:
+        self._context = copy_context()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        while self._waiting:
+            self._waiting.popleft().close()
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def spawn_task(self, work: Coroutine[Any, Any, Any]) -> None:
+        draw = self._world.random("executor", self._process, self._world.serial("executor"))
+        if draw.random() < 0.2 and self._world.loop.time() < self._world.plan.duration:
+            raise RuntimeError("simulated: no room")
+        self._waiting.append(work)
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._running) < self.RUNS_MAX:
+            work = self._waiting.popleft()
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(work, context=self._context.copy())
+            self._running.add(task)
+            task.add_done_callback(self._ended, context=self._context)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        self._begin()
+
+
 class Apps:
     """Apps as one program would declare them, one for each process."""
 
@@ -70,7 +115,11 @@ class Apps:
         plan = self._world.plan
         app = Pyncette(
             lambda **_: self._world.repository(process),
-            SynchronousExecutor if plan.synchronous else DefaultExecutor,
+            partial(OwnExecutor, self._world, process)
+            if plan.own_executor
+            else SynchronousExecutor
+            if plan.synchronous
+            else DefaultExecutor,
             timedelta(seconds=plan.poll_s),
             clock=self._world.clock(process),
             worker_name=process,
@@ -84,6 +133,9 @@ class Apps:
             note(process, "fixture closed")
 
         app.use_fixture("used_by_bodies", fixture)
+        app._backlog_observers.append(
+            lambda task, count, age_s: note(process, "behind", task.name, count=count, age=age_s)
+        )
         if plan.middleware:
 
             async def middleware(

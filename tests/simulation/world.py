@@ -46,6 +46,12 @@ LATE_MAX_S: Final = 2.0
 """A call may arrive so much later than it was sent, also when nobody waits for it any more."""
 
 
+LARGE: Final = 200_000
+"""A write with so many characters of arguments is large."""
+
+LARGE_MAX: Final = 4
+"""So many large writes of one process may be under way."""
+
 DRIFT_MAX_PPM: Final = 50
 """No clock drifts faster."""
 
@@ -543,6 +549,7 @@ class Client:
         self.closed = False
         self._world = world
         self._process = process
+        self._large = 0
 
     async def _call(self, name: str, make: Callable[[bool], T]) -> T:
         if self.closed:
@@ -574,9 +581,17 @@ class Client:
     ) -> list[Result]:
         batch, wake = list(batch), list(wake)
         server, process = self._world.store, self._process
-        results = await self._call(
-            "write", lambda partial: server.write(process, batch, now, wake, partial)
-        )
+        large = any(isinstance(one.change, Put) and len(one.change.args) > LARGE for one in batch)
+        self._large += large
+        if large and (len(batch) > 1 or self._large > LARGE_MAX):
+            what = f"{len(batch)} writes in the batch, {self._large} large ones under way"
+            self._world.note(process, "crowded", what=what)
+        try:
+            results = await self._call(
+                "write", lambda partial: server.write(process, batch, now, wake, partial)
+            )
+        finally:
+            self._large -= large
         return results[:-1] if list(self._world.active(Kind.SHORT, process)) else results
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:

@@ -1,0 +1,591 @@
+"""Every event on every small record: what must hold afterwards, whatever the record was.
+
+The explorer takes records as histories make them, and so meets a pause and a trigger and a
+replacement of one run rarely. Here all combinations are enumerated, also those that only a user's
+hand could make. What is asked: a record is due exactly if it can run; nothing that was requested is
+lost; whoever held the record can tell from its token what became of it; two requests in a row are
+as good as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Final
+
+import pytest
+from tests.simulation import model
+from tests.simulation.workers import at, every
+
+from pyncette.engine import rules
+from pyncette.engine.rules import CLOCK_ERROR_MAX, Policy, Verdict, Wanted
+from pyncette.model import FailureMode
+from pyncette.schedule import Schedule, dumps
+from pyncette.store import Write
+from pyncette.store.record import (
+    DELETE,
+    STATIC_GROUP,
+    Change,
+    Pending,
+    Progress,
+    Reading,
+    Record,
+    State,
+    dump_progress,
+    load_progress,
+    read,
+)
+
+NOW: Final = 10
+LEASE_END: Final = 15
+FAR: Final = NOW + 2 * CLOCK_ERROR_MAX
+EVERY: Final = every(3)
+NEW: Final = every(4)
+ONCE: Final = at(12)
+WANTED: Final = Wanted(NEW, "1 {}", "new")
+SOON: Final = Policy(failure_mode=FailureMode.UNLOCK, retry_after=7)
+NONE: Final = Policy(failure_mode=FailureMode.NONE)
+COMMIT: Final = Policy(failure_mode=FailureMode.COMMIT)
+FORWARD: Final = Policy(fast_forward=True)
+
+RESTING: Final = (State.PAUSED, State.PARKED, State.FINISHED)
+FLAGS: Final = [
+    Pending(paused=paused, triggered=triggered)
+    for paused, triggered in product((False, True), (None, 9))
+]
+
+
+def _requests(running: bool) -> Iterator[Pending | None]:
+    """What may be pending: while the record runs, a replacement or a new plan, too."""
+    yield None
+    yield from FLAGS[1:]
+    if running:
+        for flags, planned, incarnation in product(FLAGS, (None, 7, 14), ("old", "replaced")):
+            yield flags._replace(
+                schedule=dumps(ONCE), args="1 []", planned=planned, incarnation=incarnation
+            )
+
+
+def records(*states: State) -> Iterator[Reading]:
+    """Every small record in one of these states."""
+    for state, group, schedule, planned, triggered, failures, unfinished in product(
+        states, ("g", STATIC_GROUP), (EVERY, ONCE), (None, 8, 10, 12), (None, 9), (0, 1), (0, 1, 2)
+    ):
+        running = state is State.RUNNING
+        if running and not unfinished and not failures:
+            continue
+        for pending in _requests(running):
+            progress = Progress(
+                planned, "old", triggered, failures, pending, "e" * failures or None
+            )
+            dues: tuple[int | None, ...] = (None,)
+            if state is State.SCHEDULED:
+                dues = (progress.occurrence,)
+            elif state not in RESTING:
+                dues = (LEASE_END, NOW)
+            if (dues == (None,)) is not (state in RESTING):
+                continue
+            for due_at in dues:
+                token = None if state is State.PARKED and not failures else "t"
+                text = dump_progress(progress)
+                yield Reading(
+                    Record(
+                        *(group, "k", due_at, 5, token, state, unfinished),
+                        *(dumps(schedule), "1 {}", text),
+                    ),
+                    schedule,
+                    progress,
+                )
+
+
+def after(before: Reading, change: Change) -> Record | None:
+    """The record after a change, which must be whole."""
+    record = before.record
+    current, _ = model.written(
+        record, Write(record.group, record.key, change, record.version, None), NOW
+    )
+    if current is None:
+        assert change is DELETE
+        return None
+    assert (current.due_at is None) is (current.state in RESTING), current
+    progress = read(current).progress
+    if current.state == State.SCHEDULED:
+        # Unless it was triggered, or waits a little.
+        others = (_requested(before).triggered, NOW, NOW + 6)
+        assert current.due_at == progress.occurrence or current.due_at in others, current
+    if current.state == State.RUNNING:
+        assert record.state == State.RUNNING
+    assert progress.pending != Pending(), current
+    return current
+
+
+def _requested(before: Reading) -> Pending:
+    return before.progress.pending or Pending()
+
+
+def _replacement(before: Reading) -> Pending | None:
+    pending = _requested(before)
+    return pending if pending.schedule and pending.incarnation != "old" else None
+
+
+def _by_holder(before: Reading, change: Change) -> tuple[Record | None, Progress]:
+    """A holder ends the run: its own write is known from the token, its replacement applied."""
+    current = after(before, change)
+    if current is None:
+        assert before.record.group != STATIC_GROUP
+        return None, before.progress
+    assert current.token == before.record.token
+    if before.record.unfinished_attempts:
+        assert rules.verdict(current, before) is Verdict.SETTLED, (before, current)
+    return current, load_progress(current.progress)
+
+
+def _is_promoted(before: Reading, current: Record | None) -> bool:
+    """Whether the requested replacement has taken the place of the record, with its flags."""
+    wanted = _requested(before)
+    assert current is not None
+    progress = load_progress(current.progress)
+    whole = (current.schedule, current.args, progress.planned, progress.incarnation) == (
+        wanted.schedule,
+        wanted.args,
+        wanted.planned,
+        wanted.incarnation,
+    )
+    flagged = (
+        (State.SCHEDULED, wanted.triggered, wanted.triggered, wanted.paused)
+        if wanted.triggered is not None
+        else (State.PAUSED, None, None, False)
+        if wanted.paused
+        else (State.SCHEDULED, wanted.planned, None, False)
+        if wanted.planned is not None
+        else (State.FINISHED, None, None, False)
+    )
+    paused = progress.pending is not None and progress.pending.paused
+    found = (current.state, current.due_at, progress.triggered, paused)
+    fresh = (progress.failures, progress.error, current.unfinished_attempts) == (0, None, 0)
+    left = Pending() if progress.pending is None else progress.pending
+    return whole and found == flagged and fresh and left._replace(paused=False) == Pending()
+
+
+@pytest.mark.parametrize("policy", [NONE, FORWARD, COMMIT], ids=["done", "collapsed", "failed"])
+def test_what_follows_an_occurrence_is_the_next_one_or_what_was_requested(policy: Policy) -> None:
+    for before in records(State.RUNNING):
+        error = "no" if policy is COMMIT else None
+        change = (
+            rules.failed(before, policy, NOW, "no")
+            if policy is COMMIT
+            else rules.succeeded(before, policy, NOW)
+        )
+        current, progress = _by_holder(before, change)
+        record, schedule, old = before
+        wanted = _requested(before)
+        overdue = (
+            old.triggered is not None
+            and old.planned is not None
+            and old.planned <= NOW
+            and (wanted.planned is None or old.planned < wanted.planned)
+        )
+        if wanted.schedule is not None and (_replacement(before) or not overdue):
+            assert _is_promoted(before, current), (before, current)
+            continue
+        planned = old.planned
+        if wanted.schedule is None and old.triggered is None and planned is not None:
+            planned = (
+                schedule.skip(planned, NOW) if policy.fast_forward else schedule.following(planned)
+            )
+        if wanted.triggered is None and planned is None:
+            assert (current is None) is (record.group != STATIC_GROUP)
+            if current is not None:
+                assert (current.state, progress.planned) == (State.FINISHED, None)
+            continue
+        assert current is not None
+        assert (current.unfinished_attempts, progress.failures) == (0, 0)
+        assert (progress.planned, progress.incarnation) == (planned, "old")
+        assert progress.error == error
+        left = progress.pending or Pending()
+        assert left.schedule == wanted.schedule, "a new plan that waits is not forgotten"
+        assert left.triggered is None
+        if wanted.triggered is not None:
+            found = (current.state, current.due_at, progress.triggered, left.paused)
+            assert found == (State.SCHEDULED, 9, 9, wanted.paused)
+        else:
+            assert progress.triggered is None
+            assert not left.paused
+            assert current.state == (State.PAUSED if wanted.paused else State.SCHEDULED)
+            assert current.due_at == (None if wanted.paused else planned)
+
+
+@pytest.mark.parametrize("policy", [NONE, SOON], ids=["when the lease ends", "soon"])
+def test_a_failed_run_is_retried_unless_something_was_requested(policy: Policy) -> None:
+    for before in records(State.RUNNING):
+        current, progress = _by_holder(before, rules.failed(before, policy, NOW, "no"))
+        wanted, old = _requested(before), before.progress
+        if _replacement(before):
+            assert _is_promoted(before, current), (before, current)
+            continue
+        assert current is not None
+        assert (progress.planned, progress.error) == (old.planned, "no")
+        if wanted.paused:
+            _rests_in_the_middle(before, current, progress, old.failures + 1, 0)
+            continue
+        assert progress.failures == old.failures + 1
+        assert progress.pending == old.pending
+        assert (current.state, current.due_at, current.unfinished_attempts) == (
+            (State.RETRYING, NOW + 7, 0)
+            if policy is SOON
+            else (State.RUNNING, before.record.due_at, 0)
+        )
+
+
+def _rests_in_the_middle(
+    before: Reading, current: Record, progress: Progress, failures: int, unfinished: int
+) -> None:
+    """Paused in the middle of an occurrence, or first run for a trigger."""
+    wanted = _requested(before)
+    left = progress.pending or Pending()
+    assert left.schedule == wanted.schedule
+    if wanted.triggered is not None:
+        found = (current.state, current.due_at, progress.triggered, left.paused, progress.failures)
+        assert found == (State.SCHEDULED, 9, 9, True, 0)
+    else:
+        found_ = (current.state, left.paused, progress.failures, current.unfinished_attempts)
+        assert found_ == (State.PAUSED, False, failures, unfinished)
+    assert left.triggered is None
+
+
+@pytest.mark.parametrize("delay", [0, 6])
+def test_what_is_given_back_is_as_before_the_claim(delay: int) -> None:
+    for before in records(State.RUNNING):
+        record, _, old = before
+        current, progress = _by_holder(before, rules.given_back(before, NOW, delay))
+        if _replacement(before):
+            assert _is_promoted(before, current), (before, current)
+            continue
+        assert current is not None
+        unfinished = max(record.unfinished_attempts - 1, 0)
+        if _requested(before).paused and old.triggered is None:
+            _rests_in_the_middle(before, current, progress, old.failures, unfinished)
+            continue
+        assert progress == old
+        assert current.unfinished_attempts == unfinished
+        assert current.state == (State.RETRYING if unfinished or old.failures else State.SCHEDULED)
+        waits = delay or unfinished or old.failures or old.occurrence is None
+        assert current.due_at == (NOW + delay if waits else old.occurrence)
+
+
+def test_after_the_last_attempt_a_record_is_parked_unless_something_was_requested() -> None:
+    for before in records(State.RUNNING):
+        current, progress = _by_holder(before, rules.exhausted(before, "no"))
+        wanted, old = _requested(before), before.progress
+        if _replacement(before):
+            assert _is_promoted(before, current), (before, current)
+            continue
+        assert current is not None
+        assert (progress.planned, progress.triggered) == (old.planned, old.triggered)
+        assert (progress.error, current.unfinished_attempts) == ("no", 0)
+        if wanted.triggered is not None:
+            left = wanted._replace(triggered=None)
+            assert (current.state, current.due_at) == (State.SCHEDULED, wanted.triggered)
+            assert (progress.failures, progress.pending or Pending()) == (0, left)
+        else:
+            assert current.state == State.PARKED
+            assert (progress.failures, progress.pending) == (old.failures + 1, old.pending)
+
+
+def test_a_heartbeat_only_moves_the_end_of_the_lease() -> None:
+    for before in records(State.RUNNING):
+        current = after(before, rules.heartbeat(before.record, NOW, 9))
+        assert current is not None
+        assert current == before.record._replace(due_at=NOW + 9, version=current.version)
+        if before.record.unfinished_attempts:
+            assert rules.verdict(current, before) is Verdict.HELD
+
+
+# Requests of users.
+
+
+def _only_pending(before: Reading, change: Change, pending: Pending | None) -> None:
+    """Nothing but the pending requests changes, and the holder goes on holding the record."""
+    current = after(before, change)
+    assert current is not None
+    progress = before.progress._replace(pending=None if pending == Pending() else pending)
+    text = dump_progress(progress)
+    assert current == before.record._replace(progress=text, version=current.version)
+    if before.record.state == State.RUNNING and before.record.unfinished_attempts:
+        assert rules.verdict(current, before) is Verdict.HELD
+
+
+def _token_of(before: Reading) -> str | None:
+    """A request that ends a run takes the record from its holder."""
+    return None if before.record.state == State.RUNNING else before.record.token
+
+
+def test_scheduling_keeps_the_sooner_time_and_what_waits() -> None:
+    for before in records(*State):
+        record, _, old = before
+        change = rules.merged(record, WANTED, NOW)
+        if rules.alive(record, NOW):
+            assert change is None
+            continue
+        assert change is not None
+        current = after(before, change)
+        assert current is not None
+        progress = load_progress(current.progress)
+        assert (current.schedule, current.args) == (dumps(NEW), "1 {}")
+        if record.state == State.PARKED and old.occurrence is None:
+            assert current == _made_anew(before, current)
+            continue
+        assert current.token == _token_of(before)
+        assert current.unfinished_attempts == record.unfinished_attempts
+        flags = _requested(before)
+        assert (progress.pending or Pending()) == Pending(
+            paused=flags.paused, triggered=flags.triggered
+        )
+        first = NOW + 4
+        moves = record.state in (State.SCHEDULED, State.PAUSED, State.FINISHED)
+        sooner = first if old.planned is None else min(old.planned, first)
+        assert progress.planned == (sooner if moves or old.planned is None else old.planned)
+        assert progress[1:4] == old[1:4]
+        if record.state in (State.SCHEDULED, State.FINISHED):
+            assert (current.state, current.due_at) == (State.SCHEDULED, progress.occurrence)
+        else:
+            assert (current.state, current.due_at) == (record.state, record.due_at)
+
+
+def _made_anew(before: Reading, current: Record) -> Record:
+    text = dump_progress(Progress(NOW + 4, "new"))
+    return Record(
+        *(before.record.group, "k", NOW + 4, current.version, None, State.SCHEDULED, 0),
+        *(dumps(NEW), "1 {}", text),
+    )
+
+
+def test_replacing_is_creating_anew_at_once_or_when_the_run_ends() -> None:
+    for before in records(*State):
+        change = rules.replaced(before.record, WANTED, NOW)
+        if rules.alive(before.record, NOW):
+            pending = _requested(before)._replace(
+                schedule=dumps(NEW), args="1 {}", planned=NOW + 4, incarnation="new"
+            )
+            _only_pending(before, change, pending)
+            continue
+        current = after(before, change)
+        assert current is not None
+        assert current == _made_anew(before, current)
+
+
+def test_a_pause_rests_and_a_resumption_takes_it_back() -> None:
+    for before in records(*State):
+        record, _, old = before
+        change = rules.paused(before, NOW)
+        if record.state in RESTING:
+            assert change is None
+            continue
+        assert change is not None
+        if rules.alive(record, NOW):
+            _only_pending(before, change, _requested(before)._replace(paused=True))
+            taken_back = rules.resumed(read_after(before, change), NOW)
+            assert taken_back is not None
+            back = after(read_after(before, change), taken_back)
+            assert back is not None
+            left = _requested(before)._replace(paused=False)
+            assert (load_progress(back.progress).pending or Pending()) == left
+            continue
+        current = after(before, change)
+        assert current is not None
+        progress = load_progress(current.progress)
+        assert (current.state, current.token) == (State.PAUSED, _token_of(before))
+        assert current.unfinished_attempts == record.unfinished_attempts
+        assert (current.schedule, current.args) == (record.schedule, record.args)
+        assert progress[:4] == old[:4]
+        assert (progress.pending or Pending()) == _requested(before)._replace(paused=False)
+        assert rules.paused(read(current), NOW) is None
+
+
+def read_after(before: Reading, change: Change) -> Reading:
+    """The record after a change, read."""
+    current = after(before, change)
+    assert current is not None
+    return read(current)
+
+
+def test_what_is_resumed_goes_on_where_it_stood() -> None:
+    for before in records(*State):
+        record, _, old = before
+        change = rules.resumed(before, NOW)
+        if record.state != State.PAUSED:
+            if not _requested(before).paused:
+                assert change is None
+                continue
+            assert change is not None
+            _only_pending(before, change, _requested(before)._replace(paused=False))
+            continue
+        assert change is not None
+        current = after(before, change)
+        assert current is not None
+        middle = record.unfinished_attempts or old.failures
+        assert current.unfinished_attempts == record.unfinished_attempts
+        assert current.progress == record.progress
+        assert current.token == record.token
+        if middle:
+            assert (current.state, current.due_at) == (State.RETRYING, NOW)
+        elif old.occurrence is None:
+            assert current.state == State.FINISHED
+        else:
+            assert (current.state, current.due_at) == (State.SCHEDULED, old.occurrence)
+
+
+def test_a_trigger_runs_once_and_moves_no_plan() -> None:
+    for before in records(*State):
+        record, schedule, old = before
+        change = rules.triggered(before, NOW)
+        if record.state == State.RUNNING:
+            if _requested(before).triggered is not None:
+                assert change is None
+                continue
+            assert change is not None
+            _only_pending(before, change, _requested(before)._replace(triggered=NOW))
+            continue
+        if record.state == State.SCHEDULED and old.triggered is not None:
+            assert change is None
+            continue
+        assert change is not None
+        current = after(before, change)
+        assert current is not None
+        progress = load_progress(current.progress)
+        assert current.due_at == NOW
+        assert current.token == record.token
+        if record.state == State.RETRYING:
+            assert current == record._replace(due_at=NOW, version=current.version)
+            continue
+        assert current.state == State.SCHEDULED
+        assert (progress.failures, current.unfinished_attempts) == (0, 0)
+        retried = record.state == State.PARKED and old.occurrence is not None
+        assert progress.triggered == (old.triggered if retried else NOW)
+        planned = old.planned
+        if record.state == State.PARKED and old.occurrence is None:
+            planned = schedule.next(NOW)
+        assert progress.planned == planned
+        flags = _requested(before)
+        if record.state == State.PAUSED:
+            flags = flags._replace(paused=True)
+        assert (progress.pending or Pending()) == flags
+
+
+@pytest.mark.parametrize("schedule", [NEW, at(9), at(14)], ids=["often", "past", "once"])
+def test_a_static_task_that_is_replanned_keeps_what_is_begun_and_the_sooner_time(
+    schedule: Schedule,
+) -> None:
+    first = schedule.first(NOW)
+    for before in records(*State):
+        record, _, old = before
+        change = rules.replanned(record, schedule, NOW)
+        wanted = _requested(before)
+        if record.state == State.PARKED and old.occurrence is None:
+            assert change is not None
+            current = after(before, change)
+            assert current is not None
+            found = (current.state, current.due_at, current.schedule, current.token)
+            assert found == (State.SCHEDULED, first, dumps(schedule), None)
+            assert load_progress(current.progress) == Progress(first, "old")
+            continue
+        if dumps(schedule) == (wanted.schedule or record.schedule):
+            continue
+        assert change is not None
+        again = read_after(before, change)
+        assert rules.replanned(again.record, schedule, NOW) is None, "once is enough"
+        if record.state == State.RUNNING:
+            pending = wanted._replace(
+                schedule=dumps(schedule), args=record.args, planned=first, incarnation="old"
+            )
+            _only_pending(before, change, pending)
+            continue
+        current, progress = again.record, again.progress
+        assert (current.schedule, current.args) == (dumps(schedule), record.args)
+        assert (current.token, current.unfinished_attempts) == (
+            record.token,
+            record.unfinished_attempts,
+        )
+        assert (progress.incarnation, progress.triggered, progress.failures) == (
+            "old",
+            old.triggered,
+            old.failures,
+        )
+        assert (progress.pending or Pending()) == wanted
+        overdue = old.planned is not None and old.planned <= NOW
+        begun = old.triggered is None and (record.unfinished_attempts > 0 or old.failures > 0)
+        sooner = first if old.planned is None or first is None else min(old.planned, first)
+        match record.state:
+            case State.FINISHED:
+                planned = first
+            case State.SCHEDULED:
+                planned = old.planned if overdue else sooner
+            case State.PAUSED | State.RETRYING:
+                planned = old.planned if overdue or begun else sooner
+            case _:
+                planned = old.planned
+        assert progress.planned == planned
+        if record.state in (State.SCHEDULED, State.FINISHED):
+            assert (current.state, current.due_at) == (State.SCHEDULED, progress.occurrence)
+        else:
+            assert (current.state, current.due_at) == (record.state, record.due_at)
+
+
+@pytest.mark.parametrize("at_most_once", [False, True])
+@pytest.mark.parametrize("token", [None, "t"])
+def test_only_a_plan_that_contradicts_its_schedule_is_mended(
+    token: str | None, at_most_once: bool
+) -> None:
+    edge = EVERY.next(NOW + CLOCK_ERROR_MAX)
+    assert edge is not None
+    for state, planned, triggered in product(State, (None, 12, edge, edge + 1, FAR), (None, 9)):
+        progress = Progress(planned, "old", triggered)
+        due_at = None if state in RESTING else planned or 9
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 5, token, state, int(state == State.RUNNING)),
+            *(dumps(EVERY), "", dump_progress(progress)),
+        )
+        wrong = (
+            state == State.SCHEDULED
+            and triggered is None
+            and planned is not None
+            and planned > edge
+        )
+        if state == State.PARKED and progress.occurrence is None:
+            continue
+        change = rules.replanned(record, EVERY, NOW, at_most_once)
+        if not wrong or (at_most_once and token is not None):
+            assert change is None
+            continue
+        assert change is not None
+        current = after(Reading(record, EVERY, progress), change)
+        assert current is not None
+        assert (current.due_at, current.token) == (NOW + 3, None)
+        assert load_progress(current.progress) == Progress(NOW + 3, "old")
+
+
+def test_only_a_lease_that_has_not_ended_is_alive() -> None:
+    for before in records(*State):
+        record = before.record
+        holds = record.state == State.RUNNING and record.due_at == LEASE_END
+        assert rules.alive(record, NOW) is holds
+
+
+def test_three_attempts_without_an_outcome_make_a_suspect() -> None:
+    record = next(records(State.RUNNING)).record
+    for unfinished in range(5):
+        suspect = rules.suspect(record._replace(unfinished_attempts=unfinished))
+        assert suspect is (unfinished > 2)
+
+
+def test_another_claim_has_taken_what_has_another_token_or_is_gone() -> None:
+    for before in records(State.RUNNING):
+        if not before.record.unfinished_attempts:
+            continue
+        other = before.record._replace(token="u")
+        assert rules.verdict(None, before) is Verdict.LOST
+        assert rules.verdict(other, before) is Verdict.LOST
+        assert rules.verdict(before.record, before) is Verdict.HELD
+        # A claim that was repeated has taken a later occurrence with the same token.
+        later = dump_progress(before.progress._replace(planned=13))
+        assert rules.verdict(before.record._replace(progress=later), before) is Verdict.SETTLED
