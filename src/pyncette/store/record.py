@@ -359,7 +359,23 @@ def load_progress(text: str) -> Progress:
             raise ValueError(f"{planned} is not an instant")
         count = len(words)
         if count == 3:
-            return _progress_of((planned, words[2], *_PLAIN))
+            return _progress_of(
+                (
+                    planned,
+                    words[2],
+                    None,
+                    0,
+                    None,
+                    None,
+                    None,
+                    None,
+                    None,
+                    0,
+                    None,
+                    None,
+                    None,
+                )
+            )
         last: str | None = words[3]
         if words[3].startswith("{"):
             last, body = None, text.split(" ", 3)[3]
