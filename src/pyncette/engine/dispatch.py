@@ -230,7 +230,7 @@ class Dispatcher:
             claim.sent + holds_s,
             claim.took > lease_s / 10,
             claim.sent,
-            (clock.microseconds(), clock.monotonic()),
+            clock.microseconds() - clock.monotonic() * 1_000_000,
         )
 
     def _execution(self, batch: Batch, record: Record, now: int) -> Execution | None:
@@ -396,6 +396,7 @@ class Dispatcher:
             retry,
             None if at_most_once else beat_plan(task, worker.settings.heartbeat),
             retry is not None or policy.misfire_grace is not None,
+            task.fast_forward or policy.skip_overlap,
         )
 
 

@@ -21,7 +21,7 @@ from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.failures import Attempt, failure_of
 from pyncette.engine.heartbeats import BeatPlan
-from pyncette.engine.rules import Failure, Policy, Ran, Verdict, ran_of
+from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, MiddlewareFunc, Outcome, TaskFunc
@@ -111,6 +111,7 @@ class TaskParts:
         retry: The task's policy about retries.
         beats: Its automatic heartbeats.
         selective: Whether a record may be claimed and not run: too many attempts, or too late.
+        skips: Whether an outcome may skip occurrences.
     """
 
     worker: Worker
@@ -123,6 +124,7 @@ class TaskParts:
     retry: Retry | None
     beats: BeatPlan | None
     selective: bool
+    skips: bool
 
 
 class Batch(NamedTuple):
@@ -133,14 +135,14 @@ class Batch(NamedTuple):
         start_before: The monotonic instant from which their leases may have ended.
         extend: Whether the lease must be extended before the task starts.
         sent: The monotonic instant of the claim.
-        clocks: The instant and the monotonic instant at one moment.
+        since_epoch: What to add to a monotonic instant in microseconds to have the instant.
     """
 
     parts: TaskParts
     start_before: float
     extend: bool
     sent: float
-    clocks: tuple[int, float]
+    since_epoch: float
 
 
 class _Rare:
@@ -152,9 +154,10 @@ class _Rare:
         beating: Whether one is under way.
         interrupted: Whether the body was cancelled because its lease is lost.
         fencing_token: The version of the record at the claim, if the record has changed since.
+        ended: When the body ended, if its outcome could not be written at once.
     """
 
-    __slots__ = ("beat_at", "beating", "deadline", "fencing_token", "interrupted")
+    __slots__ = ("beat_at", "beating", "deadline", "ended", "fencing_token", "interrupted")
 
     def __init__(self) -> None:
         self.deadline: int | None = None
@@ -162,6 +165,7 @@ class _Rare:
         self.beating = False
         self.interrupted = False
         self.fencing_token: int | None = None
+        self.ended: int | None = None
 
 
 class Execution:
@@ -180,7 +184,6 @@ class Execution:
         "_loss",
         "_lost",
         "_parts",
-        "_ran",
         "_start_before",
         "begun",
         "ended",
@@ -201,7 +204,6 @@ class Execution:
         self.in_body = False
         self.ended = False
         self._failure: Failure | None = None
-        self._ran: Ran | None = None
         self.rare: _Rare | None = None
         self._lost = False
         self._loss = ""
@@ -278,6 +280,10 @@ class Execution:
             rare.interrupted = True
             self.runner.cancel()
 
+    def _end_interruption(self) -> None:
+        if self._interrupted and self.runner is not None:
+            self.runner.uncancel()
+
     @property
     def _interrupted(self) -> bool:
         return self.rare is not None and self.rare.interrupted
@@ -322,8 +328,8 @@ class Execution:
                 if not self._ends_the_run(error):
                     raise
                 self._failed(error)
-            if self.rare is not None and self.rare.interrupted and self.runner is not None:
-                self.runner.uncancel()
+            if self.rare is not None:
+                self._end_interruption()
             if not parts.at_most_once:
                 worker.writes.add(self)
         finally:
@@ -439,12 +445,9 @@ class Execution:
         if self._lost:
             self._log_lost()
             return None
-        ran = self._ran
-        if ran is None:
-            instant, monotonic = self._batch.clocks
-            started = instant + round((self._began - monotonic) * 1_000_000)
-            ran = self._ran = ran_of((started, now))
         failure = self._failure
+        started = int(self._began * 1_000_000 + self._batch.since_epoch)
+        ran = (started, now if self.rare is None or not self.rare.ended else self.rare.ended)
         if failure is None:
             return self.write(rules.succeeded(self.reading, self._parts.policy, now, ran))
         if failure.outcome is Outcome.SKIPPED:
@@ -458,9 +461,12 @@ class Execution:
         if isinstance(answer, Applied):
             if write.change is not DELETE:
                 self._parts.worker.wrote(write)
-            if self._failure is not None or self._parts.policy.skips:
+            if self._failure is not None or self._parts.skips:
                 self._log_what_follows(write.change)
             return Next.DONE
+        rare = self.rarely()
+        if rare.ended is None:
+            rare.ended = now
         if isinstance(answer, Refused):
             found = self.compare(answer.current)
             if found is Verdict.HELD:

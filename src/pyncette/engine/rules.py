@@ -41,9 +41,7 @@ integers: microseconds, UTC. A record is due when ``due_at <= now``; a lease is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import Final, NamedTuple
 
 from pyncette.engine.occurrences import overdue_count
@@ -115,11 +113,6 @@ class Policy(NamedTuple):
     skip_overlap: bool = False
     pace: int = 0
 
-    @property
-    def skips(self) -> bool:
-        """Whether an outcome may skip occurrences."""
-        return self.fast_forward or self.skip_overlap
-
 
 class Failure(NamedTuple):
     """An attempt that did not succeed.
@@ -141,15 +134,8 @@ class Failure(NamedTuple):
     outcome: Outcome | None = None
 
 
-class Ran(NamedTuple):
-    """When the body of an attempt started and ended, in microseconds; None: it has not ended."""
-
-    started: int
-    ended: int | None
-
-
-ran_of: Final[Callable[[tuple[int, int]], Ran]] = partial(tuple.__new__, Ran)
-"""Makes a ``Ran`` of a tuple, at a third of the cost of ``Ran(*tuple)``."""
+Ran = tuple[int, int | None]
+"""When the body of an attempt started and ended, in microseconds; None: it has not ended."""
 
 
 class Wanted(NamedTuple):
@@ -248,7 +234,7 @@ def advanced(reading: Reading, policy: Policy, now: int) -> Change:
     Only the start of the run is known then. An occurrence that a clock planned that was ahead is
     never planned anew: it may have run.
     """
-    return _occurrence_done(reading, policy, now, None, Ran(now, None), at_most_once=True)
+    return _occurrence_done(reading, policy, now, None, (now, None), at_most_once=True)
 
 
 def skipped(
@@ -306,7 +292,7 @@ def failed(
     pending = progress.pending
     progress = _with_failure(record, progress, failure, ran)._replace(pause=None)
     if policy.skip_overlap and progress.begun is None and ran is not None:
-        progress = progress._replace(begun=ran.started)
+        progress = progress._replace(begun=ran[0])
     if _asked_to_rest(pending, now):
         return _held_back(record, progress, 0)
     text = dump_progress(progress)
@@ -869,13 +855,11 @@ def _occurrence_done(
         upcoming = schedule.next(now + CLOCK_ERROR_MAX)
         if upcoming is not None and planned > upcoming:
             planned = schedule.next(now)
-    if pending is not None or failure is not None or progress.skipped:
-        return _go_on(reading, policy, now, planned, failure, ran)
-    # The common case.
-    if planned is None:
-        if record.group != STATIC_GROUP:
+    if pending is not None or failure is not None or progress.skipped or planned is None:
+        if planned is None and pending is None and record.group != STATIC_GROUP:
             return DELETE
         return _go_on(reading, policy, now, planned, failure, ran)
+    # The common case.
     due_at = planned if planned > now - BEHIND_MIN else _paced(schedule, policy, planned, now)
     last = progress.last if ran is None else _shown(ran)
     text = dump_position(planned, progress.incarnation, last)
@@ -906,7 +890,7 @@ def _skips(policy: Policy, progress: Progress, following: int, ran: Ran | None) 
         return policy.fast_forward
     if progress.begun is not None:
         return following > progress.begun
-    return ran is not None and following > ran.started
+    return ran is not None and following > ran[0]
 
 
 def _go_on(
