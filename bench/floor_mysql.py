@@ -19,9 +19,10 @@ import asyncmy
 
 from pyncette.mysql import MysqlOptions, mysql_repository, schema_sql
 from pyncette.store import Applied, Group, Write
-from pyncette.store.record import ABSENT, Delete, Patch, Put, State
+from pyncette.store.record import ABSENT, Delete, Patch, Put, Record, State
 
 BATCH = 100
+COLUMNS = ", ".join(f"`{column}`" for column in Record._fields)
 NOW = 1_764_000_000_000_000
 LEASE = 60_000_000
 
@@ -70,7 +71,7 @@ async def floor(url: str, runs: int = 20_000) -> float:
                 f"'scheduled', 0, '1 at {NOW}', '1 {{\"user\":{number}}}', '1 {NOW} {number:010x}')"
                 for number in range(first, first + BATCH)
             )
-            await cursor.execute(f"INSERT INTO {table} VALUES {values}")
+            await cursor.execute(f"INSERT INTO {table} ({COLUMNS}) VALUES {values}")
         done = 0
         started = perf_counter()
         while done < runs:

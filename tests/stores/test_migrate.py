@@ -413,9 +413,13 @@ def test_a_store_that_does_not_hold_still_is_given_up(legacy: Legacy) -> None:
 def test_the_table_is_like_one_that_was_made_for_this_release(legacy: Any) -> None:
     legacy.fill([mail("one", HOUR)])
     migrated(legacy)
-    ours = {f"{legacy.table}_due", f"{legacy.table}_pkey"}
+    ours = {f"{legacy.table}_due", f"{legacy.table}_rare", f"{legacy.table}_pkey"}
     if "sqlite_database" in legacy.options:
-        ours = {f"{legacy.table}_due", f"sqlite_autoindex_{legacy.table}_1"}
+        ours = {
+            f"{legacy.table}_due",
+            f"{legacy.table}_rare",
+            f"sqlite_autoindex_{legacy.table}_1",
+        }
     assert legacy.indexes() == ours
     migrated(legacy, drop_old=True)
     assert legacy.indexes() == ours

@@ -171,7 +171,7 @@ def test_a_forced_write_of_a_row_that_stays_held_fails_alone(place: Place, chang
 def test_a_creation_waits_a_moment_only_for_the_same_one_by_somebody_else(place: Place) -> None:
     async def test(store: Store, other: Other) -> None:
         await other.run(
-            "INSERT INTO {table} VALUES ('reports', 'a', 1, 1, NULL, 's', 0, '', '', '')"
+            "INSERT INTO {table} VALUES ('reports', 'a', 1, 1, NULL, 's', 0, '', '', '', DEFAULT)"
         )
         held, beside_it = await store.write([new("reports", "a"), new("reports", "b")], NOW)
         assert isinstance(held, Failed)
@@ -206,7 +206,10 @@ def test_a_creation_does_not_wait_for_who_deletes_it(place: Place) -> None:
 
 def test_a_deadlock_is_tried_again(place: Place) -> None:
     async def test(store: Store, other: Other) -> None:
-        insert = "INSERT INTO {table} VALUES ('{group}', '{key}', 1, 1, NULL, 's', 0, '', '', '')"
+        insert = (
+            "INSERT INTO {table} VALUES "
+            "('{group}', '{key}', 1, 1, NULL, 's', 0, '', '', '', DEFAULT)"
+        )
         # The transaction that wrote less is the one that the server gives up.
         for number in range(20):
             await other.run(insert.replace("{group}", "theirs").replace("{key}", f"{number}"))

@@ -801,12 +801,12 @@ def test_a_refused_write_among_many_undoes_none_of_the_others() -> None:
 def test_a_filtered_scan_of_many_rows_comes_in_short_pages() -> None:
     async def use(store: SqliteStore) -> None:
         await store.write([new(f"{number:05}") for number in range(6_000)], NOW)
-        await store.write([Write("reports", "05500", Patch(None, State.PAUSED, 0), -1)], NOW)
-        paused = Filter(frozenset([State.PAUSED]))
-        first = await store.scan("reports", paused, None, 10)
+        await store.write([Write("reports", "05500", Patch(None, State.RUNNING, 0), -1)], NOW)
+        running = Filter(frozenset([State.RUNNING]))
+        first = await store.scan("reports", running, None, 10)
         assert first.records == []
         assert first.cursor == "04999"
-        second = await store.scan("reports", paused, first.cursor, 10)
+        second = await store.scan("reports", running, first.cursor, 10)
         assert [record.key for record in second.records] == ["05500"]
         assert second.cursor is None
 

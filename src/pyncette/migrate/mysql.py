@@ -22,7 +22,8 @@ TABLE_NAME_CHARACTERS_MAX: Final = 61
 
 _COLUMNS: Final = """\
 SELECT column_name FROM information_schema.columns
-WHERE table_schema = DATABASE() AND table_name = '{table}' ORDER BY ordinal_position"""
+WHERE table_schema = DATABASE() AND table_name = '{table}'
+    AND COALESCE(generation_expression, '') = '' ORDER BY ordinal_position"""
 
 _OPTIONS: Final = tuple(
     f"mysql_{name}" for name in ("url", "host", "port", "user", "password", "database", "ssl")

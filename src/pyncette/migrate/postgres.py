@@ -48,7 +48,8 @@ ALTER TABLE {current} RENAME TO {old};
 ALTER INDEX IF EXISTS {current}_pkey RENAME TO {old}_pkey;
 ALTER TABLE {copy} RENAME TO {current};
 ALTER INDEX {copy}_pkey RENAME TO {current}_pkey;
-ALTER INDEX {copy}_due RENAME TO {current}_due;"""
+ALTER INDEX {copy}_due RENAME TO {current}_due;
+ALTER INDEX {copy}_rare RENAME TO {current}_rare;"""
 
 
 @asynccontextmanager

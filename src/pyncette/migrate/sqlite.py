@@ -110,6 +110,7 @@ class SqliteSource:
                 return False
             # Indexes cannot be renamed.
             connection.execute(f"DROP INDEX {copy}_due")
+            connection.execute(f"DROP INDEX {copy}_rare")
             connection.execute(f"ALTER TABLE {current} RENAME TO {old}")
             connection.execute(f"ALTER TABLE {copy} RENAME TO {current}")
             for statement in SqliteTable(current).schema:
