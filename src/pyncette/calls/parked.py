@@ -10,7 +10,7 @@ from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.engine import rules
 from pyncette.errors import printable
-from pyncette.store.record import Change, Record, State, UnreadableRecord, read
+from pyncette.store.record import Change, Record, State, UnreadableRecord
 from pyncette.task import Task
 from pyncette.task_options import INSTANCE_OPTIONS
 
@@ -27,7 +27,7 @@ async def rerun_parked(
         if record is None or record.state != State.PARKED:
             return None
         try:
-            reading = read(record)
+            reading = task.reading_of(record)
         except UnreadableRecord as error:
             raise ValueError(
                 f"'{printable(key)}' is parked because its record cannot be read, so it cannot be "
