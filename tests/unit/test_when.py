@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support import START, Bench, after, logged, micros, run, seconds
 
-from pyncette import Context, ExecutionMode, OnExisting, Pyncette
+from pyncette import Context, ExecutionMode, Instance, OnExisting, Pyncette
 from pyncette.schedule import (
     At,
     Bounded,
@@ -858,3 +858,50 @@ def test_the_parts_of_a_task_are_what_was_built_of_its_options() -> None:
     assert isinstance(plan, Jittered)
     assert isinstance(plan.schedule, Bounded)
     assert plan.schedule.next(instant_of(after(98))) is None
+
+
+def test_a_run_that_waits_for_its_jitter_is_not_late() -> None:
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"jitter": seconds(50), "misfire_grace": seconds(1)}
+        static = bench.app.task(name="x", schedule="* * * * *", **options)(bench.note)
+        async with bench.running():
+            await bench.advance(240)
+        due = [waits_of(static, "x", static.plan, at) for at in (60, 120, 180)]
+        assert bench.times == pytest.approx(due)
+        # Nobody works for a while: what waits still when work goes on again is in time.
+        last = waits_of(static, "x", static.plan, 600)
+        await bench.advance(last - 240 - 0.5)
+        again = bench.another_app()
+        again.task(name="x", schedule="* * * * *", **options)(bench.note)
+        async with bench.running(again):
+            await bench.advance(30)
+        assert bench.planned[3:4] == [600]
+
+    run(main())
+
+
+def test_instances_of_a_bulk_call_have_the_same_options() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        schedule = Cron("* * * * *") - Calendar("closed")
+        bench.app.calendar("closed")(lambda day: False)
+        async with bench.running() as context:
+            result = await context.schedule_tasks(
+                job,
+                [
+                    Instance("a", schedule=schedule, end_at=after(70), jitter=seconds(1)),
+                    Instance("b", execute_in=seconds(5)),
+                    Instance("c", interval=10, start_at=after(3), end_at=after(13)),
+                    Instance("d", interval=10, execute_in=seconds(5)),
+                    Instance("e", schedule=schedule - Calendar("unknown")),
+                ],
+            )
+            assert result.failed == 2
+            await bench.advance(100)
+        assert [(run.name, run.scheduled_at) for run in bench.runs] == [
+            *(("job:c", 3), ("job:b", 5), ("job:c", 13), ("job:a", 60))
+        ]
+
+    run(main())
