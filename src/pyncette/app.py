@@ -16,7 +16,7 @@ from contextlib import (
     AsyncContextDecorator,
     ExitStack,
 )
-from datetime import timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NoReturn, TypeVar, overload
 
 from pyncette.body import check_fixture, check_middleware, name_of
@@ -39,6 +39,7 @@ from pyncette.model import (
 )
 from pyncette.opening import open_context
 from pyncette.retry import Retry
+from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task, default_partition_selector
 from pyncette.task_options import check_pause, duration
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 _Fixture = TypeVar("_Fixture", bound=FixtureFunc)
 _Middleware = TypeVar("_Middleware", bound=MiddlewareFunc)
+_Calendar = TypeVar("_Calendar", bound=CalendarFunction)
 
 # Options of all stores, since a misspelt one is warned about whichever store is used. They are
 # repeated here because the classes that define them import drivers; a test compares the two.
@@ -120,6 +122,7 @@ class Pyncette:
         self._tasks: list[Task] = []
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
+        self._calendars = Calendars()
         self._tick_observers: list[Callable[[], AbstractContextManager[object]]] = []
         self._backlog_observers: list[Callable[[Task, int, float], None]] = []
         _warn_of_unknown(configuration)
@@ -136,8 +139,11 @@ class Pyncette:
         self,
         *,
         name: str | None = ...,
-        schedule: str,
+        schedule: str | Schedule,
         timezone: str | tzinfo | None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
@@ -161,6 +167,9 @@ class Pyncette:
         interval: timedelta | float,
         schedule: None = ...,
         timezone: None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -196,8 +205,11 @@ class Pyncette:
         self,
         *,
         name: str | None = ...,
-        schedule: str | None = ...,
+        schedule: str | Schedule | None = ...,
         timezone: str | tzinfo | None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
@@ -221,6 +233,9 @@ class Pyncette:
         interval: timedelta | float,
         schedule: None = ...,
         timezone: None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -251,8 +266,11 @@ class Pyncette:
         enabled_partitions: Collection[int] | None = ...,
         *,
         name: str | None = ...,
-        schedule: str | None = ...,
+        schedule: str | Schedule | None = ...,
         timezone: str | tzinfo | None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         interval: None = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
@@ -279,6 +297,9 @@ class Pyncette:
         interval: timedelta | float,
         schedule: None = ...,
         timezone: None = ...,
+        start_at: datetime | Json = ...,
+        end_at: datetime | Json = ...,
+        jitter: timedelta | Json = ...,
         fast_forward: bool = ...,
         failure_mode: FailureMode = ...,
         execution_mode: ExecutionMode = ...,
@@ -327,8 +348,33 @@ class Pyncette:
             task = kind(**{**options, "name": name}, func=body)
             if any(task.name == other.name for other in self._tasks):
                 raise ValueError(f"Duplicate task name '{task.name}'")
+            task.calendars = self._calendars
             self._tasks.append(task)
             return task
+
+        return declare
+
+    def calendar(self, name: str) -> Callable[[_Calendar], _Calendar]:
+        """Declares a calendar: days on which the schedules that name it do not run.
+
+        The function takes a ``date`` and returns whether it is in the calendar. It is asked for
+        one day after the other whenever an occurrence is planned, by every worker, so it must be
+        quick and must answer the same everywhere. A record whose calendar a worker has not
+        declared is left to other workers.
+
+        Args:
+            name: What schedules call it, as in ``Cron("0 9 * * *") - Calendar("de-holidays")``.
+
+        Raises:
+            ValueError: The name is invalid or taken.
+            TypeError: The function cannot be a calendar.
+        """
+        if callable(name):
+            raise TypeError('calendar takes a name: write @app.calendar("…")')
+
+        def declare(function: _Calendar) -> _Calendar:
+            self._calendars.declare(name, function)
+            return function
 
         return declare
 
@@ -419,6 +465,7 @@ class Pyncette:
             list(self._fixtures),
             list(self._middlewares),
             Hooks(self._tick, self._backlog),
+            self._calendars,
             self._heartbeat,
         )
         return open_context(parts, context_items or {})

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final
 
-from pyncette.model import Json
+from pyncette.model import UNSET, Json
+from pyncette.schedule import Schedule
 
 FAILURES_KEPT_MAX: Final = 1_000
 """How many failures a ``BulkResult`` keeps; ``on_failure`` gets all of them."""
@@ -27,20 +28,28 @@ class Instance:
         self,
         name: str,
         *,
-        schedule: str | None = None,
+        schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
+        execute_in: timedelta | Json = UNSET,
         timezone: str | tzinfo | None = None,
+        start_at: datetime | Json = UNSET,
+        end_at: datetime | Json = UNSET,
+        jitter: timedelta | Json = UNSET,
         **args: Json,
     ) -> None:
         """Describes an instance; it is checked when it is scheduled.
 
         Args:
             name: The name of the instance.
-            schedule: Cron expression.
+            schedule: Cron expression, or another schedule.
             interval: Distance between two runs.
             execute_at: The instant of the only run.
-            timezone: The time zone of ``schedule``.
+            execute_in: How long from now until the only run.
+            timezone: The time zone of a cron expression.
+            start_at: No run is planned before it.
+            end_at: No run is planned after it.
+            jitter: Each run waits for a part of it.
             args: Arguments of the task.
         """
         self.name = name
@@ -53,6 +62,8 @@ class Instance:
             options["execute_at"] = execute_at
         if timezone is not None:
             options["timezone"] = timezone
+        more = {"execute_in": execute_in, "start_at": start_at, "end_at": end_at, "jitter": jitter}
+        options.update((name, value) for name, value in more.items() if value is not UNSET)
         self.options = options
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.inventory import Inventory
 from pyncette.calls.listing import Listing
 from pyncette.calls.parked import rerun_parked
+from pyncette.calls.previewing import Previewing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
@@ -28,6 +29,7 @@ from pyncette.errors import (
     PyncetteException,
 )
 from pyncette.model import (
+    UNSET,
     Context,
     ContinuationToken,
     Heartbeat,
@@ -41,6 +43,7 @@ from pyncette.model import (
     UnknownTask,
     Where,
 )
+from pyncette.schedule import Calendars, Schedule
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
@@ -48,6 +51,7 @@ from pyncette.store.record import (
     DELETE,
 )
 from pyncette.task import Task
+from pyncette.when import in_time, option_or_argument
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,7 @@ class AppParts(NamedTuple):
     fixtures: Sequence[tuple[str, Callable[..., Any]]]
     middlewares: Sequence[MiddlewareFunc]
     hooks: Hooks
+    calendars: Calendars
     heartbeat: Heartbeat | None = None
 
 
@@ -119,6 +124,7 @@ class PyncetteContext:
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
+        self._previewing = Previewing(self._requests, parts.calendars)
         self._started = False
         self._cancelled = False
         self._closing = False
@@ -172,10 +178,14 @@ class PyncetteContext:
         instance_name: str,
         force: bool = False,
         *,
-        schedule: str | None = None,
+        schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
+        execute_in: timedelta | Json = UNSET,
         timezone: str | tzinfo | None = None,
+        start_at: datetime | Json = UNSET,
+        end_at: datetime | Json = UNSET,
+        jitter: timedelta | Json = UNSET,
         on_existing: OnExisting | None = None,
         **args: Json,
     ) -> Task:
@@ -189,11 +199,16 @@ class PyncetteContext:
             task: The template.
             instance_name: The name of the instance, unique in the template.
             force: Replace the instance even if it is running; its execution then loses its lease.
-            schedule: Cron expression, see ``pyncette.schedule.Cron``.
+            schedule: Cron expression, see ``pyncette.schedule.Cron``, or another schedule.
             interval: Distance between two runs; the first is one interval after the record is
-                created.
+                created, or ``start_at``.
             execute_at: The instant of the only run; if it is in the past, the task runs at once.
-            timezone: The time zone of ``schedule``.
+            execute_in: How long from now until the only run. (Of this, ``start_at``, ``end_at``
+                and ``jitter``, a value that JSON can hold is an argument of the task, as in 1.x.)
+            timezone: The time zone of a cron expression.
+            start_at: No run is planned before it; the template's if not given.
+            end_at: No run is planned after it: then the instance is gone; likewise.
+            jitter: Each run waits for a part of it, see ``Schedule.with_jitter``; likewise.
             on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
                 value of another type is an argument of the task.
             args: Arguments of the task: any other keyword, JSON-serialisable.
@@ -220,12 +235,18 @@ class PyncetteContext:
             raise ValueError(
                 "force replaces an instance whatever it does: on_existing cannot be set besides"
             )
+        wait = option_or_argument("execute_in", execute_in, timedelta, args)
+        if wait is not None:
+            execute_at = in_time(wait, execute_at, self.clock.now())
         instance = task.instantiate(
             instance_name,
             schedule=schedule,
             interval=interval,
             execute_at=execute_at,
             timezone=timezone,
+            start_at=start_at,
+            end_at=end_at,
+            jitter=jitter,
             **args,
         )
         return await self._scheduling.schedule(instance, force, on_existing or OnExisting.SOONER)
@@ -495,6 +516,33 @@ class PyncetteContext:
         """
         return await self._inventory.retry_parked(template, where, progress, on_failure)
 
+    async def preview(
+        self, task: Task | Schedule, n: int = 10, instance_name: str | None = None
+    ) -> list[datetime]:
+        """Returns the planned times that come next, by the very code that plans them.
+
+        Of a task or an instance in the store: what its record is planned for (a planned time that
+        has passed included, if it is still to be run; not the running one), and what follows if
+        each run ends in time. A pause is left aside. Of what is not in the store, and of a
+        schedule: as if it were created now.
+
+        Args:
+            task: A static task, a template, an instance, or a schedule. A template without
+                ``instance_name`` is a new instance of it.
+            n: How many at most, up to 1,000.
+            instance_name: The name of the instance, if ``task`` is a template.
+
+        Returns:
+            Aware datetimes in the time zone of the schedule, in order; fewer than ``n`` if it
+            ends. A jitter is not added.
+
+        Raises:
+            ValueError: ``n`` is out of range; or the task does not say when it runs; or the
+                record cannot be read by this process, or a calendar fails.
+            StoreError: The store failed.
+        """
+        return await self._previewing.preview(task, n, instance_name)
+
     # Steering.
 
     async def pause(
@@ -647,8 +695,11 @@ class PyncetteContext:
         await self._requests.close(max(left_s, 0.0))
 
 
-_RESERVED: Final = frozenset(
-    {*dir(RunContext), *Context.__annotations__, *RunContext.__annotations__}
+_ADDED: Final = frozenset({"upcoming"})
+"""Attributes that 1.x did not have: a fixture or an item of the same name takes their place."""
+
+_RESERVED: Final = (
+    frozenset({*dir(RunContext), *Context.__annotations__, *RunContext.__annotations__}) - _ADDED
 )
 
 

@@ -184,6 +184,24 @@ class Context:
                 removed. The outcome of this execution will not be recorded.
         """
 
+    def upcoming(self, n: int = 1) -> list[datetime]:
+        """Returns the planned times that follow this run, by the very code that plans them.
+
+        They are those that come next if this run succeeded now and later ones end in time. Where
+        missed runs collapse into one, those are left out. A fixture or a context item of the name
+        ``upcoming`` takes the place of this method.
+
+        Args:
+            n: How many at most, up to 1,000.
+
+        Returns:
+            Aware datetimes in the task's time zone, in order; fewer than ``n`` if it ends.
+
+        Raises:
+            ValueError: ``n`` is out of range, or a calendar fails.
+        """
+        return []
+
 
 @dataclass(frozen=True, slots=True)
 class TaskState:
@@ -331,6 +349,9 @@ Lease = NewType("Lease", str)
 
 Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
 """The type of a task's argument; the exact rules are stricter than the type."""
+
+UNSET: Final[Any] = object()
+"""The default of an option that 1.x did not have: even None would be an argument of the task."""
 
 TaskFunc = Callable[[Any], Awaitable[Any]]
 """The function of a task: takes the context."""

@@ -20,6 +20,7 @@ from pyncette.engine.worker import Settings
 from pyncette.errors import StoreUnavailableError
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.options import at_least_one
+from pyncette.schedule import UnreadableHere
 from pyncette.store import check_store
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
@@ -40,6 +41,8 @@ async def open_context(
 ) -> AsyncIterator[PyncetteContext]:
     """Opens the store, the executor and the fixtures of an app, in this order.
 
+    The schedules of its tasks are checked before: only now all calendars are declared.
+
     They are closed in the reverse order; running tasks end first. If the caller is cancelled
     meanwhile (or its ``asyncio.timeout`` ends), running tasks are cancelled and their leases
     released. Fixtures and store are closed only when no task runs any more. Then the cancellation
@@ -49,6 +52,7 @@ async def open_context(
         check_context_name(name)
     settings = _settings(parts)
     clock = corrected(parts.clock)
+    _check_calendars(parts.tasks, clock.microseconds())
     async with AsyncExitStack() as stack:
         closing = _Closing(Background())
         stack.push_async_callback(closing.go_on)
@@ -138,6 +142,20 @@ class _Closing:
         """
         if self._cancelled:
             raise asyncio.CancelledError
+
+
+def _check_calendars(tasks: Iterable[Task], now: int) -> None:
+    """Refuses tasks that cannot be planned here.
+
+    Raises:
+        ValueError: A calendar is not declared, fails, or excludes all occurrences.
+    """
+    for task in tasks:
+        if task.named_plan is not None and task.named_plan.calendars:
+            try:
+                task.plan.first(now)
+            except UnreadableHere as error:
+                raise ValueError(f"Task '{task}' cannot be planned: {error}") from error
 
 
 def deadline_for(tasks: Iterable[Task]) -> float:

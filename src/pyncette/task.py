@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 from pyncette.body import Declared
 from pyncette.clock import from_microseconds
 from pyncette.model import (
+    UNSET,
     CatchUp,
     ExecutionMode,
     Exhausted,
@@ -27,26 +28,29 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.retry import Retry
-from pyncette.schedule import Schedule, instant_of, loads
+from pyncette.schedule import NO_CALENDARS, Calendars, Schedule, instant_of, loads
 from pyncette.store.record import (
     STATIC_GROUP,
+    Reading,
     Record,
     check_identity,
     dump_args,
     group_of,
     load_args,
+    read,
 )
 from pyncette.task_options import (
     DEFAULT_LEASE_DURATION,
     NEW_OPTIONS,
+    SPAN_OPTIONS,
     TEMPLATE_OPTIONS,
     TaskOptions,
-    When,
     check_arguments,
     meant_option,
     new_options_in,
     take_new_options,
 )
+from pyncette.when import Span, When, is_single
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +60,6 @@ _WARNINGS_MAX: Final = 100
 """Maximum argument names that the log warns about for one template; later ones are ignored."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
-
-_UNSET: Final[Any] = object()
 
 
 _T = TypeVar("_T")
@@ -113,9 +115,12 @@ class Task(Declared):
     _options: TaskOptions
     _plan: Schedule | None
     _when: When | None = None  # None: it is what the plan says
+    _span: Span = Span()
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
     next_run: datetime | None = None
+    calendars: Calendars = NO_CALENDARS
+    """The calendars of its app."""
 
     def __init__(
         self,
@@ -125,21 +130,24 @@ class Task(Declared):
         enabled: bool = True,
         dynamic: bool = False,
         parent_task: Task | None = None,
-        schedule: str | None = None,
+        schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
+        start_at: datetime | Json = UNSET,
+        end_at: datetime | Json = UNSET,
+        jitter: timedelta | Json = UNSET,
         fast_forward: bool = False,
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
         lease_duration: timedelta | float = DEFAULT_LEASE_DURATION,
-        retry: Retry = _UNSET,
-        exhausted: Exhausted = _UNSET,
-        timeout: timedelta = _UNSET,
-        heartbeat: Heartbeat | bool = _UNSET,
-        misfire_grace: timedelta = _UNSET,
-        catch_up: CatchUp = _UNSET,
-        overlap: Overlap = _UNSET,
+        retry: Retry = UNSET,
+        exhausted: Exhausted = UNSET,
+        timeout: timedelta = UNSET,
+        heartbeat: Heartbeat | bool = UNSET,
+        misfire_grace: timedelta = UNSET,
+        catch_up: CatchUp = UNSET,
+        overlap: Overlap = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
@@ -153,12 +161,16 @@ class Task(Declared):
             enabled: Whether this worker runs it; may be set later.
             dynamic: Whether this is a template.
             parent_task: The template, on instances.
-            schedule: Cron expression, see ``pyncette.schedule.Cron``.
+            schedule: Cron expression, see ``pyncette.schedule.Cron``, or another schedule.
             interval: Distance between two runs; the first is one interval after the record is
-                created.
+                created, or ``start_at``.
             execute_at: The instant of the only run (instances only).
-            timezone: IANA name, fixed offset or time zone object in which ``schedule`` holds; UTC
-                if not given.
+            timezone: IANA name, fixed offset or time zone object in which a cron expression holds;
+                UTC if not given.
+            start_at: No run is planned before it. (Of ``start_at``, ``end_at`` and ``jitter``, a
+                value that JSON can hold is an argument of the task, as it was in 1.x.)
+            end_at: No run is planned after it: an instance is then gone.
+            jitter: Each run waits for a part of it, see ``Schedule.with_jitter``.
             fast_forward: Whether missed runs collapse into one.
             failure_mode: What happens after a failure, for at-least-once tasks.
             execution_mode: At least once or at most once.
@@ -191,7 +203,7 @@ class Task(Declared):
             "catch_up": catch_up,
             "overlap": overlap,
         }
-        args.update((option, value) for option, value in given.items() if value is not _UNSET)
+        args.update((option, value) for option, value in given.items() if value is not UNSET)
         new_options = take_new_options(args)
         self._options = TaskOptions.checked(
             func, fast_forward, failure_mode, execution_mode, lease_duration, **new_options
@@ -201,11 +213,13 @@ class Task(Declared):
         self.name = name
         self.dynamic = dynamic
         self.parent_task = parent_task
+        self._span = Span.given(start_at, end_at, jitter, args)
         when = When.checked(
             schedule,
             interval,
             execute_at,
             timezone,
+            self._span,
             name=name,
             dynamic=dynamic,
             instance=parent_task is not None,
@@ -304,8 +318,8 @@ class Task(Declared):
         return self._when
 
     @property
-    def schedule(self) -> str | None:
-        """The cron expression."""
+    def schedule(self) -> str | Schedule | None:
+        """The cron expression, or what else it was given as a schedule (without its bounds)."""
         return self.when.schedule
 
     @property
@@ -324,11 +338,27 @@ class Task(Declared):
         return self.when.timezone
 
     @property
+    def start_at(self) -> datetime | None:
+        """The instant before which no run is planned."""
+        return self.when.span.start_at
+
+    @property
+    def end_at(self) -> datetime | None:
+        """The instant after which no run is planned."""
+        return self.when.span.end_at
+
+    @property
+    def jitter(self) -> timedelta | None:
+        """The longest time that a run waits after it is planned."""
+        return self.when.span.jitter
+
+    @property
     def plan(self) -> Schedule:
         """When it runs, as a schedule.
 
         Raises:
-            ValueError: It does not say when: a template without a default, or a handle.
+            ValueError: It does not say when: a template without a default, or a handle. Or it
+                names a calendar that its app does not know (``UnreadableHere``).
         """
         if self._plan is None:
             raise ValueError(
@@ -336,6 +366,11 @@ class Task(Declared):
                 if self.interval is not None
                 else f"Task '{self}' needs exactly one of schedule, interval and execute_at"
             )
+        return self.template.calendars.bind(self._plan) if self._plan.calendars else self._plan
+
+    @property
+    def named_plan(self) -> Schedule | None:
+        """As ``plan``, but its calendars are names only; None: it does not say when."""
         return self._plan
 
     # Arguments.
@@ -411,20 +446,26 @@ class Task(Declared):
         self,
         name: str,
         *,
-        schedule: str | None = None,
+        schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
+        start_at: datetime | Json = UNSET,
+        end_at: datetime | Json = UNSET,
+        jitter: timedelta | Json = UNSET,
         **args: Json,
     ) -> Task:
         """An instance of this template. Nothing is stored.
 
         Args:
             name: The name of the instance.
-            schedule: Cron expression; replaces what the template says of when.
+            schedule: Cron expression, or another schedule; replaces what the template says of when.
             interval: Distance between two runs; likewise.
             execute_at: The instant of the only run; likewise.
             timezone: The zone in which a cron expression holds, the template's if not given.
+            start_at: No run is planned before it; the template's if not given.
+            end_at: No run is planned after it; likewise.
+            jitter: Each run waits for a part of it; likewise.
             args: Arguments of the task, over the defaults of the template.
 
         Raises:
@@ -438,13 +479,22 @@ class Task(Declared):
             raise TypeError(
                 f"{min(wrong)} is an option of the template '{self}', not of its instances"
             )
+        span, inherited = Span.given(start_at, end_at, jitter, args), self._span
         if schedule is None and interval is None and execute_at is None:
             schedule, interval, execute_at = self.schedule, self.interval, self.execute_at
-        if timezone is None and schedule is not None:
+            inherited = self.when.span
+        if timezone is None and isinstance(schedule, str):
             timezone = self.timezone
         check_arguments(args)
         when = When.checked(
-            schedule, interval, execute_at, timezone, name=name, instance=True, args=args
+            schedule,
+            interval,
+            execute_at,
+            timezone,
+            span.over(inherited, single=execute_at is not None or is_single(schedule)),
+            name=name,
+            instance=True,
+            args=args,
         )
         task = self.from_parts(name, when.plan, "")
         task._when = when
@@ -455,6 +505,18 @@ class Task(Declared):
     def parent_of(self, instance_name: str) -> Task:
         """The ``parent_task`` of the instance of this name."""
         return self
+
+    def reading_of(self, record: Record) -> Reading:
+        """What a record of this task, or of an instance of it, says; with the app's calendars.
+
+        Raises:
+            UnreadableHere: This worker cannot read it, or does not know one of its calendars.
+            UnreadableRecord: No worker can read it.
+        """
+        reading = read(record)
+        if not reading.schedule.calendars:
+            return reading
+        return reading._replace(schedule=self.template.calendars.bind(reading.schedule))
 
     def from_record(self, record: Record) -> Task:
         """The instance that a record of this template stands for, as it was stored.
@@ -538,7 +600,7 @@ class Task(Declared):
 def _hint(name: str, option: str) -> str:
     if option != name:
         return f": did you mean '{option}'?"
-    taken = NEW_OPTIONS.get(option)
+    taken = {**NEW_OPTIONS, **SPAN_OPTIONS}.get(option)
     return " of this kind of task" if taken is None else f": the option takes {taken}"
 
 
@@ -657,6 +719,7 @@ class _Partition(Task):
         self.parent_task = None
         self._plan = template._plan
         self._when = template._when
+        self._span = template._span
         self._extra_args = template._extra_args
 
     @property

@@ -1,8 +1,8 @@
 """The options of a task: what they mean, and which values are refused.
 
-Two objects hold them. ``TaskOptions`` is what the code of a worker decides, for a template and
-all of its instances. ``When`` says when one task or instance runs. Both are checked when they
-are made and never change.
+``TaskOptions`` is what the code of a worker decides, for a template and all of its instances. When
+one task or instance runs is said by ``pyncette.when.When``. Both are checked when they are made and
+never change.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import timedelta
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from pyncette.body import check_body
 from pyncette.model import (
@@ -28,15 +28,6 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.retry import Retry
-from pyncette.schedule import (
-    At,
-    Cron,
-    Every,
-    Schedule,
-    name_of,
-    parse_timezone,
-    seconds_may_be_first,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +38,14 @@ DURATION_MAX: Final = timedelta(days=3_660)
 INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
 """The options that an instance may set for itself."""
 
-_STATIC_WHEN: Final = ("schedule", "interval")
+SPAN_OPTIONS: Final = {
+    "start_at": "a datetime",
+    "end_at": "a datetime",
+    "jitter": "a timedelta",
+    "execute_in": "a timedelta",
+}
+"""More of them, which 1.x did not have, and what they take. A value that JSON can hold stays an
+argument of the task, as it was in 1.x."""
 
 _SHARED_OPTIONS: Final = (
     "fast_forward",
@@ -253,125 +251,6 @@ def new_options_in(args: Mapping[str, Any]) -> list[str]:
 _JSON_TYPES: Final = (type(None), bool, int, float, str, list, tuple, dict)
 
 
-class When(NamedTuple):
-    """When a task runs.
-
-    Attributes:
-        schedule: The cron expression, as it was given.
-        interval: The distance between two runs. Zero on a handle: an instance that names a
-            record and cannot be scheduled.
-        execute_at: The instant of the only run.
-        timezone: The name of the zone in which ``schedule`` holds, as it was given.
-        plan: What the others mean; None on a template without a default, and on a handle.
-    """
-
-    schedule: str | None = None
-    interval: timedelta | None = None
-    execute_at: datetime | None = None
-    timezone: str | None = None
-    plan: Schedule | None = None
-
-    @classmethod
-    def of(cls, plan: Schedule | None) -> When:
-        """What a stored schedule says."""
-        match plan:
-            case Cron():
-                return cls(schedule=plan.expression, timezone=plan.timezone_name, plan=plan)
-            case Every():
-                return cls(interval=plan.interval, plan=plan)
-            case At():
-                return cls(execute_at=plan.instant, plan=plan)
-        return cls(plan=plan)
-
-    @classmethod
-    def checked(
-        cls,
-        schedule: str | None,
-        interval: timedelta | float | None,
-        execute_at: datetime | None,
-        timezone: str | tzinfo | None,
-        *,
-        name: str,
-        dynamic: bool = False,
-        instance: bool = False,
-        args: Iterable[str] = (),
-    ) -> When:
-        """When a task runs, if the options say it.
-
-        Args:
-            schedule: See the attribute.
-            interval: See the attribute; a number means seconds.
-            execute_at: See the attribute; only an instance may have it.
-            timezone: A name, or a time zone object.
-            name: The name of the task, for the message of an error.
-            dynamic: Whether it is a template, which need not say when.
-            instance: Whether it is an instance.
-            args: The names of its arguments: one of them may be a misspelt option.
-
-        Raises:
-            ValueError: None or several of the first three are given, or one is invalid.
-            TypeError: A value is of a wrong type.
-        """
-        zone = None if timezone is None else name_of(timezone)
-        distance = None if interval is None else duration("interval", interval, zero=True)
-        given = [
-            option
-            for option, value in (
-                ("schedule", schedule),
-                ("interval", interval),
-                ("execute_at", execute_at),
-            )
-            if value is not None
-        ]
-        if len(given) > 1:
-            raise ValueError(
-                f"Task '{name}' has more than one of schedule, interval and execute_at: "
-                + ", ".join(given)
-            )
-        if not given and not dynamic:
-            allowed = ("schedule", "interval", "execute_at") if instance else _STATIC_WHEN
-            raise ValueError(
-                f"Task '{name}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
-                + _meant_among(args, allowed)
-            )
-        if zone is not None and schedule is None and given:
-            raise ValueError(
-                f"timezone may only be given together with schedule, not with {given[0]} "
-                f"(task '{name}')"
-            )
-        if schedule is not None:
-            if not isinstance(schedule, str):
-                raise TypeError(f"schedule must be a cron expression, not {schedule!r}")
-            cron = Cron(schedule, "UTC" if zone is None else zone)
-            _warn_of_seconds(cron.expression)
-            return cls(schedule=schedule, timezone=zone, plan=cron)
-        if zone is not None:
-            parse_timezone(zone)
-        if execute_at is not None:
-            if not instance:
-                raise ValueError(
-                    f"execute_at is for instances of dynamic tasks, not for '{name}' itself"
-                )
-            at = At(execute_at)
-            return cls(execute_at=at.instant, plan=at)
-        plan = None if distance is None or (instance and not distance) else Every(distance)
-        return cls(interval=distance, timezone=zone, plan=plan)
-
-
-@lru_cache(maxsize=1024)  # once for each expression
-def _warn_of_seconds(expression: str) -> None:
-    if seconds_may_be_first(expression):
-        fields = expression.split()
-        logger.warning(
-            "The schedule '%s' runs at every second of the minute %s:%s. If the first field was "
-            "meant to be the second: it stands last here, as in '%s'",
-            expression,
-            fields[1].zfill(2),
-            fields[0].zfill(2),
-            " ".join([*fields[1:6], fields[0], *fields[6:]]),
-        )
-
-
 def duration(option: str, value: timedelta | float, *, zero: bool = False) -> timedelta:
     """An option that is a length of time: a timedelta, or a number of seconds.
 
@@ -464,7 +343,7 @@ _WITH_UNIT: Final = re.compile(
 _LIKENESS: Final = 0.85
 
 
-def _meant_among(args: Iterable[str], options: Collection[str]) -> str:
+def meant_among(args: Iterable[str], options: Collection[str]) -> str:
     """The end of an error: which argument was perhaps meant as one of these options."""
     for name in args:
         if (option := meant_option(name)) in options:
@@ -481,6 +360,8 @@ def meant_option(name: str, *, declaring: bool = False) -> str | None:
         declaring: Whether it was given where a task is declared, not to an instance.
     """
     folded = name.lower()
+    if folded in SPAN_OPTIONS:
+        return folded
     if declaring and folded in _OTHER_WORDS_AT_DECLARATION:
         return _OTHER_WORDS_AT_DECLARATION[folded]
     if folded in _OTHER_WORDS:

@@ -187,6 +187,35 @@ def test_user_reports_go_to_those_who_are_subscribed_at_their_own_time(
     ]
 
 
+def test_office_hours_shows_what_runs_next_and_leaves_out_holidays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    new_years_eve = datetime(2026, 12, 31, 6, tzinfo=UTC)
+    program = example("office_hours", new_years_eve)
+    app = program["app"]
+    asyncio.run(program["main"]())
+    assert capsys.readouterr().out.splitlines() == [
+        "open_the_office: Thu 31 Dec 09:00, Sat 02 Jan 11:00, Mon 04 Jan 09:00",
+        "pay_salaries: Thu 31 Dec 12:00, Fri 29 Jan 12:00, Fri 26 Feb 12:00",
+        "measure_the_heat: ",
+        "report: Thu 31 Dec 09:00, Mon 04 Jan 09:00, Tue 05 Jan 09:00",
+    ]
+
+    async def main() -> None:
+        async with running(app) as context:
+            for user in ("ada", "emmy"):
+                await context.schedule_task(program["report"], user, user=user)
+            await clock_of(app).advance(timedelta(hours=2))
+            assert capsys.readouterr().out == "Open since Thu 09:00, next time Sat 11:00\n"
+            await clock_of(app).advance(timedelta(minutes=10))
+            assert sorted(capsys.readouterr().out.splitlines()) == [
+                "Report for ada, planned for 09:00",
+                "Report for emmy, planned for 09:00",
+            ]
+
+    asyncio.run(main())
+
+
 def test_delayed_email_is_sent_once_a_day_later_unless_somebody_has_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

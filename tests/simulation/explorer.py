@@ -163,7 +163,7 @@ class Explorer:
 
     def _first(self) -> _State:
         scenario = self.scenario
-        wanted = Wanted(scenario.schedule, "1 {}", "b0")
+        wanted = Wanted(scenario.schedule, "1 {}", "b0", (scenario.group, KEY))
         put = rules.created(wanted, 0)
         record, _ = model.written(None, Write(scenario.group, KEY, put, ANY), 0)
         ledger = model.scheduled(NOTHING, wanted.args, wanted.schedule, 0)
@@ -382,7 +382,9 @@ class Explorer:
         interval = self.scenario.asked_plan
         schedule = at(now + 1) if interval is None else every(interval)
         args = f'1 {{"call":{asks + 1}}}' if ask is not Ask.REPLAN else "1 {}"
-        change = self._change(ask, record, Wanted(schedule, args, f"b{asks + 1}"), now)
+        change = self._change(
+            ask, record, Wanted(schedule, args, f"b{asks + 1}", (self.scenario.group, KEY)), now
+        )
         if change is None or (ask is Ask.TRIGGER and now == ledger.triggered):
             return None  # two runs triggered at one microsecond would look the same
         write = Write(self.scenario.group, KEY, change, ANY)

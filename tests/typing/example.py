@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TypedDict
 from zoneinfo import ZoneInfo
 
@@ -22,6 +22,7 @@ from pyncette import (
     PyncetteContext,
     Where,
 )
+from pyncette.schedule import At, Calendar, Cron, Every, Rule
 from pyncette.utils import with_heartbeat
 
 app = Pyncette()
@@ -144,7 +145,66 @@ async def steer_wrongly(context: PyncetteContext) -> None:
     await context.count_tasks(send, {"failing": True})  # mistake
 
 
+closed = Calendar("closed")
+opening = (Cron("0 9 * * MON-FRI", "Europe/Berlin") | At(datetime(2026, 5, 1, tzinfo=UTC))) - closed
+
+
+@app.calendar("closed")
+def is_closed(day: date) -> bool:
+    return day.weekday() >= 5
+
+
+@app.task(schedule=opening, jitter=timedelta(minutes=5), end_at=datetime(2027, 1, 1, tzinfo=UTC))
+async def open_the_shop(context: Context) -> None:
+    following: list[datetime] = context.upcoming(3)
+    print(following)
+
+
+@app.dynamic_task(
+    schedule=Rule("FREQ=DAILY", start=datetime(2026, 1, 1, tzinfo=UTC)).between(
+        datetime(2026, 5, 1, tzinfo=UTC)
+    ),
+    start_at=datetime(2026, 6, 1, tzinfo=UTC),
+)
+async def inventory(context: Context) -> None: ...
+
+
+async def bounds() -> None:
+    async with app.create() as context:
+        await context.schedule_task(inventory, "a", execute_in=timedelta(hours=1))
+        await context.schedule_task(
+            inventory, "b", schedule=Every(timedelta(hours=1), at_once=True), jitter=timedelta()
+        )
+        # As in 1.x, what JSON can hold is an argument.
+        await context.schedule_task(inventory, "c", interval=5, start_at="noon", jitter=5)
+        times: list[datetime] = await context.preview(inventory, 5, "a")
+        print(times, await context.preview(opening))
+
+
 # What is wrong.
+
+
+@app.calendar("anything")  # mistake
+def no_answer(day: date) -> str:
+    return "perhaps"
+
+
+@app.task(interval=5, start_at=timedelta(days=1))  # mistake
+async def late(context: Context) -> None: ...
+
+
+@app.task(schedule=opening, jitter=datetime(2026, 1, 1, tzinfo=UTC))  # mistake
+async def spread(context: Context) -> None: ...
+
+
+async def wrong_schedules() -> None:
+    async with app.create() as context:
+        at = datetime(2026, 1, 1, tzinfo=UTC)
+        await context.schedule_task(inventory, "a", execute_in=at)  # mistake
+        print(opening | "0 9 * * *")  # mistake
+        print(opening - opening)  # mistake
+        print(Every(60))  # mistake
+        print(Rule("FREQ=DAILY"))  # mistake
 
 
 @app.task(interval=timedelta(minutes=5), lease_duratoin=timedelta(seconds=30))  # mistake

@@ -915,7 +915,7 @@ def test_what_was_asked_for_while_a_run_was_in_hand_holds_after_it() -> None:
                 async with bench.store() as store:
                     current = await bench.record(job, "x")
                     assert current is not None
-                    wanted = Wanted(At(after(30)), '1 {"n":2}', "reborn")
+                    wanted = Wanted(At(after(30)), '1 {"n":2}', "reborn", current[:2])
                     change = rules.replaced(current, wanted, micros(10))
                     await store.write([Write(job.group, "x", change, current.version)], micros(10))
                 await context.heartbeat()

@@ -129,7 +129,9 @@ async def take_away(bench: Bench, task: Task, how: str) -> None:
     async with bench.store() as store:
         record = await bench.record(task, "a")
         assert record is not None
-        put = created(Wanted(At(after(10_000)), "1 {}", "new"), bench.clock.microseconds())
+        put = created(
+            Wanted(At(after(10_000)), "1 {}", "new", record[:2]), bench.clock.microseconds()
+        )
         change = DELETE if how == "removed" else put
         await store.write([Write(record.group, "a", change, ANY)], bench.clock.microseconds())
 

@@ -17,13 +17,16 @@ DRIVERS = {
     "asyncpg",
     "botocore",
     "cryptography",
+    "dateutil",
     "hiredis",
+    "holidays",
     "prometheus_client",
     "redis",
     "uvloop",
 }
 HEAVY = {"argparse", "email", "http", "importlib.metadata", "pydoc", "unittest", "urllib", "xml"}
 OPTIONAL_PARTS = {
+    "calendars",
     "dynamodb",
     "healthcheck",
     "memory",

@@ -88,7 +88,7 @@ def progress_of(record: Record) -> Progress:
     return load_progress(record.progress)
 
 
-WANTED = Wanted(every(5), '1 {"new":1}', "b1")
+WANTED = Wanted(every(5), '1 {"new":1}', "b1", ("g", "k"))
 WANTED_PLAN = dump_schedule(WANTED.schedule)
 REPLACEMENT = Pending(WANTED_PLAN, WANTED.args, 17, "b1")
 NEW_PLAN = Pending(WANTED_PLAN, "1 {}", 17, "b0")

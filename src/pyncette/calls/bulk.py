@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import closing
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from pyncette.bulk import (
@@ -21,11 +22,11 @@ from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
 from pyncette.calls.requests import Decide, Outcome, Requests, Wish
-from pyncette.clock import realtime
+from pyncette.clock import Clock, realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
-from pyncette.model import ExecutionMode, OnExisting, Where
+from pyncette.model import UNSET, ExecutionMode, OnExisting, Where
 from pyncette.schedule import dumps
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -38,6 +39,7 @@ from pyncette.store.record import (
     load_progress,
 )
 from pyncette.task import Task
+from pyncette.when import in_time, option_or_argument
 
 T = TypeVar("T")
 
@@ -267,7 +269,7 @@ class Bulk:
                         # The batch before is on its way meanwhile, and so is all other work.
                         await realtime.sleep(0)
                     try:
-                        task = _instantiated(template, instance)
+                        task = _instantiated(template, instance, self._requests.clock)
                         wishes.append(wish(instance, task))
                     except (TypeError, ValueError) as error:
                         failed.append((_name_of(instance), error))
@@ -390,12 +392,16 @@ def _check_template(template: Task) -> None:
         )
 
 
-def _instantiated(template: Task, instance: Instance) -> Task:
+def _instantiated(template: Task, instance: Instance, clock: Clock) -> Task:
     if not isinstance(instance, Instance):
         raise TypeError(f"An instance must be an Instance, not {instance!r}")
     if "name" in instance.options:
         raise TypeError("name cannot be an argument of a task: it is the name of the instance")
-    return template.instantiate(instance.name, **instance.options)
+    options = dict(instance.options)
+    wait = options.pop("execute_in", UNSET)
+    if (wait := option_or_argument("execute_in", wait, timedelta, options)) is not None:
+        options["execute_at"] = in_time(wait, options.get("execute_at"), clock.now())
+    return template.instantiate(instance.name, **options)
 
 
 def _name_of(instance: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pyncette.bulk import BulkResult, OnFailure, Progress
 from pyncette.calls.bulk import Bulk, Tally
@@ -97,7 +98,9 @@ class Inventory:
     ) -> BulkResult:
         check_declared(template)
         tally = Tally(progress, on_failure)
-        await self._bulk.change_where(template, _only_parked(where), rerun, tally)
+        await self._bulk.change_where(
+            template, _only_parked(where), partial(rerun, template), tally
+        )
         return tally.result()
 
 

@@ -10,7 +10,7 @@ from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.engine import rules
 from pyncette.errors import printable
-from pyncette.store.record import Change, Record, State, UnreadableRecord, read
+from pyncette.store.record import Change, Record, State, UnreadableRecord
 from pyncette.task import Task
 from pyncette.task_options import INSTANCE_OPTIONS
 
@@ -24,13 +24,13 @@ async def rerun_parked(
     text = _new_args(task, key, args) if args else None
 
     def decide(record: Record | None, now: int) -> Change | None:
-        return rerun(record, now, text)
+        return rerun(task, record, now, text)
 
     return await requests.change(group, key, decide) is not None
 
 
-def rerun(record: Record | None, now: int, args: str | None = None) -> Change | None:
-    """Returns the change that runs a parked record again; None if it is not parked.
+def rerun(task: Task, record: Record | None, now: int, args: str | None = None) -> Change | None:
+    """Returns the change that runs a parked record of a task again; None if it is not parked.
 
     Raises:
         ValueError: No worker can read the record.
@@ -39,7 +39,7 @@ def rerun(record: Record | None, now: int, args: str | None = None) -> Change | 
     if record is None or record.state != State.PARKED:
         return None
     try:
-        reading = read(record)
+        reading = task.reading_of(record)
     except UnreadableRecord as error:
         raise ValueError(
             f"'{printable(record.key)}' is parked because its record cannot be read, so it cannot "

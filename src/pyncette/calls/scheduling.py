@@ -13,7 +13,7 @@ from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskExistsError, TaskLockedException, printable
 from pyncette.model import ExecutionMode, OnExisting
-from pyncette.schedule import At, dumps
+from pyncette.schedule import dumps
 from pyncette.store import Refused, Write
 from pyncette.store.record import (
     ABSENT,
@@ -54,7 +54,12 @@ class Wish:
         self.instance = instance
         self.on_existing = on_existing
         self.kept: Record | None = None
-        self.wanted = Wanted(instance.plan, instance.args_text, chance.new_id(4))
+        self.wanted = Wanted(
+            instance.plan,
+            instance.args_text,
+            chance.new_id(4),
+            (instance.group, instance.key),
+        )
 
     def created(self, now: int) -> Put:
         """Returns the record of a new instance.
@@ -118,8 +123,9 @@ class Wish:
         first = self.wanted.schedule.first(now)
         if first is None or planned >= first:
             return
-        if isinstance(self.wanted.schedule, At):
-            instance.moved_to(At.of(planned))
+        moved = self.wanted.schedule.moved_to(planned)
+        if moved is not self.wanted.schedule:
+            instance.moved_to(moved)
         if current.schedule != dumps(self.wanted.schedule) and not _begun(current):
             logger.info(
                 "%s keeps its sooner time, %s, instead of %s: with on_existing=OnExisting.REPLACE "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 from pyncette import chance
@@ -48,7 +49,6 @@ from pyncette.store.record import (
     Put,
     Reading,
     Record,
-    read,
 )
 from pyncette.task import Task
 
@@ -141,7 +141,7 @@ class Steering:
 
         def decide(current: Record | None, now: int) -> Change | None:
             if current is not None:
-                return _ruled(current, rule, now)
+                return _ruled(task, current, rule, now)
             if not static:
                 raise TaskNotFoundError(f"{task}" if name is None else f"{task}:{name}")
             if not creates:
@@ -177,13 +177,14 @@ class Steering:
 
     async def _trigger_all(self, task: Task) -> int:
         count = failed = 0
+        triggered = partial(_triggered_if_there, task)
         for group in task.groups():
             cursor: str | None = None
             while True:
                 page = await self._requests.store.scan(
                     group, EVERYTHING, cursor, self._requests.batch_max
                 )
-                wishes = [Wish(group, record.key, _triggered_if_there) for record in page.records]
+                wishes = [Wish(group, record.key, triggered) for record in page.records]
                 for wish, outcome in zip(
                     wishes, await self._requests.change_all(wishes), strict=True
                 ):
@@ -206,13 +207,13 @@ class Steering:
         return count
 
 
-def _triggered_if_there(current: Record | None, now: int) -> Change | None:
-    return None if current is None else _ruled(current, rules.triggered, now)
+def _triggered_if_there(task: Task, current: Record | None, now: int) -> Change | None:
+    return None if current is None else _ruled(task, current, rules.triggered, now)
 
 
-def _ruled(current: Record, rule: Rule, now: int) -> Change | None:
+def _ruled(task: Task, current: Record, rule: Rule, now: int) -> Change | None:
     try:
-        reading = read(current)
+        reading = task.reading_of(current)
     except ValueError as error:
         raise PyncetteException(
             f"The record of {printable(current.key)} cannot be read by this process: "
@@ -223,7 +224,8 @@ def _ruled(current: Record, rule: Rule, now: int) -> Change | None:
 
 def _created(task: Task, rule: Rule, now: int) -> Change:
     """A static task's record as it is created, with a rule applied to it."""
-    put = rules.created(Wanted(task.plan, "", chance.new_id(4)), now)
+    wanted = Wanted(task.plan, "", chance.new_id(4), (task.group, task.key))
+    put = rules.created(wanted, now)
     record = Record(
         task.group,
         task.key,
@@ -236,7 +238,7 @@ def _created(task: Task, rule: Rule, now: int) -> Change:
         put.args,
         put.progress,
     )
-    change = rule(read(record), now)
+    change = rule(task.reading_of(record), now)
     if isinstance(change, Patch):
         due_at, state, unfinished_attempts, progress = change
         return put._replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -238,6 +239,10 @@ class Dispatcher:
         task = batch.parts.task
         try:
             reading = read(record)
+            if reading.schedule.calendars:
+                reading = self._with_calendars(task, reading)
+            if batch.parts.selective and self._is_not_run(batch.parts, reading, now):
+                return None
         except UnreadableHere as error:
             self._release(task, record, error)
             return None
@@ -250,8 +255,6 @@ class Dispatcher:
             )
             self.park(record, describe(error))
             return None
-        if batch.parts.selective and self._is_not_run(batch.parts, reading, now):
-            return None
         planned = reading.progress.planned
         behind = self._worker.backlogs.behind
         if planned is not None and (now - planned >= BACKLOG_AGE_MIN or behind):
@@ -260,13 +263,27 @@ class Dispatcher:
             return self._once_more(batch, reading)
         return Execution(batch, reading)
 
+    def _with_calendars(self, task: Task, reading: Reading) -> Reading:
+        """Finds the calendars of a record, and whether its next occurrence can be planned.
+
+        Raises:
+            UnreadableHere: A calendar is not known here, has failed, or excludes everything. Then
+                the task does not run: its outcome could not be written.
+        """
+        schedule = task.calendars.bind(reading.schedule)
+        reading = reading._replace(schedule=schedule)
+        if reading.progress.planned is not None:
+            schedule.following(reading.progress.planned)
+        return reading
+
     def _note_backlog(self, batch: Batch, reading: Reading, planned: int, now: int) -> None:
         """Tells how far a task is behind; a one-off or a fast-forwarded task never is."""
         task, backlogs = batch.parts.task, self._worker.backlogs
         if type(reading.schedule) is At and task not in backlogs.behind:
             return
         if (now - planned >= BACKLOG_AGE_MIN or task in backlogs.behind) and not task.fast_forward:
-            backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
+            with suppress(UnreadableHere):  # what is counted may reach other days
+                backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
 
     def _is_not_run(self, parts: TaskParts, reading: Reading, now: int) -> bool:
         """Settles a record that gets no further attempt, or is too late for its first one."""
@@ -279,7 +296,9 @@ class Dispatcher:
             log_exhausted(label, rules.exhausted(reading, policy, now, failure))
             self._give_up(
                 record,
-                lambda record: rules.exhausted(read(record), policy, clock.microseconds(), failure),
+                lambda record: rules.exhausted(
+                    parts.task.reading_of(record), policy, clock.microseconds(), failure
+                ),
             )
             return True
         if rules.too_late(reading, policy, now):
@@ -288,7 +307,10 @@ class Dispatcher:
             )
             log_skipped(label, reading, rules.misfired(reading, policy, now))
             self._give_up(
-                record, lambda record: rules.misfired(read(record), policy, clock.microseconds())
+                record,
+                lambda record: rules.misfired(
+                    parts.task.reading_of(record), policy, clock.microseconds()
+                ),
             )
             return True
         return False

@@ -22,6 +22,7 @@ from pyncette.engine import rules
 from pyncette.engine.failures import Attempt, failure_of
 from pyncette.engine.heartbeats import BeatPlan
 from pyncette.engine.rules import Failure, Policy, Verdict
+from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, MiddlewareFunc, Outcome, TaskFunc
@@ -35,7 +36,6 @@ from pyncette.store.record import (
     Record,
     State,
     load_progress,
-    read,
 )
 from pyncette.task import Task
 from pyncette.task_options import TaskOptions
@@ -71,6 +71,9 @@ class RunContext(Context):
 
     async def heartbeat(self) -> None:
         await self._execution.heartbeat()
+
+    def upcoming(self, n: int = 1) -> list[datetime]:
+        return self._execution.upcoming(n)
 
 
 def _execution_id(execution: Execution) -> str:
@@ -225,6 +228,18 @@ class Execution:
         """Returns the planned time of this run, in the task's time zone."""
         instant = from_microseconds(self.reading.progress.occurrence or 0)
         return instant.astimezone(self.reading.schedule.timezone)
+
+    def upcoming(self, number: int) -> list[datetime]:
+        """Returns the planned times that follow; see ``pyncette.model.Context.upcoming``."""
+        parts, record = self._parts, self.reading.record
+        found = after_current(
+            parts.task,
+            record,
+            parts.policy,
+            parts.worker.clock.microseconds(),
+            checked_number(number),
+        )
+        return shown(found, self.reading.schedule.timezone)
 
     @property
     def label(self) -> str:
@@ -543,7 +558,7 @@ class Execution:
         self._note_claim()
         if found is Verdict.HELD and current is not None:
             try:
-                self.reading = read(current)
+                self.reading = self._parts.task.reading_of(current)
             except ValueError:
                 found = Verdict.LOST
         self._lost = found is Verdict.LOST

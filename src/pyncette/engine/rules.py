@@ -36,7 +36,8 @@ holder can always tell whether it still holds the record, and whether its own wr
 
 This module reads no clock, does not wait or log, and knows no store. Instants and durations are
 integers: microseconds, UTC. A record is due when ``due_at <= now``; a lease is held while
-``due_at > now``.
+``due_at > now``. A planned occurrence is due when it is planned, or after the jitter of its
+schedule (``_due``); the planned instant stays.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from typing import Final, NamedTuple
 
 from pyncette.engine.occurrences import overdue_count
 from pyncette.model import Exhausted, FailureMode, Outcome
-from pyncette.schedule import At, NewerFormat, Schedule, UnreadableHere
+from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store.record import (
@@ -145,11 +146,13 @@ class Wanted(NamedTuple):
         schedule: The schedule.
         args: The arguments, as text.
         incarnation: A new random id.
+        identity: The group and the key of the record.
     """
 
     schedule: Schedule
     args: str
     incarnation: str
+    identity: tuple[str, str]
 
 
 class Verdict(Enum):
@@ -283,7 +286,7 @@ def failed(
     """
     if failure.final:
         return exhausted(reading, policy, now, failure, ran)
-    record, _, progress = reading
+    record, schedule, progress = reading
     if failure.delay is None and policy.failure_mode is FailureMode.COMMIT:
         return _occurrence_done(reading, policy, now, failure, ran)
     replacement = _replacement(progress)
@@ -294,7 +297,7 @@ def failed(
     if policy.skip_overlap and progress.begun is None and ran is not None:
         progress = progress._replace(begun=ran[0])
     if _asked_to_rest(pending, now):
-        return _held_back(record, progress, 0)
+        return _held_back(record, schedule, progress, 0)
     text = dump_progress(progress)
     if failure.delay is not None:
         return Patch(now + failure.delay, State.RETRYING, 0, text)
@@ -362,7 +365,7 @@ def exhausted(
     record. An instance that has nothing to continue with is parked, so that no occurrence is lost
     without a trace.
     """
-    record, _, progress = reading
+    record, schedule, progress = reading
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
@@ -376,7 +379,8 @@ def exhausted(
     pending = progress.pending
     if policy.exhausted is Exhausted.PAUSE:
         pending = (pending or Pending())._replace(paused=True)
-        return _held_back(record, progress._replace(failures=0, pending=pending, renewed=now), 0)
+        progress = progress._replace(failures=0, pending=pending, renewed=now)
+        return _held_back(record, schedule, progress, 0)
     if pending is not None and pending.triggered is not None:
         left = _pending_or_none(pending._replace(triggered=None))
         progress = progress._replace(failures=0, pending=left, renewed=now)
@@ -386,14 +390,11 @@ def exhausted(
 
 def too_late(reading: Reading, policy: Policy, now: int) -> bool:
     """Returns whether a claimed occurrence is too late to be started for the first time."""
-    progress = reading.progress
-    return (
-        policy.misfire_grace is not None
-        and progress.planned is not None
-        and progress.triggered is None
-        and now - progress.planned > policy.misfire_grace
-        and first_attempt(reading)
-    )
+    record, schedule, progress = reading
+    if policy.misfire_grace is None or progress.triggered is not None:
+        return False
+    due_at = _due(schedule, record[:2], progress.planned)
+    return due_at is not None and now - due_at > policy.misfire_grace and first_attempt(reading)
 
 
 def misfired(reading: Reading, policy: Policy, now: int) -> Change:
@@ -405,6 +406,11 @@ def misfired(reading: Reading, policy: Policy, now: int) -> Change:
         return _promoted(record, progress.pending)
     # The latest instant that is too late: an occurrence exactly as late as is allowed still runs.
     last = now - policy.misfire_grace - 1
+    if schedule.jitter:
+        # One that waits for longer than this one may still be in time.
+        following = schedule.following(progress.planned)
+        wait = schedule.jitter if following is None else following - progress.planned
+        last = max(last - min(wait, schedule.jitter), progress.planned)
     count = overdue_count(schedule, progress.planned, last)
     planned = schedule.skip(progress.planned, last)
     error = f"skipped: {(now - progress.planned) / 1_000_000:.0f} s late"
@@ -419,13 +425,13 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
 
     With a ``delay`` the record is not due before ``now + delay``.
     """
-    record, _, progress = reading
+    record, schedule, progress = reading
     unfinished_attempts = max(record.unfinished_attempts - 1, 0)
     replacement = _replacement(progress)
     if replacement is not None:
         return _promoted(record, replacement)
     if progress.triggered is None and _asked_to_rest(progress.pending, now):
-        return _held_back(record, progress, unfinished_attempts)
+        return _held_back(record, schedule, progress, unfinished_attempts)
     if unfinished_attempts or progress.failures:
         return Patch(now + delay, State.RETRYING, unfinished_attempts)
     due_at = now + delay if delay or progress.occurrence is None else progress.occurrence
@@ -458,7 +464,7 @@ def created(wanted: Wanted, now: int) -> Put:
     """
     first = wanted.schedule.first(now)
     return Put(
-        first,
+        _due(wanted.schedule, wanted.identity, first),
         State.FINISHED if first is None else State.SCHEDULED,
         None,
         0,
@@ -495,17 +501,18 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         # This request is newer than the replacement that was pending when the worker died.
         progress = progress._replace(pending=_only_flags(progress.pending))
     due_at, state = current.due_at, current.state
+    schedule = wanted.schedule
     if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
-        progress = progress._replace(planned=_soonest(progress.planned, wanted.schedule.first(now)))
+        first = _first_again(schedule, current, now)
+        progress = progress._replace(planned=_soonest(progress.planned, first))
+    if progress.planned is not None:
+        # A single run at the kept time: the record does not name another time beside it.
+        schedule = schedule.moved_to(progress.planned)
     if state in (State.SCHEDULED, State.FINISHED):
-        due_at = progress.occurrence
+        due_at = _due_of(schedule, current, progress)
         state = State.FINISHED if due_at is None else State.SCHEDULED
     elif state == State.PAUSED:
-        due_at = _due_after(progress.pause, progress, current.unfinished_attempts)
-    schedule = wanted.schedule
-    if type(schedule) is At and progress.planned is not None:
-        # A single run at the kept time: the record does not name another time beside it.
-        schedule = At.of(progress.planned)
+        due_at = _due_after(progress.pause, progress, schedule, current)
     return Put(
         due_at,
         state,
@@ -555,7 +562,7 @@ def paused(reading: Reading, now: int, pause: Pause = WITHOUT_END) -> Change | N
     Returns:
         The change, or None if the record is parked or finished, or has this pause already.
     """
-    record, _, progress = reading
+    record, schedule, progress = reading
     if record.state in (State.PARKED, State.FINISHED):
         return None
     said = _said(pause)
@@ -566,7 +573,7 @@ def paused(reading: Reading, now: int, pause: Pause = WITHOUT_END) -> Change | N
         return None if pending == progress.pending else _pending_changed(record, progress, pending)
     progress = _unpaused(progress)._replace(pause=said)
     return Put(
-        _due_after(said, progress, record.unfinished_attempts),
+        _due_after(said, progress, schedule, record),
         State.PAUSED,
         None if record.state == State.RUNNING else record.token,
         record.unfinished_attempts,
@@ -582,7 +589,7 @@ def resumed(reading: Reading, now: int) -> Change | None:
     Returns:
         The change, or None if the record is not paused and no pause is pending.
     """
-    record, _, progress = reading
+    record, schedule, progress = reading
     if record.state != State.PAUSED:
         if progress.pending is None or not progress.pending.paused:
             return None
@@ -593,7 +600,7 @@ def resumed(reading: Reading, now: int) -> Change | None:
         text = dump_progress(progress._replace(pause=None, renewed=renewed))
     if record.unfinished_attempts or progress.failures:
         return Patch(now, State.RETRYING, record.unfinished_attempts, text)
-    due_at = progress.occurrence
+    due_at = _due_of(schedule, record, progress)
     return Patch(due_at, State.FINISHED if due_at is None else State.SCHEDULED, 0, text)
 
 
@@ -695,16 +702,16 @@ def replanned(
             return None  # the next claim parks it
         # Its incarnation cannot be read either. The version is unique, so it serves as a new one.
         progress = Progress(None, f"{current.version:x}")
-    first = schedule.first(now)
+    first = _first_again(schedule, current, now)
     if current.state == State.PARKED and _parked_unread(current, progress):
-        return _planned_anew(current, text, progress, first)
+        return _planned_anew(current, schedule, progress, first)
     pending = progress.pending
     if text == (
         current.schedule if pending is None or pending.schedule is None else pending.schedule
     ):
         never_ran = current.token is None
         if contradicts(current, progress, schedule, now) and (never_ran or not at_most_once):
-            return _planned_anew(current, text, progress, first)
+            return _planned_anew(current, schedule, progress, first)
         if retries_too_late(current, schedule, now):
             return Patch(now, State.RETRYING, current.unfinished_attempts)
         if triggered_too_late(current, progress, now):
@@ -737,11 +744,11 @@ def replanned(
         case _:
             pass
     if state == State.SCHEDULED:
-        due_at = progress.occurrence
+        due_at = _due_of(schedule, current, progress)
         if due_at is None:
             state = State.FINISHED
     elif state == State.PAUSED:
-        due_at = _due_after(progress.pause, progress, current.unfinished_attempts)
+        due_at = _due_after(progress.pause, progress, schedule, current)
     return Put(
         due_at,
         state,
@@ -792,15 +799,17 @@ def triggered_too_late(record: Record, progress: Progress, now: int) -> bool:
     )
 
 
-def _planned_anew(current: Record, text: str, progress: Progress, first: int | None) -> Put:
+def _planned_anew(
+    current: Record, schedule: Schedule, progress: Progress, first: int | None
+) -> Put:
     """The record of a static task as if newly created, with the same incarnation."""
     pending = None if progress.pending is None else _only_flags(progress.pending)
     return Put(
-        first,
+        _due(schedule, current[:2], first),
         State.FINISHED if first is None else State.SCHEDULED,
         None,
         0,
-        text,
+        dump_schedule(schedule),
         current.args,
         dump_progress(Progress(first, progress.incarnation, pending=pending)),
     )
@@ -861,6 +870,8 @@ def _occurrence_done(
         return _go_on(reading, policy, now, planned, failure, ran)
     # The common case.
     due_at = planned if planned > now - BEHIND_MIN else _paced(schedule, policy, planned, now)
+    if schedule.jitter:
+        due_at = max(due_at, schedule.due(planned, record.group, record.key))
     last = progress.last if ran is None else _shown(ran)
     text = dump_position(planned, progress.incarnation, last)
     return patch_of((due_at, State.SCHEDULED, 0, text))
@@ -934,8 +945,11 @@ def _go_on(
     if pending is not None:
         after = after._replace(pending=_pending_or_none(_without_pause(pending)))
         if pending.paused:
-            return _resting(after._replace(pause=pending.pause), 0)
-    return Patch(_paced(schedule, policy, planned, now), State.SCHEDULED, 0, dump_progress(after))
+            return _resting(record, schedule, after._replace(pause=pending.pause), 0)
+    due_at = _paced(schedule, policy, planned, now)
+    if schedule.jitter:
+        due_at = max(due_at, schedule.due(planned, record.group, record.key))
+    return Patch(due_at, State.SCHEDULED, 0, dump_progress(after))
 
 
 def _shown(ran: Ran) -> str:
@@ -959,7 +973,8 @@ def _promoted(record: Record, pending: Pending) -> Put:
     assert pending.args is not None
     assert pending.incarnation is not None
     progress = Progress(pending.planned, pending.incarnation)
-    due_at, state = pending.planned, State.SCHEDULED
+    schedule = _schedule_or_none(pending.schedule)
+    due_at, state = _due(schedule, record[:2], pending.planned), State.SCHEDULED
     if pending.triggered is not None:
         due_at = pending.triggered
         left = Pending(paused=pending.paused, pause=pending.pause)
@@ -968,7 +983,10 @@ def _promoted(record: Record, pending: Pending) -> Put:
         state = State.FINISHED
     elif pending.paused:
         progress = progress._replace(pause=pending.pause)
-        due_at, state = _due_after(pending.pause, progress, 0), State.PAUSED
+        due_at = _due_after(
+            pending.pause, progress, schedule, record._replace(unfinished_attempts=0)
+        )
+        state = State.PAUSED
     return Put(
         due_at, state, record.token, 0, pending.schedule, pending.args, dump_progress(progress)
     )
@@ -985,7 +1003,9 @@ def _nothing_left(record: Record, progress: Progress, keep: bool) -> Patch | Del
     return Patch(None, State.FINISHED, 0, dump_progress(progress))
 
 
-def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> Patch:
+def _held_back(
+    record: Record, schedule: Schedule, progress: Progress, unfinished_attempts: int
+) -> Patch:
     """Paused during an occurrence, which continues when the record is resumed.
 
     If the record was also triggered, that run comes first, as when a paused record is triggered.
@@ -997,23 +1017,61 @@ def _held_back(record: Record, progress: Progress, unfinished_attempts: int) -> 
         )
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     pause = None if pending is None else pending.pause
-    return _resting(_unpaused(progress)._replace(pause=pause), unfinished_attempts)
+    progress = _unpaused(progress)._replace(pause=pause)
+    return _resting(record, schedule, progress, unfinished_attempts)
 
 
-def _resting(progress: Progress, unfinished_attempts: int) -> Patch:
+def _resting(
+    record: Record, schedule: Schedule, progress: Progress, unfinished_attempts: int
+) -> Patch:
     """The record is paused, as ``progress.pause`` says."""
-    due_at = _due_after(progress.pause, progress, unfinished_attempts)
+    record = record._replace(unfinished_attempts=unfinished_attempts)
+    due_at = _due_after(progress.pause, progress, schedule, record)
     return Patch(due_at, State.PAUSED, unfinished_attempts, dump_progress(progress))
 
 
-def _due_after(pause: Pause | None, progress: Progress, unfinished_attempts: int) -> int | None:
-    """When a paused record is due: at the end of its pause, but not before it is planned."""
+def _due_after(
+    pause: Pause | None, progress: Progress, schedule: Schedule | None, record: Record
+) -> int | None:
+    """When a paused record is due: at the end of its pause, but not before it would be due."""
     if pause is None or pause.until is None:
         return None
-    begun = unfinished_attempts > 0 or progress.failures > 0
-    if begun or progress.occurrence is None:
+    due_at = _due_of(schedule, record, progress)
+    if record.unfinished_attempts > 0 or progress.failures > 0 or due_at is None:
         return pause.until
-    return max(pause.until, progress.occurrence)
+    return max(pause.until, due_at)
+
+
+def _due_of(schedule: Schedule | None, record: Record, progress: Progress) -> int | None:
+    """When the current occurrence of a record is due; a triggered run does not wait."""
+    if progress.triggered is not None:
+        return progress.triggered
+    return _due(schedule, record[:2], progress.planned)
+
+
+def _due(schedule: Schedule | None, identity: tuple[str, str], planned: int | None) -> int | None:
+    """When a planned occurrence is due: when it is planned, or after the jitter of its schedule."""
+    if schedule is None or planned is None or not schedule.jitter:
+        return planned
+    return schedule.due(planned, *identity)
+
+
+def _schedule_or_none(text: str) -> Schedule | None:
+    """The schedule that a text stands for; None if this worker cannot read it."""
+    try:
+        return load_schedule(text)
+    except ValueError:
+        return None
+
+
+def _first_again(schedule: Schedule, current: Record, now: int) -> int | None:
+    """The first occurrence of a schedule that is given to a record which exists.
+
+    One that runs at once does so when it is new, and not whenever it is given again.
+    """
+    if schedule.at_once and current.schedule == dump_schedule(schedule):
+        return schedule.next(now)
+    return schedule.first(now)
 
 
 def _created_in_place(current: Record, progress: Progress | None, wanted: Wanted, now: int) -> Put:
@@ -1026,10 +1084,9 @@ def _created_in_place(current: Record, progress: Progress | None, wanted: Wanted
     pause = None if progress is None else progress.pause if is_paused else None
     if pending is not None and pending.paused:
         pause = pending.pause
-    fresh = Progress(new.due_at, wanted.incarnation, pause=pause)
-    return new._replace(
-        due_at=_due_after(pause, fresh, 0), state=State.PAUSED, progress=dump_progress(fresh)
-    )
+    fresh = load_progress(new.progress)._replace(pause=pause)
+    due_at = _due_after(pause, fresh, wanted.schedule, current._replace(unfinished_attempts=0))
+    return new._replace(due_at=due_at, state=State.PAUSED, progress=dump_progress(fresh))
 
 
 def _asked_to_rest(pending: Pending | None, now: int) -> bool:

@@ -62,7 +62,7 @@ async def ensure_records(
         writes = [
             (task, write)
             for task, record in left
-            if _concerns(task, record, correction) and (write := _wanted(task, record, now))
+            if (write := _wanted_if_planned(task, record, correction, now))
         ]
         if not writes:
             break
@@ -79,6 +79,16 @@ async def ensure_records(
     return written
 
 
+def _wanted_if_planned(
+    task: Task, record: Record | None, correction: Correction, now: int
+) -> Write | None:
+    try:
+        return _wanted(task, record, now) if _concerns(task, record, correction) else None
+    except UnreadableHere as error:  # a calendar fails
+        logger.warning("%s cannot be planned by this worker: %s", printable(task), describe(error))
+        return None
+
+
 def _concerns(task: Task, record: Record | None, correction: Correction) -> bool:
     if record is None or correction is Correction.ALL:
         return True
@@ -91,7 +101,7 @@ def _concerns(task: Task, record: Record | None, correction: Correction) -> bool
 
 def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
     if record is None:
-        wanted = Wanted(task.plan, "", chance.new_id(4))
+        wanted = Wanted(task.plan, "", chance.new_id(4), (task.group, task.key))
         return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
     at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
     try:

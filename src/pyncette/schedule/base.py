@@ -103,6 +103,10 @@ class Schedule(ABC):
         """When the planned occurrence of a record is due: at once, or after its jitter."""
         return planned
 
+    def moved_to(self, planned: int) -> Schedule:
+        """A single run at another instant; what has several occurrences stays as it is."""
+        return self
+
     # What users ask.
 
     def next_after(self, instant: datetime) -> datetime | None:
@@ -658,6 +662,11 @@ class Jittered(_Combined):
         identity = f"{planned}\0{group.partition(':')[0]}\0{key}".encode()
         number = int.from_bytes(blake2b(identity, digest_size=8).digest())
         return min(planned + (number * jitter >> 64), INSTANT_LIMIT - 1)
+
+    def moved_to(self, planned: int) -> Schedule:
+        """A single run at another instant; what has several occurrences stays as it is."""
+        moved = self._inner.moved_to(planned)
+        return self if moved is self._inner else Jittered(moved, self.jitter)
 
     def _form(self) -> list[Any]:
         return ["jitter", self.jitter, self._inner._form()]

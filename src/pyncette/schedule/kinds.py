@@ -273,6 +273,10 @@ class At(Schedule):
         """None: there is no second occurrence."""
         return None
 
+    def moved_to(self, planned: int) -> Schedule:
+        """A single run at another instant."""
+        return At.of(planned)
+
     def _form(self) -> list[Any]:
         return ["at", self._instant]
 
