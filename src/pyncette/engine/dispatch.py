@@ -178,7 +178,7 @@ class Dispatcher:
     def drop_unstarted(self) -> None:
         """Releases the records of runs whose asyncio task was cancelled before its first step.
 
-        A callback of each task would tell sooner, and cost a fifth of a short run.
+        A callback of each task would tell sooner, and cost a tenth of a short run.
         """
         for execution, run in list(self.executions.items()):
             if not execution.begun and getcoroutinestate(run) == CORO_CLOSED:
