@@ -149,6 +149,11 @@ class _Realtime:
         """
         return asyncio.timeout(seconds)
 
+    @staticmethod
+    def timer(seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        """Calls a function of no arguments in `seconds`, unless the handle is cancelled before."""
+        return asyncio.get_running_loop().call_later(seconds, callback)
+
 
 realtime: Final = _Realtime()
 

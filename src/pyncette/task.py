@@ -118,7 +118,7 @@ class Task(Declared):
     _span: Span = Span()
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
-    next_run: datetime | None = None
+    _next_run: int | None = None
     calendars: Calendars = NO_CALENDARS
     """The calendars of its app."""
 
@@ -540,6 +540,15 @@ class Task(Declared):
         task._plan = plan
         task._args_text = args_text
         return task
+
+    @property
+    def next_run(self) -> datetime | None:
+        """See the attributes of the class."""
+        return None if self._next_run is None else from_microseconds(self._next_run)
+
+    def planned_for(self, instant: int | None) -> None:
+        """This instance runs next at this instant, in microseconds."""
+        self._next_run = instant
 
     def moved_to(self, plan: Schedule) -> None:
         """This instance runs by another schedule than it was made with."""

@@ -52,6 +52,8 @@ class Span(NamedTuple):
             TypeError: A value is neither an option nor an argument.
             ValueError: A value is out of range, or the end lies before the start.
         """
+        if start_at is UNSET and end_at is UNSET and jitter is UNSET:
+            return NO_SPAN
         start = option_or_argument("start_at", start_at, datetime, args)
         end = option_or_argument("end_at", end_at, datetime, args)
         wait = option_or_argument("jitter", jitter, timedelta, args)
@@ -63,6 +65,8 @@ class Span(NamedTuple):
 
     def over(self, inherited: Span, single: bool) -> Span:
         """This span, and of another one what this one leaves open; no bounds for a single run."""
+        if inherited == NO_SPAN:
+            return self
         jitter = inherited.jitter if self.jitter is None else self.jitter
         if single:
             return self._replace(jitter=jitter)
@@ -81,6 +85,8 @@ class Span(NamedTuple):
         schedule = schedule.between(self.start_at, self.end_at)
         return schedule if self.jitter is None else schedule.with_jitter(self.jitter)
 
+
+NO_SPAN: Final = Span()
 
 _ALWAYS: Final = Every(timedelta(microseconds=1))
 
@@ -142,12 +148,12 @@ class When(NamedTuple):
     execute_at: datetime | None = None
     timezone: str | None = None
     plan: Schedule | None = None
-    span: Span = Span()
+    span: Span = NO_SPAN
 
     @classmethod
     def of(cls, plan: Schedule | None) -> When:
         """What a stored schedule says."""
-        inner, span = plan, Span()
+        inner, span = plan, NO_SPAN
         if isinstance(inner, Jittered):
             span = span._replace(jitter=timedelta(microseconds=inner.jitter))
             inner = inner.schedule
@@ -170,7 +176,7 @@ class When(NamedTuple):
         interval: timedelta | float | None,
         execute_at: datetime | None,
         timezone: str | tzinfo | None,
-        span: Span = Span(),  # noqa: B008 (it cannot change)
+        span: Span = NO_SPAN,
         *,
         name: str,
         dynamic: bool = False,
@@ -234,10 +240,11 @@ class When(NamedTuple):
             when = cls(interval=distance, timezone=zone, plan=every)
         if when.execute_at is not None:
             _check_single(when.span.over(span, single=False), name, instance)
+        if span == NO_SPAN:
+            return when
         if when.plan is not None:
             plan = span.applied(when.plan)
-            span = cls.of(plan).span
-            when = when._replace(plan=plan)
+            return when._replace(plan=plan, span=cls.of(plan).span)
         return when._replace(span=span)
 
 

@@ -108,6 +108,7 @@ def test_a_module_takes_time_from_the_clock_only(path: Path) -> None:
 def test_the_one_source_of_time_is_seen_as_one() -> None:
     found = sources_of_time(SOURCE_OF_TIME.read_text(encoding="utf-8"))
     assert {what.partition(": ")[2] for what in found} == {
+        "asyncio.get_running_loop().call_later",
         "asyncio.sleep",
         "asyncio.timeout",
         "datetime.datetime.now",

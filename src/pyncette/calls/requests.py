@@ -113,17 +113,11 @@ class Requests:
             )
         call = Call(write)
         self._queue.add(call)
-        deadline_s = self.store.deadline_s
+        deadline = realtime.timer(self.store.deadline_s, call.expire)
         try:
-            async with realtime.timeout(deadline_s) as deadline:
-                return await call.answer
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise StoreUnavailableError(
-                f"The store did not answer within {deadline_s:g} s: "
-                + ("what became of the call is unknown" if call.sent else "the call was not made")
-            ) from error
+            return await call.answer
+        finally:
+            deadline.cancel()
 
     async def change(self, group: str, key: str, decide: Decide) -> Write | None:
         """Changes one record, from what it is now.
@@ -136,7 +130,7 @@ class Requests:
         """
         await self.now()
         [current] = await self.store.get([(group, key)])
-        holding = Holding(self, f"{printable(key)} of {printable(group)}")
+        holding = Holding(self, f"{key} of {group}")
         while True:
             change = decide(current, self.clock.microseconds())
             if change is None:
@@ -293,7 +287,7 @@ class Requests:
 class Holding:
     """Waits while an open transaction holds the record that a call writes."""
 
-    def __init__(self, requests: Requests, what: str) -> None:
+    def __init__(self, requests: Requests, what: object) -> None:
         """Begins to count.
 
         Args:
@@ -315,7 +309,7 @@ class Holding:
             return
         if realtime.monotonic() >= self._give_up_at:
             raise StoreUnavailableError(
-                f"The record of {self._what} is locked by an open transaction"
+                f"The record of {printable(self._what)} is locked by an open transaction"
             )
         with self._requests.clock.hold():
             await realtime.sleep(self._pause)

@@ -114,7 +114,7 @@ class Wish:
             assert isinstance(change, (Put, Patch))
             text = change.progress or ""
         planned = _planned(text)
-        instance.next_run = None if planned is None else from_microseconds(planned)
+        instance.planned_for(planned)
         if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
             self._tell_kept(instance, planned, current, now)
         return instance
@@ -149,13 +149,12 @@ class Scheduling:
         requests = self._requests
         group, key = instance.group, instance.key
         now = await requests.now()
-        change: Change | None = wish.created(now)
         current: Record | None = None
         write = Write(group, key, wish.created(now), ANY if force else ABSENT)
         if force:
             self._worker.replaced(group, key)
         patience = realtime.monotonic() + ADVANCE_PATIENCE_S
-        holding = Holding(requests, printable(instance))
+        holding = Holding(requests, instance)
         while isinstance(result := await requests.submit(write), Refused):
             await holding.wait(write, result)
             current, change, now = await self._decided(wish, result.current, patience)

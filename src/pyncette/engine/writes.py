@@ -376,6 +376,15 @@ class Call:
         if not self.answer.done():
             self.answer.set_exception(error)
 
+    def expire(self) -> None:
+        """The deadline of the call has passed."""
+        self.abandon(
+            StoreUnavailableError(
+                "The store did not answer within the deadline of its calls: "
+                + ("what became of the call is unknown" if self.sent else "the call was not made")
+            )
+        )
+
 
 class Waker:
     """Collects groups whose watchers to notify, and notifies at most once per interval."""
