@@ -301,7 +301,8 @@ class Checker:
                         yield Violation(Promise.HEALTHY, event.time, event.line().strip())
                     if how == "cancelled" and "" in told and told[""].details["how"] == "shutdown":
                         yield Violation(Promise.HEALTHY, event.time, event.line().strip())
-                    if how != "cancelled" and cancelled:
+                    # Run in the loop's own task, a body may swallow what was meant for that.
+                    if how != "cancelled" and cancelled and not self._plan.synchronous:
                         yield Violation(
                             Promise.CANCELLED, event.time, f"{process}: closed as if it were not"
                         )
@@ -328,7 +329,17 @@ class Checker:
             for run in runs:
                 start = run.start
                 since = told.get(start.process)
-                if since is None or start.time > since:
+                if since is None:
+                    continue
+                if start.time > since:
+                    if start.time > self._thawed(start.process, since) + 0.5 and not (
+                        self._plan.synchronous
+                    ):
+                        yield Violation(
+                            Promise.CANCELLED,
+                            start.time,
+                            f"{subject} starts at {start.process}, cancelled at {since:.4f}",
+                        )
                     continue
                 since = self._thawed(start.process, since)
                 if since + 1.0 < self._thawed(start.process, since + 1.0):
