@@ -246,7 +246,7 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
             _plan(
                 [LEAST._replace(manners=(Manner.SHORT_HEARTBEAT,))],
                 [_each(LEAST)],
-                [Fault(Kind.FLAKY, 0.9, 5.0, "w0", 0.5, only="write", how="late")],
+                [Fault(Kind.FLAKY, 0.9, 10.0, "", 0.8, only="write", how="late")],
                 TWO,
             ),
             _has("no heartbeat"),
