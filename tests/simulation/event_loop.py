@@ -46,6 +46,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     Attributes:
         errors: What was reported to the loop as an error that nobody handled.
         callbacks: How many callbacks have run.
+        on_exit: Called with the process in which ``SystemExit`` was raised.
     """
 
     def __init__(self, order: Random, shuffled: bool = False) -> None:
@@ -57,6 +58,7 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
                 for looking at code that must not depend on it.
         """
         self.errors: list[dict[str, Any]] = []
+        self.on_exit: Callable[[str], None] | None = None
         self.callbacks = 0
         self._order = order
         self._shuffled = shuffled
@@ -143,8 +145,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
             _, _, _, process, handle = heappop(timers)
             if not handle.cancelled() and process not in self._crashed:
                 self._enqueue(process, handle)
-        frozen = self._frozen
-        ready = [name for name, queue in self._queues.items() if queue and name not in frozen]
+        ready = [name for name, queue in self._queues.items() if queue]
+        if self._frozen:
+            ready = [name for name in ready if name not in self._frozen]
         if not ready:
             if not timers:
                 raise Stuck(f"Nothing is left to be done at {time:.6f} s")
@@ -161,7 +164,12 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self.callbacks += 1
         if self.callbacks > CALLBACKS_MAX:
             raise Stuck(f"{self.callbacks} callbacks by {time:.6f} s")
-        handle_._run()
+        try:
+            handle_._run()
+        except SystemExit:
+            if self.on_exit is None or process == WORLD:
+                raise
+            self.on_exit(process)
 
     def _enqueue(self, process: str, handle: asyncio.Handle) -> None:
         queue = self._queues.get(process)

@@ -210,7 +210,7 @@ FAULTS: Final = (
     Fault(
         "n",
         "str(error) raises: the outcome of the run is not recorded",
-        (Edit(f"{_EXECUTION}_failed", "describe(error)", "str(error)"),),
+        (Edit("pyncette.errors:describe", 'text = "(its text cannot be shown)"', "raise"),),
         "scenario: 48: exceptions that cannot be printed, or are no Exception, seed 0",
         Promise.OUTCOME,
     ),

@@ -33,7 +33,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -45,7 +44,7 @@ from importlib import import_module
 from pathlib import Path
 from random import Random
 from types import FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import pytest
 from tests.simulation.catching import catch, names, survey
@@ -508,10 +507,13 @@ def main() -> int:
     if not options.report and COPIED not in os.environ:
         if options.results is not None and not options.results.is_absolute():
             parser.error("--results needs an absolute path")
-        return _in_a_copy()
+        _in_a_copy()
     results = _kept(options.results)
     if not options.report:
-        _try_all(found, results, options)
+        try:
+            _try_all(found, results, options)
+        finally:
+            shutil.rmtree(os.environ[COPIED], ignore_errors=True)
     shown = [results[mutant.id] for mutant in found if mutant.id in results]
     print(table(shown, len(found)))
     missed = sum(result.killer not in KILLERS for result in shown)
@@ -548,22 +550,22 @@ def _try_all(found: list[Mutant], results: dict[str, Result], options: argparse.
         )
 
 
-def _in_a_copy() -> int:
-    """Runs the same command in a copy of the sources, which nobody edits meanwhile."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        ignored = shutil.ignore_patterns("__pycache__", ".*")
-        for name in ("src", "tests", "docs"):
-            shutil.copytree(ROOT / name, place / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", place)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{place / 'src'}{os.pathsep}{place}",
-            "PYTHONHASHSEED": "0",
-            COPIED: "yes",
-        }
-        command = [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]]
-        return subprocess.run(command, cwd=place, env=environment, check=False).returncode
+def _in_a_copy() -> NoReturn:
+    """Goes on with a copy of the sources, which nobody edits meanwhile."""
+    place = Path(tempfile.mkdtemp(prefix="mutate-"))
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("src", "tests", "docs"):
+        shutil.copytree(ROOT / name, place / name, ignore=ignored)
+    shutil.copy(ROOT / "pyproject.toml", place)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{place / 'src'}{os.pathsep}{place}",
+        "PYTHONHASHSEED": "0",
+        COPIED: str(place),
+    }
+    os.chdir(place)
+    command = [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]]
+    os.execve(sys.executable, command, environment)
 
 
 def table(results: list[Result], wanted: int) -> str:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pyncette import FailureMode
 
-SETTLING_S: Final = 18.0
+SETTLING_S: Final = 14.0
 """How long everything is healthy at the end, before what should have run is counted."""
 
 
@@ -37,6 +37,8 @@ class Manner(StrEnum):
     UNSCHEDULE_SELF = "unschedule its own record"
     KILL = "kill its process"
     OUTLIVE = "outlive its lease several times"
+    RAISE_GENERATOR = "raise GeneratorExit"
+    EXIT = "raise SystemExit"
 
 
 class TaskPlan(NamedTuple):

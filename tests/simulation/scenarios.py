@@ -155,6 +155,21 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
         ),
     )
     yield (
+        "a body ends its process",
+        Scenario(
+            _plan(
+                (
+                    LEAST._replace(manners=(Manner.EXIT,), failure_mode=FailureMode.COMMIT),
+                    MOST._replace(manners=(Manner.EXIT,)),
+                ),
+                asked,
+                (),
+                tuple(Life(f"w{number}", number * 1.5) for number in range(5)),
+            ),
+            _starts("d0/i0", 2),
+        ),
+    )
+    yield (
         "a worker is killed after the body and before its outcome is written",
         Scenario(
             _plan(
@@ -231,7 +246,7 @@ def _failure_table() -> Iterator[tuple[str, Scenario]]:
             _plan(
                 [LEAST._replace(manners=(Manner.SHORT_HEARTBEAT,))],
                 [_each(LEAST)],
-                [Fault(Kind.FLAKY, 0.9, 5.0, "w0", 0.5, only="write", how="late")],
+                [Fault(Kind.FLAKY, 0.9, 10.0, "", 0.8, only="write", how="late")],
                 TWO,
             ),
             _has("no heartbeat"),
@@ -817,6 +832,7 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                         failure_mode=mode,
                         manners=(
                             Manner.RAISE_BASE,
+                            Manner.RAISE_GENERATOR,
                             Manner.RAISE_UNPRINTABLE,
                             Manner.RAISE_CANCELLED,
                         ),

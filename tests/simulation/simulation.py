@@ -104,6 +104,7 @@ class _Director:
         self._world = world
         self._loop = world.loop
         self._apps = Apps(world, self._crash)
+        world.loop.on_exit = self._crash
         self._stops: dict[str, list[Any]] = {}
         self._mains: dict[str, asyncio.Task[Any]] = {}
         self._calls: list[asyncio.Task[Any]] = []

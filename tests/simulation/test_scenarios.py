@@ -16,7 +16,7 @@ from tests.simulation.simulation import simulate
 
 pytestmark = pytest.mark.exhaustive
 
-SEEDS = int(os.environ.get("PYNCETTE_TEST_SCENARIO_SEEDS", "8"))
+SEEDS = int(os.environ.get("PYNCETTE_TEST_SCENARIO_SEEDS", "4"))
 
 SCENARIOS = dict(scenarios())
 

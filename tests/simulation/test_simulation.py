@@ -17,7 +17,7 @@ from tests.simulation.simulation import simulate
 
 pytestmark = pytest.mark.exhaustive
 
-SEEDS = int(os.environ.get("PYNCETTE_TEST_SIMULATION_SEEDS", "300"))
+SEEDS = int(os.environ.get("PYNCETTE_TEST_SIMULATION_SEEDS", "200"))
 CHUNK = 50
 """Seeds in one test: small enough that two processes end at the same time."""
 

@@ -18,14 +18,15 @@ from tests.simulation import model
 from tests.simulation.workers import at, every
 
 from pyncette.engine import rules
-from pyncette.engine.rules import CLOCK_ERROR_MAX, Policy, Verdict, Wanted
-from pyncette.model import FailureMode
+from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
+from pyncette.model import Exhausted, FailureMode
 from pyncette.schedule import Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     DELETE,
     STATIC_GROUP,
     Change,
+    Patch,
     Pending,
     Progress,
     Reading,
@@ -47,6 +48,7 @@ SOON: Final = Policy(failure_mode=FailureMode.UNLOCK, retry_after=7)
 NONE: Final = Policy(failure_mode=FailureMode.NONE)
 COMMIT: Final = Policy(failure_mode=FailureMode.COMMIT)
 FORWARD: Final = Policy(fast_forward=True)
+NO: Final = Failure("no", "where")
 
 RESTING: Final = (State.PAUSED, State.PARKED, State.FINISHED)
 FLAGS: Final = [
@@ -66,10 +68,10 @@ def _requests(running: bool) -> Iterator[Pending | None]:
             )
 
 
-def records(*states: State) -> Iterator[Reading]:
+def records(*states: State, groups: tuple[str, ...] = ("g",)) -> Iterator[Reading]:
     """Every small record in one of these states."""
     for state, group, schedule, planned, triggered, failures, unfinished in product(
-        states, ("g", STATIC_GROUP), (EVERY, ONCE), (None, 8, 10, 12), (None, 9), (0, 1), (0, 1, 2)
+        states, groups, (EVERY, ONCE), (None, 8, 10, 12, 16), (None, 9), (0, 1), (0, 1, 2)
     ):
         running = state is State.RUNNING
         if running and not unfinished and not failures:
@@ -154,11 +156,11 @@ def _is_promoted(before: Reading, current: Record | None) -> bool:
     flagged = (
         (State.SCHEDULED, wanted.triggered, wanted.triggered, wanted.paused)
         if wanted.triggered is not None
+        else (State.FINISHED, None, None, False)
+        if wanted.planned is None
         else (State.PAUSED, None, None, False)
         if wanted.paused
         else (State.SCHEDULED, wanted.planned, None, False)
-        if wanted.planned is not None
-        else (State.FINISHED, None, None, False)
     )
     paused = progress.pending is not None and progress.pending.paused
     found = (current.state, current.due_at, progress.triggered, paused)
@@ -169,10 +171,10 @@ def _is_promoted(before: Reading, current: Record | None) -> bool:
 
 @pytest.mark.parametrize("policy", [NONE, FORWARD, COMMIT], ids=["done", "collapsed", "failed"])
 def test_what_follows_an_occurrence_is_the_next_one_or_what_was_requested(policy: Policy) -> None:
-    for before in records(State.RUNNING):
+    for before in records(State.RUNNING, groups=("g", STATIC_GROUP)):
         error = "no" if policy is COMMIT else None
         change = (
-            rules.failed(before, policy, NOW, "no")
+            rules.failed(before, policy, NOW, NO)
             if policy is COMMIT
             else rules.succeeded(before, policy, NOW)
         )
@@ -190,9 +192,12 @@ def test_what_follows_an_occurrence_is_the_next_one_or_what_was_requested(policy
             continue
         planned = old.planned
         if wanted.schedule is None and old.triggered is None and planned is not None:
-            planned = (
-                schedule.skip(planned, NOW) if policy.fast_forward else schedule.following(planned)
-            )
+            planned = schedule.following(planned)
+            if policy.fast_forward and planned is not None and planned <= NOW:
+                planned = schedule.skip(planned, NOW)
+                assert progress.skipped == (NOW - old_planned(before)) // 3
+            else:
+                assert progress.skipped == 0
         if wanted.triggered is None and planned is None:
             assert (current is None) is (record.group != STATIC_GROUP)
             if current is not None:
@@ -215,20 +220,33 @@ def test_what_follows_an_occurrence_is_the_next_one_or_what_was_requested(policy
             assert current.due_at == (None if wanted.paused else planned)
 
 
+def old_planned(before: Reading) -> int:
+    """The planned instant of a record that has one."""
+    planned = before.progress.planned
+    assert planned is not None
+    return planned
+
+
+def _counted(before: Reading) -> int:
+    """The failures afterwards: attempts without an outcome count together with this one."""
+    return before.progress.failures + max(before.record.unfinished_attempts, 1)
+
+
 @pytest.mark.parametrize("policy", [NONE, SOON], ids=["when the lease ends", "soon"])
 def test_a_failed_run_is_retried_unless_something_was_requested(policy: Policy) -> None:
     for before in records(State.RUNNING):
-        current, progress = _by_holder(before, rules.failed(before, policy, NOW, "no"))
+        current, progress = _by_holder(before, rules.failed(before, policy, NOW, NO))
         wanted, old = _requested(before), before.progress
         if _replacement(before):
             assert _is_promoted(before, current), (before, current)
             continue
         assert current is not None
-        assert (progress.planned, progress.error) == (old.planned, "no")
+        found = (progress.planned, progress.error, progress.traceback)
+        assert found == (old.planned, "no", "where")
         if wanted.paused:
-            _rests_in_the_middle(before, current, progress, old.failures + 1, 0)
+            _rests_in_the_middle(before, current, progress, _counted(before), 0)
             continue
-        assert progress.failures == old.failures + 1
+        assert progress.failures == _counted(before)
         assert progress.pending == old.pending
         assert (current.state, current.due_at, current.unfinished_attempts) == (
             (State.RETRYING, NOW + 7, 0)
@@ -275,21 +293,59 @@ def test_what_is_given_back_is_as_before_the_claim(delay: int) -> None:
 
 def test_after_the_last_attempt_a_record_is_parked_unless_something_was_requested() -> None:
     for before in records(State.RUNNING):
-        current, progress = _by_holder(before, rules.exhausted(before, "no"))
-        wanted, old = _requested(before), before.progress
+        change = rules.exhausted(before, Policy(exhausted=Exhausted.PARK), NOW, NO)
+        current, progress = _by_holder(before, change)
         if _replacement(before):
             assert _is_promoted(before, current), (before, current)
             continue
         assert current is not None
-        assert (progress.planned, progress.triggered) == (old.planned, old.triggered)
-        assert (progress.error, current.unfinished_attempts) == ("no", 0)
-        if wanted.triggered is not None:
-            left = wanted._replace(triggered=None)
-            assert (current.state, current.due_at) == (State.SCHEDULED, wanted.triggered)
-            assert (progress.failures, progress.pending or Pending()) == (0, left)
-        else:
-            assert current.state == State.PARKED
-            assert (progress.failures, progress.pending) == (old.failures + 1, old.pending)
+        _is_parked(before, current, progress)
+
+
+def _is_parked(before: Reading, current: Record, progress: Progress) -> None:
+    """Parked with its error; or tried once more, if it was triggered meanwhile."""
+    wanted, old = _requested(before), before.progress
+    assert (progress.planned, progress.triggered) == (old.planned, old.triggered)
+    assert (progress.error, current.unfinished_attempts) == ("no", 0)
+    if wanted.triggered is not None:
+        left = wanted._replace(triggered=None)
+        assert (current.state, current.due_at) == (State.SCHEDULED, wanted.triggered)
+        assert (progress.failures, progress.pending or Pending()) == (0, left)
+        assert progress.renewed == NOW
+    else:
+        assert current.state == State.PARKED
+        assert (progress.failures, progress.pending) == (_counted(before), old.pending)
+
+
+@pytest.mark.parametrize("exhausted", [None, Exhausted.CONTINUE])
+def test_after_the_last_attempt_a_schedule_goes_on_and_a_single_run_is_parked(
+    exhausted: Exhausted | None,
+) -> None:
+    for before in records(State.RUNNING, groups=("g", STATIC_GROUP)):
+        change = rules.exhausted(before, Policy(exhausted=exhausted), NOW, NO)
+        final = rules.failed(before, Policy(exhausted=exhausted), NOW, NO._replace(final=True))
+        assert final == change
+        committed = rules.failed(before, COMMIT, NOW, NO)
+        if committed is not DELETE:
+            assert change == committed
+            continue
+        current, progress = _by_holder(before, change)
+        assert current is not None
+        _is_parked(before, current, progress)
+        gone = rules.exhausted(before, COMMIT, NOW, NO)
+        assert gone is (DELETE if exhausted is None else gone)
+
+
+def test_after_the_last_attempt_a_record_is_paused_and_resumed_with_all_attempts() -> None:
+    for before in records(State.RUNNING):
+        change = rules.exhausted(before, Policy(exhausted=Exhausted.PAUSE), NOW, NO)
+        current, progress = _by_holder(before, change)
+        if _replacement(before):
+            assert _is_promoted(before, current), (before, current)
+            continue
+        assert current is not None
+        assert (progress.error, progress.failures, progress.renewed) == ("no", 0, NOW)
+        _rests_in_the_middle(before, current, progress, 0, 0)
 
 
 def test_a_heartbeat_only_moves_the_end_of_the_lease() -> None:
@@ -371,19 +427,23 @@ def test_replacing_is_creating_anew_at_once_or_when_the_run_ends() -> None:
             continue
         current = after(before, change)
         assert current is not None
-        assert current == _made_anew(before, current)
+        anew = _made_anew(before, current)
+        if before.record.state == State.PAUSED or _requested(before).paused:
+            anew = anew._replace(state=State.PAUSED, due_at=None)
+        assert current == anew
 
 
 def test_a_pause_rests_and_a_resumption_takes_it_back() -> None:
     for before in records(*State):
         record, _, old = before
         change = rules.paused(before, NOW)
-        if record.state in RESTING:
+        if record.state in RESTING or (rules.alive(record, NOW) and _requested(before).paused):
             assert change is None
             continue
         assert change is not None
         if rules.alive(record, NOW):
             _only_pending(before, change, _requested(before)._replace(paused=True))
+            assert rules.paused(read_after(before, change), NOW) is None
             taken_back = rules.resumed(read_after(before, change), NOW)
             assert taken_back is not None
             back = after(read_after(before, change), taken_back)
@@ -487,7 +547,9 @@ def test_a_static_task_that_is_replanned_keeps_what_is_begun_and_the_sooner_time
             assert current is not None
             found = (current.state, current.due_at, current.schedule, current.token)
             assert found == (State.SCHEDULED, first, dumps(schedule), None)
-            assert load_progress(current.progress) == Progress(first, "old")
+            assert load_progress(current.progress) == Progress(
+                first, "old", pending=None if wanted == Pending() else wanted
+            )
             continue
         if dumps(schedule) == (wanted.schedule or record.schedule):
             continue
@@ -546,7 +608,7 @@ def test_only_a_plan_that_contradicts_its_schedule_is_mended(
             *(dumps(EVERY), "", dump_progress(progress)),
         )
         wrong = (
-            state == State.SCHEDULED
+            state in (State.SCHEDULED, State.RETRYING)
             and triggered is None
             and planned is not None
             and planned > edge
@@ -589,3 +651,24 @@ def test_another_claim_has_taken_what_has_another_token_or_is_gone() -> None:
         # A claim that was repeated has taken a later occurrence with the same token.
         later = dump_progress(before.progress._replace(planned=13))
         assert rules.verdict(before.record._replace(progress=later), before) is Verdict.SETTLED
+
+
+@pytest.mark.parametrize(("first", "due_at"), [(9, LEASE_END), (20, 20)])
+def test_what_runs_and_cannot_be_read_is_replaced_when_its_lease_ends(
+    first: int, due_at: int
+) -> None:
+    record = next(records(State.RUNNING)).record._replace(progress="garbage")
+    wanted = WANTED._replace(schedule=at(first))
+    change = rules.replaced(record, wanted, NOW)
+    assert change.due_at == due_at
+    assert change == rules.created(wanted, NOW)._replace(due_at=due_at)
+    assert rules.merged(record, wanted, NOW) is None
+    ended = record._replace(due_at=NOW)
+    assert rules.merged(ended, wanted, NOW) == rules.created(wanted, NOW)
+
+
+def test_what_a_later_release_wrote_is_given_back_unread() -> None:
+    record = next(records(State.RUNNING)).record
+    for unfinished, left in ((0, 0), (1, 0), (3, 2)):
+        change = rules.given_back_unread(record._replace(unfinished_attempts=unfinished), NOW, 6)
+        assert change == Patch(NOW + 6, State.RETRYING, left)

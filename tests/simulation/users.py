@@ -266,6 +266,11 @@ class Apps:
                 raise Unprintable
             case Manner.RAISE_CANCELLED:
                 raise asyncio.CancelledError
+            case Manner.RAISE_GENERATOR:
+                raise GeneratorExit
+            case Manner.EXIT:
+                await asyncio.sleep(draw * 0.1)
+                raise SystemExit(1)
             case Manner.SWALLOW:
                 try:
                     await sleep(0.5 + draw)

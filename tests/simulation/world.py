@@ -78,6 +78,9 @@ class World:
         self.plan = plan
         self.loop = loop
         self.history = History()
+        self._faults: dict[Kind, list[Fault]] = {}
+        for fault in plan.faults:
+            self._faults.setdefault(fault.kind, []).append(fault)
         self._steps: dict[str, float] = {}
         self._drifts = {clock.process: clock.drift_ppm for clock in plan.clocks}
         self._offsets = {clock.process: clock.offset_s for clock in plan.clocks}
@@ -101,12 +104,14 @@ class World:
 
     def active(self, kind: Kind, process: str = "", call: str = "") -> Iterable[Fault]:
         """The faults of a kind that strike now (in this process, in this call)."""
+        faults = self._faults.get(kind)
+        if faults is None:
+            return ()
         now = self.loop.time()
         return [
             fault
-            for fault in self.plan.faults
-            if fault.kind is kind
-            and fault.start <= now < fault.end
+            for fault in faults
+            if fault.start <= now < fault.end
             and fault.process in ("", process)
             and fault.only in ("", call)
         ]
@@ -135,7 +140,11 @@ class World:
 
     def monotonic(self, process: str) -> float:
         """Seconds since the machine of a process started."""
-        return self.loop.time() * (1 + self._drifts.get(process, 0.0) * 1e-6)
+        return self.loop.time() * self.rate(process)
+
+    def rate(self, process: str) -> float:
+        """How fast the clock of the machine of a process is."""
+        return 1 + self._drifts.get(process, 0.0) * 1e-6
 
     def clock(self, process: str) -> WorkerClock:
         """The clock of the machine of a process."""
@@ -622,6 +631,8 @@ class WorkerClock(SystemClock):
     def __init__(self, world: World, process: str) -> None:
         self._world = world
         self._process = process
+        self._loop_time = world.loop.time
+        self._rate = world.rate(process)
 
     def now(self) -> datetime:
         return from_microseconds(self.microseconds())
@@ -630,7 +641,7 @@ class WorkerClock(SystemClock):
         return self._world.wall_time(self._process)
 
     def monotonic(self) -> float:
-        return self._world.monotonic(self._process)
+        return self._loop_time() * self._rate
 
     async def sleep(self, seconds: float) -> None:
         # Of a slow clock, less passes than of the loop's.
