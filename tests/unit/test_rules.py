@@ -1173,3 +1173,55 @@ def test_what_a_later_release_wrote_is_not_changed() -> None:
 def test_a_reading_keeps_the_record_that_it_was_read_from() -> None:
     record = running()
     assert read(record) == Reading(record, every(10), Progress(10, "b0"))
+
+
+# Jitter.
+
+
+def jittered(schedule: Schedule, microseconds: int) -> Schedule:
+    return schedule.with_jitter(timedelta(microseconds=microseconds))
+
+
+def test_a_jitter_is_added_when_a_record_is_due_and_not_when_it_is_planned() -> None:
+    schedule = jittered(every(1_000), 1_000)
+    put = rules.created(WANTED._replace(schedule=schedule), NOW)
+    planned = NOW + 1_000
+    assert load_progress(put.progress).planned == planned
+    assert put.due_at == schedule.due(planned, *WANTED.identity)
+    assert put.due_at is not None
+    assert planned < put.due_at < planned + 1_000
+    record = running(schedule=schedule)
+    done = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert (progress_of(done).planned, done.due_at) == (1_010, schedule.due(1_010, "g", "k"))
+
+
+def test_a_replacement_that_this_worker_cannot_read_is_due_when_it_is_planned() -> None:
+    unknown = REPLACEMENT._replace(schedule="1 cron Mars/Olympus_Mons 0 9 * * *")
+    record = running(pending=unknown)
+    done = after(record, rules.succeeded(read(record), AT_ONCE, NOW))
+    assert (done.schedule, done.due_at) == (unknown.schedule, 17)
+
+
+def test_what_is_behind_its_schedule_is_paced_and_not_delayed_by_its_jitter() -> None:
+    schedule = jittered(every(10), 5)
+    record = running(schedule=schedule)
+    now = rules.BEHIND_MIN + 1_000
+    policy = Policy(pace=1_000_000)
+    done = after(record, rules.succeeded(read(record), policy, now))
+    assert (progress_of(done).planned, done.due_at) == (20, now + 1)
+
+
+def test_what_waits_for_its_jitter_is_not_too_late() -> None:
+    schedule = jittered(every(1_000), 900)
+    due_at = schedule.due(10, "g", "k")
+    record = running(schedule=schedule, planned=10)
+    policy = Policy(misfire_grace=5)
+    assert not rules.too_late(read(record), policy, due_at + 5)
+    assert rules.too_late(read(record), policy, due_at + 6)
+    # What may wait for longer is not skipped with it.
+    skipped = after(record, rules.misfired(read(record), policy, due_at + 1_006))
+    assert progress_of(skipped).planned == 1_010
+    assert progress_of(skipped).skipped == 1
+    once = running(schedule=jittered(at(10), 900), planned=10)
+    gone = after(once, rules.misfired(read(once), policy, 2_000))
+    assert gone.state == State.FINISHED

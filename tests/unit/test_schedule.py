@@ -396,6 +396,7 @@ def test_a_zone_that_this_machine_lacks_may_be_known_elsewhere(zone: str) -> Non
         "1 every " + "9" * 5000,
         "1 at",
         "1 at noon",
+        "1 at 17640000000000x0",
         "1 at +5",
         "1 at ١٧٦٤٠٠٠٠٠٠٠٠٠٠٠٠",
         "1 at 9999999999999999",

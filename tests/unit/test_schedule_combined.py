@@ -685,7 +685,7 @@ def test_a_wrong_jitter_is_refused(jitter: Any, error: type[Exception], complain
         '2 ["rule","UTC","2026",null,"FREQ=DAILY"]',
         '2 ["rule","UTC","20261301T000000",null,"FREQ=DAILY"]',
         '2 ["rule","UTC","20260101T000000",null,"FREQ=ALWAYS"]',
-        '2 ["jitter",5,' * 40 + '["at",5]' + "]" * 40,
+        "2 " + '["jitter",5,' * 40 + '["at",5]' + "]" * 40,
         "2 " + "[" * 9_000 + "]" * 9_000,
         '2 ["at",5]' + " " * 11_000,
         '2 ["LUNAR",5]',

@@ -206,10 +206,6 @@ class Schedule(ABC):
         """The same without calendars."""
         return self
 
-    def _bound(self, resolve: Resolve) -> Schedule:
-        """The same, with the functions of its calendars."""
-        return self
-
     def _depth(self) -> int:
         return 0
 
@@ -226,7 +222,9 @@ def bind(schedule: Schedule, resolve: Resolve) -> Schedule:
     Raises:
         UnreadableHere: A calendar is not known.
     """
-    return schedule._bound(resolve) if schedule.calendars else schedule
+    if isinstance(schedule, _Combined) and schedule.calendars:
+        return schedule._bound(resolve)
+    return schedule
 
 
 class _Combined(Schedule):
@@ -257,6 +255,10 @@ class _Combined(Schedule):
                 f"{len(self._stored):,}: {self!r:.200}"
             )
         return self
+
+    @abstractmethod
+    def _bound(self, resolve: Resolve) -> Schedule:
+        """The same, with the functions of its calendars."""
 
     def _text(self) -> str:
         return self._stored
@@ -670,9 +672,6 @@ class Jittered(_Combined):
 
     def _form(self) -> list[Any]:
         return ["jitter", self.jitter, self._inner._form()]
-
-    def _grid(self) -> Schedule:
-        return self._steps
 
     def _bound(self, resolve: Resolve) -> Schedule:
         return Jittered(bind(self._inner, resolve), self.jitter)
