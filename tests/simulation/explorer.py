@@ -35,8 +35,9 @@ from tests.simulation.workers import (
 
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
+from pyncette.model import Exhausted
 from pyncette.store import Applied, Write
-from pyncette.store.record import ANY, DELETE, Change, Pause, Record, read
+from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State, read
 
 KEY: Final = "x"
 COMPLETION_RUNS: Final = 8
@@ -102,6 +103,7 @@ class Explorer:
     def __init__(self, scenario: Scenario, protocol: type[Protocol] = Protocol) -> None:
         self.scenario = scenario
         self.protocol = protocol(scenario)
+        self.pauses = scenario.exhausted is Exhausted.PAUSE
         self._records: _Interned[Record | None] = _Interned()
         self._ledgers: _Interned[Ledger] = _Interned()
         self._workers: _Interned[Worker] = _Interned()
@@ -292,8 +294,12 @@ class Explorer:
             match kind:
                 case "started":
                     ledger = model.started(ledger, run, now, scenario.at_most_once)
+                    if scenario.attempts is not None:
+                        ledger = model.counted(ledger, run, scenario.attempts)
                 case "done":
                     ledger = model.done(ledger, run, now, scenario.fast_forward)
+                case "gives up":
+                    ledger = model.gave_up(ledger, run, before, now, self.pauses)
                 case "held back":
                     ledger = model.held_back(ledger, run)
                 case "advance":
@@ -338,16 +344,33 @@ class Explorer:
             if change is not None:
                 record, _ = model.written(record, self._users(record, change), now)
                 awaited = ledger = ledger._replace(paused=False, until=None)
+        policy = self.protocol.policy
         for _ in range(COMPLETION_RUNS):
-            if record is None or record.due_at is None:
+            if record is None:
+                break
+            if record.due_at is None and policy.attempts is not None:
+                # What has failed for good waits for a user.
+                now = max(now, self.scenario.end)
+                is_parked = record.state == State.PARKED
+                change = (rules.rerun if is_parked else rules.resumed)(read(record), now)
+                if change is not None:
+                    record, _ = model.written(record, self._users(record, change), now)
+                    assert record is not None
+            if record.due_at is None:
                 break
             now = max(now, record.due_at)
             record = model.taken(record, self.scenario.lease, now, "last")
             run = model.run_of(record)
-            ledger = model.started(ledger, run, now, self.scenario.at_most_once)
-            ledger = model.done(ledger, run, now, self.scenario.fast_forward)
-            change = rules.succeeded(read(record), self.protocol.policy, now)
-            record, _ = model.written(record, self._users(record, change), now)
+            failure = rules.too_many(read(record), policy, now)
+            if failure is None:
+                ledger = model.started(ledger, run, now, self.scenario.at_most_once)
+                ledger = model.done(ledger, run, now, self.scenario.fast_forward)
+                change = rules.succeeded(read(record), policy, now)
+                record, _ = model.written(record, self._users(record, change), now)
+            else:
+                change = rules.exhausted(read(record), policy, now, failure)
+                record, _ = model.written(record, self._users(record, change), now)
+                ledger = model.gave_up(ledger, run, record, now, self.pauses)
             model.check(ledger, record)
         if ledger.args is None:
             return
@@ -417,5 +440,7 @@ class Explorer:
                 return rules.resumed(read(record), now)
             case Ask.TRIGGER:
                 return rules.triggered(read(record), now)
+            case Ask.RERUN:
+                return rules.rerun(read(record), now)
             case Ask.REPLAN:
                 return rules.replanned(record, wanted.schedule, now)

@@ -188,6 +188,7 @@ class Row(StrEnum):
     PAUSED_RESTS = "a paused record becomes due for nobody"
     TRIGGER_RUNS = "what was triggered runs once more"
     COMES_DUE = "a record that shall run always comes due again"
+    ATTEMPTS = "an occurrence is started at most as often as its policy says"
     BACKOFF_HOLDS = "who schedules again and again defeats no backoff, and his arguments hold"
 
 
@@ -211,6 +212,7 @@ class Ask(StrEnum):
     RESUME = "resume"
     TRIGGER = "trigger"
     REPLAN = "replan"
+    RERUN = "run a parked one again"
 
 
 PAUSE_LENGTH: Final = 2
@@ -244,6 +246,9 @@ class Ledger(NamedTuple):
         until: When it shall rest no longer; None: when it is resumed.
         triggered: The last instant at which a run was triggered.
         started: At most once: the runs whose bodies have started.
+        exhausted: It was paused because it has failed for good.
+        starts: Of the occurrence whose body started last: which, and how often it has started
+            since it last got all of its attempts.
     """
 
     args: str | None = None
@@ -255,6 +260,8 @@ class Ledger(NamedTuple):
     triggered: int | None = None
     started: frozenset[Run] = frozenset()
     until: int | None = None
+    starts: tuple[Run, int] | None = None
+    exhausted: bool = False
 
 
 NOTHING = Ledger()
@@ -318,10 +325,14 @@ def asked(
                 paused=ledger.paused,
                 until=ledger.until,
                 triggered=ledger.triggered,
+                exhausted=ledger.exhausted,
             )
         case Ask.REPLACE:
             new = scheduled(ledger, args, schedule, now)
-            return new._replace(paused=ledger.paused, until=ledger.until)
+            # What waits to be resumed waits on, whoever has paused it.
+            return new._replace(
+                paused=ledger.paused, until=ledger.until, exhausted=ledger.exhausted
+            )
         case Ask.SOONER:
             return _merged(ledger, args, schedule, before, after, now)
         case Ask.PAUSE | Ask.PAUSE_UNTIL:
@@ -329,14 +340,18 @@ def asked(
             left = tuple(instant for instant in ledger.triggers if held and instant not in in_hand)
             until = now + PAUSE_LENGTH if ask is Ask.PAUSE_UNTIL else None
             return ledger._replace(paused=True, until=until, triggers=left)
+        case Ask.RERUN:
+            return ledger._replace(starts=None)
         case Ask.RESUME:
-            return ledger._replace(paused=False, until=None)
+            return ledger._replace(paused=False, until=None, exhausted=False)
         case Ask.TRIGGER if before.state in (State.RETRYING, State.PARKED):
             if after.due_at is None or after.due_at > now:
                 raise Violation(Row.TRIGGER_RUNS, f"triggered at {now}, but due {after.due_at}")
-            return ledger
+            return ledger if before.state == State.RETRYING else ledger._replace(starts=None)
         case Ask.TRIGGER:
-            return ledger._replace(triggers=(*ledger.triggers, now), triggered=now)
+            triggers = (*ledger.triggers, now)
+            # What is exhausted then is tried again.
+            return ledger._replace(triggers=triggers, triggered=now, starts=None)
         case _:
             return _replanned(ledger, schedule, before, now)
 
@@ -371,6 +386,46 @@ def _replanned(ledger: Ledger, schedule: Schedule, before: Record, now: int) -> 
     if planned > now:
         return ledger._replace(due=min(planned, first))
     return ledger._replace(due=schedule.following(planned)) if has_run else ledger
+
+
+def counted(ledger: Ledger, run: Run, attempts: int) -> Ledger:
+    """A body starts for which there is a policy."""
+    occurrence = run._replace(args="")
+    starts = 1
+    if ledger.starts is not None and ledger.starts[0] == occurrence:
+        starts = ledger.starts[1] + 1
+    if starts > attempts:
+        raise Violation(Row.ATTEMPTS, f"{run} started {starts} times, {attempts} are allowed")
+    return ledger._replace(starts=(occurrence, starts))
+
+
+def gave_up(
+    ledger: Ledger, run: Run, after: Record | None, now: int, pauses: bool = False
+) -> Ledger:
+    """An occurrence has failed for good.
+
+    Args:
+        ledger: What was owed before.
+        run: The occurrence.
+        after: The record as it is written then.
+        now: When.
+        pauses: Whether the record then rests until it is resumed.
+    """
+    if after is None:
+        raise Violation(Row.NOTHING_LOST, f"{run} has failed for good, and left no trace")
+    kept = run_of(after)
+    if kept.incarnation != run.incarnation:
+        return done(ledger, run, now)
+    if pauses:
+        left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
+        return ledger._replace(triggers=left, exhausted=True, starts=None)
+    if kept[:3] != run[:3]:
+        return done(ledger, run, now)
+    if after.state == State.PARKED:
+        return ledger
+    # It was triggered meanwhile, which gives it more attempts.
+    left = tuple(instant for instant in ledger.triggers if instant == run.triggered)
+    return ledger._replace(triggers=left, starts=None)
 
 
 def started(ledger: Ledger, run: Run, now: int, at_most_once: bool) -> Ledger:
@@ -466,7 +521,8 @@ def check(ledger: Ledger, record: Record | None) -> None:
         raise Violation(Row.NOTHING_LOST, f"{ledger.due} was still to be run: {record}")
     if ledger.paused and not (pending.paused or record.state in (State.PAUSED, State.FINISHED)):
         raise Violation(Row.PAUSED_RESTS, f"the pause is gone: {record}")
-    if not ledger.paused and record.state == State.PAUSED and record.due_at is None:
+    rests = ledger.paused or ledger.exhausted
+    if not rests and record.state == State.PAUSED and record.due_at is None:
         raise Violation(Row.COMES_DUE, f"nobody paused it: {record}")
     if record.state == State.PAUSED and ledger.paused:
         due_at, until = record.due_at, ledger.until

@@ -19,7 +19,7 @@ from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
-from pyncette.model import FailureMode
+from pyncette.model import Exhausted, FailureMode
 from pyncette.schedule import dumps
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -27,6 +27,7 @@ from pyncette.store.record import (
     Change,
     Patch,
     Pending,
+    Progress,
     Put,
     Reading,
     Record,
@@ -154,6 +155,73 @@ SCENARIOS = {
         faults_max=1,
         outcomes=BOTH,
         failure_mode=FailureMode.UNLOCK,
+        group=":static",
+    ),
+    "with a policy, given up": Scenario(
+        every(3),
+        begin=3,
+        end=9,
+        depth=8,
+        asks=(*EVERYTHING, Ask.RERUN),
+        asks_max=2,
+        asked_plan=2,
+        faults_max=1,
+        outcomes=BOTH,
+        attempts=2,
+        lease=1,
+    ),
+    "with a policy, parked": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=8,
+        asks=(*EVERYTHING, Ask.RERUN),
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        attempts=2,
+        exhausted=Exhausted.PARK,
+        gives_back=True,
+        lease=1,
+    ),
+    "with a policy, paused": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=8,
+        asks=EVERYTHING,
+        asks_max=3,
+        faults_max=1,
+        outcomes=BOTH,
+        attempts=2,
+        exhausted=Exhausted.PAUSE,
+        lease=1,
+    ),
+    "with a policy, once": Scenario(
+        at(1),
+        begin=1,
+        end=6,
+        depth=9,
+        asks=(*EVERYTHING, Ask.RERUN),
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        attempts=2,
+        lease=1,
+    ),
+    "with a policy, static, replanned": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=8,
+        asks=(*OF_STATIC_TASKS, Ask.RERUN),
+        asks_max=2,
+        asked_plan=2,
+        faults_max=1,
+        outcomes=BOTH,
+        attempts=2,
+        exhausted=Exhausted.PARK,
+        lease=1,
         group=":static",
     ),
     "three workers": Scenario(
@@ -324,6 +392,22 @@ def failed_for_good(reading: Reading, policy: Policy, now: int, failure: Failure
     return real_succeeded(reading, policy, now)
 
 
+def never_too_many(reading: Reading, policy: Policy, now: int) -> Failure | None:
+    return None
+
+
+def failures_alone(
+    record: Record, progress: Progress, failure: Failure, ran: tuple[int, int | None] | None
+) -> Progress:
+    return progress._replace(failures=progress.failures + 1, error=failure.error)
+
+
+def given_up_without_a_trace(
+    reading: Reading, policy: Policy, now: int, failure: Failure, ran: Any = None
+) -> Change:
+    return real_succeeded(reading, policy, now)
+
+
 def claimable_by_the_index(record: Record, shown: Record, before: int) -> bool:
     same = (shown.unfinished_attempts, shown.progress) == (
         record.unfinished_attempts,
@@ -351,6 +435,7 @@ FAULTLESS = RECURRING._replace(faults_max=0)
 ONCE = Scenario(at(1), begin=1, end=6, depth=10, faults_max=1)
 AT_MOST_ONCE = Scenario(every(3), begin=3, end=7, depth=10, at_most_once=True, faults_max=2)
 RETRIED = RECURRING._replace(failure_mode=FailureMode.UNLOCK, outcomes=BOTH)
+WITH_POLICY = ONCE._replace(faults_max=2, outcomes=BOTH, attempts=2, lease=1, depth=12)
 LAGGING = RECURRING._replace(lagging=True, heartbeats=True)
 
 
@@ -491,6 +576,27 @@ MUTANTS = [
         Row.NOTHING_LOST,
         name="failed",
         function=failed_for_good,
+    ),
+    Mutant(
+        "a body that kills its process is started for ever",
+        WITH_POLICY,
+        Row.ATTEMPTS,
+        name="too_many",
+        function=never_too_many,
+    ),
+    Mutant(
+        "a failure forgets the starts without a word before it",
+        WITH_POLICY._replace(workers=1, faults_max=1, attempts=3, end=12, depth=25),
+        Row.ATTEMPTS,
+        name="_with_failure",
+        function=failures_alone,
+    ),
+    Mutant(
+        "a one-off that has failed for good vanishes",
+        WITH_POLICY,
+        Row.NOTHING_LOST,
+        name="exhausted",
+        function=given_up_without_a_trace,
     ),
     Mutant(
         "a settle brings back what was unscheduled",

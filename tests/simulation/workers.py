@@ -22,10 +22,10 @@ from tests.simulation.model import Ask, Run
 
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict
-from pyncette.model import FailureMode
+from pyncette.model import Exhausted, FailureMode
 from pyncette.schedule import At, Every, Schedule
 from pyncette.store import Refused, Write
-from pyncette.store.record import Change, Record, read
+from pyncette.store.record import Change, Reading, Record, read
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -54,6 +54,8 @@ class Scenario(NamedTuple):
         outcomes: What bodies may end in.
         at_most_once: The execution mode.
         fast_forward, failure_mode: See ``pyncette.engine.rules.Rules``.
+        attempts: Maximum attempts of an occurrence, if there is a policy.
+        exhausted: What follows the last one.
         asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
         lease: Of each claim.
         heartbeats: Whether bodies send them.
@@ -75,6 +77,8 @@ class Scenario(NamedTuple):
     at_most_once: bool = False
     fast_forward: bool = False
     failure_mode: FailureMode = FailureMode.NONE
+    attempts: int | None = None
+    exhausted: Exhausted | None = None
     asked_plan: int | None = None
     lease: int = 2
     heartbeats: bool = False
@@ -157,7 +161,13 @@ class Protocol:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.policy = Policy(scenario.fast_forward, scenario.failure_mode, 1)
+        self.policy = Policy(
+            scenario.fast_forward,
+            scenario.failure_mode,
+            1,
+            scenario.exhausted,
+            scenario.attempts,
+        )
 
     def may_start(self, worker: Worker, now: int) -> bool:
         """Whether a body may still start."""
@@ -172,6 +182,13 @@ class Protocol:
         assert worker.record is not None
         return rules.verdict(current, read(worker.record))
 
+    def failure(self, reading: Reading) -> Failure:
+        """What a failed attempt means: with a policy, it is retried after 1, or is final."""
+        attempts = self.policy.attempts
+        if attempts is None:
+            return Failure("no")
+        return Failure("no", delay=1, final=rules.attempt_of(reading) >= attempts)
+
     def change(self, step: str, record: Record, now: int) -> Change:
         """What a step writes."""
         reading = read(record)
@@ -181,7 +198,11 @@ class Protocol:
             case "success":
                 return rules.succeeded(reading, self.policy, now)
             case "failure":
-                return rules.failed(reading, self.policy, now, Failure("no"))
+                return rules.failed(reading, self.policy, now, self.failure(reading))
+            case "exhausted":
+                failure = rules.too_many(reading, self.policy, now)
+                # A user's request may have given it more attempts meanwhile.
+                return rules.exhausted(reading, self.policy, now, failure or Failure("no"))
             case "heartbeat":
                 return rules.heartbeat(record, now, self.scenario.lease)
             case _:
@@ -240,6 +261,10 @@ class Protocol:
             return
         if self.scenario.gives_back:
             yield self._decide("give back", worker, record, now)
+        assert worker.record is not None
+        if rules.too_many(read(worker.record), self.policy, now) is not None:
+            yield self._decide("exhausted", worker, record, now, Event("gives up", worker.run))
+            return
         if self.scenario.at_most_once:
             yield self._decide("advance", worker, record, now)
         else:
@@ -252,10 +277,18 @@ class Protocol:
             step = "success" if succeeds else "failure"
             counts = succeeds or self.policy.failure_mode is FailureMode.COMMIT
             event = Event("done" if counts else "held back", worker.run)
-            yield self._decide(step, worker, record, now, event)
+            events = () if succeeds else self._final(worker._replace(step=step))
+            yield self._decide(step, worker, record, now, *(events or (event,)))
         if self.scenario.heartbeats:
             beat = self._decide("heartbeat", worker, record, now).worker
             yield from self._send(beat, record, now)
+
+    def _final(self, worker: Worker) -> tuple[Event, ...]:
+        """What the checker is told where no further attempt follows."""
+        assert worker.record is not None
+        assert worker.run is not None
+        last = worker.step == "failure" and self.failure(read(worker.record)).final
+        return (Event("gives up", worker.run),) if last or worker.step == "exhausted" else ()
 
     def _decide(
         self, step: str, worker: Worker, record: Record | None, now: int, *events: Event
@@ -263,6 +296,9 @@ class Protocol:
         assert worker.record is not None
         change = self.change(step, worker.record, now)
         write = self.conditional(worker.record, worker.token, change, step)
+        if events and events[0].kind == "gives up":
+            after, _ = model.written(worker.record, write, now)
+            events = (events[0]._replace(before=after),)
         worker = worker._replace(phase=Phase.WRITING, step=step, write=write)
         return Edge(step, worker, record, events)
 
@@ -300,7 +336,7 @@ class Protocol:
         verdict = self.verdict(current, worker)
         if verdict is Verdict.HELD:
             seen = worker._replace(record=current)
-            edge = self._decide(worker.step, seen, current, now)
+            edge = self._decide(worker.step, seen, current, now, *self._final(seen))
             if worker.step == "heartbeat":
                 edge = edge._replace(worker=self._unknown(edge.worker))
             return edge._replace(name=f"{name}: refused, decide again")

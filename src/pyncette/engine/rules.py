@@ -371,10 +371,8 @@ def exhausted(
         return _promoted(record, replacement)
     if policy.exhausted is None and policy.failure_mode is FailureMode.COMMIT:
         return _occurrence_done(reading, policy, now, failure, ran)
-    if policy.exhausted in (None, Exhausted.CONTINUE):
-        change = _occurrence_done(reading, policy, now, failure, ran)
-        if change is not DELETE:
-            return change
+    if policy.exhausted in (None, Exhausted.CONTINUE) and _has_next(reading):
+        return _occurrence_done(reading, policy, now, failure, ran)
     progress = _with_failure(record, progress, failure, ran)
     pending = progress.pending
     if policy.exhausted is Exhausted.PAUSE:
@@ -384,8 +382,19 @@ def exhausted(
     if pending is not None and pending.triggered is not None:
         left = _pending_or_none(pending._replace(triggered=None))
         progress = progress._replace(failures=0, pending=left, renewed=now)
-        return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
+        due_at = max(pending.triggered, progress.occurrence or 0)
+        return Patch(due_at, State.SCHEDULED, 0, dump_progress(progress))
     return Patch(None, State.PARKED, 0, dump_progress(progress))
+
+
+def _has_next(reading: Reading) -> bool:
+    """Returns whether the schedule goes on after the current run; a static task stays anyway."""
+    record, schedule, progress = reading
+    if record.group == STATIC_GROUP:
+        return True
+    if progress.triggered is not None or progress.planned is None:
+        return progress.planned is not None
+    return schedule.following(progress.planned) is not None
 
 
 def too_late(reading: Reading, policy: Policy, now: int) -> bool:
@@ -864,7 +873,13 @@ def _occurrence_done(
         upcoming = schedule.next(now + CLOCK_ERROR_MAX)
         if upcoming is not None and planned > upcoming:
             planned = schedule.next(now)
-    if pending is not None or failure is not None or progress.skipped or planned is None:
+    if (
+        pending is not None
+        or failure is not None
+        or progress.skipped
+        or progress.renewed is not None
+        or planned is None
+    ):
         if planned is None and pending is None and record.group != STATIC_GROUP:
             return DELETE
         return _go_on(reading, policy, now, planned, failure, ran)
@@ -931,6 +946,8 @@ def _go_on(
         progress.incarnation,
         last=progress.last if ran is None else _shown(ran),
         skipped=progress.skipped,
+        # The occurrence of the schedule, which a triggered run leaves where it was.
+        renewed=None if progress.triggered is None else progress.renewed,
     )
     if failure is not None:
         after = after._replace(
