@@ -223,6 +223,13 @@ class TaskState:
             comes later, or, while it runs, the end of its lease. None if it never is.
         attempt: The number of the attempt that runs, or of the next one, for the current
             occurrence; 1 unless an attempt has failed or ended without an outcome.
+        last_started_at: When the last attempt that was recorded started, aware UTC; None if there
+            was none.
+        last_finished_at: When it ended, aware UTC; None if that is not known.
+        last_outcome: How it ended; None if that is not known.
+        last_error: The error of that attempt, or the reason that it gave, as text; else None.
+        last_traceback: The end of the traceback of an attempt that failed; else None.
+        skipped: How many occurrences were skipped, or ran together with another one.
     """
 
     task: Task
@@ -234,6 +241,12 @@ class TaskState:
     paused_until: datetime | None = None
     next: datetime | None = None
     attempt: int = 1
+    last_started_at: datetime | None = None
+    last_finished_at: datetime | None = None
+    last_outcome: Outcome | None = None
+    last_error: str | None = None
+    last_traceback: str | None = None
+    skipped: int = 0
 
     @property
     def args(self) -> dict[str, Any]:

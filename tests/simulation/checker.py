@@ -731,9 +731,12 @@ class Checker:
 
         The step is measured within ten seconds and a poll, if the store answers.
         """
+        states = {"running", "retrying"}
+        if any(call.what == What.TRIGGER for call in self._steered(subject)):
+            states.add("scheduled")  # for the instant at which it was triggered
         if not any(
             event.subject == subject
-            and event.details["state"] in ("running", "retrying")
+            and event.details["state"] in states
             and event.details["due"] > self._counted_store
             for event in self._kinds["record"]
         ):

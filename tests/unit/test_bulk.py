@@ -189,10 +189,25 @@ def test_a_store_that_fails_for_a_while_is_tried_again() -> None:
                     Unknown(StoreUnavailableError("?")), lambda write: write.key == "i00003"
                 ),
             )
-            result = await context.schedule_tasks(job, many(10))
+            result = await context.schedule_tasks(job, many(10, at=900))
             assert result.failed == 0
             assert result.handled == 10
             assert len(await names(context, job)) == 10
+
+    run(main())
+
+
+def test_a_single_run_that_is_due_soon_is_not_created_twice() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = of(bench)
+        async with bench.running() as context:
+            bench.faults.next("write", LoseAnswer(), matches=lambda batch, *_: len(batch) == 10)
+            result = await context.schedule_tasks(job, many(10, at=0))
+            assert counts(result) == (0, 0, 0, 0, 10)
+            assert isinstance(result.failures[0].error, StoreUnavailableError)
+            await bench.advance(5)
+        assert len(bench.runs) == 10
 
     run(main())
 

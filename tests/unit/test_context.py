@@ -15,7 +15,7 @@ from tests.support import START, Bench, Progress, after, looping, micros, run, s
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
-from pyncette.model import ContinuationToken, ListTasksResponse, TaskState
+from pyncette.model import ContinuationToken, ListTasksResponse, Outcome, TaskState
 from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.task import Task
@@ -724,7 +724,10 @@ def test_a_running_task_tells_its_planned_time_its_lease_and_who_runs_it() -> No
             context.shutdown()
             ended.set()
             await bench.clock.settle()
-            assert await context.get_task(tick) == TaskState(tick, after(20), next=after(20))
+            done = await context.get_task(tick)
+            assert done is not None
+            assert (done.state, done.scheduled_at, done.next) == ("scheduled", after(20), after(20))
+            assert (done.last_started_at, done.last_outcome) == (after(10), Outcome.SUCCEEDED)
 
     run(main())
 

@@ -127,6 +127,10 @@ def test_a_state_says_what_comes_next_and_with_which_arguments() -> None:
             state = await context.get_task(job, "x")
             assert state is not None
             assert (state.state, state.attempt) == ("retrying", 3)
+            assert state.last_outcome is not None
+            assert state.last_outcome.value == "failed"
+            assert (state.last_started_at, state.last_finished_at) == (after(15), after(15))
+            assert state.last_error == state.reason == "RuntimeError: the body failed"
             assert (state.scheduled_at, state.next) == (after(10), after(20))
             await context.pause(job, "x", until=after(100))
             state = await context.get_task(job, "x")

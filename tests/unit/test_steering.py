@@ -14,6 +14,7 @@ from pyncette.model import PauseState, TaskState
 from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put
 from pyncette.task import PartitionedTask, Task
+from pyncette.testing.faults import LoseAnswer
 
 
 async def state_of(context: PyncetteContext, task: Task, name: str | None = None) -> TaskState:
@@ -484,6 +485,22 @@ def test_a_triggered_template_passes_over_what_cannot_be_read(
     run(main())
     assert logged(caplog, "bad of job was not triggered")
     assert logged(caplog, "1 instances of job were not triggered")
+
+
+def test_a_trigger_whose_answer_was_lost_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            for name in "abc":
+                await context.schedule_task(job, name, execute_at=after(500))
+            bench.faults.next("write", LoseAnswer(), matches=lambda batch, *_: len(batch) == 3)
+            assert await context.trigger(job) == 0
+            await bench.advance(5)
+        assert len(bench.runs) == 3
+
+    run(main())
+    assert logged(caplog, "3 instances of job were not triggered")
 
 
 def scans(bench: Bench) -> int:

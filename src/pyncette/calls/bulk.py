@@ -27,7 +27,7 @@ from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import UNSET, ExecutionMode, OnExisting, Where
-from pyncette.schedule import dumps
+from pyncette.schedule import At, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     ABSENT,
@@ -45,6 +45,9 @@ T = TypeVar("T")
 
 BATCH: Final = 1_000
 """Instances that are handled together."""
+
+SOON: Final = 120_000_000
+"""Microseconds within which a single run may come while the store is asked again."""
 
 SLICE: Final = 25
 """Instances that are prepared without letting other tasks run."""
@@ -120,10 +123,20 @@ class Bulk:
 
         def wish(instance: Instance, task: Task) -> Wish:
             wanted = scheduling.Wish(task, on_existing)
-            return Wish(task.group, task.key, wanted.decide, (None,))
+            repeatable = self._is_repeatable(task)
+            return Wish(task.group, task.key, wanted.decide, (None,), repeatable)
 
         await self._each(template, instances, wish, tally)
         return tally.result()
+
+    def _is_repeatable(self, task: Task) -> bool:
+        """Returns whether an instance may be created again if it is unknown whether it was.
+
+        A single run that is due soon may have been done by then, and would be done twice.
+        """
+        if type(task.plan) is not At:
+            return True
+        return (task.plan.first(0) or 0) > self._requests.clock.microseconds() + SOON
 
     async def unschedule(
         self,
@@ -225,7 +238,10 @@ class Bulk:
                 names.add(task.group, task.key)
                 wanted = scheduling.Wish(task, OnExisting.REPLACE)
                 return Wish(
-                    task.group, task.key, lambda current, now: _aligned(wanted, current, now)
+                    task.group,
+                    task.key,
+                    lambda current, now: _aligned(wanted, current, now),
+                    repeatable=self._is_repeatable(task),
                 )
 
             def keep(name: object) -> None:

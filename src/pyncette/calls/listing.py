@@ -15,7 +15,7 @@ from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
 from pyncette.store import EVERYTHING
-from pyncette.store.record import LATEST_INSTANT, Pause, Record, State, load_progress
+from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
 
 PAGE_LIMIT_MAX: Final = 1 << 30
@@ -127,6 +127,7 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
     """Returns the state of a record; ``task`` is the static task, or the template."""
     reason: str | None = None
     pause, attempt = Pause(), 1
+    progress = Progress(None, "")
     try:
         progress = load_progress(record.progress)
     except ValueError as error:
@@ -159,6 +160,12 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         _instant_or_none(pause.until if state == State.PAUSED else None),
         _instant_or_none(record.due_at),
         attempt,
+        _instant_or_none(progress.last_started),
+        _instant_or_none(progress.last_finished),
+        progress.last_outcome,
+        progress.error,
+        progress.traceback,
+        progress.skipped,
     )
 
 

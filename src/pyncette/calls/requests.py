@@ -14,6 +14,7 @@ from pyncette.engine.writes import Call, Waker, WriteQueue
 from pyncette.errors import StoreError, StoreUnavailableError, printable
 from pyncette.store import (
     Applied,
+    Failed,
     Refused,
     Result,
     Write,
@@ -50,12 +51,15 @@ class Wish(NamedTuple):
             outcome.
         known: The record as it was read last, in a tuple (``(None,)``: none is expected); it need
             not be read first. None: it is to be read.
+        repeatable: Whether it may be made again if it is unknown whether it was made. A run that
+            was triggered may have ended by then: triggered again, it would run twice.
     """
 
     group: str
     key: str
     decide: Decide
     known: tuple[Record | None] | None = None
+    repeatable: bool = True
 
 
 Outcome = Write | Exception | None
@@ -154,7 +158,7 @@ class Requests:
 
         A record that cannot be changed does not keep others from being changed. What the store
         does not answer is retried; each change is decided from the current record, so it is not
-        made twice.
+        made twice (except for wishes that are not repeatable, which fail instead).
 
         Raises:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
@@ -176,9 +180,9 @@ class Requests:
                     self._batch = max(self._batch // 4, BULK_BATCH_MIN)
                 if realtime.monotonic() >= give_up_at:
                     raise
-                for index in part:
+                again, busy = [index for index in part if outcomes[index] is None], True
+                for index in again:
                     current.pop(index, None)  # what became of it is unknown: read it
-                again, busy = part, True
             else:
                 self._batch = min(2 * self._batch, self.batch_max)
                 if len(again) < len(part):
@@ -214,7 +218,7 @@ class Requests:
         now = self.clock.microseconds()
         writes: dict[int, Write] = {}
         for index in part:
-            group, key, decide, _ = wishes[index]
+            group, key, decide, _, _ = wishes[index]
             there = current[index]
             try:
                 change = decide(there, now)
@@ -228,9 +232,15 @@ class Requests:
         if writes:
             # Like every write, in the context of the app and not of the caller. If the caller is
             # cancelled, the write is, too.
-            results = await self._background.start(
-                self._write(list(writes.values()), now), "pyncette bulk write", awaited=True
-            )
+            try:
+                results = await self._background.start(
+                    self._write(list(writes.values()), now), "pyncette bulk write", awaited=True
+                )
+            except StoreUnavailableError as error:
+                for index in writes:
+                    if not wishes[index].repeatable:
+                        outcomes[index] = error
+                raise
             applied: list[Write] = []
             for (index, write), result in zip(writes.items(), results, strict=True):
                 if isinstance(result, Applied):
@@ -240,7 +250,9 @@ class Requests:
                     current[index] = result.current
                     again.append(index)
                     busy = busy or expectation_holds(write, result.current)
-                elif isinstance(result.error, StoreUnavailableError):
+                elif isinstance(result.error, StoreUnavailableError) and (
+                    isinstance(result, Failed) or wishes[index].repeatable
+                ):
                     del current[index]
                     again.append(index)
                     busy = True

@@ -184,7 +184,10 @@ class Steering:
                 page = await self._requests.store.scan(
                     group, EVERYTHING, cursor, self._requests.batch_max
                 )
-                wishes = [Wish(group, record.key, triggered) for record in page.records]
+                wishes = [
+                    Wish(group, record.key, triggered, (record,), repeatable=False)
+                    for record in page.records
+                ]
                 for wish, outcome in zip(
                     wishes, await self._requests.change_all(wishes), strict=True
                 ):
