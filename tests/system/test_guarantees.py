@@ -27,8 +27,8 @@ from typing import Any
 import pytest
 from tests.support import run
 
-from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
-from pyncette.clock import Clock
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext, Retry
+from pyncette.clock import Clock, SystemClock
 from pyncette.memory import MemoryRepository
 from pyncette.store import Write
 from pyncette.store.record import ANY, STATIC_GROUP, Put
@@ -388,6 +388,143 @@ def test_nothing_missed_is_left_out_when_nobody_worked(
         missed = [START + (number + 2) * MINUTE for number in range(10)]
         assert world.planned[0] == START + MINUTE
         assert world.planned[1:] == (missed[:1] if fast_forward else missed)
+
+    run(main())
+
+
+FAILURES = {
+    "by the failure mode NONE": {"failure_mode": FailureMode.NONE},
+    "by the failure mode UNLOCK": {"failure_mode": FailureMode.UNLOCK},
+    "by a retry policy": {"retry": Retry(attempts=4)},
+}
+
+
+@pytest.mark.parametrize("options", FAILURES.values(), ids=FAILURES)
+def test_each_occurrence_runs_at_least_once_until_its_body_does_not_raise(
+    options: dict[str, Any],
+) -> None:
+    async def main() -> None:
+        world = World()
+
+        @world.app.task(interval=10 * MINUTE, **options)
+        async def flaky(context: Context) -> None:
+            await world.note(context)
+            if len(world.runs) % 4:
+                raise RuntimeError("The body failed")
+
+        async with world.running(), world.running():
+            await world.advance(35 * MINUTE)
+        due = [START + number * 10 * MINUTE for number in (1, 2, 3)]
+        assert world.planned == [planned for planned in due for _ in range(4)]
+
+    run(main())
+
+
+def test_an_occurrence_starts_at_most_once_though_its_body_raises() -> None:
+    async def main() -> None:
+        world = World()
+
+        @world.app.task(interval=MINUTE, execution_mode=ExecutionMode.AT_MOST_ONCE)
+        async def bad(context: Context) -> None:
+            await world.note(context)
+            raise RuntimeError("The body failed")
+
+        async with world.running(), world.running():
+            await world.advance(5 * MINUTE)
+        assert world.planned == [START + (number + 1) * MINUTE for number in range(5)]
+
+    run(main())
+
+
+def test_nothing_missed_of_cron_and_of_one_offs_is_left_out_when_nobody_worked() -> None:
+    async def main() -> None:
+        world = World()
+        world.app.task(schedule="*/5 * * * *")(world.note)
+        once: list[datetime] = []
+
+        @world.app.dynamic_task()
+        async def remind(context: Context) -> None:
+            once.append(context.scheduled_at)
+
+        async with world.running() as context:
+            for number in (7, 3, 21):
+                planned = START + number * MINUTE
+                await context.schedule_task(remind, f"at {number}", execute_at=planned)
+        await world.advance(20 * MINUTE + SECOND)
+        async with world.running():
+            await world.advance(2 * MINUTE)
+        assert world.planned == [START + number * MINUTE for number in (5, 10, 15, 20)]
+        assert sorted(once) == [START + number * MINUTE for number in (3, 7, 21)]
+
+    run(main())
+
+
+class WrongMachine(SystemClock):
+    """The clock of a machine that is set wrong."""
+
+    def __init__(self, true: VirtualClock, error: timedelta) -> None:
+        self.true = true
+        self.error = error
+        self.hold = true.hold  # type: ignore[method-assign]
+
+    def now(self) -> datetime:
+        return self.true.now() + self.error
+
+    def monotonic(self) -> float:
+        return self.true.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await self.true.sleep(seconds)
+
+
+class WithClock:
+    """A store with a clock of its own, as database servers have one."""
+
+    def __init__(self, store: Any, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    async def now(self) -> int:
+        return self.clock.microseconds()
+
+
+@pytest.mark.parametrize("error", [-7 * MINUTE, 7 * MINUTE], ids=["behind", "ahead"])
+def test_nothing_early_starts_by_the_clock_of_the_store_though_that_of_a_worker_is_wrong(
+    error: timedelta,
+) -> None:
+    async def main() -> None:
+        world = World()
+
+        @asynccontextmanager
+        async def repository(**configuration: Any) -> AsyncIterator[WithClock]:
+            async with world.store(**configuration) as store:
+                yield WithClock(store, world.clock)
+
+        began: list[datetime] = []
+
+        def worker(clock: Clock) -> Pyncette:
+            app = Pyncette(repository, clock=clock)
+
+            @app.task(interval=MINUTE)
+            async def note(context: Context) -> None:
+                began.append(world.clock.now())
+
+            return app
+
+        # A worker whose clock is right plans the first occurrence.
+        async with world.running(worker(world.clock)):
+            pass
+        async with world.running(worker(WrongMachine(world.clock, error))):
+            await world.advance(5 * MINUTE + SECOND)
+        due = [START + (number + 1) * MINUTE for number in range(5)]
+        assert len(began) == len(due)
+        # Not before the planned time, and late by no more than the clock is uncertain.
+        assert all(
+            timedelta() <= at - planned <= SECOND for at, planned in zip(began, due, strict=True)
+        )
 
     run(main())
 
