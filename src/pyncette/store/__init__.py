@@ -339,7 +339,9 @@ async def count_by_scan(store: Scans, group: str, where: Filter, limit: int, pag
 
     Args:
         store: The store.
-        group, where, limit: As in ``Store.count``.
+        group: As in ``Store.count``.
+        where: As in ``Store.count``.
+        limit: As in ``Store.count``.
         pages: Maximum pages to read.
     """
     count, cursor = 0, None
