@@ -43,7 +43,7 @@ FAR: Final = NOW + 2 * CLOCK_ERROR_MAX
 EVERY: Final = every(3)
 NEW: Final = every(4)
 ONCE: Final = at(12)
-WANTED: Final = Wanted(NEW, "1 {}", "new")
+WANTED: Final = Wanted(NEW, "1 {}", "new", ("g", "k"))
 SOON: Final = Policy(failure_mode=FailureMode.UNLOCK, retry_after=7)
 NONE: Final = Policy(failure_mode=FailureMode.NONE)
 COMMIT: Final = Policy(failure_mode=FailureMode.COMMIT)
