@@ -528,6 +528,10 @@ def _kept(path: Path | None) -> dict[str, Result]:
 
 
 def _try_all(found: list[Mutant], results: dict[str, Result], options: argparse.Namespace) -> None:
+    for name, files in (("explorer", EXPLORER), ("conformance", CONFORMANCE)):
+        failed = in_child(None, partial(_tested, files))
+        if failed is not None:
+            raise SystemExit(f"Without a mutation the {name} fails, too: {failed}")
     bench = Bench(options.seeds, options.scenario_seeds, not options.no_units)
     for result in results.values():
         bench.learn(result)
