@@ -256,6 +256,35 @@ def test_delayed_email_is_tried_again_until_the_mail_server_takes_it() -> None:
     assert tries == [day + timedelta(days=1) + number * MINUTE for number in range(3)]
 
 
+def test_retries_park_what_has_failed_for_good_until_there_is_another_card() -> None:
+    program = example("retries", datetime(2026, 1, 1, tzinfo=UTC))
+    app, charge = program["app"], program["charge"]
+    asked: list[tuple[str, str]] = []
+    answers: list[BaseException | None] = [OSError("down"), program["CardRefusedError"](), None]
+
+    async def ask_the_bank(card: str, cents: int, key: str) -> None:
+        asked.append((card, key))
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    charge.task_func.__globals__["ask_the_bank"] = ask_the_bank
+
+    async def main() -> None:
+        async with running(app) as context:
+            await program["order"](context, "order-1", "4242", 995)
+            await clock_of(app).advance(timedelta(minutes=5))
+            state = await context.get_task(charge, "order-1")
+            assert state is not None
+            assert (state.state, state.reason) == ("parked", "GiveUp: the card was refused")
+            assert await program["another_card"](context, "order-1", "5555", 995)
+            await clock_of(app).advance(timedelta(minutes=5))
+            assert await context.get_task(charge, "order-1") is None
+
+    asyncio.run(main())
+    assert [card for card, _ in asked] == ["4242", "4242", "5555"]
+    assert len({key for _, key in asked}) == 1
+
+
 def test_fixtures_and_middlewares_wrap_every_run(caplog: pytest.LogCaptureFixture) -> None:
     app = example("fixtures_and_middlewares", datetime(2026, 1, 1, tzinfo=UTC))["app"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests import support
-from tests.unit import test_app, test_context, test_execution, test_loop
+from tests.unit import test_app, test_context, test_execution, test_failures, test_loop
 from tests.unit.test_on_uvloop import plain_tests
 
 from pyncette.sqlite import sqlite_repository
@@ -30,7 +30,7 @@ NOT_HERE = {
 
 @pytest.mark.parametrize(
     "test",
-    plain_tests(test_app, test_context, test_execution, test_loop, but=NOT_HERE),
+    plain_tests(test_app, test_context, test_execution, test_failures, test_loop, but=NOT_HERE),
     ids=lambda test: test.__name__.removeprefix("test_"),
 )
 def test_it_holds_on_sqlite_too(

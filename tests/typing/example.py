@@ -13,13 +13,21 @@ from typing import TypedDict
 from zoneinfo import ZoneInfo
 
 from pyncette import (
+    CatchUp,
     Context,
     ExecutionMode,
+    Exhausted,
     FailureMode,
+    GiveUp,
+    Heartbeat,
     Instance,
     OnExisting,
+    Overlap,
     Pyncette,
     PyncetteContext,
+    Retry,
+    RetryIn,
+    Skip,
     Where,
 )
 from pyncette.schedule import At, Calendar, Cron, Every, Rule
@@ -109,6 +117,56 @@ async def schedule() -> None:
         await context.unschedule_task(handle)
         remind.enabled_partitions = {0, 1}
         report.enabled = False
+
+
+class Slower(Retry):
+    def delay(self, attempt: int, error: BaseException) -> timedelta | None:
+        return timedelta(minutes=attempt) if isinstance(error, OSError) else None
+
+
+@app.task(
+    interval=timedelta(hours=1),
+    retry=Slower(attempts=3, on=(OSError,), within=timedelta(hours=1)),
+    exhausted=Exhausted.PAUSE,
+    timeout=timedelta(minutes=5),
+    heartbeat=Heartbeat(every=timedelta(seconds=10), cancel_on_lease_lost=True),
+    misfire_grace=timedelta(minutes=10),
+    catch_up=CatchUp.LATEST,
+    overlap=Overlap.SKIP,
+)
+async def careful(context: Context) -> None:
+    attempt: int = context.attempt
+    key: str = context.execution_id
+    if context.deadline is not None and context.previous_error is not None:
+        raise RetryIn(timedelta(minutes=attempt), key, free=True)
+    if context.fencing_token < 0:
+        raise GiveUp("no use")
+    raise Skip("nothing to do")
+
+
+@app.dynamic_task(retry=Retry(), heartbeat=True)
+async def pay(context: Context) -> None: ...
+
+
+async def repair(context: PyncetteContext) -> None:
+    again: bool = await context.retry_parked(pay, "a", card="4242")
+    print(again)
+
+
+@app.task(interval=5, retry=3)  # mistake
+async def wrong_retry(context: Context) -> None: ...
+
+
+@app.task(interval=5, timeout=30)  # mistake
+async def wrong_timeout(context: Context) -> None: ...
+
+
+@app.task(interval=5, exhausted="park")  # mistake
+async def wrong_exhausted(context: Context) -> None: ...
+
+
+Retry(initial=5)  # mistake
+RetryIn(5)  # mistake
 
 
 async def rows() -> AsyncIterator[Instance]:

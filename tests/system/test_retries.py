@@ -1,0 +1,189 @@
+"""Attempts are counted across killed processes, on every store; what is exhausted is parked."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.servers import url
+from tests.stores import dynamodb_place, mysql_place, postgres_place, redis_place
+
+from pyncette import Context, Pyncette, PyncetteContext, Retry
+from pyncette.model import TaskState
+from pyncette.sqlite import sqlite_repository
+from pyncette.task import Task
+from pyncette.testing.conformance import Place
+
+PATIENCE_S = 60
+POLICY = Retry(attempts=3, initial=timedelta(seconds=0.05), jitter=0)
+LEASE = timedelta(seconds=1)
+
+PROGRAM = """
+import importlib, json, os, signal, sys
+from datetime import timedelta
+from pyncette import Pyncette, Retry
+
+module, factory, configuration = json.loads(os.environ["PLACE"])
+app = Pyncette(
+    getattr(importlib.import_module(module), factory),
+    poll_interval=timedelta(seconds=0.1),
+    **configuration,
+)
+LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+
+@app.dynamic_task(
+    lease_duration=timedelta(seconds=1),
+    retry=Retry(attempts=3, initial=timedelta(seconds=0.05), jitter=0),
+)
+async def job(context):
+    how = context.args["how"]
+    line = f"{context.task.name} {context.attempt} {context.execution_id} {context.fencing_token}"
+    os.write(LOG, f"{line}\\n".encode())
+    if how == "dies" or (how == "dies once" and context.attempt == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how != "succeeds":
+        raise ValueError("no")
+
+
+if __name__ == "__main__":
+    app.main()
+"""
+
+
+@contextmanager
+def sqlite_place(directory: Path) -> Iterator[Place]:
+    yield Place(sqlite_repository, {"sqlite_database": str(directory / "tasks.db")})
+
+
+STORES = ["sqlite", "postgres", "redis", "mysql", "mariadb", "dynamodb"]
+
+
+@pytest.fixture(params=STORES)
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    match request.param:
+        case "sqlite":
+            found = sqlite_place(tmp_path)
+        case "postgres":
+            found = postgres_place.place_at(url("postgres"))
+        case "redis":
+            found = redis_place.place_at(url("redis"))
+        case "dynamodb":
+            dynamodb_place.set_credentials(monkeypatch)
+            found = dynamodb_place.place_at(url("dynamodb"))
+        case server:
+            found = mysql_place.place_at(url(server))
+    with found as place:
+        yield place
+
+
+class Site:
+    """Workers that are started again when they die, as a supervisor does it."""
+
+    def __init__(self, directory: Path, place: Place) -> None:
+        self.directory = directory
+        self.place = place
+        self.worker: subprocess.Popen[str] | None = None
+        (directory / "program.py").write_text(PROGRAM)
+
+    def starts(self, name: str) -> list[tuple[int, str, int]]:
+        """Attempt, execution id and fencing token of each start of a task."""
+        log = self.directory / "log"
+        rows = [row.split(" ") for row in log.read_text().splitlines()] if log.exists() else []
+        return [(int(row[1]), row[2], int(row[3])) for row in rows if row[0] == name]
+
+    def until(self, holds: Callable[[], object]) -> None:
+        """Keeps a worker running until this holds."""
+        factory = self.place.factory
+        place = [factory.__module__, factory.__name__, self.place.configuration]
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < deadline
+            if self.worker is None or self.worker.poll() is not None:
+                assert self.worker is None or self.worker.returncode == -signal.SIGKILL
+                self.worker = subprocess.Popen(
+                    [sys.executable, "program.py"],
+                    cwd=self.directory,
+                    env={**os.environ, "PLACE": json.dumps(place)},
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                )
+            time.sleep(0.1)
+
+    def do(self, work: Callable[[PyncetteContext, Task], Any]) -> Any:
+        """Calls this with an opened app and the template."""
+
+        async def main() -> Any:
+            app = Pyncette(self.place.factory, **self.place.configuration)
+
+            @app.dynamic_task(lease_duration=LEASE, retry=POLICY)
+            async def job(context: Context) -> None: ...
+
+            async with app.create() as context:
+                return await work(context, job)
+
+        return asyncio.run(main())
+
+    def state(self, name: str) -> TaskState | None:
+        state: TaskState | None = self.do(lambda context, job: context.get_task(job, name))
+        return state
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.kill()
+            self.worker.wait()
+
+
+@pytest.fixture
+def site(tmp_path: Path, place: Place) -> Iterator[Site]:
+    assert importlib.import_module(place.factory.__module__)
+    site = Site(tmp_path, place)
+    yield site
+    site.close()
+
+
+def test_a_body_that_kills_its_process_is_parked_after_its_attempts(site: Site) -> None:
+    async def schedule(context: PyncetteContext, job: Task) -> None:
+        when = datetime(2026, 1, 1, tzinfo=UTC)
+        for name, how in (("bad", "dies"), ("mixed", "dies once"), ("good", "succeeds")):
+            await context.schedule_task(job, name, execute_at=when, how=how)
+
+    site.do(schedule)
+
+    def settled() -> bool:
+        states = [site.state(name) for name in ("bad", "mixed", "good")]
+        return [state and state.state for state in states] == ["parked", "parked", None]
+
+    site.until(settled)
+    bad, mixed = site.state("bad"), site.state("mixed")
+    assert bad is not None
+    assert mixed is not None
+    assert "ended without an outcome" in (bad.reason or "")
+    assert mixed.reason == "ValueError: no"
+    for name in ("bad", "mixed"):
+        starts = site.starts(name)
+        # A worker that is killed by one body takes along what it was about to start.
+        attempts = [attempt for attempt, _, _ in starts]
+        assert attempts == sorted(set(attempts))
+        assert attempts[-1] <= 3
+        assert len({execution_id for _, execution_id, _ in starts}) == 1
+        tokens = [token for _, _, token in starts]
+        assert tokens == sorted(set(tokens))
+
+    assert site.do(lambda context, job: context.retry_parked(job, "bad", how="succeeds"))
+    site.until(lambda: site.state("bad") is None)
+    assert site.starts("bad")[-1][:2] == (1, site.starts("bad")[0][1])
