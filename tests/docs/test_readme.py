@@ -1,0 +1,137 @@
+"""What README says outside its table of promises: its programs, and its lists.
+
+The table of promises: tests/system/test_guarantees.py. That every program on the page runs:
+tests/docs/test_examples_in_docs.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+import tomllib
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyncette.testing import VirtualClock
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+STATIC, DYNAMIC = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+PATIENCE_S = 30
+
+
+def declared(program: str) -> dict[str, Any]:
+    """What a program declares when it is imported."""
+    module: dict[str, Any] = {"__name__": "app"}
+    exec(compile(program, "README.md", "exec"), module)
+    return module
+
+
+def until(holds: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_processes_share_the_work_and_one_continues_when_the_other_is_killed(
+    tmp_path: Path,
+) -> None:
+    every_second = STATIC.replace("timedelta(seconds=10)", "timedelta(seconds=1)")
+    assert every_second != STATIC
+    (tmp_path / "app.py").write_text(every_second)
+    logs = [tmp_path / "first", tmp_path / "second"]
+
+    def planned() -> list[str]:
+        return re.findall(r"Planned for (\S+)", "".join(log.read_text() for log in logs))
+
+    processes = []
+    try:
+        for log in logs:
+            with log.open("w") as file:
+                command = [sys.executable, "-u", "-W", "error", "app.py"]
+                processes.append(
+                    subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=subprocess.DEVNULL)
+                )
+        until(lambda: len(planned()) >= 2)
+        time.sleep(0.3)  # between two runs, so that no lease has to end first
+        processes[0].kill()
+        processes[0].wait()
+        before = len(planned())
+        until(lambda: len(planned()) >= before + 2)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert len(planned()) == len(set(planned())), "each second is run by one process"
+
+
+@pytest.mark.parametrize(
+    ("before", "noons"),
+    [
+        # The clocks of Berlin go forward on 29 March 2026, a Sunday.
+        (datetime(2026, 3, 26, 23, tzinfo=UTC), ["27 11:00", "30 10:00", "31 10:00"]),
+        (datetime(2026, 10, 22, 22, tzinfo=UTC), ["23 10:00", "26 11:00", "27 11:00"]),
+    ],
+    ids=["spring", "autumn"],
+)
+def test_noon_on_a_working_day_is_noon_whatever_the_clocks_did(
+    before: datetime, noons: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Polling does not move a run; once an hour is enough here.
+    seldom = STATIC.replace('.db")', '.db", poll_interval=timedelta(hours=1))')
+    assert seldom != STATIC
+    program = declared(seldom)
+    clock = program["app"].clock = VirtualClock(before)
+    program["heartbeat"].enabled = False
+    ran: list[str] = []
+    program["print"] = lambda text: ran.append(clock.now().strftime("%d %H:%M"))
+
+    async def main() -> None:
+        async with program["app"].create() as context:
+            loop = asyncio.create_task(context.run())
+            await clock.advance(timedelta(days=5))
+            context.shutdown()
+            await loop
+
+    asyncio.run(main())
+    assert ran == noons
+
+
+def test_an_instance_is_created_listed_and_removed_at_run_time(tmp_path: Path) -> None:
+    in_a_file = DYNAMIC.replace("Pyncette()", 'Pyncette(sqlite_database="tasks.db")')
+    assert in_a_file != DYNAMIC
+    command = [sys.executable, "-W", "error", "-c", in_a_file]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert re.fullmatch(
+        r"daily_report:user-17 is due at \d{4}-\d\d-\d\d 1[12]:30:00\+00:00\n", done.stdout
+    ), done.stdout
+    with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection:
+        keys = [key for (key,) in connection.execute("SELECT key FROM pyncette_tasks")]
+    assert "user-17" not in keys
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    listed = README.partition("with the extras that you need: ")[2].partition(". ")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(PROJECT["optional-dependencies"])
+
+
+def test_the_versions_of_python_are_those_of_the_package() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    minors = [
+        int(line.removeprefix(prefix)) for line in PROJECT["classifiers"] if line.startswith(prefix)
+    ]
+    assert f"Python 3.{min(minors)} to 3.{max(minors)} are supported" in README
+    assert PROJECT["requires-python"] == f">=3.{min(minors)}"
