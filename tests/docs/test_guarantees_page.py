@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.docs.named_tests import ROOT, exists, named_tests
+
 PAGE = (ROOT / "docs" / "guarantees.md").read_text()
 OWN = "tests/system/test_guarantees.py"
-NAMED = re.compile(r"`(?P<file>(?:tests|src)/[\w/]+\.py)?(?:::)?(?P<test>test_\w+)?(?:\[[^`]*\])?`")
-
-
-def named_tests() -> list[tuple[str, str]]:
-    """Each file and test that the page names; `::` alone means the file named before."""
-    named = []
-    for line in PAGE.splitlines():
-        before = OWN
-        for match in NAMED.finditer(line):
-            if match["file"] is None and match["test"] is None:
-                continue
-            if match["file"] is not None:
-                before = match["file"]
-            elif not match[0].startswith("`::"):
-                before = OWN
-            named.append((before, match["test"] or ""))
-    return named
 
 
 def test_every_test_that_the_page_names_exists() -> None:
-    assert len(named_tests()) > 40
-    for file, name in named_tests():
-        assert re.search(rf"def {name}\w*\(", (ROOT / file).read_text()), f"{file}::{name}"
+    named = named_tests(PAGE, OWN)
+    assert len(named) > 40
+    for file, name in named:
+        assert exists(file, name), f"{file}::{name}"
 
 
 def test_every_promise_of_the_readme_has_a_test_that_bears_its_name() -> None:
