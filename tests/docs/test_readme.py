@@ -25,7 +25,7 @@ from pyncette.testing import VirtualClock
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-STATIC, DYNAMIC = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+STATIC, DYNAMIC, FAILING = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 PATIENCE_S = 30
 
 
@@ -135,3 +135,52 @@ def test_the_versions_of_python_are_those_of_the_package() -> None:
     ]
     assert f"Python 3.{min(minors)} to 3.{max(minors)} are supported" in README
     assert PROJECT["requires-python"] == f">=3.{min(minors)}"
+
+
+def test_a_task_that_fails_is_retried_then_kept_and_runs_again_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = declared(FAILING.replace("asyncio.run(main())", ""))
+    clock = program["app"].clock = VirtualClock(datetime(2026, 11, 28, tzinfo=UTC))
+    invoice, attempts = program["invoice"], []
+
+    def fail(text: str) -> None:
+        attempts.append(text)
+        raise RuntimeError("no paper")
+
+    program["print"] = fail
+
+    async def main() -> None:
+        async with program["app"].create() as context:
+            loop = asyncio.create_task(context.run())
+            await context.schedule_task(invoice, "2026-117", execute_at=clock.now(), customer="Ada")
+            await clock.advance(timedelta(hours=1))
+            assert attempts == [f"Attempt {number} for Ada" for number in range(1, 6)]
+            state = await context.get_task(invoice, "2026-117")
+            assert state is not None
+            assert (state.state, state.reason) == ("parked", "RuntimeError: no paper")
+            program["print"] = attempts.append
+            await context.retry_parked_tasks(invoice)
+            await clock.advance(timedelta(seconds=5))
+            assert attempts[5:] == ["Attempt 1 for Ada"]
+            assert await context.get_task(invoice, "2026-117") is None
+            context.shutdown()
+            await loop
+
+    asyncio.run(main())
+
+
+def test_a_paused_task_is_resumed_and_run_at_once_as_the_program_says(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", FAILING]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert done.stdout == "", "nothing is parked"
+    with closing(sqlite3.connect(tmp_path / "pyncette.db")) as connection:
+        rows = connection.execute(
+            "SELECT state, due_at FROM pyncette_tasks WHERE key = '2026-117'"
+        ).fetchall()
+    [(state, due_at)] = rows
+    assert state == "scheduled"
+    assert due_at <= time.time() * 1_000_000, "it was triggered, so it is due now"
