@@ -1004,9 +1004,10 @@ class Checker:
     def _served(self, since: float, until: float) -> bool:
         """Whether one worker was open all the time."""
         plan = self._plan
+        told = {event.process: event.time for event in self._kinds["told to stop"]}
         return any(
             life.start + 0.1 + 12 * plan.latency_s < since
-            and (life.end is None or life.end > until)
+            and told.get(life.process, until + 1) > until
             for life in plan.lives
         )
 

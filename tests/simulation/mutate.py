@@ -72,7 +72,6 @@ PYTEST: Final = ("-xq", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:ra
 EXPLORER: Final = (
     "tests/simulation/test_small_records.py",
     "tests/simulation/test_explorer.py",
-    "tests/simulation/test_explorer_model.py",
 )
 CONFORMANCE: Final = ("tests/simulation/test_world.py",)
 

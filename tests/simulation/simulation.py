@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation.event_loop import WORLD, SimulatedLoop, Stuck
 from tests.simulation.history import History
@@ -24,6 +24,9 @@ from pyncette.errors import StoreError
 
 CLOSING_S = 120.0
 """After so long the simulation does not wait any more for workers to close."""
+
+ALONE_S: Final = 6.0
+"""For so long before its end those workers that went through the faults are alone."""
 
 
 def simulate(plan: Plan, shuffled: bool = False) -> History:
@@ -108,6 +111,7 @@ class _Director:
         self._stops: dict[str, list[Any]] = {}
         self._mains: dict[str, asyncio.Task[Any]] = {}
         self._calls: list[asyncio.Task[Any]] = []
+        self._told: set[str] = set()
 
     async def direct(self) -> None:
         plan, loop, world = self._world.plan, self._loop, self._world
@@ -118,6 +122,7 @@ class _Director:
             loop.at(life.start, self._start, life)
         for action in plan.actions:
             loop.at(action.at, self._act, action)
+        loop.at(plan.end - ALONE_S, self._leave_alone)
         await asyncio.sleep(plan.end)
         self._look()
         world.note(WORLD, "closing")
@@ -160,6 +165,21 @@ class _Director:
             case Kind.RESTORE:
                 at(max(fault.start - fault.length, 0.0), world.store.save)
                 at(fault.start, world.store.restore)
+
+    def _leave_alone(self) -> None:
+        """The last worker leaves: those that went through the faults must do without it."""
+        tasks = self._world.plan.tasks
+
+        def does_all(process: str) -> bool:
+            return all(
+                process.startswith(task.declared_by)
+                for task in tasks
+                if "last".startswith(task.declared_by)
+            )
+
+        others = [process for process in self._apps.open if process not in ("users", "last")]
+        if any(does_all(process) for process in others if process not in self._told):
+            self._ask_to_stop("last", Death.SHUTDOWN)
 
     # Processes.
 
@@ -215,6 +235,7 @@ class _Director:
         if how is Death.CRASH:
             self._crash(process)
             return
+        self._told.add(process)
         world.note(process, "told to stop", how=str(how))
         stops = self._stops[process]
 

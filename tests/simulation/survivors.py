@@ -8,4 +8,19 @@ from __future__ import annotations
 
 from typing import Final
 
-SURVIVORS: Final[dict[tuple[str, str, str], str]] = {}
+SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
+    ("loop", "Loop._pass", "condition inverted"): (
+        "Only when the store's clock is measured and the watch renewed: at a poll, or at another "
+        "claim."
+    ),
+    ("polling", "Sources._push", "comparison shifted"): (
+        "Whether a source that is never due is kept in the heap when it is rebuilt."
+    ),
+    ("execution", "Execution._log_what_follows", "*"): "Only what is logged.",
+    ("writes", "WriteQueue._defer", "min/max exchanged"): (
+        "Only how long the pauses between retries of one write become; a lease ends them."
+    ),
+    ("rules", "alive", "without 'record.due_at is not None'"): (
+        "A running record always has an end of its lease."
+    ),
+}

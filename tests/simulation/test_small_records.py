@@ -19,7 +19,7 @@ from tests.simulation.workers import at, every
 
 from pyncette.engine import rules
 from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
-from pyncette.model import Exhausted, FailureMode
+from pyncette.model import Exhausted, FailureMode, Outcome
 from pyncette.schedule import Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -27,6 +27,7 @@ from pyncette.store.record import (
     STATIC_GROUP,
     Change,
     Patch,
+    Pause,
     Pending,
     Progress,
     Reading,
@@ -71,7 +72,7 @@ def _requests(running: bool) -> Iterator[Pending | None]:
 def records(*states: State, groups: tuple[str, ...] = ("g",)) -> Iterator[Reading]:
     """Every small record in one of these states."""
     for state, group, schedule, planned, triggered, failures, unfinished in product(
-        states, groups, (EVERY, ONCE), (None, 8, 10, 12, 16), (None, 9), (0, 1), (0, 1, 2)
+        states, groups, (EVERY, ONCE), (None, 8, 10, 16), (None, 9), (0, 1), (0, 1, 2)
     ):
         running = state is State.RUNNING
         if running and not unfinished and not failures:
@@ -109,8 +110,9 @@ def after(before: Reading, change: Change) -> Record | None:
     if current is None:
         assert change is DELETE
         return None
-    assert (current.due_at is None) is (current.state in RESTING), current
     progress = read(current).progress
+    ends = current.state == State.PAUSED and progress.pause is not None
+    assert (current.due_at is None) is (current.state in RESTING and not ends), current
     if current.state == State.SCHEDULED:
         # Unless it was triggered, or waits a little.
         others = (_requested(before).triggered, NOW, NOW + 6)
@@ -678,3 +680,324 @@ def test_what_a_later_release_wrote_is_given_back_unread() -> None:
     for unfinished, left in ((0, 0), (1, 0), (3, 2)):
         change = rules.given_back_unread(record._replace(unfinished_attempts=unfinished), NOW, 6)
         assert change == Patch(NOW + 6, State.RETRYING, left)
+
+
+# Pauses with an end.
+
+
+@pytest.mark.parametrize("until", [9, 13, 20])
+def test_a_pause_with_an_end_is_due_then_but_not_before_the_plan(until: int) -> None:
+    pause = Pause(until, "why")
+    for before in records(State.SCHEDULED, State.RETRYING, State.RUNNING):
+        record, _, old = before
+        change = rules.paused(before, NOW, pause)
+        assert change is not None
+        if rules.alive(record, NOW):
+            _only_pending(before, change, _requested(before)._replace(paused=True, pause=pause))
+            assert rules.paused(read_after(before, change), NOW, pause) is None
+            assert rules.paused(read_after(before, change), NOW) is not None
+            continue
+        resting = read_after(before, change)
+        begun = record.unfinished_attempts or old.failures or old.occurrence is None
+        due_at = until if begun else max(until, old.occurrence or 0)
+        assert (resting.record.state, resting.record.due_at) == (State.PAUSED, due_at)
+        assert resting.progress.pause == pause
+        assert rules.paused(resting, NOW, pause) is None
+        assert rules.paused(resting, NOW) is not None
+        resumed = rules.resumed(resting, NOW)
+        assert resumed is not None
+        again = read_after(resting, resumed)
+        assert again.progress.pause is None
+        assert again.progress[:4] == old[:4]
+        # Whatever else happens to the record, the pause goes on.
+        merged = rules.merged(resting.record, WANTED, NOW)
+        assert merged is not None
+        _rests_until(read_after(resting, merged), pause)
+        _rests_until(read_after(resting, rules.replaced(resting.record, WANTED, NOW)), pause)
+        planned = rules.replanned(resting.record, NEW, NOW)
+        pending = resting.progress.pending
+        if planned is not None and (pending is None or pending.schedule is None):
+            _rests_until(read_after(resting, planned), pause)
+        change = rules.triggered(resting, NOW)
+        assert change is not None
+        run = read_after(resting, change)
+        assert (run.record.due_at, run.progress.pause) == (NOW, None)
+        assert run.progress.pending is not None
+        assert (run.progress.pending.paused, run.progress.pending.pause) == (True, pause)
+
+
+def _rests_until(reading: Reading, pause: Pause) -> None:
+    record, _, progress = reading
+    assert pause.until is not None
+    begun = record.unfinished_attempts or progress.failures or progress.occurrence is None
+    due_at = pause.until if begun else max(pause.until, progress.occurrence or 0)
+    assert (record.state, record.due_at, progress.pause) == (State.PAUSED, due_at, pause)
+
+
+@pytest.mark.parametrize("until", [9, 13, 20])
+def test_a_pause_that_was_requested_holds_after_the_run_unless_it_has_ended(until: int) -> None:
+    pause, ended = Pause(until, "why"), until <= NOW
+    for plain in records(State.RUNNING):
+        if _requested(plain).triggered is not None:
+            continue
+        pending = _requested(plain)._replace(paused=True, pause=pause)
+        progress = plain.progress._replace(pending=pending)
+        record = plain.record._replace(progress=dump_progress(progress))
+        before = Reading(record, plain.schedule, progress)
+        change = rules.succeeded(before, NONE, NOW)
+        if change is not DELETE:
+            done = read_after(before, change)
+            if done.record.state != State.FINISHED:
+                _rests_until(done, pause)
+        for change in (
+            rules.failed(before, SOON, NOW, NO),
+            rules.given_back(before, NOW),
+        ):
+            current = read_after(before, change)
+            if _replacement(before):
+                if current.record.state != State.FINISHED:
+                    _rests_until(current, pause)
+            elif ended or (progress.triggered is not None and current.record.state != State.PAUSED):
+                assert current.record.state in (State.RETRYING, State.SCHEDULED)
+            else:
+                _rests_until(current, pause)
+
+
+# Occurrences that are skipped, and attempts that are counted.
+
+
+def _running(schedule: Schedule = EVERY, unfinished: int = 1, **fields: object) -> Reading:
+    """A record in hand, with these fields of its progress."""
+    progress = Progress(8, "old")._replace(**fields)  # type: ignore[arg-type]
+    record = Record(
+        *("g", "k", LEASE_END, 5, "t", State.RUNNING, unfinished),
+        *(dumps(schedule), "1 {}", dump_progress(progress)),
+    )
+    return Reading(record, schedule, progress)
+
+
+def _read(before: Reading, change: Change) -> Progress:
+    return read_after(before, change).progress
+
+
+def test_what_is_too_late_is_skipped_with_all_that_is_too_late_with_it() -> None:
+    for planned, grace, now in product((2, 8), (0, 2, 5), (8, 9, 10, 11, 17, 30)):
+        policy = Policy(misfire_grace=grace)
+        before = _running(planned=planned)
+        late = now - planned > grace
+        assert rules.too_late(before, policy, now) is late
+        assert not rules.too_late(before, Policy(), now)
+        assert not rules.too_late(_running(planned=planned, triggered=1), policy, now)
+        assert not rules.too_late(_running(planned=None), policy, now)
+        assert not rules.too_late(_running(planned=planned, failures=1), policy, now)
+        assert not rules.too_late(_running(planned=planned, unfinished=2), policy, now)
+        assert not rules.too_late(_running(planned=planned, renewed=5), policy, now)
+        postponed = _running(planned=planned, outcome=Outcome.POSTPONED)
+        assert not rules.too_late(postponed, policy, now)
+        if not late:
+            continue
+        progress = _read(before, rules.misfired(before, policy, now))
+        missed = [instant for instant in range(planned, 99, 3) if now - instant > grace]
+        assert (progress.planned, progress.skipped) == (missed[-1] + 3, len(missed))
+        assert (progress.outcome, progress.failures) == (Outcome.SKIPPED, 0)
+        for paused, triggered in product((False, True), (None, 9)):
+            pending = Pending(paused=paused, triggered=triggered)
+            wanted = _running(planned=planned, pending=None if pending == Pending() else pending)
+            current = read_after(wanted, rules.misfired(wanted, policy, now))
+            if triggered is not None:
+                assert (current.record.due_at, current.progress.triggered) == (9, 9)
+            else:
+                state = State.PAUSED if paused else State.SCHEDULED
+                assert current.record.state == state
+        once = _running(at(planned), planned=planned)
+        kept = read_after(once, rules.misfired(once, policy, now))
+        assert (kept.record.state, kept.progress.skipped) == (State.FINISHED, 1)
+        replaced = Pending(dumps(NEW), "1 []", 14, "replaced")
+        wanted = _running(planned=planned, pending=replaced)
+        assert _is_promoted(wanted, read_after(wanted, rules.misfired(wanted, policy, now)).record)
+
+
+def test_what_came_due_during_a_run_is_skipped_where_it_may_not_overlap() -> None:
+    overlap = Policy(skip_overlap=True)
+    for started, begun, now in product((8, 9, 12), (None, 8, 12), (9, 11, 12, 15)):
+        before = _running(begun=begun)
+        ran = (started, now)
+        since = started if begun is None else begun
+        progress = _read(before, rules.succeeded(before, overlap, now, ran))
+        following = 11
+        if following <= now and following > since:
+            missed = range(following, now + 1, 3)
+            assert (progress.planned, progress.skipped) == (missed[-1] + 3, len(missed))
+        else:
+            assert (progress.planned, progress.skipped) == (following, 0)
+        assert progress.last == f"{started}+{max(now - started, 0)}"
+        assert _read(before, rules.succeeded(before, NONE, now, ran)).skipped == 0
+        failed = _read(before, rules.failed(before, overlap, now, NO, ran))
+        assert failed.begun == since
+        assert _read(before, rules.failed(before, NONE, now, NO, ran)).begun == begun
+        assert _read(before, rules.failed(before, overlap, now, NO)).begun == begun
+        assert _read(before, rules.succeeded(before, overlap, now)).skipped == (
+            0 if begun is None or not begun < following <= now else (now - following) // 3 + 1
+        )
+
+
+def test_attempts_are_counted_with_those_that_have_no_outcome() -> None:
+    for failures, unfinished, limit in product((0, 1, 2), (1, 2, 3), (None, 1, 2, 3)):
+        before = _running(unfinished=unfinished, failures=failures, error="e" * failures or None)
+        made = failures + unfinished - 1
+        assert rules.attempt_of(before) == made + 1
+        assert rules.first_attempt(before) is (made == 0)
+        told = rules.previous_error(before)
+        if unfinished > 1:
+            assert told == rules.NO_OUTCOME
+        else:
+            assert told == ("e" * failures or None)
+        found = rules.too_many(before, Policy(attempts=limit), NOW)
+        if limit is None or not made or made < limit:
+            assert found is None
+        else:
+            assert found is not None
+            assert (found.final, found.free) == (True, True)
+            assert ("e" * failures in found.error) is True
+            assert (rules.NO_OUTCOME in found.error) is (unfinished > 1)
+            progress = _with_failure_of(before, found)
+            assert progress.failures == made
+        within = rules.too_many(before, Policy(attempts=9, within=1), NOW)
+        assert (within is not None) is (made > 0)
+        assert rules.too_many(before, Policy(attempts=9, within=2), NOW) is None
+        renewed = before._replace(progress=before.progress._replace(renewed=9))
+        assert rules.too_many(renewed, Policy(attempts=9, within=1), NOW) is None
+
+
+def _with_failure_of(before: Reading, failure: Failure) -> Progress:
+    return _read(before, rules.exhausted(before, Policy(exhausted=Exhausted.PARK), NOW, failure))
+
+
+def test_a_retry_after_the_last_instant_is_too_late() -> None:
+    for due_at, within in product((9, 10, 11), (None, 1, 2, 3)):
+        late = within is not None and due_at > 8 + within
+        assert rules.last_chance(_running(), Policy(within=within), due_at) is late
+        renewed = within is not None and due_at > 9 + within
+        assert rules.last_chance(_running(renewed=9), Policy(within=within), due_at) is renewed
+
+
+def test_a_failure_with_a_delay_is_retried_then() -> None:
+    for before, policy in product(records(State.RUNNING), (NONE, COMMIT)):
+        failure = NO._replace(delay=5)
+        if _replacement(before) or _requested(before).paused:
+            continue
+        current = read_after(before, rules.failed(before, policy, NOW, failure))
+        assert (current.record.state, current.record.due_at) == (State.RETRYING, NOW + 5)
+        free = read_after(before, rules.failed(before, policy, NOW, failure._replace(free=True)))
+        assert free.progress.failures == _counted(before) - 1
+
+
+def test_what_says_that_there_is_nothing_to_do_is_done_and_shown_as_skipped() -> None:
+    before = _running(skipped=2)
+    progress = _read(before, rules.skipped(before, NONE, NOW, "nothing"))
+    found = (progress.planned, progress.skipped, progress.error, progress.outcome)
+    assert found == (11, 3, "nothing", Outcome.SKIPPED)
+
+
+# Parked records.
+
+
+def test_what_is_parked_is_run_again_with_all_attempts_or_dropped() -> None:
+    for before in records(*State):
+        record, schedule, old = before
+        rerun, dropped = rules.rerun(before, NOW), rules.dropped(before, NONE, NOW)
+        if record.state != State.PARKED:
+            assert (rerun, dropped) == (None, None)
+            continue
+        assert rerun is not None
+        assert dropped is not None
+        current = read_after(before, rerun)
+        progress = current.progress
+        assert (current.record.state, current.record.due_at) == (State.SCHEDULED, NOW)
+        assert (progress.failures, progress.renewed) == (0, NOW)
+        lost = old.occurrence is None
+        assert progress.triggered == (NOW if lost else old.triggered)
+        assert progress.planned == (schedule.next(NOW) if lost else old.planned)
+        other = rules.rerun(before, NOW, "1 [1]")
+        assert other is not None
+        changed = read_after(before, other).record
+        assert changed == current.record._replace(args="1 [1]", version=changed.version)
+        following = old.planned
+        if old.triggered is None and following is not None:
+            following = schedule.following(following)
+        if dropped is DELETE:
+            assert following is None
+            continue
+        after_it = read_after(before, dropped)
+        assert after_it.progress.planned == following
+        assert after_it.progress.failures == 0
+
+
+# Clocks that were ahead, and records that are behind.
+
+
+def test_what_a_clock_that_was_ahead_has_planned_is_planned_from_now() -> None:
+    edge = NOW + CLOCK_ERROR_MAX
+    for planned, triggered in product((edge, edge + 1, FAR), (None, 9)):
+        before = _running(planned=planned, triggered=triggered)
+        done = _read(before, rules.succeeded(before, NONE, NOW))
+        upcoming = EVERY.next(edge)
+        assert upcoming is not None
+        if triggered is None:
+            wrong = planned > edge
+            assert done.planned == (NOW + 3 if wrong else planned + 3)
+            assert _read(before, rules.advanced(before, NONE, NOW)).planned == planned + 3
+        else:
+            wrong = planned > edge and planned > upcoming
+            assert done.planned == (NOW + 3 if wrong else planned)
+            assert _read(before, rules.advanced(before, NONE, NOW)).planned == planned
+
+
+def test_a_retry_or_a_trigger_that_a_clock_ahead_has_set_is_due_now() -> None:
+    far = NOW + rules.RETRY_DELAY_MAX
+    edge = NOW + CLOCK_ERROR_MAX
+    for state, due_at, triggered in product(
+        (State.SCHEDULED, State.RETRYING), (12, edge + 1, far, far + 1), (None, 9, edge, edge + 1)
+    ):
+        if state is State.SCHEDULED and triggered is None:
+            continue
+        progress = Progress(12, "old", triggered)
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 5, "t", state, 0),
+            *(dumps(EVERY), "", dump_progress(progress)),
+        )
+        change = rules.replanned(record, EVERY, NOW)
+        retry = state is State.RETRYING and due_at > far
+        trigger = triggered is not None and triggered > edge and due_at > edge
+        if not retry and not trigger:
+            assert change is None
+            continue
+        assert change is not None
+        assert (change.due_at, change.state) == (NOW, state)
+        if not retry:
+            assert load_progress(change.progress or "").triggered == NOW
+
+
+def test_a_record_that_is_behind_is_due_a_little_later_than_now() -> None:
+    interval = 1_000
+    now = 2 * rules.BEHIND_MIN
+    for behind, pace in product((0, 1, rules.BEHIND_MIN, rules.BEHIND_MIN + 1), (0, 50, 500)):
+        planned = now - behind
+        before = _running(every(interval), planned=planned - interval)
+        for policy, failure in product((Policy(pace=pace),), (None, NO)):
+            change = (
+                rules.succeeded(before, policy, now)
+                if failure is None
+                else rules.failed(before, policy._replace(failure_mode=FailureMode.COMMIT), now, NO)
+            )
+            paced = pace and behind >= rules.BEHIND_MIN
+            assert change.due_at == (now + min(pace, interval // 10) if paced else planned)
+            assert isinstance(change, Patch)
+            assert load_progress(change.progress or "").planned == planned
+
+
+def test_no_task_runs_where_a_failure_left_the_lease() -> None:
+    for before in records(*State):
+        record = before.record
+        left = record.state == State.RUNNING and not record.unfinished_attempts
+        assert rules.failed_under_lease(record) is left
