@@ -18,6 +18,7 @@ from pyncette import (
     FailureMode,
     Instance,
     OnExisting,
+    PerWorker,
     Pyncette,
     PyncetteContext,
     Where,
@@ -267,6 +268,16 @@ async def without_next(context: Context) -> None: ...
 @app.middleware()  # mistake
 async def with_parentheses(context: Context, next: Callable[[], Awaitable[None]]) -> None:  # noqa: A002
     await next()
+
+
+@app.dynamic_task(limit=PerWorker("2"))  # mistake
+async def limited(context: Context) -> None:
+    limit: PerWorker | None = limited.limit
+    print(limit)
+
+
+@app.partitioned_task(4, limit=PerWorker(2))
+async def limited_partitions(context: Context) -> None: ...
 
 
 @app.fixture  # mistake
