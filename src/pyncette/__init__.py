@@ -12,6 +12,7 @@ from pyncette.model import (
     Heartbeat,
     OnExisting,
     Overlap,
+    PerWorker,
     Where,
 )
 from pyncette.retry import GiveUp, Retry, RetryIn, Skip
@@ -29,6 +30,7 @@ __all__ = [
     "Instance",
     "OnExisting",
     "Overlap",
+    "PerWorker",
     "Pyncette",
     "PyncetteContext",
     "Retry",

@@ -35,6 +35,7 @@ from pyncette.model import (
     MiddlewareFunc,
     Overlap,
     PartitionSelector,
+    PerWorker,
     TaskFunc,
 )
 from pyncette.opening import open_context
@@ -157,6 +158,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     @overload
@@ -182,6 +184,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     def task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
@@ -223,6 +226,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     @overload
@@ -248,6 +252,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], Task]: ...
     def dynamic_task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
@@ -284,6 +289,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], PartitionedTask]: ...
     @overload
@@ -312,6 +318,7 @@ class Pyncette:
         misfire_grace: timedelta = ...,
         catch_up: CatchUp = ...,
         overlap: Overlap = ...,
+        limit: PerWorker | Json = ...,
         **args: Json,
     ) -> Callable[[TaskFunc], PartitionedTask]: ...
     def partitioned_task(

@@ -103,6 +103,36 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PerWorker:
+    """How many executions of one task may run at once in one worker.
+
+    The worker claims no more than these: what is above stays in the store, for itself later or for
+    other workers now.
+
+    Attributes:
+        executions: The limit, at least 1. It counts all instances of a template together, in all
+            of its partitions.
+    """
+
+    executions: int
+
+    def __post_init__(self) -> None:
+        """Checks the value.
+
+        Raises:
+            ValueError: It is below 1.
+            TypeError: It is not a whole number.
+        """
+        if isinstance(self.executions, bool) or not isinstance(self.executions, int):
+            raise TypeError(f"PerWorker takes a whole number, not {self.executions!r}")
+        if self.executions < 1:
+            raise ValueError(
+                f"PerWorker must be at least 1, not {self.executions}; to stop a task, set "
+                "enabled=False or pause it"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """Extends the lease while a task runs, without code in the task.
 

@@ -25,6 +25,7 @@ from pyncette.model import (
     Json,
     Overlap,
     PartitionSelector,
+    PerWorker,
     TaskFunc,
 )
 from pyncette.retry import Retry
@@ -148,11 +149,12 @@ class Task(Declared):
         misfire_grace: timedelta = UNSET,
         catch_up: CatchUp = UNSET,
         overlap: Overlap = UNSET,
+        limit: PerWorker | Json = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
 
-        A value that JSON can hold, given for one of the options from ``retry`` to ``overlap``, is
+        A value that JSON can hold, given for one of the options from ``retry`` to ``limit``, is
         an argument of the task, as it was in 1.x. (``heartbeat=True`` is both.)
 
         Args:
@@ -185,6 +187,7 @@ class Task(Declared):
             misfire_grace: How late an occurrence may be at its first start; later ones are skipped.
             catch_up: What happens to missed occurrences.
             overlap: What happens to occurrences that come due while the record runs.
+            limit: How many of its executions may run at once in one worker.
             extra_args: Arguments of the task; JSON-serialisable.
 
         Raises:
@@ -202,6 +205,7 @@ class Task(Declared):
             "misfire_grace": misfire_grace,
             "catch_up": catch_up,
             "overlap": overlap,
+            "limit": limit,
         }
         args.update((option, value) for option, value in given.items() if value is not UNSET)
         new_options = take_new_options(args)
@@ -279,6 +283,10 @@ class Task(Declared):
 
     overlap = _Option[Overlap]("overlap")
     """What happens to occurrences that come due while the record runs."""
+
+    limit = _Option[PerWorker | None]("limit")
+    """How many of its executions may run at once in one worker; None: no limit. If it is set while
+    the app runs, it applies from the next poll on; executions that run already go on."""
 
     @property
     def fast_forward(self) -> bool:

@@ -25,6 +25,7 @@ from pyncette.model import (
     FailureMode,
     Heartbeat,
     Overlap,
+    PerWorker,
     TaskFunc,
 )
 from pyncette.retry import Retry
@@ -65,6 +66,7 @@ NEW_OPTIONS: Final = {
     "misfire_grace": "a timedelta",
     "catch_up": "a pyncette.CatchUp",
     "overlap": "a pyncette.Overlap",
+    "limit": "a pyncette.PerWorker",
 }
 """Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
 of the task, as it was in 1.x."""
@@ -92,6 +94,7 @@ class TaskOptions:
         misfire_grace: How late an occurrence may be at its first start; None: no limit.
         catch_up: What happens to missed occurrences; None: as ``fast_forward`` says.
         overlap: What happens to occurrences that come due while the record runs.
+        limit: How many of its executions may run at once in one worker; None: no limit.
     """
 
     func: TaskFunc
@@ -106,6 +109,7 @@ class TaskOptions:
     misfire_grace: timedelta | None = None
     catch_up: CatchUp | None = None
     overlap: Overlap = Overlap.QUEUE
+    limit: PerWorker | None = None
 
     @classmethod
     def checked(
@@ -122,6 +126,7 @@ class TaskOptions:
         misfire_grace: timedelta | None = None,
         catch_up: CatchUp | None = None,
         overlap: Overlap = Overlap.QUEUE,
+        limit: PerWorker | None = None,
     ) -> TaskOptions:
         """The options, if they are valid.
 
@@ -149,6 +154,7 @@ class TaskOptions:
             ("misfire_grace", misfire_grace, timedelta),
             ("catch_up", catch_up, CatchUp),
             ("overlap", overlap, Overlap),
+            ("limit", limit, PerWorker),
         ):
             if new is not None and not isinstance(new, expected):
                 raise TypeError(f"{option} must be {NEW_OPTIONS[option]}, not {new!r}")
@@ -183,6 +189,7 @@ class TaskOptions:
             misfire_grace,
             catch_up,
             overlap,
+            limit,
         )
 
     def replaced(self, field: str, value: object) -> TaskOptions:

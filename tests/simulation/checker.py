@@ -57,6 +57,7 @@ class Promise(StrEnum):
     FRUGAL = "the number of calls to the store is bounded"
     FRESH = "last_tick is fresh"
     AGAIN = "a body that outlives its lease is started again when the lease ends"
+    LIMITED = "a task runs no more often at once in a worker than its limit says"
     ALONE = "a large write travels alone, and few of them at once"
     BEHIND = "what is minutes behind is said to be, and that it has caught up"
     APART = "runs do not see each other, nor who called first"
@@ -195,6 +196,7 @@ class Checker:
             *self._life(),
             *self._cancelled(),
             *self._frugal(),
+            *self._limits(),
         ]
         if not self._stepped:
             found += self._time()
@@ -585,7 +587,7 @@ class Checker:
                 mine[-1].start.time,
                 f"{subject} was triggered {len(asked)} times, and ran for {sorted(occurrences)}",
             )
-        if not self._calm or self._plan.synchronous or self._plan.concurrency_limit < 100:
+        if not self._calm or self._may_wait(task):
             return
         slack = 0.1 + 12 * self._plan.latency_s
         others = [*self._calls[subject], *self._steered(subject)]
@@ -942,16 +944,14 @@ class Checker:
             if start.store_time - run.occurrence > BEHIND_S * SECOND:
                 # What is behind does not run all at once.
                 late -= task.interval_s / 10
-            full = plan.synchronous or plan.own_executor or plan.concurrency_limit < 100
-            if late > slack and not full and self._served(ready, start.time):
+            if late > slack and not self._may_wait(task) and self._served(ready, start.time):
                 yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
 
     def _sooner(self, subject: str, task: TaskPlan, runs: list[Run]) -> Iterator[Violation]:
         """What was scheduled runs in time, where no failure, and no later call, intervenes."""
         slack = 0.1 + 12 * self._plan.latency_s
-        plan = self._plan
-        if plan.synchronous or plan.own_executor or plan.concurrency_limit < 100:
+        if self._may_wait(task):
             return
         calls = self._calls[subject]
         for call in calls:
@@ -987,6 +987,33 @@ class Checker:
                     Promise.SOONER,
                     until,
                     f"{subject} of call {call.number} was to run at {due:.4f}",
+                )
+
+    def _may_wait(self, task: TaskPlan) -> bool:
+        """Whether what is due may have to wait until something else has run."""
+        plan = self._plan
+        few = plan.synchronous or plan.own_executor or plan.concurrency_limit < 100
+        return few or task.limit is not None
+
+    def _limits(self) -> Iterator[Violation]:
+        """A task runs no more often at once in a worker than its limit says."""
+        limits = {task.name: task.limit for task in self._plan.tasks if task.limit is not None}
+        running: dict[tuple[str, str], set[int]] = defaultdict(set)
+        for event in self._events:
+            name = event.subject.partition("/")[0]
+            if name not in limits or "run" not in event.details:
+                continue
+            runs = running[event.process, name]
+            if event.kind != "start":
+                runs.discard(event.details["run"])
+                continue
+            runs.add(event.details["run"])
+            if len(runs) > limits[name]:
+                yield Violation(
+                    Promise.LIMITED,
+                    event.time,
+                    f"{name} runs {len(runs)} times at once in {event.process}, and not "
+                    f"{limits[name]} times",
                 )
 
     def _left(self, time: float) -> float:

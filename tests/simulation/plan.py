@@ -57,6 +57,8 @@ class TaskPlan(NamedTuple):
     """How its bodies behave, where not as the plan says."""
     args_bytes: int = 0
     """So large are the arguments of its instances."""
+    limit: int | None = None
+    """How many of its executions may run at once in one worker."""
     declared_by: str = ""
     """Only by processes whose name begins with this. A name may be declared twice, differently."""
 
@@ -245,7 +247,7 @@ def draw(seed: int, profile: str) -> Plan:
     random = Random(f"plan:{profile}:{seed}")
     calm = profile == "calm"
     duration = random.uniform(4, 20)
-    tasks = _tasks(random, calm)
+    tasks = _limited(seed, profile, _tasks(random, calm))
     workers = random.randint(1, 3 if calm else 4)
     lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
@@ -302,6 +304,17 @@ def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
     return [
         *(draw(f"d{number}", True) for number in range(random.randint(1, 3))),
         *(draw(f"s{number}", False) for number in range(random.randint(0, 2))),
+    ]
+
+
+def _limited(seed: int, profile: str, tasks: list[TaskPlan]) -> list[TaskPlan]:
+    """The tasks, some of them with a limit: the other draws are made without it."""
+    random = Random(f"limited:{profile}:{seed}")
+    if random.random() < 0.7:
+        return tasks
+    return [
+        task._replace(limit=random.choice((1, 1, 2))) if random.random() < 0.7 else task
+        for task in tasks
     ]
 
 

@@ -16,7 +16,14 @@ from typing import Any, Final, NoReturn, Self
 from tests.simulation.plan import Action, Manner, TaskPlan, What
 from tests.simulation.world import USER, World
 
-from pyncette import Context, ExecutionMode, OnExisting, Pyncette, PyncetteContext
+from pyncette import (
+    Context,
+    ExecutionMode,
+    OnExisting,
+    PerWorker,
+    Pyncette,
+    PyncetteContext,
+)
 from pyncette.clock import from_microseconds, to_microseconds
 from pyncette.errors import (
     LeaseLostException,
@@ -157,6 +164,8 @@ class Apps:
                 "lease_duration": timedelta(seconds=task.lease_s),
                 "fast_forward": task.fast_forward,
             }
+            if task.limit is not None:
+                options["limit"] = PerWorker(task.limit)
             if task.at_most_once:
                 options["execution_mode"] = ExecutionMode.AT_MOST_ONCE
             else:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.stores.every_store import STORES, place_of
 
-from pyncette import Context, Instance, OnExisting, Pyncette, PyncetteContext, Where
+from pyncette import Context, Instance, OnExisting, PerWorker, Pyncette, PyncetteContext, Where
 from pyncette.errors import TaskPausedError
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
@@ -151,5 +151,47 @@ def test_bulk(place: Place, partitions: int | None) -> None:
             assert result.removed == 1
             result = await context.unschedule_tasks(job, (f"ï{index}" for index in range(200)))
             assert (result.removed, result.unchanged) == (99, 101)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("partitions", [None, 4])
+def test_a_limit_per_worker(place: Place, partitions: int | None) -> None:
+    async def main() -> None:
+        program = Program(place)
+        running = most = 0
+        times: list[float] = []
+
+        async def slow(context: Context) -> None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            times.append(program.clock.monotonic())
+            await program.clock.sleep(1)
+            running -= 1
+
+        app = program.app
+        limited = (
+            app.dynamic_task(name="limited", limit=PerWorker(3))(slow)
+            if partitions is None
+            else app.partitioned_task(partitions, name="limited", limit=PerWorker(3))(slow)
+        )
+
+        async def steer(context: PyncetteContext) -> None:
+            for number in range(9):
+                await context.schedule_task(limited, str(number), execute_at=START)
+            await context.schedule_task(program.job, "other", execute_at=START)
+            await program.advance(0.5)
+            held = [await context.get_task(limited, str(number)) for number in range(9)]
+            assert sum(state is not None and state.state == "running" for state in held) == 3
+            assert program.runs == [("other", 0)]
+            await program.advance(30)
+
+        async with app.create() as context:
+            await program.while_running(steer(context), context)
+        assert most == 3
+        assert len(times) == 9
+        if partitions is None:
+            assert times == [0] * 3 + [1] * 3 + [2] * 3
 
     asyncio.run(main())

@@ -22,7 +22,11 @@ from pyncette import (
     Heartbeat,
     Instance,
     OnExisting,
+<<<<<<< HEAD
     Overlap,
+=======
+    PerWorker,
+>>>>>>> perworker
     Pyncette,
     PyncetteContext,
     Retry,
@@ -325,6 +329,16 @@ async def without_next(context: Context) -> None: ...
 @app.middleware()  # mistake
 async def with_parentheses(context: Context, next: Callable[[], Awaitable[None]]) -> None:  # noqa: A002
     await next()
+
+
+@app.dynamic_task(limit=PerWorker("2"))  # mistake
+async def limited(context: Context) -> None:
+    limit: PerWorker | None = limited.limit
+    print(limit)
+
+
+@app.partitioned_task(4, limit=PerWorker(2))
+async def limited_partitions(context: Context) -> None: ...
 
 
 @app.fixture  # mistake

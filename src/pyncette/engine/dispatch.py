@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -102,6 +103,19 @@ class Dispatcher:
     def unfinished_max(self) -> int | None:
         """What a claim may take: while a suspect runs here, no other suspect."""
         return None if self.suspect is None else rules.SUSPECT_ATTEMPTS - 1
+
+    def room(self, tasks: Iterable[Task], free: int) -> dict[Task, int]:
+        """Returns how many more executions of these tasks may start now, by their limits.
+
+        Args:
+            tasks: The tasks; those without a limit are left out.
+            free: The number of free slots of the worker.
+        """
+        limits = {task: task.limit.executions for task in tasks if task.limit is not None}
+        if not limits:
+            return {}
+        running = Counter(execution.declared for execution in self.executions)
+        return {task: min(max(most - running[task], 0), free) for task, most in limits.items()}
 
     def lease(self, task: Task) -> int:
         """Returns the lease of the task's records, in microseconds."""

@@ -242,6 +242,11 @@ class Execution:
         return shown(found, self.reading.schedule.timezone)
 
     @property
+    def declared(self) -> Task:
+        """The declared task: a static task, or the template."""
+        return self._parts.task
+
+    @property
     def label(self) -> str:
         """The name of the task for logs, without line breaks and terminal codes."""
         return printable(self.task())

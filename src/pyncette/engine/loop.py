@@ -66,7 +66,7 @@ class _Question(NamedTuple):
     Attributes:
         asked: The sources, as entries of the table.
         sources: The same, as arguments of the claim.
-        limit, share: Maximum records, in total and of each group.
+        limit: Maximum records, in total.
         now, token: Arguments of the claim.
         sent: The monotonic instant at which it was sent first.
         repeated: Whether it was sent before.
@@ -75,7 +75,6 @@ class _Question(NamedTuple):
     asked: list[PolledSource]
     sources: list[Source]
     limit: int
-    share: int
     now: int
     token: str
     sent: float
@@ -157,7 +156,9 @@ class Loop:
             with worker.hooks.tick():
                 if polls and await self._read_pauses(now):
                     now = worker.clock.microseconds()
-                await self._claim(self._unanswered or self._ask(now, free, polls))
+                question = self._unanswered or self._ask(now, free, polls)
+                if question.asked or polls:
+                    await self._claim(question)
                 if polls:
                     worker.dispatcher.drop_unstarted()
                     await self._measure()
@@ -235,13 +236,16 @@ class Loop:
         else:
             asked = worker.sources.due(now)
         chance.current().shuffle(asked)
-        share = -(-free // len(asked)) if asked else 0
+        if worker.sources.limited and free:
+            asked, sources, free = self._within_limits(asked, free, now)
+        else:
+            share = -(-free // len(asked)) if asked else 0
+            sources = [self._source(source, share, now) for source in asked]
         self._claims += 1
         return _Question(
             asked,
-            [self._source(source, share, now) for source in asked],
+            sources,
             free,
-            share,
             now,
             f"{self._tokens}{self._claims}",
             worker.clock.monotonic(),
@@ -252,6 +256,49 @@ class Loop:
         if asked.key is None:
             return Group(asked.group, lease, share, now)
         return Key(asked.group, asked.key, lease)
+
+    def _within_limits(
+        self, asked: list[PolledSource], free: int, now: int
+    ) -> tuple[list[PolledSource], list[Source], int]:
+        """Narrows a claim to what the limits of the tasks leave.
+
+        A task may have more groups than it has free slots. All of its groups are then asked in a
+        claim of its own, whose limit is that of the task. Which claim comes first is random, so
+        that neither this task nor the others have to wait for ever.
+
+        Returns:
+            The sources to ask now, as entries and as arguments, and the limit of the claim. What
+            was left out is held, or due at once.
+        """
+        table = self._worker.sources
+        groups = Counter(source.task for source in asked if source.task.limit is not None)
+        room = self._worker.dispatcher.room(groups, free)
+        within: list[PolledSource] = []
+        for source in asked:
+            if room.get(source.task, free):
+                within.append(source)
+            else:
+                table.hold(source)
+        shares = {task: slots // groups[task] for task, slots in room.items() if slots}
+        crowded = {task for task, share in shares.items() if not share}
+        asked = within
+        if crowded:
+            first = within[0].task
+            alone = first in crowded
+            asked = []
+            for source in within:
+                if source.task is first if alone else source.task not in crowded:
+                    asked.append(source)
+                else:
+                    table.ask_by(source, now)
+            if alone:
+                free = shares[first] = room[first]
+        share = -(-free // len(asked)) if asked else 0
+        sources = [
+            self._source(source, min(share, shares.get(source.task, share)), now)
+            for source in asked
+        ]
+        return asked, sources, free
 
     async def _claim(self, question: _Question) -> None:
         worker = self._worker
@@ -326,13 +373,14 @@ class Loop:
         sources = self._worker.sources
         longest = self._worker.settings.poll_interval
         held_off = False
-        for source, next_due in zip(question.asked, claimed.next_due, strict=True):
+        asked = zip(question.asked, question.sources, claimed.next_due, strict=True)
+        for source, sent, next_due in asked:
             if next_due is None:
                 continue
             if next_due > question.now:
                 source.backoff = 0
                 sources.ask_by(source, next_due)
-            elif full or (source.key is None and yielded[source.group] >= question.share):
+            elif full or (isinstance(sent, Group) and yielded[source.group] >= sent.share):
                 source.backoff = 0
                 sources.ask_by(source, question.now)
             else:

@@ -4,6 +4,9 @@ A source is a group, or the key of a static task. The worker claims from a sourc
 records comes due, when it is notified, and from all sources once per poll interval. If a source had
 due records but yielded fewer than wanted, because other workers hold them or its index lags, the
 worker backs off from it.
+
+The sources of a task that has as many executions as its ``limit`` allows are held: the worker
+claims from them when one of these ends.
 """
 
 from __future__ import annotations
@@ -42,9 +45,16 @@ class PolledSource:
 
 
 class Sources:
-    """The table."""
+    """The table.
+
+    Attributes:
+        limited: Whether a task in it had a limit at the last refresh.
+        held: The sources that wait until an execution of their task ends, by task.
+    """
 
     def __init__(self) -> None:
+        self.limited = False
+        self.held: dict[Task, dict[PolledSource, None]] = {}
         self._table: dict[tuple[str, str | None], PolledSource] = {}
         # An entry is void if its source has another instant now; it is removed when it is reached.
         self._heap: list[tuple[int, int, PolledSource]] = []
@@ -64,7 +74,10 @@ class Sources:
             is_paused: Whether nothing is claimed from a group.
         """
         self._serial += 1
+        self.limited = False
         for task in tasks:
+            if task.limit is not None:
+                self.limited = True
             for group in task.active_groups():
                 if is_paused(group):
                     continue
@@ -101,6 +114,16 @@ class Sources:
         """Backs off from the source, longer each time in a row."""
         source.backoff = min(2 * source.backoff or BACKOFF_INITIAL, longest)
         self.ask_by(source, now + source.backoff)
+
+    def hold(self, source: PolledSource) -> None:
+        """Claims no more from a source that was taken, until an execution of its task ends."""
+        self.held.setdefault(source.task, {})[source] = None
+
+    def release(self, task: Task, now: int) -> None:
+        """An execution of the task has ended: claims now from its sources that were held."""
+        for source in self.held.pop(task, ()):
+            if self._table.get((source.group, source.key)) is source:
+                self.ask_by(source, now)
 
     def soonest(self) -> int:
         """Returns when the next source is due."""

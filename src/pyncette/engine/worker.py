@@ -171,6 +171,8 @@ class Worker:
         """An execution needs its slot no more."""
         dispatcher = self.dispatcher
         dispatcher.executions.pop(execution, None)
+        if self.sources.held:
+            self.sources.release(execution.declared, self.clock.microseconds())
         if execution is dispatcher.suspect:
             dispatcher.suspect = None
             self.wake_groups(None)  # suspects that waited for it may be claimed now
