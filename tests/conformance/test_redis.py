@@ -8,6 +8,7 @@ from tests.conformance.edits import edit_redis
 from tests.servers import url
 from tests.stores.redis_place import place_at
 
+from pyncette.redis import topology
 from pyncette.store import Identity
 from pyncette.testing.conformance import Place, StoreConformance
 
@@ -43,3 +44,10 @@ class TestRedisBehindSentinel(OnRedis):
 
 class TestRedisCluster(OnRedis):
     server = "redis-cluster"
+
+    @pytest.fixture
+    def place(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+        # On a busy machine a node takes its time. This suite is not about nodes that hang.
+        monkeypatch.setattr(topology, "NODE_GRACE_S", 30.0)
+        with place_at(url(self.server)) as place:
+            yield place

@@ -356,7 +356,7 @@ def test_a_repeated_write_that_was_made_before_waits_for_the_replicas_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else an at-most-once run would start although its advance may be lost in a failover."""
-    monkeypatch.setattr("pyncette.redis.store.WAIT_TIMEOUT_MS", 200)
+    monkeypatch.setattr("pyncette.redis.store.WAIT_TIMEOUT_MS", 1_000)
     with ExitStack() as stack:
         for name in ("master", "replica"):
             (tmp_path / name).mkdir()

@@ -22,11 +22,8 @@ from pyncette import (
     Heartbeat,
     Instance,
     OnExisting,
-<<<<<<< HEAD
     Overlap,
-=======
     PerWorker,
->>>>>>> perworker
     Pyncette,
     PyncetteContext,
     Retry,

@@ -43,7 +43,7 @@ LOOK_TIMEOUT_S: Final = 2.0
 LOOK_INTERVAL_S: Final = 0.25
 """Maximum number of times that the nodes are asked which node has replaced an unreachable one."""
 
-NODE_GRACE_S: Final = 1.0
+NODE_GRACE_S: Final = 0.4
 """How long a node may leave every call unanswered before it is suspected to hang. With the time to
 ask another node it is less than the shortest deadline of a call (1 s)."""
 
