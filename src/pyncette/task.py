@@ -29,7 +29,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.retry import Retry
-from pyncette.schedule import NO_CALENDARS, Calendars, Schedule, instant_of, loads
+from pyncette.schedule import NO_CALENDARS, At, Calendars, Schedule, instant_of, loads
 from pyncette.store.record import (
     STATIC_GROUP,
     Reading,
@@ -37,12 +37,14 @@ from pyncette.store.record import (
     check_identity,
     dump_args,
     group_of,
+    is_plain_identity,
     load_args,
     read,
 )
 from pyncette.task_options import (
     DEFAULT_LEASE_DURATION,
     NEW_OPTIONS,
+    NOT_OF_INSTANCES,
     SPAN_OPTIONS,
     TEMPLATE_OPTIONS,
     TaskOptions,
@@ -51,7 +53,7 @@ from pyncette.task_options import (
     new_options_in,
     take_new_options,
 )
-from pyncette.when import Span, When, is_single
+from pyncette.when import NO_SPAN, Span, When, is_single
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,7 @@ class Task(Declared):
     _span: Span = Span()
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
+    _own_text: str | None = None  # of an instance that was made just now
     _next_run: int | None = None
     calendars: Calendars = NO_CALENDARS
     """The calendars of its app."""
@@ -239,7 +242,7 @@ class Task(Declared):
         else:
             self.group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(self.group, name, "The name of a task")
-        self._warn_of_misspelt(args, when, declaring=parent_task is None)
+        self._warn_of_misspelt(args, declaring=parent_task is None)
 
     # Options.
 
@@ -396,6 +399,8 @@ class Task(Declared):
         template = self.template
         if template is self:
             return ""
+        if self._own_text is not None and not template.extra_args:
+            return self._own_text
         return dump_args({**template.extra_args, **self.extra_args})
 
     # Identity.
@@ -430,9 +435,10 @@ class Task(Declared):
         if not isinstance(instance_name, str):
             raise TypeError(f"The name of an instance must be a string, not {instance_name!r}")
         # What cannot be encoded cannot be given to a selector of partitions either.
-        check_identity(self.group, instance_name, f"The name of an instance of '{self}'")
+        if not is_plain_identity(self.group, instance_name):
+            check_identity(self.group, instance_name, f"The name of an instance of '{self}'")
         group = self.locate(instance_name)
-        if group != self.group:
+        if group != self.group and not is_plain_identity(group, instance_name):
             check_identity(group, instance_name, f"The name of an instance of '{self}'")
         return group
 
@@ -483,7 +489,9 @@ class Task(Declared):
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
         self.identify(name)
-        if wrong := {*TEMPLATE_OPTIONS.intersection(args), *new_options_in(args)}:
+        if not NOT_OF_INSTANCES.isdisjoint(args) and (
+            wrong := {*TEMPLATE_OPTIONS.intersection(args), *new_options_in(args)}
+        ):
             raise TypeError(
                 f"{min(wrong)} is an option of the template '{self}', not of its instances"
             )
@@ -493,21 +501,33 @@ class Task(Declared):
             inherited = self.when.span
         if timezone is None and isinstance(schedule, str):
             timezone = self.timezone
-        check_arguments(args)
-        when = When.checked(
-            schedule,
-            interval,
-            execute_at,
-            timezone,
-            span.over(inherited, single=execute_at is not None or is_single(schedule)),
-            name=name,
-            instance=True,
-            args=args,
-        )
-        task = self.from_parts(name, when.plan, "")
-        task._when = when
+        own_text = _args_text(args)
+        if (
+            execute_at is not None
+            and schedule is None
+            and interval is None
+            and timezone is None
+            and span == inherited == NO_SPAN
+        ):
+            # A single run, as most instances are. What it says of when is worked out if asked for.
+            task = self.from_parts(name, At(execute_at), "")
+        else:
+            when = When.checked(
+                schedule,
+                interval,
+                execute_at,
+                timezone,
+                span.over(inherited, single=execute_at is not None or is_single(schedule)),
+                name=name,
+                instance=True,
+                args=args,
+            )
+            task = self.from_parts(name, when.plan, "")
+            task._when = when
         task._extra_args = args
-        task._warn_of_misspelt(args, when)
+        task._own_text = own_text
+        if args:
+            task._warn_of_misspelt(args)
         return task
 
     def parent_of(self, instance_name: str) -> Task:
@@ -562,13 +582,11 @@ class Task(Declared):
         """This instance runs by another schedule than it was made with."""
         self._plan, self._when = plan, None
 
-    def _warn_of_misspelt(
-        self, args: Iterable[str], when: When, *, declaring: bool = False
-    ) -> None:
+    def _warn_of_misspelt(self, args: Iterable[str], *, declaring: bool = False) -> None:
         """Warns, once each, about arguments that were perhaps meant as options."""
         for name in args:
             option = meant_option(name, declaring=declaring)
-            if option is None or getattr(when, option, None) is not None:
+            if option is None or getattr(self.when, option, None) is not None:
                 continue
             template = self.template
             if option in NEW_OPTIONS and template is not self:
@@ -612,6 +630,19 @@ class Task(Declared):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.canonical_name}>"
+
+
+def _args_text(args: dict[str, Any]) -> str:
+    """The arguments of an instance as a record keeps them.
+
+    Raises:
+        ValueError: One of them is not JSON-serialisable; it is named, with a hint.
+    """
+    try:
+        return dump_args(args)
+    except (TypeError, ValueError, RecursionError):
+        check_arguments(args)  # finds out which one
+        raise
 
 
 def _hint(name: str, option: str) -> str:

@@ -71,6 +71,9 @@ NEW_OPTIONS: Final = {
 """Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
 of the task, as it was in 1.x."""
 
+NOT_OF_INSTANCES: Final = TEMPLATE_OPTIONS.union(NEW_OPTIONS)
+"""Names that an argument of an instance may have only with a value that is no option."""
+
 PARTITION_OPTIONS: Final = ("partition_count", "partition_selector", "enabled_partitions")
 
 

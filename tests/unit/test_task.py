@@ -915,3 +915,22 @@ def test_a_schedule_that_runs_every_second_of_one_minute_is_warned_about_once(
         "The schedule '7 8 12 * * *' runs at every second of the minute 08:07. If the first field "
         "was meant to be the second: it stands last here, as in '8 12 * * * 7'"
     ]
+
+
+def test_a_single_run_of_a_template_with_defaults_has_both_arguments_and_knows_when() -> None:
+    template = Task(
+        name="job", func=body, dynamic=True, interval=timedelta(seconds=5), colour="red", size=1
+    )
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    instance = template.instantiate("x", execute_at=at, size=2)
+    assert instance.args_text == '1 {"colour":"red","size":2}'
+    assert (instance.execute_at, instance.interval, instance.schedule) == (at, None, None)
+    assert (instance.start_at, instance.end_at, instance.jitter) == (None, None, None)
+
+
+def test_the_jitter_of_a_template_holds_for_a_single_run_too() -> None:
+    wait = timedelta(seconds=5)
+    template = Task(name="job", func=body, dynamic=True, jitter=wait)
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    instance = template.instantiate("x", execute_at=at)
+    assert (instance.execute_at, instance.jitter) == (at, wait)

@@ -26,7 +26,7 @@ from pyncette.clock import Clock, realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
-from pyncette.model import UNSET, ExecutionMode, OnExisting, Where
+from pyncette.model import ExecutionMode, OnExisting, Where
 from pyncette.schedule import At, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -413,8 +413,10 @@ def _instantiated(template: Task, instance: Instance, clock: Clock) -> Task:
         raise TypeError(f"An instance must be an Instance, not {instance!r}")
     if "name" in instance.options:
         raise TypeError("name cannot be an argument of a task: it is the name of the instance")
+    if "execute_in" not in instance.options:
+        return template.instantiate(instance.name, **instance.options)
     options = dict(instance.options)
-    wait = options.pop("execute_in", UNSET)
+    wait = options.pop("execute_in")
     if (wait := option_or_argument("execute_in", wait, timedelta, options)) is not None:
         options["execute_at"] = in_time(wait, options.get("execute_at"), clock.now())
     return template.instantiate(instance.name, **options)

@@ -485,6 +485,17 @@ def group_of(template: str, partition: int | None = None) -> str:
     return encoded if partition is None else f"{encoded}:{partition}"
 
 
+def is_plain_identity(group: str, key: str) -> bool:
+    """Whether every store can keep these names, seen at a glance: short ASCII, as most are."""
+    return (
+        0 < len(key) <= IDENTITY_BYTES_MAX - len(group)
+        and key.isascii()
+        and group.isascii()
+        and "\0" not in key
+        and "\0" not in group
+    )
+
+
 def check_identity(group: str, key: str, what: str) -> None:
     """Refuses names that some store cannot keep, or cannot tell from other names.
 
