@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from enum import StrEnum
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final
 
 from tests.simulation.history import Event, History
 from tests.simulation.plan import Death, Kind, Manner, Plan, TaskPlan, What
-from tests.simulation.world import LATE_MAX_S
+from tests.simulation.powered import Known, powered
+from tests.simulation.promises import SECOND, Call, Promise, Run, Violation
 
 from pyncette import FailureMode
 
-SECOND: Final = 1_000_000
+__all__ = ["Checker", "Promise", "Violation", "check"]
 
 BEHIND_S: Final = 60.0
 """What is later than this is behind."""
@@ -28,101 +28,6 @@ _SHUTDOWNS: Final = (Death.SHUTDOWN, Death.CANCEL_CLOSING)
 
 _CANCELS: Final = (Death.CANCEL, Death.CANCEL_TWICE, "cancel while it closes")
 """What the main of a program learns of, as ``CancelledError``."""
-
-
-class Promise(StrEnum):
-    """What is promised."""
-
-    NOT_EARLY = "nothing starts before it is planned, by the clock of the store"
-    LEASE_RESPECTED = "a lease that is alive is not taken over"
-    IN_LEASE = "a body starts only while its lease holds"
-    AT_MOST_ONCE = "an at-most-once occurrence never starts twice"
-    AT_LEAST_ONCE = "every occurrence that is not taken away is run to its end"
-    ON_GRID = "an interval does not drift, and skips nothing"
-    UNSCHEDULED = "what was unscheduled or replaced is claimed no more"
-    GONE = "what was unscheduled, or is done, is gone"
-    OUTCOME = "a failure leads to what its failure mode says"
-    ONCE_WHEN_CALM = "without a fault, every occurrence is run once"
-    PUNCTUAL = "without a fault, a due record starts at once"
-    SOONER = "what was scheduled runs at its time, or at the sooner one that it had"
-    RESTS = "what is paused starts nothing"
-    TRIGGERED = "what is triggered runs once more, and no more than that"
-    CLOSES = "closing ends in time"
-    RETURNS = "run() returns soon after shutdown()"
-    CANCELLED = "who cancels a worker cancels what runs in it"
-    FIXTURES = "fixtures outlive the bodies that use them"
-    SILENT_AFTER = "nothing of a closed worker runs"
-    NO_STRAYS = "no task is left behind, and no exception is lost"
-    HEALTHY = "a worker lives until it is told to stop"
-    FRUGAL = "the number of calls to the store is bounded"
-    FRESH = "last_tick is fresh"
-    AGAIN = "a body that outlives its lease is started again when the lease ends"
-    LIMITED = "a task runs no more often at once in a worker than its limit says"
-    ALONE = "a large write travels alone, and few of them at once"
-    BEHIND = "what is minutes behind is said to be, and that it has caught up"
-    APART = "runs do not see each other, nor who called first"
-    CONTRACT = "the contract of the store is kept"
-    ANSWERED = "every call of a user is answered"
-    ENDS = "the simulation ends"
-
-
-class Violation(NamedTuple):
-    """A promise that did not hold."""
-
-    promise: Promise
-    time: float
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.time:.4f}  {self.promise}: {self.what}"
-
-
-class Run(NamedTuple):
-    """An execution of a body."""
-
-    start: Event
-    end: Event | None
-
-    @property
-    def occurrence(self) -> int:
-        return int(self.start.details["planned"])
-
-    @property
-    def call(self) -> int:
-        return int(self.start.details["call"])
-
-    @property
-    def triggered(self) -> bool:
-        """Whether a user has asked for this run, and no schedule."""
-        return bool(self.start.details.get("triggered"))
-
-
-class Call(NamedTuple):
-    """A call of a user, or of a body."""
-
-    begun: Event
-    ended: Event | None
-
-    @property
-    def number(self) -> int:
-        return int(self.begun.details["call"])
-
-    @property
-    def what(self) -> str:
-        return self.begun.kind.rstrip("…")
-
-    @property
-    def answer(self) -> str:
-        return "?" if self.ended is None else str(self.ended.details["answer"])
-
-    @property
-    def over(self) -> float:
-        """When it can have no effect any more."""
-        if self.ended is None:
-            return float("inf")
-        if self.answer not in ("?", "unknown"):
-            return self.ended.time
-        return self.ended.time + LATE_MAX_S + 12
 
 
 class Checker:
@@ -452,6 +357,12 @@ class Checker:
 
     def _record(self, subject: str, task: TaskPlan) -> Iterator[Violation]:
         runs = self._runs[subject]
+        if task.powers is not None:
+            if not self._restored:
+                yield from self._superseded(subject, runs)
+                yield from self._paused(subject, task, runs)
+                yield from powered(self._known(subject, task, runs))
+            return
         if task.at_most_once and not self._restored:
             seen: dict[tuple[int, int], Run] = {}
             for run in runs:
@@ -484,6 +395,26 @@ class Checker:
             yield from self._calm_record(subject, task, runs)
             if task.dynamic:
                 yield from self._sooner(subject, task, runs)
+
+    def _known(self, subject: str, task: TaskPlan, runs: list[Run]) -> Known:
+        record = [event for event in self._kinds["record"] if event.subject == subject]
+        return Known(
+            self._plan,
+            subject,
+            task,
+            runs,
+            self._claims[subject],
+            self._writes[subject],
+            self._calls[subject],
+            self._steered(subject),
+            record[0] if record else None,
+            self._counted,
+            self._counted_store,
+            self._stepped,
+            self._calm,
+            {event.process: event.time for event in self._kinds["crash"]},
+            {event.process: event.time for event in reversed(self._kinds["told to stop"])},
+        )
 
     def _superseded(self, subject: str, runs: list[Run]) -> Iterator[Violation]:
         """Nothing of a call is claimed once a later one was acknowledged."""
@@ -549,7 +480,11 @@ class Checker:
                 for event in self._claims[subject]
                 if event.time <= pause.ended.time
             }
+            # What was triggered while it ran comes first.
+            ran = not whole and self._ran_at(subject, pause.ended.time)
             for run in runs:
+                if ran and run.triggered:
+                    continue
                 claim = self._claim_of(run)
                 if (
                     since < run.start.time < until
@@ -738,7 +673,8 @@ class Checker:
             states.add("scheduled")  # for the instant at which it was triggered
         if not any(
             event.subject == subject
-            and event.details["state"] in states
+            # What is behind waits between two runs, from the instant at which one ended.
+            and (event.details["state"] in states or self._paced(event))
             and event.details["due"] > self._counted_store
             for event in self._kinds["record"]
         ):
@@ -747,6 +683,14 @@ class Checker:
         given = max(event.time for event in events)
         noticed_s = 12.0 + self._plan.poll_s
         return any(given - noticed_s <= step for step in self._steps_back)
+
+    def _paced(self, record: Event) -> bool:
+        planned = record.details.get("planned")
+        return (
+            record.details["state"] == "scheduled"
+            and planned is not None
+            and record.details["due"] > planned
+        )
 
     def _last_call(self, subject: str) -> Call | None:
         """The call that has the last word about a record, if there is one."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from random import Random
 from typing import Final, NamedTuple
 
-from pyncette import FailureMode
+from pyncette import Exhausted, FailureMode
 
 SETTLING_S: Final = 14.0
 """How long everything is healthy at the end, before what should have run is counted."""
@@ -39,6 +39,59 @@ class Manner(StrEnum):
     OUTLIVE = "outlive its lease several times"
     RAISE_GENERATOR = "raise GeneratorExit"
     EXIT = "raise SystemExit"
+    RETRY_IN = "raise RetryIn"
+    RETRY_FREE = "raise RetryIn that costs no attempt"
+    GIVE_UP = "raise GiveUp"
+    SKIP = "raise Skip"
+    ENDLESS = "take longer than any timeout"
+
+
+class Rhythm(NamedTuple):
+    """Instants at whole steps from an anchor, in seconds since the store's clock began."""
+
+    step_s: float
+    anchor_s: float
+
+
+class Powers(NamedTuple):
+    """Options of a task beyond those that every task has.
+
+    Attributes:
+        attempts: Of its retry policy; 0: it has none.
+        initial_s, factor, maximum_s, jitter, within_s, exhausted: Of that policy.
+        timeout_s, heartbeat, misfire_grace_s: As the options of the same name.
+        latest: Whether it has ``CatchUp.LATEST``.
+        skip_overlap: Whether it has ``Overlap.SKIP``.
+        rhythms: Its schedule is their union; none: the interval of the task, or of the call.
+        at_once: Whether its interval begins at once.
+        start_s, end_s: Its bounds, in seconds since the store's clock began.
+        wait_s: The jitter of its schedule.
+        calendar: Whether its schedule names a calendar, which processes ``w1.…`` lack.
+    """
+
+    attempts: int = 0
+    initial_s: float = 0.4
+    factor: float = 2.0
+    maximum_s: float = 1.5
+    jitter: float = 0.2
+    within_s: float | None = None
+    exhausted: Exhausted | None = None
+    timeout_s: float | None = None
+    heartbeat: bool = False
+    misfire_grace_s: float | None = None
+    latest: bool = False
+    skip_overlap: bool = False
+    rhythms: tuple[Rhythm, ...] = ()
+    at_once: bool = False
+    start_s: float | None = None
+    end_s: float | None = None
+    wait_s: float = 0.0
+    calendar: bool = False
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it has a schedule of its own, and no plain interval."""
+        return bool(self.rhythms or self.at_once)
 
 
 class TaskPlan(NamedTuple):
@@ -61,6 +114,7 @@ class TaskPlan(NamedTuple):
     """How many of its executions may run at once in one worker."""
     declared_by: str = ""
     """Only by processes whose name begins with this. A name may be declared twice, differently."""
+    powers: Powers | None = None
 
 
 class Death(StrEnum):
@@ -94,11 +148,17 @@ class What(StrEnum):
     """With a delay: until then."""
     RESUME = "resume"
     TRIGGER = "trigger"
+    RERUN = "run a parked one again"
 
     @property
     def steers(self) -> bool:
         """Whether it says nothing about when, and with what, a task runs."""
-        return self in (What.PAUSE, What.RESUME, What.TRIGGER)
+        return self in (What.PAUSE, What.RESUME, What.TRIGGER, What.RERUN)
+
+    @property
+    def schedules(self) -> bool:
+        """Whether it gives a schedule."""
+        return self in (What.SCHEDULE, What.FORCE, What.REPLACE)
 
 
 class Action(NamedTuple):
@@ -285,7 +345,10 @@ def draw(seed: int, profile: str) -> Plan:
         else (*_RUDE, *((Manner.KILL,) * 2 if random.random() < 0.15 else ())),
         middleware=random.random() < 0.2,
     )
-    return replace(plan, actions=_steered(seed, profile, plan))
+    plan = replace(plan, actions=_steered(seed, profile, plan))
+    # From a source of its own as well.
+    random = Random(f"powers:{profile}:{seed}")
+    return plan if random.random() >= POWERED_PART else powered(random, plan)
 
 
 def _tasks(random: Random, calm: bool) -> list[TaskPlan]:
@@ -402,6 +465,145 @@ def _steered(seed: int, profile: str, plan: Plan) -> tuple[Action, ...]:
         call = STEERED_FROM + 100 + number
         actions.append(Action(plan.duration + 0.5, call, What.RESUME, task, instance))
     return tuple(sorted((*plan.actions, *actions)))
+
+
+POWERED_PART: Final = 0.2
+"""So many of the plans have a task with options of its own; see ``Powers``."""
+
+POWERED_FROM: Final = 700
+"""The number of the first call about such a task."""
+
+_FAILING: Final = (
+    *(Manner.RETURN,) * 2,
+    Manner.SLEEP,
+    *(Manner.RAISE,) * 6,
+    Manner.RETRY_IN,
+    Manner.RETRY_FREE,
+    Manner.GIVE_UP,
+    Manner.SKIP,
+)
+
+
+def powered(random: Random, plan: Plan) -> Plan:
+    """The plan with one or two more tasks, which have options of their own."""
+    kinds = random.sample((_retried, _late, _timed), random.choice((1, 1, 2)))
+    tasks, actions = [], []
+    for number, kind in enumerate(kinds):
+        task = kind(random, f"p{number}", plan)
+        first = POWERED_FROM + 100 * number
+        tasks.append(task)
+        actions += _about(random, task, plan, first)
+    return replace(
+        plan,
+        tasks=(*plan.tasks, *tasks),
+        actions=tuple(sorted((*plan.actions, *actions))),
+    )
+
+
+def _retried(random: Random, name: str, plan: Plan) -> TaskPlan:
+    beats = random.random() < 0.3
+    timeout_s = random.choice((None, None, 0.6))
+    manners = list(_FAILING)
+    if timeout_s is not None:
+        manners += [Manner.ENDLESS] * 3
+    elif beats:
+        manners += [Manner.OUTLIVE] * 4
+    elif plan.profile != "calm":
+        manners += [Manner.LONG, Manner.SWALLOW]
+        manners += [Manner.KILL] if random.random() < 0.3 else []
+    return TaskPlan(
+        name,
+        random.random() < 0.8,
+        lease_s=0.7 if beats and timeout_s is None else random.choice((1.0, 2.0)),
+        interval_s=random.choice((1.0, 2.0)),
+        manners=tuple(manners),
+        powers=Powers(
+            attempts=random.choice((1, 2, 3, 4)),
+            jitter=random.choice((0.0, 0.2, 1.0)),
+            within_s=random.choice((None, None, 2.0)),
+            exhausted=random.choice((None, *Exhausted)),
+            timeout_s=timeout_s,
+            heartbeat=beats,
+        ),
+    )
+
+
+def _late(random: Random, name: str, plan: Plan) -> TaskPlan:
+    chosen = random.choice(("misfire", "latest", "overlap"))
+    return TaskPlan(
+        name,
+        random.random() < 0.6,
+        failure_mode=random.choice((FailureMode.COMMIT, FailureMode.UNLOCK)),
+        lease_s=3.0,
+        interval_s=1.0,
+        manners=(Manner.RETURN, Manner.SLEEP, Manner.RAISE, *(Manner.LONG,) * 2),
+        powers=Powers(
+            misfire_grace_s=random.choice((0.5, 1.5)) if chosen == "misfire" else None,
+            latest=chosen == "latest",
+            skip_overlap=chosen == "overlap",
+        ),
+    )
+
+
+def _timed(random: Random, name: str, plan: Plan) -> TaskPlan:
+    powers = Powers(wait_s=random.choice((0.0, 0.5, 2.0)))
+    match random.choice(("at once", "anchor", "union", "union")):
+        case "at once":
+            powers = powers._replace(at_once=True)
+        case "anchor":
+            one = Rhythm(random.choice((0.8, 1.5)), random.uniform(-100, 100))
+            powers = powers._replace(rhythms=(one,))
+        case _:
+            both = (Rhythm(2.0, random.uniform(0, 2)), Rhythm(1.5, random.uniform(-3, 3)))
+            powers = powers._replace(rhythms=both)
+    if random.random() < 0.4:
+        powers = powers._replace(end_s=random.uniform(plan.duration / 2 + 3, plan.duration + 4))
+        if random.random() < 0.5:
+            powers = powers._replace(start_s=random.uniform(0, 2.5))
+    dynamic = random.random() < 0.7
+    if dynamic and random.random() < 0.4:
+        powers = powers._replace(calendar=True)
+    return TaskPlan(
+        name,
+        dynamic,
+        failure_mode=random.choice((FailureMode.COMMIT, FailureMode.UNLOCK)),
+        lease_s=2.0,
+        interval_s=1.2,
+        manners=(Manner.RETURN, Manner.YIELD, Manner.SLEEP, Manner.RAISE),
+        powers=powers,
+    )
+
+
+def _about(random: Random, task: TaskPlan, plan: Plan, call: int) -> list[Action]:
+    """What users do with a task that has options of its own."""
+    powers = task.powers
+    assert powers is not None
+    places = [f"i{number}" for number in range(random.choice((1, 2, 3)))] if task.dynamic else [""]
+    actions = []
+    for place in places:
+        if task.dynamic:
+            once = bool(powers.attempts) and random.random() < 0.5
+            interval_s = None if once or powers.scheduled else random.choice((1.0, 1.0, 2.0))
+            delay_s = random.choice((0.0, 0.5, 1.0)) if once else None
+            at = random.choice((0.1, random.uniform(0, plan.duration / 2)))
+            actions.append(Action(at, call, What.SCHEDULE, task.name, place, interval_s, delay_s))
+            call += 1
+        steering = [What.TRIGGER, What.PAUSE]
+        if powers.attempts:
+            steering += [What.RERUN] * 3
+            steering += [What.REPLACE, What.UNSCHEDULE] if task.dynamic else []
+        for _ in range(random.choice((0, 0, 1, 3))):
+            what, at = random.choice(steering), random.uniform(0.2, plan.duration)
+            interval_s = 1.0 if what is What.REPLACE and not powers.scheduled else None
+            actions.append(Action(at, call, what, task.name, place, interval_s))
+            call += 1
+        if any(action.what is What.PAUSE for action in actions) or (
+            powers.exhausted is Exhausted.PAUSE
+        ):
+            at = plan.duration + 0.5
+            actions.append(Action(at, call, What.RESUME, task.name, place))
+            call += 1
+    return actions
 
 
 _STORE_FAULTS: Final = (

@@ -21,6 +21,7 @@ from tests.simulation.world import World, subject
 import pyncette.clock
 from pyncette import chance
 from pyncette.errors import StoreError
+from pyncette.store.record import Record, load_progress
 
 CLOSING_S = 120.0
 """After so long the simulation does not wait any more for workers to close."""
@@ -98,6 +99,19 @@ def _last_look(world: World) -> None:
             what=context.get("message"),
             error=repr(context.get("exception")),
         )
+
+
+def _shown(record: Record) -> dict[str, Any]:
+    """What users are shown of how a record stands."""
+    try:
+        progress = load_progress(record.progress)
+    except ValueError:
+        return {}
+    return {
+        "planned": progress.planned,
+        "skipped": progress.skipped,
+        "error": progress.error,
+    }
 
 
 class _Director:
@@ -299,6 +313,7 @@ class _Director:
                 state=str(record.state),
                 due=record.due_at,
                 unfinished=record.unfinished_attempts,
+                **_shown(record),
             )
         for process, (context, _) in sorted(self._apps.open.items()):
             if process != "users":

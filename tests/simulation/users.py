@@ -9,20 +9,27 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import ContextVar, copy_context
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Final, NoReturn, Self
 
-from tests.simulation.plan import Action, Manner, TaskPlan, What
+from tests.simulation.history import EPOCH
+from tests.simulation.plan import Action, Manner, Plan, Powers, TaskPlan, What
 from tests.simulation.world import USER, World
 
 from pyncette import (
+    CatchUp,
     Context,
     ExecutionMode,
+    GiveUp,
     OnExisting,
+    Overlap,
     PerWorker,
     Pyncette,
     PyncetteContext,
+    Retry,
+    RetryIn,
+    Skip,
 )
 from pyncette.clock import from_microseconds, to_microseconds
 from pyncette.errors import (
@@ -33,6 +40,7 @@ from pyncette.errors import (
     TaskPausedError,
 )
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
+from pyncette.schedule import Calendar, Every, Schedule
 from pyncette.task import Task
 
 LONG_S: Final = 4.0
@@ -54,6 +62,66 @@ class Unprintable(Exception):  # noqa: N818
 
 class OfNoKind(BaseException):
     """An exception that is no ``Exception``."""
+
+
+CALENDAR: Final = "closed"
+
+
+def schedule_of(task: TaskPlan, plan: Plan) -> Schedule:
+    """The schedule of a task that has one of its own."""
+    powers = task.powers
+    assert powers is not None
+    schedule: Schedule
+    if powers.at_once:
+        schedule = Every(timedelta(seconds=task.interval_s), at_once=True)
+    else:
+        first, *others = (
+            Every(timedelta(seconds=step_s), anchor=instant(anchor_s, plan))
+            for step_s, anchor_s in powers.rhythms
+        )
+        schedule = first
+        for other in others:
+            schedule = schedule | other
+    if powers.calendar:
+        schedule = schedule - Calendar(CALENDAR)
+    start, end = (
+        None if bound is None else instant(bound, plan) for bound in (powers.start_s, powers.end_s)
+    )
+    if start is not None or end is not None:
+        schedule = schedule.between(start, end)
+    return schedule.with_jitter(timedelta(seconds=powers.wait_s))
+
+
+def instant(seconds: float, plan: Plan) -> datetime:
+    """So long after the store's clock began."""
+    return from_microseconds(EPOCH + round((plan.store_offset_s + seconds) * 1_000_000))
+
+
+def options_of(powers: Powers) -> dict[str, Any]:
+    """The options of a task, as they are declared."""
+    options: dict[str, Any] = {}
+    if powers.attempts:
+        options["retry"] = Retry(
+            attempts=powers.attempts,
+            initial=timedelta(seconds=powers.initial_s),
+            factor=powers.factor,
+            maximum=timedelta(seconds=powers.maximum_s),
+            jitter=powers.jitter,
+            within=None if powers.within_s is None else timedelta(seconds=powers.within_s),
+        )
+    if powers.exhausted is not None:
+        options["exhausted"] = powers.exhausted
+    if powers.timeout_s is not None:
+        options["timeout"] = timedelta(seconds=powers.timeout_s)
+    if powers.heartbeat:
+        options["heartbeat"] = True
+    if powers.misfire_grace_s is not None:
+        options["misfire_grace"] = timedelta(seconds=powers.misfire_grace_s)
+    if powers.latest:
+        options["catch_up"] = CatchUp.LATEST
+    if powers.skip_overlap:
+        options["overlap"] = Overlap.SKIP
+    return options
 
 
 class OwnExecutor:
@@ -140,6 +208,12 @@ class Apps:
             note(process, "fixture closed")
 
         app.use_fixture("used_by_bodies", fixture)
+        if not process.startswith("w1."):
+
+            def closed(day: date) -> bool:
+                return False
+
+            app.calendar(CALENDAR)(closed)
         app._backlog_observers.append(
             lambda task, count, age_s: note(process, "behind", task.name, count=count, age=age_s)
         )
@@ -162,16 +236,22 @@ class Apps:
             options: dict[str, Any] = {
                 "name": task.name,
                 "lease_duration": timedelta(seconds=task.lease_s),
-                "fast_forward": task.fast_forward,
             }
             if task.limit is not None:
                 options["limit"] = PerWorker(task.limit)
+            powers = task.powers or Powers()
+            options |= options_of(powers)
+            if not powers.latest:
+                options["fast_forward"] = task.fast_forward
             if task.at_most_once:
                 options["execution_mode"] = ExecutionMode.AT_MOST_ONCE
-            else:
+            elif not powers.attempts:
                 options["failure_mode"] = task.failure_mode
             if not task.dynamic:
-                options["interval"] = timedelta(seconds=task.interval_s)
+                if powers.scheduled:
+                    options["schedule"] = schedule_of(task, plan)
+                else:
+                    options["interval"] = timedelta(seconds=task.interval_s)
                 # A list, which every run finds empty, although each appends to it.
                 declared = app.task(marks=[], **options)(body)
             elif task.partitions is not None:
@@ -217,7 +297,10 @@ class Apps:
             note("cancelled")
             raise
         except BaseException as error:
-            note("raise", error=type(error).__name__)
+            more: dict[str, Any] = {}
+            if isinstance(error, RetryIn):
+                more = {"delay": error.delay.total_seconds(), "free": error.free}
+            note("raise", error=type(error).__name__, **more)
             raise
         note("end")
 
@@ -280,6 +363,16 @@ class Apps:
             case Manner.EXIT:
                 await asyncio.sleep(draw * 0.1)
                 raise SystemExit(1)
+            case Manner.RETRY_IN | Manner.RETRY_FREE:
+                await asyncio.sleep(draw * 0.1)
+                seconds = 0.2 + draw
+                raise RetryIn(timedelta(seconds=seconds), free=manner is Manner.RETRY_FREE)
+            case Manner.GIVE_UP:
+                raise GiveUp("simulated")
+            case Manner.SKIP:
+                raise Skip("simulated")
+            case Manner.ENDLESS:
+                await sleep(30.0)
             case Manner.SWALLOW:
                 try:
                     await sleep(0.5 + draw)
@@ -308,7 +401,9 @@ class Apps:
     async def _reschedule(
         self, manner: Manner, process: str, task: TaskPlan, context: Context, draw: float
     ) -> None:
-        dynamic = [other for other in self._world.plan.tasks if other.dynamic]
+        dynamic = [
+            other for other in self._world.plan.tasks if other.dynamic and other.powers is None
+        ]
         if manner is not Manner.SCHEDULE_OTHER and not task.dynamic:
             return
         if manner is Manner.SCHEDULE_OTHER:
@@ -344,7 +439,11 @@ class Apps:
         elif action.delay_s is not None:
             due = world.store_time() + round(action.delay_s * 1_000_000)
             options["until" if what is What.PAUSE else "execute_at"] = from_microseconds(due)
-        size = world.plan.task(action.task).args_bytes
+        declared = world.plan.task(action.task)
+        powers = declared.powers
+        if not options and powers is not None and powers.scheduled and what.schedules:
+            options["schedule"] = schedule_of(declared, world.plan)
+        size = declared.args_bytes
         if size and not what.steers:
             options["filler"] = "x" * size
         process = action.process if action.process in self.open else "users"
@@ -382,7 +481,10 @@ class Apps:
         except Exception as error:
             # An end of a pause that is past when the call is made, by the clock of a process that
             # is off or was frozen.
-            late = isinstance(error, ValueError) and "must lie in the future" in str(error)
+            # So may be the end of a schedule.
+            late = isinstance(error, ValueError) and (
+                "must lie in the future" in str(error) or "would never run" in str(error)
+            )
             answer = "late" if late else f"error {error!r}"
         finally:
             USER.reset(before)
@@ -398,6 +500,8 @@ class Apps:
                 await context.pause(task, name, **options)
             case What.RESUME:
                 await context.resume(task, name)
+            case What.RERUN:
+                return {"added": await context.retry_parked(task, name)}
             case _:
                 return {"added": await context.trigger(task, name)}
         return {}

@@ -594,7 +594,7 @@ def test_nothing_is_said_where_the_failures_of_an_occurrence_end(
         bench = Bench()
         bench.app.task(name="job", interval=seconds(100), **options)(bench.fail)
         async with bench.running():
-            await bench.advance(10_000)
+            await bench.advance(1_000)
 
     run(main())
     assert not logged(caplog, "retry=Retry(")
