@@ -344,8 +344,11 @@ _OTHER_WORDS: Final = {
 # the lease of a flat, the retries of a download.
 _OTHER_WORDS_AT_DECLARATION: Final = {
     "lease": "lease_duration",
-    "retries": "failure_mode",
-    "max_retries": "failure_mode",
+    "retries": "retry",
+    "max_retries": "retry",
+    "max_attempts": "retry",
+    "misfire_grace_time": "misfire_grace",
+    "coalesce": "catch_up",
 }
 _WITH_UNIT: Final = re.compile(
     r"(?P<word>lease|interval|lease_duration)(?:_in)?_(?:s|secs?|seconds?|minutes?|hours?|time|timeout)"

@@ -973,3 +973,67 @@ def test_occurrences_that_are_close_together_are_caught_up_with_ten_times_as_fas
         assert len(bench.runs) == 701
 
     run(main())
+
+
+# Exceptions that cannot be asked.
+
+
+class Forgetful(RetryIn):
+    def __init__(self) -> None:
+        """Does not call the class above, so that it has no delay."""
+
+
+class UntrueError(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("neither true nor false")
+
+
+class Undecided(Retry):
+    def covers(self, error: BaseException) -> bool:
+        raise ValueError("no idea")
+
+
+def _far() -> RetryIn:
+    error = RetryIn(seconds(1))
+    error.delay = timedelta.max
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "attempts", "left"),
+    [
+        ({"retry": Retry(2, seconds(1))}, 2, "parked"),
+        ({"retry": Undecided(2, seconds(1))}, 2, "parked"),
+        ({"failure_mode": FailureMode.COMMIT}, 1, None),
+        ({"execution_mode": ExecutionMode.AT_MOST_ONCE}, 1, None),
+    ],
+    ids=["policy", "a policy that cannot say", "commit", "at most once"],
+)
+@pytest.mark.parametrize(
+    "error", [Forgetful, UntrueError, _far], ids=["forgetful", "untrue", "far"]
+)
+def test_an_exception_that_cannot_be_asked_is_an_ordinary_failure(
+    error: Callable[[], Exception],
+    options: dict[str, Any],
+    attempts: int,
+    left: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        starts: list[int] = []
+
+        @bench.app.dynamic_task(**options)
+        async def job(context: Context) -> None:
+            starts.append(context.attempt)
+            raise error()
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "a", execute_at=START)
+            await bench.advance(100)
+            state = await context.get_task(job, "a")
+            assert (state and state.state) == left
+        assert starts == list(range(1, attempts + 1))
+
+    run(main())
+    assert logged(caplog, "failed in attempt")

@@ -836,8 +836,8 @@ def test_an_argument_with_a_name_of_its_own_is_not_warned_about(
     ("argument", "option"),
     [
         ({"lease": 30}, "lease_duration"),
-        ({"retries": 3}, "failure_mode"),
-        ({"max_retries": 3}, "failure_mode"),
+        ({"retries": 3}, "retry"),
+        ({"max_retries": 3}, "retry"),
     ],
     ids=str,
 )

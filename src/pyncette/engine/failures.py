@@ -59,7 +59,34 @@ class Attempt(NamedTuple):
 
 
 def failure_of(error: BaseException, attempt: Attempt) -> Failure:
-    """Returns what an exception of a task means, and logs it."""
+    """Returns what an exception of a task means, and logs it.
+
+    The exception and the policy may be of classes of the user. If one of them cannot be asked, the
+    attempt has failed like any other.
+    """
+    try:
+        return _judged(error, attempt)
+    except Exception as defect:
+        name = type(error).__name__
+        logger.error(
+            "Task %s failed in attempt %s of the run planned for %s, and what follows from its "
+            "exception, a %s, could not be decided (%s): it counts as an ordinary failure",
+            attempt.label,
+            attempt.shown,
+            attempt.planned_at,
+            name,
+            describe(defect),
+        )
+        retry = attempt.retry
+        if retry is None or attempt.at_most_once:
+            return Failure(name)
+        plain = Retry.delay(retry, attempt.number, RuntimeError(name))
+        if plain is None or attempt.number >= retry.attempts:
+            return Failure(name, final=True)
+        return Failure(name, delay=plain // _MICROSECOND)
+
+
+def _judged(error: BaseException, attempt: Attempt) -> Failure:
     if isinstance(error, Skip):
         _log(logging.INFO, "skipped", attempt, describe(error))
         return Failure(describe(error), outcome=Outcome.SKIPPED)
@@ -90,6 +117,7 @@ def _by_policy(error: BaseException, attempt: Attempt, retry: Retry) -> Failure:
 
 
 def _postponed(error: RetryIn, attempt: Attempt) -> Failure:
+    check_delay("The delay of RetryIn", error.delay)
     delay = error.delay // _MICROSECOND
     retry = attempt.retry
     if retry is not None and not error.free and attempt.number >= retry.attempts:
@@ -131,7 +159,8 @@ def _log_failure(
         attempt.shown,
         attempt.planned_at,
         what_follows,
-        exc_info=error,
+        # An exception itself would be asked whether it is true.
+        exc_info=(type(error), error, error.__traceback__),
     )
 
 
