@@ -591,6 +591,27 @@ def test_a_record_whose_calendar_a_worker_does_not_know_is_left_to_others(
     run(main())
 
 
+def test_a_worker_without_the_calendar_makes_runs_of_others_late_only_once() -> None:
+    async def main() -> None:
+        bench = Bench()
+        knows = bench.another_app(worker_name="knows")
+        knows.calendar("closed")(lambda day: False)
+        job = knows.dynamic_task(name="job")(bench.note)
+        bench.app.dynamic_task(name="job")(bench.fail)
+        async with bench.running(), bench.running(knows) as context:
+            schedule = Cron("* * * * *") - Calendar("closed")
+            for number in range(20):
+                await context.schedule_task(job, str(number), schedule=schedule)
+            await bench.advance(600)
+        assert len(bench.times) >= 190
+        late = [time - planned for time, planned in zip(bench.times, bench.planned, strict=True)]
+        assert max(late) <= 60
+        assert sum(late) <= 20 * 60, "each was left to others at most a few times"
+        assert max(late[-100:]) == 0
+
+    run(main())
+
+
 def test_a_task_does_not_run_while_its_next_occurrence_cannot_be_planned(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

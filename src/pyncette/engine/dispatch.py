@@ -62,6 +62,10 @@ UNREADABLE_DELAY_MAX: Final = 60_000_000
 
 UNREADABLE_KNOWN_MAX: Final = 10_000
 
+YIELDS_FOR_S: Final = 600.0
+"""How long a worker lets others claim first from a group, after a record in it that it cannot
+read."""
+
 SUSPECT_DELAY: Final = 100_000
 """Delay, in microseconds, before a suspected crash-looper may be claimed again, if it was claimed
 while another one runs."""
@@ -97,6 +101,8 @@ class Dispatcher:
         self.suspect: Execution | None = None
         # How often each record was released because this worker cannot read it.
         self._released: dict[Identity, int] = {}
+        # Until when, by the monotonic clock, other workers claim first from these groups.
+        self.yields: dict[str, float] = {}
         self._outlived: set[Task] = set()
 
     @property
@@ -372,6 +378,7 @@ class Dispatcher:
             delay / 1_000_000,
             describe(error),
         )
+        self.yields[record.group] = self._worker.clock.monotonic() + YIELDS_FOR_S
         self.give_back(record, delay)
 
     def _not_started(

@@ -41,6 +41,9 @@ MEASURE_INTERVAL_S: Final = 10.0
 SUSPICION_INTERVAL_S: Final = 1.0
 """How often it is measured while the store leaves records that are due by the worker's clock."""
 
+YIELD_MAX: Final = 2_000_000
+"""How long, in microseconds, a worker leaves due records to others that can read them."""
+
 BACKWARD_STEP_MIN: Final = 1_000_000
 """By how many microseconds the worker's clock must go back before planned times are checked."""
 
@@ -254,8 +257,21 @@ class Loop:
     def _source(self, asked: PolledSource, share: int, now: int) -> Source:
         lease = self._worker.dispatcher.lease(asked.task)
         if asked.key is None:
-            return Group(asked.group, lease, share, now)
+            return Group(asked.group, lease, share, self._claims_before(asked.group, now))
         return Key(asked.group, asked.key, lease)
+
+    def _claims_before(self, group: str, now: int) -> int:
+        """From a group with records that it cannot read, a worker claims only what is late.
+
+        Else it would take the same record again and again, before a worker that can read it.
+        """
+        yields = self._worker.dispatcher.yields
+        if group not in yields:
+            return now
+        if self._worker.clock.monotonic() >= yields[group]:
+            del yields[group]
+            return now
+        return now - min(self._worker.settings.poll_interval, YIELD_MAX)
 
     def _within_limits(
         self, asked: list[PolledSource], free: int, now: int
