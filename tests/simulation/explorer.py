@@ -36,6 +36,7 @@ from tests.simulation.workers import (
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.model import Exhausted
+from pyncette.schedule import loads
 from pyncette.store import Applied, Write
 from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State, read
 
@@ -290,9 +291,14 @@ class Explorer:
 
     def _tell(self, ledger: Ledger, events: tuple[Event, ...], now: int) -> Ledger:
         scenario = self.scenario
-        for kind, run, before in events:
+        for kind, run, before, after in events:
             match kind:
+                case "skips" if before is not None:
+                    grace = scenario.misfire_grace
+                    assert grace is not None
+                    ledger = model.skipped(ledger, run, before, after, now, grace)
                 case "started":
+                    self._check_waited(ledger, run, now)
                     ledger = model.started(ledger, run, now, scenario.at_most_once)
                     if scenario.attempts is not None:
                         ledger = model.counted(ledger, run, scenario.attempts)
@@ -313,6 +319,14 @@ class Explorer:
                 case _:
                     model.settles(run, before)
         return ledger
+
+    def _check_waited(self, ledger: Ledger, run: Run, now: int) -> None:
+        """A planned run starts after its jitter."""
+        if run.triggered is not None or run.planned is None or run.args != ledger.args:
+            return
+        schedule = loads(ledger.schedule)
+        if schedule.jitter and now < schedule.due(run.planned, self.scenario.group, KEY):
+            raise Violation(Row.NOT_EARLY, f"{run} started at {now}, before its jitter")
 
     def _check_alone(self, run: Run, now: int, others: tuple[int, ...]) -> None:
         for other in others:
@@ -442,5 +456,7 @@ class Explorer:
                 return rules.triggered(read(record), now)
             case Ask.RERUN:
                 return rules.rerun(read(record), now)
+            case Ask.DROP:
+                return rules.dropped(read(record), self.protocol.policy, now)
             case Ask.REPLAN:
                 return rules.replanned(record, wanted.schedule, now)

@@ -78,6 +78,9 @@ _SHARED: Final = """queue = self.__dict__.setdefault("_queue", [])
 
         task = _start(shared(), loop)"""
 
+_RULES: Final = "pyncette.engine.rules:"
+_FAILURES: Final = "pyncette.engine.failures:"
+
 FAULTS: Final = (
     Fault(
         "a",
@@ -322,8 +325,91 @@ FAULTS: Final = (
         "scenario: 51: a claim is too large to be answered in time, seed 0",
         Promise.AT_LEAST_ONCE,
     ),
+    Fault(
+        "attempts",
+        "a policy allows one attempt too many",
+        (
+            Edit(
+                f"{_FAILURES}_by_policy",
+                "attempt.number >= retry.attempts",
+                "attempt.number > retry.attempts",
+            ),
+            Edit(
+                f"{_RULES}too_many",
+                "attempts < policy.attempts and",
+                "attempts <= policy.attempts and",
+            ),
+        ),
+        "scenario: a task with a policy kills its process each time, and is parked, seed 0",
+        Promise.ATTEMPTS,
+    ),
+    Fault(
+        "parked",
+        "a one-off that has failed for good vanishes",
+        (
+            Edit(
+                f"{_RULES}exhausted",
+                "return Patch(None, State.PARKED, 0, dump_progress(progress))",
+                "return DELETE",
+            ),
+        ),
+        "scenario: a task with a policy kills its process each time, and is parked, seed 0",
+        Promise.TRACE,
+    ),
+    Fault(
+        "backoff",
+        "a failed attempt is repeated at once",
+        (Edit(f"{_RULES}failed", "return Patch(now + failure.delay,", "return Patch(now,"),),
+        "calm, seed 27",
+        Promise.BACKOFF,
+    ),
+    Fault(
+        "grace",
+        "what is too late is started all the same",
+        (
+            Edit(
+                f"{_RULES}too_late",
+                "now - due_at > policy.misfire_grace",
+                "now - due_at > 10 * policy.misfire_grace",
+            ),
+        ),
+        "scenario: no worker is there for a while, and what is too late is skipped, seed 0",
+        Promise.IN_GRACE,
+    ),
+    Fault(
+        "skips",
+        "what overlaps is skipped and not counted",
+        (
+            Edit(
+                f"{_RULES}_skipping",
+                "skipped=progress.skipped + count",
+                "skipped=progress.skipped",
+            ),
+        ),
+        "scenario: a task that takes longer than its interval skips what overlaps, seed 0",
+        Promise.COUNTED,
+    ),
+    Fault(
+        "jitter",
+        "the jitter of a schedule is forgotten when a run has ended",
+        (Edit(f"{_RULES}_occurrence_done", "if schedule.jitter:", "if False:"),),
+        "scenario: a schedule with an anchor and jitter, seed 0",
+        Promise.SPREAD,
+    ),
+    Fault(
+        "end",
+        "a schedule goes on after its end",
+        (
+            Edit(
+                "pyncette.schedule.base:Bounded.following",
+                "self._ended(self._inner.following(planned))",
+                "self._inner.following(planned)",
+            ),
+        ),
+        "calm, seed 21",
+        Promise.PLANNED,
+    ),
 )
-
 
 ELSEWHERE: Final = {
     "b": "src/pyncette/testing/suite/editing.py::test_an_edited_version_stops_nothing_else",

@@ -188,6 +188,7 @@ class Row(StrEnum):
     PAUSED_RESTS = "a paused record becomes due for nobody"
     TRIGGER_RUNS = "what was triggered runs once more"
     COMES_DUE = "a record that shall run always comes due again"
+    SKIPS_COUNTED = "what is too late is skipped, nothing else is, and all of it is counted"
     ATTEMPTS = "an occurrence is started at most as often as its policy says"
     BACKOFF_HOLDS = "who schedules again and again defeats no backoff, and his arguments hold"
 
@@ -213,6 +214,7 @@ class Ask(StrEnum):
     TRIGGER = "trigger"
     REPLAN = "replan"
     RERUN = "run a parked one again"
+    DROP = "give a parked one up"
 
 
 PAUSE_LENGTH: Final = 2
@@ -311,6 +313,8 @@ def asked(
         return Ledger(started=ledger.started)
     if before is None or ask is Ask.FORCE:
         return scheduled(ledger, args, schedule, now)
+    if ask is Ask.DROP:
+        return done(ledger, run_of(before), now)._replace(starts=None)
     assert after is not None
     held = rules.alive(before, now)
     progress = progress_of(before.progress)
@@ -465,6 +469,31 @@ def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledg
         return ledger._replace(due=ledger.then[0], then=None)
     due = schedule.skip(run.planned, now) if fast_forward else schedule.following(run.planned)
     return ledger._replace(due=due)
+
+
+def skipped(
+    ledger: Ledger, run: Run, before: Record, after: Record | None, now: int, grace: int
+) -> Ledger:
+    """A claimed occurrence is too late, and is not run.
+
+    Raises:
+        Violation: It was not too late, or more or fewer were skipped and counted than are too late.
+    """
+    if after is None:
+        raise Violation(Row.SKIPS_COUNTED, f"{run} was skipped, and left no trace")
+    kept = run_of(after)
+    if kept.incarnation != run.incarnation:
+        return done(ledger, run, now)
+    planned, count = run.planned, 0
+    schedule = load_schedule(before.schedule)
+    while planned is not None and now - planned > grace:
+        planned, count = schedule.following(planned), count + 1
+    counted = progress_of(after.progress).skipped - progress_of(before.progress).skipped
+    if not count or counted != count or kept.planned != planned:
+        raise Violation(Row.SKIPS_COUNTED, f"{count} of {run} are too late: {after}")
+    if ledger.due is None or planned is None or planned > ledger.due:
+        return ledger._replace(due=planned)
+    return ledger
 
 
 def held_back(ledger: Ledger, run: Run) -> Ledger:

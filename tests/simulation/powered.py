@@ -433,7 +433,7 @@ def _counted(known: Known) -> Iterator[Violation]:
         occurrence < upcoming
         and (
             all(known.free(run) for run in runs)
-            or (triggered and not any(_done(known, run) for run in runs))
+            or (triggered and (len(runs) > 1 or not any(_done(known, run) for run in runs)))
         )
         for (_, occurrence), runs in occurrences.items()
     )

@@ -20,11 +20,13 @@ from tests.simulation.plan import (
     Life,
     Manner,
     Plan,
+    Powers,
+    Rhythm,
     TaskPlan,
     What,
 )
 
-from pyncette import FailureMode
+from pyncette import Exhausted, FailureMode
 
 Seen = Callable[[History], bool]
 
@@ -123,6 +125,72 @@ def scenarios() -> Iterator[tuple[str, Scenario]]:
     """All of them, by name."""
     yield from _failure_table()
     yield from _histories()
+    yield from _powered()
+
+
+def _powered() -> Iterator[tuple[str, Scenario]]:
+    """Tasks with options of their own."""
+    retried = Powers(attempts=3, exhausted=Exhausted.PARK)
+    fails = LEAST._replace(manners=(Manner.RAISE,), powers=retried)
+    kills = fails._replace(manners=(Manner.KILL,))
+    yield (
+        "a task with a policy kills its process each time, and is parked",
+        Scenario(
+            _plan(
+                (kills,),
+                (_once(kills),),
+                (),
+                tuple(Life(f"w{number}", number * 1.5) for number in range(6)),
+            ),
+            _has("record", "d0/i0", state="parked"),
+        ),
+    )
+    yield (
+        "a task with a policy always fails, is parked, and is run again by a user",
+        Scenario(
+            _plan((fails,), (_once(fails), Action(8.0, 2, What.RERUN, "d0", "i0"))),
+            _starts("d0/i0", 4),
+        ),
+    )
+    slow = TaskPlan("s0", False, lease_s=6.0, interval_s=1.0, manners=(Manner.LONG,))
+    yield (
+        "a task that takes longer than its interval skips what overlaps",
+        Scenario(
+            _plan((slow._replace(powers=Powers(skip_overlap=True)),)),
+            lambda history: _skips(history, "s0") > 0,
+        ),
+    )
+    yield (
+        "no worker is there for a while, and what is too late is skipped",
+        Scenario(
+            _plan(
+                (EVERY._replace(powers=Powers(misfire_grace_s=1.5)),),
+                (),
+                (),
+                (Life("w0", 0.0, 3.0), Life("w1", 9.0)),
+            ),
+            lambda history: _skips(history, "s0") > 2,
+        ),
+    )
+    spread = TaskPlan(
+        "j0", True, lease_s=2.0, powers=Powers(rhythms=(Rhythm(1.0, 0.25),), wait_s=0.8)
+    )
+    yield (
+        "a schedule with an anchor and jitter",
+        Scenario(
+            _plan((spread,), (Action(0.1, 1, What.SCHEDULE, "j0", "i0"),)),
+            _has("start", "j0/i0"),
+        ),
+    )
+
+
+def _skips(history: History, subject: str) -> int:
+    """How many occurrences of a record were skipped at the end."""
+    return sum(
+        event.details["skipped"]
+        for event in history
+        if event.kind == "record" and event.subject == subject
+    )
 
 
 def _failure_table() -> Iterator[tuple[str, Scenario]]:

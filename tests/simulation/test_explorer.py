@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from random import Random
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from pyncette.schedule import dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     ANY,
+    DELETE,
     Change,
     Patch,
     Pending,
@@ -224,6 +226,42 @@ SCENARIOS = {
         lease=1,
         group=":static",
     ),
+    "with a policy, parked and dropped": Scenario(
+        every(3),
+        begin=3,
+        end=8,
+        depth=8,
+        asks=(Ask.DROP, Ask.RERUN, Ask.TRIGGER, Ask.PAUSE, Ask.SOONER),
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        attempts=1,
+        exhausted=Exhausted.PARK,
+        lease=1,
+    ),
+    "what is too late is skipped": Scenario(
+        every(2),
+        begin=5,
+        end=9,
+        depth=7,
+        asks=(Ask.PAUSE, Ask.RESUME, Ask.TRIGGER, Ask.UNSCHEDULE, Ask.FORCE),
+        asks_max=2,
+        faults_max=2,
+        misfire_grace=1,
+        gives_back=True,
+    ),
+    "with jitter": Scenario(
+        every(3).with_jitter(timedelta(microseconds=3)),
+        begin=3,
+        end=10,
+        depth=8,
+        asks=(Ask.PAUSE, Ask.RESUME, Ask.TRIGGER, Ask.UNSCHEDULE),
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        failure_mode=FailureMode.UNLOCK,
+        gives_back=True,
+    ),
     "three workers": Scenario(
         every(3),
         begin=3,
@@ -406,6 +444,29 @@ def given_up_without_a_trace(
     reading: Reading, policy: Policy, now: int, failure: Failure, ran: Any = None
 ) -> Change:
     return real_succeeded(reading, policy, now)
+
+
+real_go_on = rules._go_on
+
+
+def gone_on_without_jitter(reading: Reading, *rest: Any, **more: Any) -> Change:
+    change = real_go_on(reading, *rest, **more)
+    planned = load_progress(change.progress or "").planned if isinstance(change, Patch) else None
+    if isinstance(change, Patch) and change.state == State.SCHEDULED and planned is not None:
+        return change._replace(due_at=planned)
+    return change
+
+
+def skipped_without_a_count(reading: Reading, *rest: Any, **more: Any) -> Change:
+    progress = reading.progress._replace(skipped=0)
+    return real_go_on(reading._replace(progress=progress), *rest, **more)
+
+
+real_dropped = rules.dropped
+
+
+def dropped_as_a_whole(reading: Reading, policy: Policy, now: int) -> Change | None:
+    return real_dropped(reading, policy, now) and DELETE
 
 
 def claimable_by_the_index(record: Record, shown: Record, before: int) -> bool:
@@ -597,6 +658,38 @@ MUTANTS = [
         Row.NOTHING_LOST,
         name="exhausted",
         function=given_up_without_a_trace,
+    ),
+    Mutant(
+        "a run that failed for good plans the next one without its jitter",
+        RECURRING._replace(
+            schedule=every(3).with_jitter(timedelta(microseconds=3)),
+            end=14,
+            depth=16,
+            workers=1,
+            outcomes=(False,),
+            failure_mode=FailureMode.COMMIT,
+            faults_max=0,
+        ),
+        Row.NOT_EARLY,
+        name="_go_on",
+        function=gone_on_without_jitter,
+    ),
+    Mutant(
+        "what is too late is skipped and not counted",
+        FAULTLESS._replace(schedule=every(2), begin=5, misfire_grace=1),
+        Row.SKIPS_COUNTED,
+        name="_go_on",
+        function=skipped_without_a_count,
+    ),
+    Mutant(
+        "giving up one occurrence removes all that follow",
+        asking(
+            WITH_POLICY._replace(schedule=every(3), begin=3, attempts=1, exhausted=Exhausted.PARK),
+            Ask.DROP,
+        ),
+        Row.NOTHING_LOST,
+        name="dropped",
+        function=dropped_as_a_whole,
     ),
     Mutant(
         "a settle brings back what was unscheduled",

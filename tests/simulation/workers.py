@@ -56,6 +56,7 @@ class Scenario(NamedTuple):
         fast_forward, failure_mode: See ``pyncette.engine.rules.Rules``.
         attempts: Maximum attempts of an occurrence, if there is a policy.
         exhausted: What follows the last one.
+        misfire_grace: How late an occurrence may be when it is first started.
         asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
         lease: Of each claim.
         heartbeats: Whether bodies send them.
@@ -79,6 +80,7 @@ class Scenario(NamedTuple):
     failure_mode: FailureMode = FailureMode.NONE
     attempts: int | None = None
     exhausted: Exhausted | None = None
+    misfire_grace: int | None = None
     asked_plan: int | None = None
     lease: int = 2
     heartbeats: bool = False
@@ -142,6 +144,7 @@ class Event(NamedTuple):
     kind: str
     run: Run
     before: Record | None = None
+    after: Record | None = None
 
 
 class Edge(NamedTuple):
@@ -167,6 +170,7 @@ class Protocol:
             1,
             scenario.exhausted,
             scenario.attempts,
+            misfire_grace=scenario.misfire_grace,
         )
 
     def may_start(self, worker: Worker, now: int) -> bool:
@@ -203,6 +207,8 @@ class Protocol:
                 failure = rules.too_many(reading, self.policy, now)
                 # A user's request may have given it more attempts meanwhile.
                 return rules.exhausted(reading, self.policy, now, failure or Failure("no"))
+            case "misfire":
+                return rules.misfired(reading, self.policy, now)
             case "heartbeat":
                 return rules.heartbeat(record, now, self.scenario.lease)
             case _:
@@ -265,6 +271,10 @@ class Protocol:
         if rules.too_many(read(worker.record), self.policy, now) is not None:
             yield self._decide("exhausted", worker, record, now, Event("gives up", worker.run))
             return
+        if rules.too_late(read(worker.record), self.policy, now):
+            skips = self._final(worker._replace(step="misfire"))
+            yield self._decide("misfire", worker, record, now, *skips)
+            return
         if self.scenario.at_most_once:
             yield self._decide("advance", worker, record, now)
         else:
@@ -284,9 +294,11 @@ class Protocol:
             yield from self._send(beat, record, now)
 
     def _final(self, worker: Worker) -> tuple[Event, ...]:
-        """What the checker is told where no further attempt follows."""
+        """What the checker is told where no attempt follows: it is given up, or is too late."""
         assert worker.record is not None
         assert worker.run is not None
+        if worker.step == "misfire":
+            return (Event("skips", worker.run, worker.record),)
         last = worker.step == "failure" and self.failure(read(worker.record)).final
         return (Event("gives up", worker.run),) if last or worker.step == "exhausted" else ()
 
@@ -299,6 +311,9 @@ class Protocol:
         if events and events[0].kind == "gives up":
             after, _ = model.written(worker.record, write, now)
             events = (events[0]._replace(before=after),)
+        if events and events[0].kind == "skips":
+            after, _ = model.written(worker.record, write, now)
+            events = (events[0]._replace(after=after),)
         worker = worker._replace(phase=Phase.WRITING, step=step, write=write)
         return Edge(step, worker, record, events)
 
