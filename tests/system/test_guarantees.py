@@ -35,7 +35,7 @@ from pyncette.store.record import ANY, STATIC_GROUP, Put
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Faults, faulty
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 LEASE = timedelta(seconds=60)

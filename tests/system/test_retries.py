@@ -26,7 +26,7 @@ from pyncette.sqlite import sqlite_repository
 from pyncette.task import Task
 from pyncette.testing.conformance import Place
 
-PATIENCE_S = 60
+PATIENCE_S = 240
 POLICY = Retry(attempts=3, initial=timedelta(seconds=0.05), jitter=0)
 LEASE = timedelta(seconds=1)
 
