@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from tests.support import Bench, after, logged, run, seconds
 
-from pyncette import ExecutionMode, FailureMode, PyncetteContext
-from pyncette.errors import PyncetteException, TaskNotFoundError, TaskPausedError
+from pyncette import (
+    ExecutionMode,
+    FailureMode,
+    Instance,
+    OnExisting,
+    PyncetteContext,
+    Where,
+)
+from pyncette.errors import (
+    PyncetteException,
+    StoreUnavailableError,
+    TaskNotFoundError,
+    TaskPausedError,
+)
 from pyncette.model import PauseState, TaskState
-from pyncette.store import Write
+from pyncette.store import Result, Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put
 from pyncette.task import PartitionedTask, Task
-from pyncette.testing.faults import LoseAnswer
+from pyncette.testing.faults import Gate, LoseAnswer
+
+T = TypeVar("T")
 
 
 async def state_of(context: PyncetteContext, task: Task, name: str | None = None) -> TaskState:
@@ -553,5 +569,139 @@ def test_while_pauses_cannot_be_read_nothing_is_claimed() -> None:
             assert bench.times == []
             await bench.advance(5)
         assert bench.planned == [5]
+
+    run(main())
+
+
+# The order of the calls of one caller.
+
+
+async def sent_and_cancelled(bench: Bench, call: Coroutine[Any, Any, object]) -> Gate:
+    """Cancels a call whose write has left; it is made when the gate is released."""
+    bench.faults.next("write", gate := Gate())
+    task = asyncio.create_task(call)
+    await gate.reached()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return gate
+
+
+async def then(bench: Bench, gate: Gate, call: Coroutine[Any, Any, object]) -> None:
+    """Makes the next call, and lets the write before it through as late as that allows."""
+    task = asyncio.create_task(call)
+    with bench.clock.hold():
+        for _ in range(50):
+            await asyncio.sleep(0)
+    gate.release()
+    await task
+    with bench.clock.hold():
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+def test_a_pause_holds_although_a_resume_that_was_cancelled_before_is_still_under_way() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(interval=seconds(10), name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x")
+            await context.pause(job, "x", reason="a")
+            gate = await sent_and_cancelled(bench, context.resume(job, "x"))
+            await then(bench, gate, context.pause(job, "x", reason="a"))
+            assert (await state_of(context, job, "x")).state == "paused"
+
+    run(main())
+
+
+def test_a_resume_holds_although_a_pause_that_was_cancelled_before_is_still_under_way() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(interval=seconds(10), name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x")
+            gate = await sent_and_cancelled(bench, context.pause(job, "x"))
+            await then(bench, gate, context.resume(job, "x"))
+            assert (await state_of(context, job, "x")).state == "scheduled"
+
+    run(main())
+
+
+def test_a_bulk_call_waits_for_the_write_of_a_call_that_was_cancelled_before() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(interval=seconds(10), name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x")
+            gate = await sent_and_cancelled(bench, context.unschedule_task(job, "x"))
+            await then(bench, gate, context.schedule_tasks(job, [Instance("x")]))
+            assert await context.get_task(job, "x") is not None
+
+    run(main())
+
+
+def test_a_bulk_call_by_where_finds_what_a_cancelled_call_before_it_wrote() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(interval=seconds(10), name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x")
+            gate = await sent_and_cancelled(bench, context.pause(job, "x"))
+            where = Where(states={"paused"})
+            await then(bench, gate, context.unschedule_tasks(job, where=where))
+            assert await context.get_task(job, "x") is None
+
+    run(main())
+
+
+class Late:
+    """A write that the store gets, and makes only when the test says so: its answer is unknown."""
+
+    def __init__(self) -> None:
+        self.batch: Sequence[Write] = ()
+
+    async def strike(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await call()
+
+    async def strike_writes(
+        self,
+        batch: Sequence[Write],
+        make: Callable[[Sequence[Write]], Awaitable[list[Result]]],
+    ) -> list[Result]:
+        self.batch = batch
+        raise StoreUnavailableError("injected: the connection was given up")
+
+    async def land(self, bench: Bench) -> None:
+        async with bench.store() as store:
+            await store.write(self.batch, 0)
+
+
+@pytest.mark.parametrize("sibling", ["pause", "bulk", "schedule"])
+def test_what_seems_to_be_done_is_confirmed_if_an_earlier_write_may_still_be_made(
+    sibling: str,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(interval=seconds(10), name="job")(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x")
+            await context.pause(job, "x", reason="a")
+            bench.faults.next("write", late := Late())
+            with pytest.raises(StoreUnavailableError):
+                await context.resume(job, "x")
+            keep = OnExisting.KEEP
+            match sibling:
+                case "pause":
+                    await context.pause(job, "x", reason="a")
+                case "bulk":
+                    done = await context.schedule_tasks(job, [Instance("x")], on_existing=keep)
+                    assert done.unchanged == 1
+                case _:
+                    await context.schedule_task(job, "x", on_existing=keep)
+            await late.land(bench)
+            assert (await state_of(context, job, "x")).state == "paused"
+            before = len(bench.faults.made("write"))
+            await context.pause(job, "x", reason="a")
+            assert len(bench.faults.made("write")) == before
 
     run(main())

@@ -211,6 +211,8 @@ class Bulk:
     async def _pages(
         self, groups: Sequence[str], selection: Selection
     ) -> AsyncIterator[list[Record]]:
+        # What an earlier call wrote may decide which records are found.
+        await self._requests.settled()
         for group in groups:
             cursor: str | None = None
             while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -15,13 +15,15 @@ from pyncette.errors import StoreError, StoreUnavailableError, printable
 from pyncette.store import (
     Applied,
     Failed,
+    Identity,
     Refused,
     Result,
+    Unknown,
     Write,
     expectation_holds,
 )
 from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
-from pyncette.store.record import ABSENT, Change, Record
+from pyncette.store.record import ABSENT, Change, Patch, Record
 
 CALLS_MAX: Final = 10_000
 """Maximum calls of users that wait for the store; more are refused at once."""
@@ -37,6 +39,9 @@ BULK_PATIENCE_S: Final = 30.0
 """How long a bulk call retries what the store does not answer, counted from its last answer."""
 
 BULK_BATCH_MIN: Final = 10
+
+DOUBTFUL_MAX: Final = 10_000
+"""Maximum records to remember of which it is unknown whether a write may still be made."""
 
 Decide = Callable[[Record | None, int], Change | None]
 """Decides what to write, from the current record and the current instant; None: nothing."""
@@ -87,6 +92,8 @@ class Requests:
         self._waker = Waker(
             lambda groups: self.store.write([], self.clock.microseconds(), groups), background
         )
+        # Records with a write that was not answered and may still be made; oldest first.
+        self._doubtful: dict[Identity, None] = {}
         self._queue = WriteQueue(self._write, self.clock.microseconds, background)
 
     async def now(self) -> int:
@@ -123,6 +130,28 @@ class Requests:
         finally:
             deadline.cancel()
 
+    async def settled(self, identities: Collection[Identity] | None = None) -> None:
+        """Waits until the writes of users that are under way now have been answered.
+
+        A call that reads, and may find that nothing is to be done, awaits this first. Otherwise a
+        write of an earlier call, which was cancelled but has left already, could be made after
+        that.
+
+        Args:
+            identities: The records that the call reads; None: any.
+        """
+        await self._queue.settled(identities)
+
+    def confirmation(self, current: Record | None, group: str, key: str) -> Patch | None:
+        """Returns what to write to a record that is to stay as it is; None: nothing.
+
+        If an earlier write of the record was not answered, it may still be made. A new version of
+        the record prevents that.
+        """
+        if current is None or (group, key) not in self._doubtful:
+            return None
+        return Patch(current.due_at, current.state, current.unfinished_attempts)
+
     async def change(self, group: str, key: str, decide: Decide) -> Write | None:
         """Changes one record, from what it is now.
 
@@ -133,17 +162,21 @@ class Requests:
             StoreUnavailableError: As in ``submit``; or an open transaction holds the record.
         """
         await self.now()
+        await self.settled(((group, key),))
         [current] = await self.store.get([(group, key)])
         holding = Holding(self, f"{key} of {group}")
         while True:
             change = decide(current, self.clock.microseconds())
+            confirmed = change is None
             if change is None:
-                return None
+                change = self.confirmation(current, group, key)
+                if change is None:
+                    return None
             write = write_after(group, key, current, change)
             result = await self.submit(write)
             if isinstance(result, Applied):
                 self._worker.wrote(write)
-                return write
+                return None if confirmed else write
             await holding.wait(write, result)
             current = result.current
 
@@ -164,6 +197,7 @@ class Requests:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
         """
         await self.now()
+        await self.settled([wish[:2] for wish in wishes])
         outcomes: list[Outcome] = [None] * len(wishes)
         current: dict[int, Record | None] = {
             index: wish.known[0] for index, wish in enumerate(wishes) if wish.known is not None
@@ -217,6 +251,7 @@ class Requests:
             current.update(zip(unread, found, strict=True))
         now = self.clock.microseconds()
         writes: dict[int, Write] = {}
+        confirmed: set[int] = set()
         for index in part:
             group, key, decide, _, _ = wishes[index]
             there = current[index]
@@ -225,6 +260,9 @@ class Requests:
             except Exception as error:
                 outcomes[index] = error
                 continue
+            if change is None:
+                change = self.confirmation(there, group, key)
+                confirmed.add(index)
             if change is not None:
                 writes[index] = write_after(group, key, there, change)
         again: list[int] = []
@@ -238,20 +276,20 @@ class Requests:
                 )
             except StoreUnavailableError as error:
                 for index in writes:
-                    if not wishes[index].repeatable:
+                    if not wishes[index].repeatable and index not in confirmed:
                         outcomes[index] = error
                 raise
             applied: list[Write] = []
             for (index, write), result in zip(writes.items(), results, strict=True):
                 if isinstance(result, Applied):
-                    outcomes[index] = write
+                    outcomes[index] = None if index in confirmed else write
                     applied.append(write)
                 elif isinstance(result, Refused):
                     current[index] = result.current
                     again.append(index)
                     busy = busy or expectation_holds(write, result.current)
                 elif isinstance(result.error, StoreUnavailableError) and (
-                    isinstance(result, Failed) or wishes[index].repeatable
+                    isinstance(result, Failed) or wishes[index].repeatable or index in confirmed
                 ):
                     del current[index]
                     again.append(index)
@@ -284,7 +322,24 @@ class Requests:
             due_at = write.change.due_at
             if due_at is not None and due_at < soon:
                 self._waker.add(write.group)
-        return await self.store.write(batch, now, self._waker.take())
+        try:
+            results = await self.store.write(batch, now, self._waker.take())
+        except BaseException:
+            self._doubt(batch)
+            raise
+        for write, result in zip(batch, results, strict=False):
+            if isinstance(result, Unknown):
+                self._doubt((write,))
+            elif self._doubtful and isinstance(result, Applied):
+                # The record has another version now: an earlier write with a condition is refused.
+                self._doubtful.pop(write[:2], None)
+        return results
+
+    def _doubt(self, writes: Iterable[Write]) -> None:
+        for write in writes:
+            self._doubtful[write[:2]] = None
+        while len(self._doubtful) > DOUBTFUL_MAX:
+            del self._doubtful[next(iter(self._doubtful))]
 
     def notify(self, group: str) -> None:
         """Notifies the watchers of a group with the next write."""

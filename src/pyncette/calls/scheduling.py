@@ -150,6 +150,7 @@ class Scheduling:
         group, key = instance.group, instance.key
         now = await requests.now()
         current: Record | None = None
+        kept = False
         write = Write(group, key, wish.created(now), ANY if force else ABSENT)
         if force:
             self._worker.replaced(group, key)
@@ -158,11 +159,14 @@ class Scheduling:
         while isinstance(result := await requests.submit(write), Refused):
             await holding.wait(write, result)
             current, change, now = await self._decided(wish, result.current, patience)
+            kept = change is None
             if change is None:
-                return wish.told(None, current, now)
+                change = requests.confirmation(current, group, key)
+                if change is None:
+                    return wish.told(None, current, now)
             write = write_after(group, key, current, change)
         requests.wrote(write)
-        return wish.told(write.change, current, now)
+        return wish.told(None if kept else write.change, current, now)
 
     async def _decided(
         self, wish: Wish, current: Record | None, patience: float

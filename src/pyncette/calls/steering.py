@@ -166,7 +166,9 @@ class Steering:
         """
         group = task.group if name is None else task.identify(name)
         now = await self._requests.now()
-        found = await self._requests.store.get([pause_identity(name) for name in covering(group)])
+        identities = [pause_identity(name) for name in covering(group)]
+        await self._requests.settled(identities)
+        found = await self._requests.store.get(identities)
         for record in found:
             if record is None:
                 continue
@@ -178,6 +180,7 @@ class Steering:
     async def _trigger_all(self, task: Task) -> int:
         count = failed = 0
         triggered = partial(_triggered_if_there, task)
+        await self._requests.settled()
         for group in task.groups():
             cursor: str | None = None
             while True:

@@ -90,6 +90,18 @@ Commit = Callable[[Sequence[Write], int], Awaitable[list[Result]]]
 class _Batch(NamedTuple):
     entries: list[Entry]
     writes: list[Write]
+    # Identities of the writes, and maybe of others that wait for them.
+    identities: Collection[Identity]
+
+
+class _Flight:
+    """A batch that is under way, and the event of its end, if a call waits for it."""
+
+    __slots__ = ("ended", "identities")
+
+    def __init__(self, identities: Collection[Identity]) -> None:
+        self.identities = identities
+        self.ended: asyncio.Event | None = None
 
 
 class WriteQueue:
@@ -121,6 +133,8 @@ class WriteQueue:
         # Records that large writes under way change, and the number of these writes.
         self._busy: set[Identity] = set()
         self._large = 0
+        # At most one batch, and the large writes.
+        self._flights: list[_Flight] = []
         self._writing = False
         self._waiting = False
         self._closed = False
@@ -144,6 +158,22 @@ class WriteQueue:
     def _start(self) -> None:
         self._writing = True
         self._background.start(self._write_all(), "pyncette writes")
+
+    async def settled(self, identities: Collection[Identity] | None = None) -> None:
+        """Waits until the writes that are under way now have been answered.
+
+        It does not wait for entries that are queued: one whose caller is cancelled is not sent.
+
+        Args:
+            identities: Waits only for the batches with one of these records; None: for all.
+        """
+        if not self._flights:
+            return
+        for flight in [*self._flights]:
+            if identities is None or any(item in flight.identities for item in identities):
+                if flight.ended is None:
+                    flight.ended = asyncio.Event()
+                await flight.ended.wait()
 
     async def drained(self) -> None:
         """Waits until nothing is queued or under way."""
@@ -251,7 +281,7 @@ class WriteQueue:
                 else:
                     waiting.append(entry)
             queue.extendleft(reversed(waiting))
-        return _Batch(entries, writes)
+        return _Batch(entries, writes, chosen)
 
     def _start_large(self, entry: Entry, write: Write) -> None:
         self._busy.add(write[:2])
@@ -260,7 +290,7 @@ class WriteQueue:
 
     async def _write_large(self, entry: Entry, write: Write) -> None:
         try:
-            await self._write(_Batch([entry], [write]))
+            await self._write(_Batch([entry], [write], (write[:2],)))
         finally:
             self._large -= 1
             self._busy.discard(write[:2])
@@ -269,7 +299,17 @@ class WriteQueue:
                 self._start()
 
     async def _write(self, batch: _Batch) -> None:
-        entries, writes = batch
+        flight = _Flight(batch.identities)
+        self._flights.append(flight)
+        try:
+            await self._send(batch)
+        finally:
+            self._flights.remove(flight)
+            if flight.ended is not None:
+                flight.ended.set()
+
+    async def _send(self, batch: _Batch) -> None:
+        entries, writes, _ = batch
         answers: Iterable[Result]
         try:
             answers = await self._commit(writes, self._now())
