@@ -213,7 +213,10 @@ FAULTS: Final = (
     Fault(
         "n",
         "str(error) raises: the outcome of the run is not recorded",
-        (Edit("pyncette.errors:describe", 'text = "(its text cannot be shown)"', "raise"),),
+        (
+            Edit("pyncette.errors:describe", 'text = "(its text cannot be shown)"', "raise"),
+            Edit("pyncette.engine.failures:failure_of", "except Exception as", "except OSError as"),
+        ),
         "scenario: 48: exceptions that cannot be printed, or are no Exception, seed 0",
         Promise.OUTCOME,
     ),
