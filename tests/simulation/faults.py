@@ -157,8 +157,8 @@ FAULTS: Final = (
         "g",
         "a store returns too few answers: a call is never answered, closing never returns",
         (
-            Edit(f"{_WRITES}WriteQueue._write", "if len(answers) != len(writes):", "if False:"),
-            Edit(f"{_WRITES}WriteQueue._write", "strict=True", "strict=False"),
+            Edit(f"{_WRITES}WriteQueue._send", "if len(answers) != len(writes):", "if False:"),
+            Edit(f"{_WRITES}WriteQueue._send", "strict=True", "strict=False"),
         ),
         "scenario: a store gives too few answers, seed 0",
         Promise.CLOSES,
