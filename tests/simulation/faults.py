@@ -395,7 +395,7 @@ FAULTS: Final = (
     Fault(
         "jitter",
         "the jitter of a schedule is forgotten when a run has ended",
-        (Edit(f"{_RULES}_occurrence_done", "if schedule.jitter:", "if False:"),),
+        (Edit(f"{_RULES}_next_due", "if schedule.jitter:", "if False:"),),
         "scenario: a schedule with an anchor and jitter, seed 0",
         Promise.SPREAD,
     ),

@@ -587,24 +587,16 @@ class Execution:
         return write_of((group, key, change, version, token))
 
 
-class _Heartbeat:
+class _Extension:
     """The entry of a heartbeat in the write queue."""
 
-    __slots__ = ("_execution", "done")
+    __slots__ = ("_execution",)
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if execution.ended or self.done.done():
-            # The outcome supersedes the heartbeat.
-            self._finish(None)
-            return None
-        if execution._lost:
-            self._finish(execution.lost())
-            return None
         return execution.write(
             rules.heartbeat(execution.reading.record, now, execution._parts.lease)
         )
@@ -630,6 +622,31 @@ class _Heartbeat:
         self._finish(error)
 
     def _finish(self, error: Exception | None) -> None:
+        """The store has answered, or will not; None: the lease was extended."""
+        raise NotImplementedError
+
+
+class _Heartbeat(_Extension):
+    """A heartbeat that its caller awaits."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__(execution)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def build(self, now: int) -> Write | None:
+        execution = self._execution
+        if execution.ended or self.done.done():
+            # The outcome supersedes the heartbeat.
+            self._finish(None)
+            return None
+        if execution._lost:
+            self._finish(execution.lost())
+            return None
+        return super().build(now)
+
+    def _finish(self, error: Exception | None) -> None:
         if self.done.done():
             return
         if error is None:
@@ -638,13 +655,13 @@ class _Heartbeat:
             self.done.set_exception(error)
 
 
-class _AutomaticHeartbeat:
-    """The entry of an automatic heartbeat, for which nothing waits."""
+class _AutomaticHeartbeat(_Extension):
+    """An automatic heartbeat, for which nothing waits."""
 
-    __slots__ = ("_answered", "_execution")
+    __slots__ = ("_answered",)
 
     def __init__(self, execution: Execution, answered: Callable[[Exception | None], None]) -> None:
-        self._execution = execution
+        super().__init__(execution)
         self._answered = answered
 
     def build(self, now: int) -> Write | None:
@@ -652,27 +669,7 @@ class _AutomaticHeartbeat:
         if execution.ended or execution._lost:
             execution.rarely().beating = False
             return None
-        return execution.write(
-            rules.heartbeat(execution.reading.record, now, execution._parts.lease)
-        )
-
-    def answered(self, answer: Result, write: Write, now: int) -> Next:
-        execution = self._execution
-        if isinstance(answer, Applied):
-            record = execution.reading.record
-            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
-            self._finish(None)
-        elif isinstance(answer, Refused):
-            found = execution.compare(answer.current)
-            if found is Verdict.HELD:
-                return again(write, answer)
-            self._finish(execution.lost() if found is Verdict.LOST else None)
-        else:
-            self._finish(answer.error)
-        return Next.DONE
-
-    def abandon(self, error: Exception) -> None:
-        self._finish(error)
+        return super().build(now)
 
     def _finish(self, error: Exception | None) -> None:
         self._execution.rarely().beating = False

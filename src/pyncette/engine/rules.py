@@ -884,9 +884,7 @@ def _occurrence_done(
             return DELETE
         return _go_on(reading, policy, now, planned, failure, ran)
     # The common case.
-    due_at = planned if planned > now - BEHIND_MIN else _paced(schedule, policy, planned, now)
-    if schedule.jitter:
-        due_at = max(due_at, schedule.due(planned, record.group, record.key))
+    due_at = _next_due(record, schedule, policy, planned, now)
     last = progress.last if ran is None else _shown(ran)
     text = dump_position(planned, progress.incarnation, last)
     return patch_of((due_at, State.SCHEDULED, 0, text))
@@ -963,9 +961,7 @@ def _go_on(
         after = after._replace(pending=_pending_or_none(_without_pause(pending)))
         if pending.paused:
             return _resting(record, schedule, after._replace(pause=pending.pause), 0)
-    due_at = _paced(schedule, policy, planned, now)
-    if schedule.jitter:
-        due_at = max(due_at, schedule.due(planned, record.group, record.key))
+    due_at = _next_due(record, schedule, policy, planned, now)
     return Patch(due_at, State.SCHEDULED, 0, dump_progress(after))
 
 
@@ -974,14 +970,16 @@ def _shown(ran: Ran) -> str:
     return f"{started}" if ended is None else f"{started}+{max(ended - started, 0)}"
 
 
-def _paced(schedule: Schedule, policy: Policy, planned: int, now: int) -> int:
-    """When the next occurrence comes due: now if it is overdue, but not all at once."""
-    if planned > now - BEHIND_MIN or not policy.pace:
-        return planned
-    following = schedule.following(planned)
-    if following is None:
-        return planned
-    return now + min(policy.pace, (following - planned) // _PACE_PART)
+def _next_due(record: Record, schedule: Schedule, policy: Policy, planned: int, now: int) -> int:
+    """When the next occurrence comes due: at once if it is overdue, but not all of them at once."""
+    due_at = planned
+    if planned <= now - BEHIND_MIN and policy.pace:
+        following = schedule.following(planned)
+        if following is not None:
+            due_at = now + min(policy.pace, (following - planned) // _PACE_PART)
+    if schedule.jitter:
+        due_at = max(due_at, schedule.due(planned, record.group, record.key))
+    return due_at
 
 
 def _promoted(record: Record, pending: Pending) -> Put:

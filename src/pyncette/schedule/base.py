@@ -84,20 +84,20 @@ class Schedule(ABC):
     def next(self, after: int) -> int | None:
         """The first occurrence strictly after an instant."""
 
-    @abstractmethod
     def first(self, now: int) -> int | None:
-        """The first occurrence of a record that is created `now`."""
+        """The first occurrence of a record that is created `now`: strictly after it."""
+        return self.next(now)
 
-    @abstractmethod
     def following(self, planned: int) -> int | None:
         """The occurrence after the planned one."""
+        return self.next(planned)
 
-    @abstractmethod
     def skip(self, planned: int, now: int) -> int | None:
         """The first occurrence after the planned one that lies later than `now`.
 
         Its cost does not depend on how many are skipped.
         """
+        return self.next(max(planned, now))
 
     def due(self, planned: int, group: str, key: str) -> int:
         """When the planned occurrence of a record is due: at once, or after its jitter."""
@@ -331,14 +331,6 @@ class AnyOf(_Combined):
         return _earliest(
             [member.first(now) if member.at_once else member.next(now) for member in self._members]
         )
-
-    def following(self, planned: int) -> int | None:
-        """The first occurrence of any of them after the planned one."""
-        return self.next(planned)
-
-    def skip(self, planned: int, now: int) -> int | None:
-        """The first occurrence after the planned one that lies later than `now`."""
-        return self.next(max(planned, now))
 
     def _form(self) -> list[Any]:
         return ["any", *(member._form() for member in self._members)]

@@ -70,18 +70,6 @@ class Cron(Schedule):
         """The first occurrence strictly after an instant."""
         return next_in_zone(self._compiled, self._offsets, after)
 
-    def first(self, now: int) -> int | None:
-        """The first occurrence of a record that is made `now`: strictly after it."""
-        return self.next(now)
-
-    def following(self, planned: int) -> int | None:
-        """The occurrence after the planned one."""
-        return self.next(planned)
-
-    def skip(self, planned: int, now: int) -> int | None:
-        """The first occurrence after the planned one that lies later than `now`."""
-        return self.next(max(planned, now))
-
     def _form(self) -> list[Any]:
         return ["cron", self.timezone_name, self.expression]
 

@@ -136,18 +136,6 @@ class Rule(Schedule):
         # No zone is a whole day away from UTC. A search does not look at years before the start.
         return (self._start - 90_000) * SECOND
 
-    def first(self, now: int) -> int | None:
-        """The first occurrence of a record that is made `now`: strictly after it."""
-        return self.next(now)
-
-    def following(self, planned: int) -> int | None:
-        """The occurrence after the planned one."""
-        return self.next(planned)
-
-    def skip(self, planned: int, now: int) -> int | None:
-        """The first occurrence after the planned one that lies later than `now`."""
-        return self.next(max(planned, now))
-
     def _form(self) -> list[Any]:
         start = wall_datetime(self._start).strftime(_START_FORM)
         last = self._compiled.last if ";COUNT=" in self.rule else None
