@@ -311,11 +311,7 @@ class MemoryStore:
             if not key.startswith(where.prefix):
                 break
             record = shelf.records[key]
-            if where.states is not None and record.state not in where.states:
-                continue
-            if where.due_before is not None and (
-                record.due_at is None or record.due_at >= where.due_before
-            ):
+            if not where.admits(record):
                 continue
             if len(records) == limit:
                 return Page(records, records[-1].key)

@@ -21,14 +21,14 @@ from pyncette.bulk import (
 from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
-from pyncette.calls.requests import Decide, Outcome, Requests, Wish
+from pyncette.calls.requests import Decide, Outcome, Requests, Wish, write_after
 from pyncette.clock import Clock, realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
 from pyncette.schedule import At, dumps
-from pyncette.store import Write
+from pyncette.store import Write, scan_pages
 from pyncette.store.record import (
     ABSENT,
     DELETE,
@@ -82,6 +82,15 @@ class Tally:
             self._failures.append(failure)
         if self._on_failure is not None:
             self._on_failure(failure)
+
+    def add_batch(self, wishes: Sequence[Wish], outcomes: Iterable[Outcome]) -> None:
+        """Counts what came of a batch, and tells what was done so far."""
+        for wish, outcome in zip(wishes, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self.fail(wish.key, outcome)
+            else:
+                self.add(outcome)
+        self.batch_done()
 
     def batch_done(self) -> None:
         """Tells what was done so far."""
@@ -163,27 +172,22 @@ class Bulk:
                 except (TypeError, ValueError) as error:
                     tally.fail(name, error)
                 else:
-                    wishes.append(Wish(group, name, _removed))
+                    wishes.append(Wish(group, name, removed))
             await self.remove(wishes, tally)
         return tally.result()
 
     async def _unschedule_where(self, template: Task, selection: Selection, tally: Tally) -> None:
         def decide(current: Record | None, now: int) -> Change | None:
             # It may have changed since it was selected.
-            if current is None or not selection.admits(current):
-                return None
-            return DELETE if _matches(selection, current) else None
+            return DELETE if current is not None and selection.matches(current) else None
 
         async for records in self._pages(template.groups(), selection):
-            wishes = [Wish(record.group, record.key, decide, (record,)) for record in records]
-            await self.remove(wishes, tally)
+            await self.remove(_wishes(records, decide), tally)
 
     async def clear(self, groups: Sequence[str], tally: Tally) -> None:
         """Removes all records of these groups."""
         async for records in self._pages(groups, selection_of(None)):
-            await self.remove(
-                [Wish(item.group, item.key, _removed, (item,)) for item in records], tally
-            )
+            await self.remove(_wishes(records, removed), tally)
 
     async def change_where(
         self, template: Task, where: Where, decide: Decide, tally: Tally
@@ -192,36 +196,25 @@ class Bulk:
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
         async for records in self._pages(template.groups(), selection_of(where)):
-            await self.remove(
-                [Wish(item.group, item.key, decide, (item,)) for item in records], tally, False
-            )
+            await self._change(_wishes(records, decide), tally)
 
-    async def remove(self, wishes: Sequence[Wish], tally: Tally, removes: bool = True) -> None:
-        """Makes these wishes, which are to remove records unless ``removes`` says otherwise."""
-        for wish in wishes if removes else ():
+    async def remove(self, wishes: Sequence[Wish], tally: Tally) -> None:
+        """Makes these wishes, which are to remove records."""
+        for wish in wishes:
             self._worker.replaced(wish.group, wish.key)
-        outcomes = await self._requests.change_all(wishes)
-        for wish, outcome in zip(wishes, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                tally.fail(wish.key, outcome)
-            else:
-                tally.add(outcome)
-        tally.batch_done()
+        await self._change(wishes, tally)
+
+    async def _change(self, wishes: Sequence[Wish], tally: Tally) -> None:
+        tally.add_batch(wishes, await self._requests.change_all(wishes))
 
     async def _pages(
         self, groups: Sequence[str], selection: Selection
     ) -> AsyncIterator[list[Record]]:
         # What an earlier call wrote may decide which records are found.
         await self._requests.settled()
-        for group in groups:
-            cursor: str | None = None
-            while True:
-                page = await self._requests.store.scan(group, selection.filter, cursor, BATCH)
-                if page.records:
-                    yield page.records
-                cursor = page.cursor
-                if cursor is None:
-                    break
+        async for records in scan_pages(self._requests.store, groups, selection.filter, BATCH):
+            if records:
+                yield records
 
     async def synchronise(
         self,
@@ -263,8 +256,7 @@ class Bulk:
                     tally.removed += len(surplus)
                     tally.batch_done()
                 else:
-                    wishes = [Wish(item.group, item.key, _removed, (item,)) for item in surplus]
-                    await self.remove(wishes, tally)
+                    await self.remove(_wishes(surplus, removed), tally)
         return tally.result()
 
     async def _each(
@@ -318,12 +310,7 @@ class Bulk:
             outcomes = await self._tried(wishes)
         else:
             outcomes = await self._changed(template, wishes)
-        for item, outcome in zip(wishes, outcomes, strict=True):
-            if isinstance(outcome, Exception):
-                tally.fail(item.key, outcome)
-            else:
-                tally.add(outcome)
-        tally.batch_done()
+        tally.add_batch(wishes, outcomes)
 
     async def _changed(self, template: Task, wishes: Sequence[Wish]) -> list[Outcome]:
         """Writes a batch. An at-most-once record is held only briefly, until it has advanced."""
@@ -357,9 +344,8 @@ class Bulk:
             except Exception as error:
                 outcomes.append(error)
             else:
-                expect = 0 if current is None else current.version
                 outcomes.append(
-                    None if change is None else Write(wish.group, wish.key, change, expect)
+                    None if change is None else write_after(wish.group, wish.key, current, change)
                 )
         return outcomes
 
@@ -458,8 +444,13 @@ async def _iterated(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
         yield item
 
 
-def _removed(current: Record | None, now: int) -> Change | None:
+def removed(current: Record | None, now: int) -> Change | None:
+    """Removes a record, if there is one."""
     return None if current is None else DELETE
+
+
+def _wishes(records: Iterable[Record], decide: Decide) -> list[Wish]:
+    return [Wish(record.group, record.key, decide, (record,)) for record in records]
 
 
 def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change | None:
@@ -476,12 +467,3 @@ def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change 
         elif (current.schedule, current.args) == wanted:
             return None
     return wish.decide(current, now)
-
-
-def _matches(selection: Selection, record: Record) -> bool:
-    states, prefix, due_before = selection.filter
-    return (
-        (states is None or record.state in states)
-        and record.key.startswith(prefix)
-        and (due_before is None or (record.due_at is not None and record.due_at < due_before))
-    )

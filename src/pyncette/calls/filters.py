@@ -34,6 +34,10 @@ class Selection(NamedTuple):
         """Whether the store selects exactly what was asked for."""
         return self.failing is None and self.states is None
 
+    def matches(self, record: Record) -> bool:
+        """Returns whether a record, wherever it comes from, is one that was asked for."""
+        return self.filter.admits(record) and self.admits(record)
+
     def admits(self, record: Record) -> bool:
         """Returns whether a record that the store has selected is one that was asked for."""
         if self.failing is not None and is_failing(record) is not self.failing:

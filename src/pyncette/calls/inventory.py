@@ -6,17 +6,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from pyncette.bulk import BulkResult, OnFailure, Progress
-from pyncette.calls.bulk import Bulk, Tally
+from pyncette.calls.bulk import Bulk, Tally, removed
 from pyncette.calls.identity import check_declared
-from pyncette.calls.listing import state_of
+from pyncette.calls.listing import count_in_groups, state_of
 from pyncette.calls.parked import rerun
 from pyncette.calls.requests import Requests, Wish
 from pyncette.engine.steering import pause_identity
-from pyncette.engine.templates import registered_templates, registration_of
+from pyncette.engine.templates import groups_of, registered_templates, registration_of
 from pyncette.errors import printable
 from pyncette.model import StateName, TaskCount, TaskState, UnknownTask, Where
 from pyncette.store import EVERYTHING, Write, scan_all
-from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Change, Record, group_of
+from pyncette.store.record import ANY, DELETE, STATIC_GROUP, group_of
 from pyncette.task import Task
 
 COUNT_LIMIT = 10_000
@@ -49,14 +49,9 @@ class Inventory:
         for name, partition_count in await registered_templates(store):
             if name in templates:
                 continue
-            count, exact = 0, True
-            for group in _groups(name, partition_count):
-                counted = await store.count(group, EVERYTHING, COUNT_LIMIT - count + 1)
-                count, exact = count + counted.matches, exact and counted.complete
-                if count > COUNT_LIMIT:
-                    count, exact = COUNT_LIMIT, False
-                    break
-            found.append(UnknownTask(name, True, partition_count, TaskCount(count, exact)))
+            groups = groups_of(name, partition_count)
+            count = await count_in_groups(store, groups, EVERYTHING, COUNT_LIMIT)
+            found.append(UnknownTask(name, True, partition_count, count))
         static = {task.name for task in self._tasks() if not task.dynamic}
         left = [
             UnknownTask(record.key, False, None, TaskCount(1, True))
@@ -79,14 +74,14 @@ class Inventory:
         store = self._requests.store
         registered = dict(await registered_templates(store))
         if name in registered:
-            groups = _groups(name, registered[name])
+            groups = groups_of(name, registered[name])
             await self._bulk.clear(groups, tally)
             if not tally.failed:
                 identities = [*registration_of(name), pause_identity(group_of(name))]
                 identities += map(pause_identity, groups)
                 for identity in dict.fromkeys(identities):
                     await self._requests.submit(Write(*identity, DELETE, ANY))
-        await self._bulk.remove([Wish(STATIC_GROUP, name, _removed)], tally)
+        await self._bulk.remove([Wish(STATIC_GROUP, name, removed)], tally)
         return tally.result()
 
     async def retry_parked(
@@ -111,13 +106,3 @@ def _only_parked(where: Where | None) -> Where:
     parked: set[StateName] = {"parked"}
     states = parked if where.states is None else parked & set(where.states)
     return Where(states, where.prefix, where.due_before, where.paused, where.failing)
-
-
-def _groups(name: str, partition_count: int | None) -> list[str]:
-    if partition_count is None:
-        return [group_of(name)]
-    return [group_of(name, number) for number in range(partition_count)]
-
-
-def _removed(current: Record | None, now: int) -> Change | None:
-    return None if current is None else DELETE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Final
 
-from pyncette.calls.filters import Selection, selection_of
+from pyncette.calls.filters import Selection, selection_of, shown_state
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
@@ -14,7 +15,7 @@ from pyncette.engine import rules
 from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
-from pyncette.store import EVERYTHING
+from pyncette.store import EVERYTHING, Filter, Store, scan_pages
 from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
 
@@ -66,32 +67,19 @@ class Listing:
 
     async def iterate(self, task: Task, where: Where | None) -> AsyncIterator[TaskState]:
         groups, selection = self._checked(task, where)
-        for group in groups:
-            cursor: str | None = None
-            while True:
-                page = await self._requests.store.scan(
-                    group, selection.filter, cursor, self._batch_size
-                )
-                for record in page.records:
+        scan = scan_pages(self._requests.store, groups, selection.filter, self._batch_size)
+        async with aclosing(scan) as pages:
+            async for records in pages:
+                for record in records:
                     if selection.admits(record):
                         yield self._state(task, record)
-                cursor = page.cursor
-                if cursor is None:
-                    break
 
     async def count(self, task: Task, where: Where | None, limit: int) -> TaskCount:
         groups, selection = self._checked(task, where)
         limit = min(at_least_one("limit", limit), COUNT_LIMIT_MAX)
         if not selection.exact:
             return await self._count_here(groups, selection, limit)
-        count, exact = 0, True
-        for group in groups:
-            found = await self._requests.store.count(group, selection.filter, limit - count + 1)
-            count += found.matches
-            exact = exact and found.complete
-            if count > limit:
-                return TaskCount(limit, False)
-        return TaskCount(count, exact)
+        return await count_in_groups(self._requests.store, groups, selection.filter, limit)
 
     async def _count_here(
         self, groups: Sequence[str], selection: Selection, limit: int
@@ -123,6 +111,20 @@ class Listing:
         return state_of(task, record, self._requests.clock.microseconds())
 
 
+async def count_in_groups(
+    store: Store, groups: Sequence[str], where: Filter, limit: int
+) -> TaskCount:
+    """Counts the records that match in all of these groups, exactly up to the limit."""
+    count, exact = 0, True
+    for group in groups:
+        found = await store.count(group, where, limit - count + 1)
+        count += found.matches
+        exact = exact and found.complete
+        if count > limit:
+            return TaskCount(limit, False)
+    return TaskCount(count, exact)
+
+
 def state_of(task: Task, record: Record, now: int) -> TaskState:
     """Returns the state of a record; ``task`` is the static task, or the template."""
     reason: str | None = None
@@ -144,9 +146,7 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
     failed = rules.failed_under_lease(record)
     running = record.state == State.RUNNING and not failed
     # A pause that has ended by itself leaves its mark until the next claim.
-    state = State.SCHEDULED if pause.ended(now) else record.state
-    if failed:
-        state = State.RETRYING
+    state = State.SCHEDULED if pause.ended(now) else shown_state(record)
     if state == State.PAUSED and pause.reason is not None:
         reason = pause.reason
     return TaskState(

@@ -36,7 +36,7 @@ from pyncette.errors import (
 )
 from pyncette.model import PauseState
 from pyncette.schedule import instant_of
-from pyncette.store import EVERYTHING, Write
+from pyncette.store import EVERYTHING, Write, scan_pages
 from pyncette.store.record import (
     ABSENT,
     ANY,
@@ -49,6 +49,7 @@ from pyncette.store.record import (
     Put,
     Reading,
     Record,
+    template_of,
 )
 from pyncette.task import Task
 
@@ -73,9 +74,9 @@ class Steering:
         self, task: Task, name: str | None, until: datetime | None, reason: str | None
     ) -> None:
         check_declared(task)
-        pause = self._checked(until, reason, await self._requests.now())
+        now = await self._requests.now()
+        pause = self._checked(until, reason, now)
         if task.dynamic and name is None:
-            now = await self._requests.now()
             write = Write(*pause_identity(task.group), pause_record(pause, now), ANY)
             await self._change_control(write)
             return
@@ -181,33 +182,24 @@ class Steering:
         count = failed = 0
         triggered = partial(_triggered_if_there, task)
         await self._requests.settled()
-        for group in task.groups():
-            cursor: str | None = None
-            while True:
-                page = await self._requests.store.scan(
-                    group, EVERYTHING, cursor, self._requests.batch_max
-                )
-                wishes = [
-                    Wish(group, record.key, triggered, (record,), repeatable=False)
-                    for record in page.records
-                ]
-                for wish, outcome in zip(
-                    wishes, await self._requests.change_all(wishes), strict=True
-                ):
-                    if isinstance(outcome, Write):
-                        count += 1
-                    elif outcome is not None:
-                        failed += 1
-                        if failed <= ERRORS_LOGGED_MAX:
-                            logger.warning(
-                                "%s of %s was not triggered: %s",
-                                printable(wish.key),
-                                printable(task),
-                                describe(outcome),
-                            )
-                cursor = page.cursor
-                if cursor is None:
-                    break
+        store, page_size = self._requests.store, self._requests.batch_max
+        async for records in scan_pages(store, task.groups(), EVERYTHING, page_size):
+            wishes = [
+                Wish(record.group, record.key, triggered, (record,), repeatable=False)
+                for record in records
+            ]
+            for wish, outcome in zip(wishes, await self._requests.change_all(wishes), strict=True):
+                if isinstance(outcome, Write):
+                    count += 1
+                elif outcome is not None:
+                    failed += 1
+                    if failed <= ERRORS_LOGGED_MAX:
+                        logger.warning(
+                            "%s of %s was not triggered: %s",
+                            printable(wish.key),
+                            printable(task),
+                            describe(outcome),
+                        )
         if failed:
             logger.warning("%d instances of %s were not triggered", failed, printable(task))
         return count
@@ -257,10 +249,7 @@ def _created(task: Task, rule: Rule, now: int) -> Change:
 
 
 def _shown(pause: GroupPause) -> PauseState:
-    group = pause.group
-    template, divided, number = group.rpartition(":")
-    partition = int(number) if divided and number.isdecimal() else None
-    name = (template if divided else group).replace("%3A", ":").replace("%25", "%")
+    name, partition = template_of(pause.group)
     return PauseState(
         name,
         partition,

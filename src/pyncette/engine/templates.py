@@ -65,12 +65,6 @@ class _Kind(NamedTuple):
             return "a dynamic task without partitions"
         return f"a dynamic task with {self.partition_count} partitions"
 
-    def groups(self, name: str) -> list[str]:
-        """Returns the groups of its instances."""
-        if self.partition_count is None:
-            return [group_of(name)]
-        return [group_of(name, number) for number in range(self.partition_count)]
-
 
 async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
     """Refuses tasks whose instances the store holds as another kind; stores new partition counts.
@@ -136,6 +130,13 @@ async def registered_templates(store: Scans) -> list[tuple[str, int | None]]:
     return [(name, counts.get(name)) for name in sorted({*names, *counts})]
 
 
+def groups_of(name: str, partition_count: int | None) -> list[str]:
+    """Returns the groups of a template; without partitions it has one."""
+    if partition_count is None:
+        return [group_of(name)]
+    return [group_of(name, number) for number in range(partition_count)]
+
+
 def registration_of(name: str) -> list[Identity]:
     """Returns the control records of a template."""
     return [_fact_of(name), (CONTROL_GROUP, f"{_TEMPLATE}{name}")]
@@ -146,7 +147,7 @@ async def _checked(store: Store, name: str, declared: _Kind, fact: Record | None
     before = _Kind(True) if fact is None else _stored_kind(fact)
     if before == declared or (fact is None and not declared.dynamic):
         return None
-    for group in before.groups(name):
+    for group in groups_of(name, before.partition_count):
         if (await _first_key(store, group)) is not None:
             raise _left_behind(name, declared, before)
     if fact is not None:

@@ -1,9 +1,12 @@
--- A page of a group in the order of its keys: see pyncette.store.Store.scan.
+-- A page of a group in the order of its keys, or how many records match: see scan and count of
+-- pyncette.store.Store.
 --
 -- KEYS  The sorted set of the group's keys, the hash of its records.
--- ARGV  The range of keys (lexical, both ends); how many records to return, and how many to
---       examine; the instant before which they must be due (""); "1" if states follow; the states.
--- Returns the last key that was examined, if there may be more, and for each record: key, value.
+-- ARGV  "count" or ""; the range of keys (lexical, both ends); how many records to return or count,
+--       and how many to examine; the instant before which they must be due (""); "1" if states
+--       follow; the states.
+-- Returns the last key that was examined, if there may be more, and for each record: key, value. Or
+-- whether there may be more, and the number of records.
 --
 -- HSCAN is not used, because it may return an entry twice if the hash is resized, and takes its
 -- count as a hint only.
@@ -14,22 +17,27 @@ local HEAD = '^([1-9]%d*)%z(%-?%d*)%z(%l+)%z(%d+)%z[^%z]*%z'
 -- These are also in claim.lua, write.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local CHUNK = 250
-local first, last, limit, examine = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local before = ARGV[5]
+local counts, first, last = ARGV[1] == 'count', ARGV[2], ARGV[3]
+local limit, examine, before = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local states
-if ARGV[6] == '1' then
+if ARGV[7] == '1' then
   states = {}
-  for at = 7, #ARGV do states[ARGV[at]] = true end
+  for at = 8, #ARGV do states[ARGV[at]] = true end
 end
 
-local found, cursor = {}, false
+local count, found, cursor = 0, {}, false
+local function result(more)
+  if counts then return {more, count} end
+  return {more and cursor, found}
+end
+
 while examine > 0 do
-  local count = math.min(CHUNK, examine)
+  local size = math.min(CHUNK, examine)
   -- One key more than is examined shows whether more keys follow.
-  local keys = redis.call('ZRANGEBYLEX', KEYS[1], first, last, 'LIMIT', 0, count + 1)
-  local more = #keys > count
+  local keys = redis.call('ZRANGEBYLEX', KEYS[1], first, last, 'LIMIT', 0, size + 1)
+  local more = #keys > size
   if more then keys[#keys] = nil end
-  if #keys == 0 then return {false, found} end
+  if #keys == 0 then return result(false) end
   local values = redis.call('HMGET', KEYS[2], unpack(keys))
   for number, key in ipairs(keys) do
     local value = values[number]
@@ -46,13 +54,14 @@ while examine > 0 do
         (before == '' or (at and at < tonumber(before)))
     end
     if wanted then
-      if #found == 2 * limit then return {cursor, found} end
-      found[#found + 1], found[#found + 2] = key, value
+      if count == limit then return result(true) end
+      count = count + 1
+      if not counts then found[2 * count - 1], found[2 * count] = key, value end
     end
     cursor = key
   end
-  if not more then return {false, found} end
+  if not more then return result(false) end
   first = '(' .. cursor
-  examine = examine - count
+  examine = examine - size
 end
-return {cursor, found}
+return result(true)

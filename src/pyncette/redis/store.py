@@ -75,7 +75,6 @@ LEGACY_LOOK_S: Final = 2.0
 _CLAIM: Final = Script("claim")
 _WRITE: Final = Script("write")
 _SCAN: Final = Script("scan")
-_COUNT: Final = Script("count")
 
 _TOPOLOGIES: Final[dict[str, Callable[[Target], Topology]]] = {
     "single": fixed,
@@ -580,15 +579,12 @@ class RedisStore:
         return records
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        states, prefix, due_before = where
+        prefix = where.prefix
         _, records, keys = self._names.of(group)
         # UTF-8 has no byte greater than F4.
         start = b"[" + encoded(prefix) if cursor is None else b"(" + encoded(cursor)
         end = b"(" + encoded(prefix) + b"\xff" if prefix else b"+"
-        arguments: list[Argument] = [start, end, limit, max(limit, EXAMINED_MAX)]
-        arguments.append("" if due_before is None else due_before)
-        arguments.append(0 if states is None else 1)
-        arguments += states or ()
+        arguments = _scanning("", start, end, where, limit)
         call = Call(self._slot(group), _SCAN, (2, keys, records, *arguments))
         [[(last, found)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
         return Page(
@@ -616,13 +612,10 @@ class RedisStore:
             )
             [number] = answers[0]
             return Counted(min(number, limit), number <= limit)
-        arguments: list[Argument] = [start, end, limit, max(limit, EXAMINED_MAX)]
-        arguments.append("" if due_before is None else due_before)
-        arguments.append(0 if states is None else 1)
-        arguments += states or ()
-        call = Call(self._slot(group), _COUNT, (2, keys, records, *arguments))
-        [[(count, more)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
-        return Counted(count, not more)
+        arguments = _scanning("count", start, end, where, limit)
+        call = Call(self._slot(group), _SCAN, (2, keys, records, *arguments))
+        [[(more, count)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
+        return Counted(count, more is None)
 
     async def now(self) -> int | None:
         seconds, microseconds = await self._ask_any("TIME")
@@ -744,6 +737,21 @@ def _wrong_type(group: str) -> str:
 
 def _identity(source: Source) -> tuple[str, str]:
     return source.group, "" if isinstance(source, Group) else source.key
+
+
+def _scanning(purpose: str, start: bytes, end: bytes, where: Filter, limit: int) -> list[Argument]:
+    """The arguments of the script that scans and counts."""
+    states, _, due_before = where
+    return [
+        purpose,
+        start,
+        end,
+        limit,
+        max(limit, EXAMINED_MAX),
+        "" if due_before is None else due_before,
+        0 if states is None else 1,
+        *(states or ()),
+    ]
 
 
 def _instant(text: bytes) -> int:

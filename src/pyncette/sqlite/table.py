@@ -612,10 +612,7 @@ class SqliteTable:
         states, prefix, due_before = where
         if states is not None and is_rare(where):
             return self._scan_of_rare(connection, group, where, cursor, limit)
-        # Keys hold no NUL, so that nothing lies between a key and the same with one appended.
-        first = _bytes(prefix if cursor is None else f"{cursor}\0")
-        prefix_ends = prefix_end(prefix) if prefix else None
-        end = None if prefix_ends is None else _bytes(prefix_ends)
+        first, end = _keys(prefix, cursor)
         last_examined: str | None = None
         if states is not None or due_before is not None:
             row = connection.execute(
@@ -641,9 +638,7 @@ class SqliteTable:
     ) -> Page:
         """The same, by the index of rare states: nothing else is looked at."""
         states, prefix, due_before = where
-        first = _bytes(prefix if cursor is None else f"{cursor}\0")
-        prefix_ends = prefix_end(prefix) if prefix else None
-        end = None if prefix_ends is None else _bytes(prefix_ends)
+        first, end = _keys(prefix, cursor)
         pages = []
         for state in sorted(states or ()):
             rows = connection.execute(
@@ -670,9 +665,7 @@ class SqliteTable:
                 self._count_due, (*match, group, due_before, examined_max + 1)
             ).fetchall()
         else:
-            prefix_ends = prefix_end(prefix) if prefix else None
-            end = None if prefix_ends is None else _bytes(prefix_ends)
-            keys = (group, _bytes(prefix), end)
+            keys = (group, *_keys(prefix))
             rows = connection.execute(self._count, (*match, *keys, examined_max + 1)).fetchall()
         [(examined, matches)] = rows
         return counted(examined, matches, examined_max, limit)
@@ -685,6 +678,14 @@ def decode_leniently(text: bytes) -> str:
     detected, and converted back to its bytes.
     """
     return text.decode(errors="surrogateescape")
+
+
+def _keys(prefix: str, cursor: str | None = None) -> tuple[bytes, bytes | None]:
+    """The range of keys with a prefix, after a cursor: the first, and where they end."""
+    # Keys hold no NUL, so that nothing lies between a key and the same with one appended.
+    first = _bytes(prefix if cursor is None else f"{cursor}\0")
+    end = prefix_end(prefix) if prefix else None
+    return first, None if end is None else _bytes(end)
 
 
 def _bytes(key: str) -> bytes:

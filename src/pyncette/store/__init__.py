@@ -11,7 +11,14 @@ an argument; a store reads no clock to decide, except for ``bounded`` of a claim
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -154,6 +161,15 @@ class Filter(NamedTuple):
     states: frozenset[State] | None = None
     prefix: str = ""
     due_before: int | None = None
+
+    def admits(self, record: Record) -> bool:
+        """Returns whether a record of the group matches."""
+        states, prefix, due_before = self
+        return (
+            (states is None or record.state in states)
+            and record.key.startswith(prefix)
+            and (due_before is None or (record.due_at is not None and record.due_at < due_before))
+        )
 
 
 EVERYTHING = Filter()
@@ -323,15 +339,24 @@ def expectation_holds(write: Write, current: Record | None) -> bool:
 async def scan_all(
     store: Scans, group: str, where: Filter = EVERYTHING, page_size: int = 1_000
 ) -> AsyncIterator[Record]:
-    """Yields every record of a group that matches, page by page."""
-    cursor: str | None = None
-    while True:
-        page = await store.scan(group, where, cursor, page_size)
-        for record in page.records:
+    """Yields every record of a group that matches."""
+    async for records in scan_pages(store, [group], where, page_size):
+        for record in records:
             yield record
-        if page.cursor is None:
-            return
-        cursor = page.cursor
+
+
+async def scan_pages(
+    store: Scans, groups: Iterable[str], where: Filter, page_size: int
+) -> AsyncGenerator[list[Record]]:
+    """Yields the pages of groups, one after another; a page may be empty."""
+    for group in groups:
+        cursor: str | None = None
+        while True:
+            page = await store.scan(group, where, cursor, page_size)
+            yield page.records
+            cursor = page.cursor
+            if cursor is None:
+                break
 
 
 async def count_by_scan(store: Scans, group: str, where: Filter, limit: int, pages: int) -> Counted:

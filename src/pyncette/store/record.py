@@ -485,6 +485,14 @@ def group_of(template: str, partition: int | None = None) -> str:
     return encoded if partition is None else f"{encoded}:{partition}"
 
 
+def template_of(group: str) -> tuple[str, int | None]:
+    """Returns the template and the partition whose ``group_of`` is this one."""
+    encoded, divided, number = group.rpartition(":")
+    partition = int(number) if divided and number.isdecimal() else None
+    name = encoded if divided else group
+    return name.replace("%3A", ":").replace("%25", "%"), partition
+
+
 def is_plain_identity(group: str, key: str) -> bool:
     """Whether every store can keep these names, seen at a glance: short ASCII, as most are."""
     return (

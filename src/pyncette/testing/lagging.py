@@ -94,7 +94,7 @@ class LaggingBackend:
         page = keys[0 if cursor is None else bisect_right(keys, cursor) :][:limit]
         records = [self._records[group, key] for key in page]
         return Page(
-            [record for record in records if _matches(record, where)],
+            [record for record in records if where.admits(record)],
             page[-1] if len(page) == limit else None,
         )
 
@@ -154,17 +154,6 @@ class LaggingBackend:
             self._index.get(group, {}).pop(key, None)
         else:
             self._index.setdefault(group, {})[key] = update.entry
-
-
-def _matches(record: Record, where: Filter) -> bool:
-    return (
-        (where.states is None or record.state in where.states)
-        and record.key.startswith(where.prefix)
-        and (
-            where.due_before is None
-            or (record.due_at is not None and record.due_at < where.due_before)
-        )
-    )
 
 
 class LaggingRepository:
