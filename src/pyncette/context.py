@@ -193,7 +193,8 @@ class PyncetteContext:
 
         If the instance exists, its options and arguments are replaced, and the sooner of its old
         and its new next time is kept, so that repeated calls cannot postpone a run for ever. The
-        log says so (INFO) where a later time was asked for. ``on_existing`` chooses otherwise.
+        log says so (INFO) where a later time was asked for. An instance that is parked is scheduled
+        as if newly created, with all of its attempts. ``on_existing`` chooses otherwise.
 
         Args:
             task: The template.
@@ -215,7 +216,7 @@ class PyncetteContext:
 
         Returns:
             The instance. Its ``next_run`` is when it runs next, which may be sooner than asked
-            for.
+            for; None if it rests: paused without an end, or left parked (``OnExisting.KEEP``).
 
         Raises:
             TaskLockedException: The instance is running, or has failed and keeps its lease (see

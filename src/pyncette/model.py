@@ -41,7 +41,8 @@ class OnExisting(Enum):
 
     SOONER = "sooner"
     """Options and arguments are replaced, and the sooner of the old and the new next time is kept.
-    An instance that is running is not changed: ``TaskLockedException``."""
+    An instance that is running is not changed: ``TaskLockedException``. One that is parked is
+    scheduled as if newly created, with all of its attempts."""
 
     REPLACE = "replace"
     """Everything is replaced, also the next time. A running execution is not disturbed: the new
@@ -59,8 +60,8 @@ class Exhausted(Enum):
 
     PARK = "park"
     """The record is kept and does not run: with arguments, error, traceback and attempts. The
-    default of one-off runs and of a last occurrence. ``retry_parked`` or ``unschedule_task`` ends
-    it."""
+    default of one-off runs and of a last occurrence. ``retry_parked``, ``schedule_task`` or
+    ``unschedule_task`` ends it; for a static task, also a start with a changed schedule."""
 
     CONTINUE = "continue"
     """The occurrence is given up, its error stays in the state, and the next one runs. The default

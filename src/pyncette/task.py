@@ -108,7 +108,8 @@ class Task(Declared):
         parent_task: The template, on instances.
         dynamic: Whether this is a template.
         next_run: On an instance that ``schedule_task`` returned: when it runs next, as that call
-            has left it (aware, UTC). None on any other.
+            has left it (aware, UTC). None on any other, and if the instance rests: it is parked,
+            or paused without an end.
     """
 
     name: str

@@ -92,7 +92,7 @@ FAULTS: Final = (
                 "self.park(record, describe(error))",
             ),
         ),
-        "scenario: 40: an instance in a zone that no worker knows is scheduled anew, seed 0",
+        "scenario: 40: an instance in a zone that no worker knows for a while, seed 0",
         Promise.AT_LEAST_ONCE,
     ),
     Fault(

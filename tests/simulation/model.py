@@ -337,6 +337,11 @@ def asked(
             return new._replace(
                 paused=ledger.paused, until=ledger.until, exhausted=ledger.exhausted
             )
+        case Ask.SOONER if before.state == State.PARKED:
+            if after.state == State.PARKED:
+                raise Violation(Row.COMES_DUE, f"scheduled at {now}, but stays parked: {after}")
+            new = scheduled(ledger, args, schedule, now)
+            return new._replace(paused=ledger.paused, until=ledger.until)
         case Ask.SOONER:
             return _merged(ledger, args, schedule, before, after, now)
         case Ask.PAUSE | Ask.PAUSE_UNTIL:
@@ -357,7 +362,7 @@ def asked(
             # What is exhausted then is tried again.
             return ledger._replace(triggers=triggers, triggered=now, starts=None)
         case _:
-            return _replanned(ledger, schedule, before, now)
+            return _replanned(ledger, schedule, before, after, now)
 
 
 def _merged(
@@ -378,11 +383,18 @@ def _merged(
     return ledger._replace(args=args, schedule=dump_schedule(schedule), due=due, then=None)
 
 
-def _replanned(ledger: Ledger, schedule: Schedule, before: Record, now: int) -> Ledger:
+def _replanned(
+    ledger: Ledger, schedule: Schedule, before: Record, after: Record, now: int
+) -> Ledger:
     planned, first = progress_of(before.progress).planned, schedule.first(now)
     # The body may have ended, and its settle not yet have arrived.
     has_run = planned is not None and planned != ledger.due
-    ledger = ledger._replace(schedule=dump_schedule(schedule), then=None)
+    text = dump_schedule(schedule)
+    ledger = ledger._replace(schedule=text, then=None)
+    if before.state == State.PARKED and before.schedule != text:
+        if after.state == State.PARKED:
+            raise Violation(Row.COMES_DUE, f"replanned at {now}, but stays parked: {after}")
+        return ledger._replace(due=first, triggers=(), starts=None)
     if before.state == State.RUNNING:
         return ledger._replace(due=first) if has_run else ledger._replace(then=(first,))
     if planned is None or first is None:

@@ -944,6 +944,25 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
         ),
     )
     yield (
+        "40: an instance in a zone that no worker knows for a while",
+        Scenario(
+            _plan(
+                [LEAST, EVERY],
+                [
+                    _each(LEAST, "mended"),
+                    # A call that frees nothing: what is parked would stay so.
+                    Action(8.0, 2, What.RESUME, "d0", "mended"),
+                ],
+                [
+                    Fault(Kind.EDIT, 2.7, only="mended", how=NOWHERE),
+                    Fault(Kind.EDIT, 3.7, only="mended", how="schedule=1 every 1000000"),
+                ],
+                TWO,
+            ),
+            _has("start", "d0/mended", call=1),
+        ),
+    )
+    yield (
         "a store gives too few answers",
         Scenario(
             _plan(

@@ -21,7 +21,7 @@ from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode
-from pyncette.schedule import dumps
+from pyncette.schedule import Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     ANY,
@@ -359,6 +359,7 @@ class StartsHoweverLate(Protocol):
 
 real_failed = rules.failed
 real_merged = rules.merged
+real_replanned = rules.replanned
 real_paused = rules.paused
 real_replaced = rules.replaced
 real_succeeded = rules.succeeded
@@ -424,6 +425,22 @@ def merged_for_later(current: Record, wanted: Wanted, now: int) -> Put | Patch |
 def merged_beside_a_slow_worker(current: Record, wanted: Wanted, now: int) -> Put | None:
     change = real_merged(current, wanted, now)
     return change and change._replace(token=current.token)
+
+
+def merged_and_still_parked(current: Record, wanted: Wanted, now: int) -> Put | None:
+    change = real_merged(current, wanted, now)
+    if change is None or current.state != State.PARKED:
+        return change
+    return change._replace(due_at=None, state=State.PARKED, progress=current.progress)
+
+
+def replanned_and_still_parked(
+    current: Record, schedule: Schedule, now: int, at_most_once: bool = False
+) -> Change | None:
+    change = real_replanned(current, schedule, now, at_most_once)
+    if current.state != State.PARKED or not isinstance(change, Put):
+        return change
+    return change._replace(due_at=None, state=State.PARKED, progress=current.progress)
 
 
 def failed_for_good(reading: Reading, policy: Policy, now: int, failure: Failure) -> Change:
@@ -497,6 +514,7 @@ ONCE = Scenario(at(1), begin=1, end=6, depth=10, faults_max=1)
 AT_MOST_ONCE = Scenario(every(3), begin=3, end=7, depth=10, at_most_once=True, faults_max=2)
 RETRIED = RECURRING._replace(failure_mode=FailureMode.UNLOCK, outcomes=BOTH)
 WITH_POLICY = ONCE._replace(faults_max=2, outcomes=BOTH, attempts=2, lease=1, depth=12)
+PARKING = RECURRING._replace(outcomes=BOTH, attempts=1, exhausted=Exhausted.PARK, lease=1)
 LAGGING = RECURRING._replace(lagging=True, heartbeats=True)
 
 
@@ -588,6 +606,20 @@ MUTANTS = [
         Row.BACKOFF_HOLDS,
         name="merged",
         function=merged_anew,
+    ),
+    Mutant(
+        "scheduling a parked record changes its arguments, and it never runs",
+        asking(WITH_POLICY, Ask.SOONER),
+        Row.COMES_DUE,
+        name="merged",
+        function=merged_and_still_parked,
+    ),
+    Mutant(
+        "a changed schedule of a parked static task is stored, and it never runs",
+        asking(PARKING._replace(group=":static"), Ask.REPLAN),
+        Row.COMES_DUE,
+        name="replanned",
+        function=replanned_and_still_parked,
     ),
     Mutant(
         "7: new arguments wait for the end of what always fails",

@@ -15,7 +15,7 @@ from tests.support import START, Bench, Progress, after, looping, micros, run, s
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
-from pyncette.model import ContinuationToken, ListTasksResponse, Outcome, TaskState
+from pyncette.model import ContinuationToken, ListTasksResponse, OnExisting, Outcome, TaskState
 from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.task import Task
@@ -1076,8 +1076,28 @@ def test_a_record_with_a_failed_run_tells_its_planned_time_while_it_waits() -> N
     run(main())
 
 
+def test_scheduling_what_is_paused_changes_its_arguments_only() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            async with bench.store() as store:
+                progress = Progress(micros(5), "incarnation")
+                put = Put(None, "paused", None, 0, "1 at 0", "1 {}", dump_progress(progress))
+                await store.write([Write(job.group, "x", put, ANY)], micros(0))
+            told = await context.schedule_task(job, "x", execute_at=after(3), n=2)
+            assert told.next_run is None
+            await bench.advance(10)
+        record = await bench.record(job, "x")
+        assert record is not None
+        assert (record.state, record.due_at, record.args) == ("paused", None, '1 {"n":2}')
+        assert bench.runs == []
+
+    run(main())
+
+
 @pytest.mark.parametrize("state", ["paused", "parked"])
-def test_scheduling_what_is_paused_or_parked_changes_its_arguments_only(state: str) -> None:
+def test_what_is_kept_and_rests_has_no_next_run(state: str) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
@@ -1086,11 +1106,14 @@ def test_scheduling_what_is_paused_or_parked_changes_its_arguments_only(state: s
                 progress = Progress(micros(5), "incarnation")
                 put = Put(None, state, None, 0, "1 at 0", "1 {}", dump_progress(progress))
                 await store.write([Write(job.group, "x", put, ANY)], micros(0))
-            await context.schedule_task(job, "x", execute_at=after(3), n=2)
+            told = await context.schedule_task(
+                job, "x", execute_at=after(3), on_existing=OnExisting.KEEP
+            )
+            assert told.next_run is None
             await bench.advance(10)
         record = await bench.record(job, "x")
         assert record is not None
-        assert (record.state, record.due_at, record.args) == (state, None, '1 {"n":2}')
+        assert (record.state, record.args) == (state, "1 {}")
         assert bench.runs == []
 
     run(main())

@@ -17,6 +17,8 @@ from pyncette import (
     Exhausted,
     FailureMode,
     GiveUp,
+    Instance,
+    OnExisting,
     Overlap,
     Retry,
     RetryIn,
@@ -709,6 +711,54 @@ def test_a_parked_task_is_run_again_with_new_arguments() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_parked_task_that_is_scheduled_again_runs_by_what_is_new(bulk: bool) -> None:
+    async def main() -> None:
+        bench = Bench()
+        body = Failing(bench, *[ValueError("no")] * 5)
+        job = bench.app.dynamic_task(name="job", retry=EXACT)(body)
+        await scheduled(bench, job, execute_at=START, size=1)
+        async with bench.running() as context:
+            await bench.advance(100)
+            assert await state_of(bench, job, "a") == "parked"
+            kept = await context.schedule_task(
+                job, "a", execute_at=after(103), on_existing=OnExisting.KEEP
+            )
+            assert (kept.next_run, await state_of(bench, job, "a")) == (None, "parked")
+            if bulk:
+                instance = Instance("a", execute_at=after(105), size=2)
+                result = await context.schedule_tasks(job, [instance])
+                assert (result.updated, result.unchanged) == (1, 0)
+            else:
+                told = await context.schedule_task(job, "a", execute_at=after(105), size=2)
+                assert told.next_run == after(105)
+            await bench.advance(100)
+        assert bench.times == [0, 10, 30, 105, 115, 135]
+        assert body.seen("attempt") == [1, 2, 3, 1, 2, 3]
+        assert [each.args["size"] for each in bench.runs] == [1, 1, 1, 2, 2, 2]
+        assert len(set(body.seen("execution_id"))) == 2, "it is a new run, and not the old one"
+        assert await bench.record(job, "a") is None
+
+    run(main())
+
+
+def test_synchronising_frees_a_parked_task_only_if_it_differs() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", retry=Retry(1))(Failing(bench, ValueError("no")))
+        await scheduled(bench, job, execute_at=START, size=1)
+        async with bench.running() as context:
+            await bench.advance(1)
+            await context.sync_tasks(job, [Instance("a", execute_at=START, size=1)])
+            await bench.advance(1)
+            assert await state_of(bench, job, "a") == "parked"
+            await context.sync_tasks(job, [Instance("a", execute_at=START, size=2)])
+            await bench.advance(1)
+        assert [each.args["size"] for each in bench.runs] == [1, 2]
+
+    run(main())
+
+
 def test_what_is_not_parked_is_not_run_again() -> None:
     async def main() -> None:
         bench = Bench()
@@ -758,6 +808,36 @@ def test_a_parked_static_task_is_run_again() -> None:
             await bench.advance(1)
         assert bench.times[:3] == [10, 100, 101], "what was missed meanwhile follows with pauses"
         assert bench.planned[:3] == [10, 10, 20]
+
+    run(main())
+
+
+def test_a_start_says_that_a_static_task_is_parked_or_frees_it_if_its_schedule_changed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warning = "tick is parked and does not run: retry_parked()"
+
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"retry": Retry(1), "exhausted": Exhausted.PARK}
+        tick = bench.app.task(name="tick", interval=seconds(10), **options)(
+            Failing(bench, ValueError("no"))
+        )
+        async with bench.running():
+            await bench.advance(15)
+        assert not logged(caplog, warning)
+        async with bench.running():
+            await bench.advance(15)
+            assert await state_of(bench, tick) == "parked"
+        assert logged(caplog, warning)
+        caplog.clear()
+        bench.app = bench.another_app()
+        bench.app.task(name="tick", interval=seconds(7), **options)(bench.note)
+        async with bench.running():
+            await bench.advance(15)
+        assert bench.times == [10, 37, 44]
+        assert not logged(caplog, warning)
+        assert logged(caplog, "tick was parked and is planned anew")
 
     run(main())
 

@@ -575,11 +575,47 @@ def test_a_single_run_that_keeps_the_sooner_time_says_so_in_its_schedule(state: 
     assert (merged.args, progress_of(merged).planned) == (WANTED.args, 20)
 
 
-def test_scheduling_what_is_parked_after_failures_leaves_it_parked() -> None:
-    record = a_record(State.PARKED, None, planned=10, failures=5, error="no")
+@pytest.mark.parametrize("triggered", [None, 9])
+def test_scheduling_what_is_parked_after_failures_creates_it_anew(triggered: int | None) -> None:
+    record = a_record(
+        State.PARKED, None, planned=10, failures=5, error="no", triggered=triggered, token="me"
+    )
+    assert rules.merged(record, WANTED, NOW) == rules.created(WANTED, NOW)
+
+
+def test_scheduling_what_is_parked_and_was_asked_to_pause_leaves_it_paused() -> None:
+    record = a_record(State.PARKED, None, planned=10, failures=5, pending=Pending(paused=True))
     merged = after(record, rules.merged(record, WANTED, NOW))
-    assert (merged.state, merged.due_at) == (State.PARKED, None)
-    assert progress_of(merged) == Progress(10, "b0", failures=5, error="no")
+    assert (merged.state, merged.due_at, merged.args) == (State.PAUSED, None, WANTED.args)
+    assert progress_of(merged) == Progress(17, WANTED.incarnation)
+
+
+@pytest.mark.parametrize("triggered", [None, 9])
+def test_a_start_with_a_changed_schedule_frees_a_static_task_that_is_parked(
+    triggered: int | None,
+) -> None:
+    record = a_record(
+        State.PARKED, None, planned=10, failures=5, error="no", triggered=triggered, token="me"
+    )
+    new = after(record, rules.replanned(record, WANTED.schedule, NOW))
+    assert (new.state, new.due_at, new.schedule) == (State.SCHEDULED, 17, WANTED_PLAN)
+    assert (new.token, progress_of(new)) == (None, Progress(17, "b0"))
+
+
+def test_a_start_frees_a_static_task_whose_schedule_changed_during_its_last_attempt() -> None:
+    pending = Pending(WANTED_PLAN, "", 17, "b0")
+    record = a_record(State.PARKED, None, planned=10, failures=5, pending=pending)
+    new = after(record, rules.replanned(record, WANTED.schedule, NOW))
+    assert (new.state, new.due_at, new.schedule) == (State.SCHEDULED, 17, WANTED_PLAN)
+    assert progress_of(new) == Progress(17, "b0")
+
+
+def test_a_start_with_the_same_schedule_leaves_a_static_task_parked() -> None:
+    record = a_record(State.PARKED, None, planned=10, failures=5, error="no")
+    assert rules.replanned(record, every(10), NOW) is None
+    old = record._replace(schedule=rules.UNKNOWN_SCHEDULE)
+    new = after(old, rules.replanned(old, every(10), NOW))
+    assert new == record._replace(version=new.version), "only its schedule is filled in"
 
 
 PARKED_UNREAD = {
@@ -603,10 +639,9 @@ def test_a_start_frees_a_static_task_that_no_worker_could_read(record: Record) -
     assert progress_of(new).planned == 17
 
 
-def test_what_only_this_worker_cannot_read_stays_parked() -> None:
+def test_scheduling_what_is_parked_and_only_this_worker_cannot_read_creates_it_anew() -> None:
     record = a_record(State.PARKED, None, planned=10)._replace(schedule="3 lunar 7")
-    merged = after(record, rules.merged(record, WANTED, NOW))
-    assert merged.state == State.PARKED
+    assert rules.merged(record, WANTED, NOW) == rules.created(WANTED, NOW)
 
 
 @pytest.mark.parametrize("at_most_once", [False, True])
@@ -1110,7 +1145,6 @@ def test_a_new_plan_that_waits_gives_way_to_a_newer_one() -> None:
         a_record(State.PAUSED, None, planned=20, failures=2),
         a_record(State.PAUSED, None, planned=20, unfinished_attempts=1),
         a_record(State.PAUSED, None, planned=10),
-        a_record(State.PARKED, None, failures=5),
     ],
     ids=lambda record: str(record.state),
 )

@@ -108,13 +108,13 @@ class Wish:
             instance = self.instance
             if self.on_existing is OnExisting.KEEP:
                 instance = instance.template.from_record(self.kept)
-            text = self.kept.progress
+            found: Record | Put | Patch = self.kept
         else:
             instance = self.instance
             assert isinstance(change, (Put, Patch))
-            text = change.progress or ""
-        planned = _planned(text)
-        instance.planned_for(planned)
+            found = change
+        planned = _planned(found)
+        instance.planned_for(None if _rests(found) else planned)
         if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
             self._tell_kept(instance, planned, current, now)
         return instance
@@ -188,10 +188,17 @@ class Scheduling:
             [current] = await self._requests.store.get([(instance.group, instance.key)])
 
 
-def _planned(text: str) -> int | None:
-    """Returns when a record runs next, also when a replacement waits for the end of its run."""
+def _rests(found: Record | Put | Patch) -> bool:
+    """Returns whether a record does not run until a user asks for it."""
+    if found.state == State.PAUSED:
+        return found.due_at is None
+    return found.state in (State.PARKED, State.FINISHED)
+
+
+def _planned(found: Record | Put | Patch) -> int | None:
+    """Returns for when a record is planned, also if a replacement waits for the end of its run."""
     try:
-        progress = load_progress(text)
+        progress = load_progress(found.progress or "")
     except ValueError:
         return None
     pending = progress.pending
@@ -202,7 +209,7 @@ def _planned(text: str) -> int | None:
 
 def _begun(current: Record) -> bool:
     """Returns whether the record keeps an occurrence that has begun, rather than a time."""
-    return current.state in (State.RETRYING, State.RUNNING, State.PARKED)
+    return current.state in (State.RETRYING, State.RUNNING)
 
 
 def _same(current: Record, change: Put) -> bool:

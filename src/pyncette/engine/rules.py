@@ -16,13 +16,13 @@ exhausted, ``CONTINUE``  is the same as after success, with the error
 exhausted, ``PAUSE``     is paused; the occurrence is tried again when it is resumed
 misfired                 is scheduled for the first occurrence that is not too late
 given back               is as it was before the claim
-merged                   has the new schedule and arguments, and keeps the sooner time; is
-                         scheduled again if it was parked because no worker could read it
+merged                   has the new schedule and arguments, and keeps the sooner time; is as
+                         if newly created if it was parked
 replaced                 is as if newly created, but stays paused; while it runs, from the end
                          of that run
 paused, resumed          is no longer due, or not before the end of the pause; is due again
 triggered                runs once now; its schedule does not advance
-replanned                follows the changed declaration in code
+replanned                follows the changed declaration in code, also if it was parked
 parked                   is kept with the reason, and is never due
 rerun                    is due now, with all of its attempts
 dropped                  is the same as after its occurrence was given up
@@ -489,8 +489,9 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
     A record that waits for a retry, or whose worker died, keeps its time and its unfinished
     attempts. The new schedule and arguments apply from the next attempt on, so that a caller that
     schedules repeatedly does not defeat a backoff. If its worker is slow but not dead, that worker
-    loses the lease, because it has run the old arguments. Paused and parked records stay paused and
-    parked. Only a record that was parked because no worker could read it is created anew.
+    loses the lease, because it has run the old arguments. Paused records stay paused. A parked
+    record is created anew, with all of its attempts: it has no next time of its own, and the new
+    arguments may be the repair.
 
     Returns:
         The change, or None if the task is running.
@@ -504,8 +505,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         progress = load_progress(current.progress)
     except UnreadableRecord:
         return created(wanted, now)
-    if _parked_unread(current, progress):
-        return created(wanted, now)
+    if current.state == State.PARKED:
+        return _created_in_place(current, progress, wanted, now)
     if progress.pending is not None:
         # This request is newer than the replacement that was pending when the worker died.
         progress = progress._replace(pending=_only_flags(progress.pending))
@@ -692,7 +693,8 @@ def replanned(
     also keeps its occurrence. Its schedule is filled in at once, even while a lease lasts that was
     migrated with it, because it is not a different schedule.
 
-    A record that was parked because no worker could read it is scheduled again. A record whose
+    A parked record is planned anew if no worker could read it, or if its last attempt had another
+    schedule. With the same schedule it stays parked: a start repairs nothing. A record whose
     planned time contradicts its own schedule (see ``contradicts``) is planned anew. With
     at-most-once this is done only if the record was never claimed: otherwise a clock that was
     ahead may already have run the occurrences that would be planned now.
@@ -712,7 +714,9 @@ def replanned(
         # Its incarnation cannot be read either. The version is unique, so it serves as a new one.
         progress = Progress(None, f"{current.version:x}")
     first = _first_again(schedule, current, now)
-    if current.state == State.PARKED and _parked_unread(current, progress):
+    if current.state == State.PARKED and (
+        _parked_unread(current, progress) or current.schedule not in (text, UNKNOWN_SCHEDULE)
+    ):
         return _planned_anew(current, schedule, progress, first)
     pending = progress.pending
     if text == (

@@ -109,10 +109,16 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
     except UnreadableHere as error:
         logger.warning("The schedule of %s is left as it is: %s", printable(task), describe(error))
         return None
+    if record.state == State.PARKED and (change is None or change.state == State.PARKED):
+        logger.warning(
+            "%s is parked and does not run: retry_parked() runs it again, and so does a start "
+            "with a changed schedule",
+            printable(task),
+        )
     if change is None:
         return None
     before, after = printable(record.schedule), dumps(task.plan)
-    if record.state == State.PARKED:
+    if record.state == State.PARKED and change.state != State.PARKED:
         logger.warning("%s was parked and is planned anew: '%s'", printable(task), after)
     elif before == after:
         logger.warning(
