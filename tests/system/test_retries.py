@@ -27,8 +27,10 @@ from pyncette.task import Task
 from pyncette.testing.conformance import Place
 
 PATIENCE_S = 240
-POLICY = Retry(attempts=3, initial=timedelta(seconds=0.05), jitter=0)
 LEASE = timedelta(seconds=1)
+# By template. A worker that one body kills takes along what it has started beside it, which then
+# counts as an attempt of that: the neighbours' policy allows for each kill there is.
+ATTEMPTS = {"deadly": 3, "neighbour": 9}
 
 PROGRAM = """
 import importlib, json, os, signal, sys
@@ -41,13 +43,10 @@ app = Pyncette(
     poll_interval=timedelta(seconds=0.1),
     **configuration,
 )
+ATTEMPTS = json.loads(os.environ["ATTEMPTS"])
 LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
-@app.dynamic_task(
-    lease_duration=timedelta(seconds=1),
-    retry=Retry(attempts=3, initial=timedelta(seconds=0.05), jitter=0),
-)
 async def job(context):
     how = context.args["how"]
     line = f"{context.task.name} {context.attempt} {context.execution_id} {context.fencing_token}"
@@ -56,6 +55,14 @@ async def job(context):
         os.kill(os.getpid(), signal.SIGKILL)
     if how != "succeeds":
         raise ValueError("no")
+
+
+for name, attempts in ATTEMPTS.items():
+    app.dynamic_task(
+        name=name,
+        lease_duration=timedelta(seconds=1),
+        retry=Retry(attempts=attempts, initial=(pause := timedelta(seconds=0.05)), maximum=pause),
+    )(job)
 
 
 if __name__ == "__main__":
@@ -118,28 +125,39 @@ class Site:
                 self.worker = subprocess.Popen(
                     [sys.executable, "program.py"],
                     cwd=self.directory,
-                    env={**os.environ, "PLACE": json.dumps(place)},
+                    env={
+                        **os.environ,
+                        "PLACE": json.dumps(place),
+                        "ATTEMPTS": json.dumps(ATTEMPTS),
+                    },
                     stderr=subprocess.DEVNULL,
                     text=True,
                 )
             time.sleep(0.1)
 
-    def do(self, work: Callable[[PyncetteContext, Task], Any]) -> Any:
-        """Calls this with an opened app and the template."""
+    def do(self, work: Callable[[PyncetteContext, dict[str, Task]], Any]) -> Any:
+        """Calls this with an opened app and its templates by name."""
 
         async def main() -> Any:
             app = Pyncette(self.place.factory, **self.place.configuration)
 
-            @app.dynamic_task(lease_duration=LEASE, retry=POLICY)
             async def job(context: Context) -> None: ...
 
+            tasks = {
+                name: app.dynamic_task(
+                    name=name, lease_duration=LEASE, retry=Retry(attempts=attempts)
+                )(job)
+                for name, attempts in ATTEMPTS.items()
+            }
             async with app.create() as context:
-                return await work(context, job)
+                return await work(context, tasks)
 
         return asyncio.run(main())
 
-    def state(self, name: str) -> TaskState | None:
-        state: TaskState | None = self.do(lambda context, job: context.get_task(job, name))
+    def state(self, template: str, name: str) -> TaskState | None:
+        state: TaskState | None = self.do(
+            lambda context, tasks: context.get_task(tasks[template], name)
+        )
         return state
 
     def close(self) -> None:
@@ -157,33 +175,41 @@ def site(tmp_path: Path, place: Place) -> Iterator[Site]:
 
 
 def test_a_body_that_kills_its_process_is_parked_after_its_attempts(site: Site) -> None:
-    async def schedule(context: PyncetteContext, job: Task) -> None:
+    instances = [
+        ("deadly", "bad", "dies"),
+        ("neighbour", "mixed", "dies once"),
+        ("neighbour", "good", "succeeds"),
+    ]
+
+    async def schedule(context: PyncetteContext, tasks: dict[str, Task]) -> None:
         when = datetime(2026, 1, 1, tzinfo=UTC)
-        for name, how in (("bad", "dies"), ("mixed", "dies once"), ("good", "succeeds")):
-            await context.schedule_task(job, name, execute_at=when, how=how)
+        for template, name, how in instances:
+            await context.schedule_task(tasks[template], name, execute_at=when, how=how)
 
     site.do(schedule)
 
     def settled() -> bool:
-        states = [site.state(name) for name in ("bad", "mixed", "good")]
+        states = [site.state(template, name) for template, name, _ in instances]
         return [state and state.state for state in states] == ["parked", "parked", None]
 
     site.until(settled)
-    bad, mixed = site.state("bad"), site.state("mixed")
+    bad, mixed = site.state("deadly", "bad"), site.state("neighbour", "mixed")
     assert bad is not None
     assert mixed is not None
     assert "ended without an outcome" in (bad.reason or "")
     assert mixed.reason == "ValueError: no"
-    for name in ("bad", "mixed"):
+    for template, name, _ in instances[:2]:
         starts = site.starts(name)
-        # A worker that is killed by one body takes along what it was about to start.
+        # Whoever is killed between the claim and the first line of its body writes none.
         attempts = [attempt for attempt, _, _ in starts]
         assert attempts == sorted(set(attempts))
-        assert attempts[-1] <= 3
+        assert attempts[-1] <= ATTEMPTS[template]
         assert len({execution_id for _, execution_id, _ in starts}) == 1
         tokens = [token for _, _, token in starts]
         assert tokens == sorted(set(tokens))
 
-    assert site.do(lambda context, job: context.retry_parked(job, "bad", how="succeeds"))
-    site.until(lambda: site.state("bad") is None)
+    assert site.do(
+        lambda context, tasks: context.retry_parked(tasks["deadly"], "bad", how="succeeds")
+    )
+    site.until(lambda: site.state("deadly", "bad") is None)
     assert site.starts("bad")[-1][:2] == (1, site.starts("bad")[0][1])
