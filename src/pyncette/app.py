@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncContextDecorator,
     ExitStack,
+    asynccontextmanager,
 )
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NoReturn, TypeVar, overload
@@ -42,6 +43,7 @@ from pyncette.opening import open_context
 from pyncette.retry import Retry
 from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
+from pyncette.sync import SyncContext
 from pyncette.task import PartitionedTask, Task, default_partition_selector
 from pyncette.task_options import check_pause, duration
 
@@ -85,8 +87,11 @@ class Pyncette:
         executor_cls: Callable[..., AbstractAsyncContextManager[Any]] = DefaultExecutor,
         poll_interval: timedelta | float = timedelta(seconds=1),
         *,
+        url: str | None = None,
         clock: Clock | None = None,
         heartbeat: bool | Heartbeat = False,
+        open_timeout: timedelta | float = timedelta(seconds=10),
+        shutdown_timeout: timedelta | float | None = None,
         **configuration: Any,
     ) -> None:
         """Declares an app without tasks.
@@ -96,31 +101,59 @@ class Pyncette:
                 unless ``sqlite_database`` names a file.
             executor_cls: Opens the executor.
             poll_interval: How often the worker polls for changes it was not notified of.
+            url: Names the store, instead of ``repository_factory``: ``sqlite:///tasks.db``,
+                ``sqlite://`` (in memory), ``postgresql://…``, ``mysql://…``, ``redis://…``,
+                ``redis+sentinel://…``, ``redis+cluster://…``, ``dynamodb://region/table``. Other
+                options of that store may be given besides.
             clock: Where the app takes time from; the machine's clock by default.
             heartbeat: Automatic heartbeats for all at-least-once tasks that have no ``heartbeat=``
                 of their own.
+            open_timeout: For how long opening tries again while the store is not available; 0:
+                it tries once.
+            shutdown_timeout: For how long closing waits for running tasks. Then they are
+                cancelled, and other workers may run them at once. None: until they end.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
 
         Raises:
-            ValueError: ``poll_interval`` is not longer than zero, or absurdly long; or options of
-                a store are given without its factory.
+            ValueError: ``poll_interval`` is not longer than zero, or absurdly long; a timeout is
+                negative; ``url`` names no store; or options of a store are given without its
+                factory.
             TypeError: ``repository_factory`` or ``executor_cls`` cannot be called, or is a store
-                that is already being opened; or ``heartbeat`` is neither True, nor False, nor a
-                ``Heartbeat``.
+                that is already being opened; ``url`` is given besides; or ``heartbeat`` is neither
+                True, nor False, nor a ``Heartbeat``.
+            ImportError: The driver of the store that ``url`` names is not installed.
         """
         if not isinstance(heartbeat, (bool, Heartbeat)):
             raise TypeError(f"heartbeat must be True or a pyncette.Heartbeat, not {heartbeat!r}")
+        if url is not None:
+            if repository_factory is not None:
+                raise TypeError("Pass either url or repository_factory, not both")
+            # Not at the top: what reads URLs takes longer to import than it is worth without one.
+            from pyncette.store_url import store_named_by
+
+            repository_factory, named = store_named_by(url)
+            twice = [option for option in named if configuration.get(option) is not None]
+            if twice:
+                raise ValueError(f"url says already what {', '.join(twice)} would say")
+            configuration.update(named)
         _check_factory("repository_factory", repository_factory or sqlite_repository)
         _check_factory("executor_cls", executor_cls)
         _check_store_options(repository_factory, configuration)
         self._repository_factory = repository_factory or sqlite_repository
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
+        self._open_timeout = duration("open_timeout", open_timeout, zero=True)
+        self._shutdown_timeout = (
+            None
+            if shutdown_timeout is None
+            else duration("shutdown_timeout", shutdown_timeout, zero=True)
+        )
         self.clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
         self._tasks: list[Task] = []
+        self._sync = SyncContext(self)
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
@@ -457,7 +490,7 @@ class Pyncette:
 
         Raises:
             ValueError: An option is invalid.
-            StoreError: The store cannot be opened.
+            StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
         for task in self._tasks:
             if self._heartbeat is not None and task.heartbeat is None:
@@ -473,9 +506,46 @@ class Pyncette:
             list(self._middlewares),
             Hooks(self._tick, self._backlog),
             self._calendars,
+            self._open_timeout.total_seconds(),
+            None if self._shutdown_timeout is None else self._shutdown_timeout.total_seconds(),
             self._heartbeat,
         )
         return open_context(parts, context_items or {})
+
+    @asynccontextmanager
+    async def running(
+        self, context_items: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[PyncetteContext]:
+        """Opens the app and runs its tasks in the background, for example in a web server.
+
+        On leaving, it claims nothing more and waits for running tasks, see ``shutdown_timeout``. A
+        cancellation of the caller cancels them.
+
+        Args:
+            context_items: Attributes of the context of every execution.
+
+        Raises:
+            ValueError: An option is invalid.
+            StoreError: The store cannot be opened, or was not available for ``open_timeout``.
+        """
+        async with self.create(context_items) as context:
+            loop = context._run_in_background()
+            try:
+                yield context
+            except asyncio.CancelledError:
+                loop.cancel()
+                raise
+            finally:
+                context.shutdown()
+        await loop
+
+    def sync(self) -> SyncContext:
+        """Returns the calls of the open app for code that is not asynchronous.
+
+        The app is opened by the first call in a thread of its own, once in a process, and closed
+        at the end of the process. No tasks run there: start workers for that.
+        """
+        return self._sync
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

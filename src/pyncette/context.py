@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
@@ -83,6 +83,8 @@ class AppParts(NamedTuple):
     middlewares: Sequence[MiddlewareFunc]
     hooks: Hooks
     calendars: Calendars
+    open_timeout: float
+    shutdown_timeout: float | None
     heartbeat: Heartbeat | None = None
 
 
@@ -125,6 +127,8 @@ class PyncetteContext:
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
         self._previewing = Previewing(self._requests, parts.calendars)
+        self._background = background
+        self._shutdown_timeout = parts.shutdown_timeout
         self._started = False
         self._cancelled = False
         self._closing = False
@@ -170,10 +174,20 @@ class PyncetteContext:
         """
         self._worker.shutdown()
 
+    def _run_in_background(self) -> asyncio.Task[None]:
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.critical("The loop has failed: no task runs any more", exc_info=error)
+
+        task = self._background.start(self.run(), "pyncette run", awaited=True)
+        task.add_done_callback(ended)
+        return task
+
     # Instances.
 
     async def schedule_task(
         self,
+        /,
         task: Task,
         instance_name: str,
         force: bool = False,
@@ -366,7 +380,7 @@ class PyncetteContext:
         )
 
     async def retry_parked(
-        self, task: Task, instance_name: str | None = None, **args: Json
+        self, /, task: Task, instance_name: str | None = None, **args: Json
     ) -> bool:
         """Runs a parked task again, at once, with all of its attempts.
 
@@ -421,7 +435,7 @@ class PyncetteContext:
         """
         return await self._listing.page(task, limit, continuation_token)
 
-    def iter_tasks(self, task: Task, where: Where | None = None) -> AsyncIterator[TaskState]:
+    def iter_tasks(self, task: Task, where: Where | None = None) -> AsyncGenerator[TaskState, None]:
         """Goes through the instances of a template, page by page, in an order of our choosing.
 
         An instance that exists and matches during the whole iteration is met exactly once. Where
@@ -647,9 +661,13 @@ class PyncetteContext:
         Raises:
             RuntimeError: Tasks sleep on a clock that a test moves, and the clock does not move.
         """
-        self._closing = True
         worker = self._worker
         worker.shutdown()
+        if not self._closing and self._shutdown_timeout is not None:
+            self._background.start(
+                self._cancel_after(self._shutdown_timeout), "pyncette shutdown timeout"
+            )
+        self._closing = True
         if self._cancelled:
             worker.dispatcher.cancel()
         if queued:
@@ -685,8 +703,22 @@ class PyncetteContext:
             return False
         return True
 
+    async def _cancel_after(self, seconds: float) -> None:
+        await realtime.sleep(seconds)
+        running = self._worker.dispatcher.executions
+        if running:
+            names = sorted({execution.label for execution in running})
+            logger.warning(
+                "Closing has waited for %g s (shutdown_timeout): %d running executions are "
+                "cancelled and given back: %s",
+                seconds,
+                len(running),
+                ", ".join(names[:10]),
+            )
+            self._give_up_runs()
+
     def _give_up_runs(self) -> None:
-        """Closing was cancelled: cancels running tasks, and releases their leases."""
+        """Closing was cancelled or took too long: cancels running tasks and releases leases."""
         self._worker.dispatcher.cancel(give_back=True)
 
     async def _write_what_is_left(self) -> None:

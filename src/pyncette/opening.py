@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyncette import chance
 from pyncette.clock import StoreClock, corrected, realtime
@@ -17,7 +18,7 @@ from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.background import Background, finished, is_cancelled
 from pyncette.engine.templates import check_templates
 from pyncette.engine.worker import Settings
-from pyncette.errors import StoreUnavailableError
+from pyncette.errors import StoreUnavailableError, describe
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.options import at_least_one
 from pyncette.schedule import UnreadableHere
@@ -28,8 +29,15 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 
+logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+
 OPENING_DEADLINE_S: Final = 10.0
+"""How long one attempt to open the store may take."""
+
 OPENING_PAUSE_INITIAL_S: Final = 0.05
+OPENING_PAUSE_MAX_S: Final = 1.0
 DEADLINE_MIN_S: Final = 1.0
 DEADLINE_MAX_S: Final = 10.0
 WORKER_NAME_MAX: Final = 200
@@ -53,19 +61,22 @@ async def open_context(
     settings = _settings(parts)
     clock = corrected(parts.clock)
     _check_calendars(parts.tasks, clock.microseconds())
+    patience = _Patience(parts.open_timeout)
     async with AsyncExitStack() as stack:
         closing = _Closing(Background())
         stack.push_async_callback(closing.go_on)
         with clock.hold():
-            opened = await _opened(
-                stack.enter_async_context(parts.repository_factory(**parts.configuration))
+            opened = await patience.insist(
+                lambda: _opened(
+                    stack.enter_async_context(parts.repository_factory(**parts.configuration))
+                )
             )
         check_store(opened, parts.repository_factory)
         stack.push_async_callback(closing.background.close)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
         if isinstance(clock, StoreClock):
             measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
-            await _insisting(measuring)
+            await patience.insist(measuring)
         executor = parts.executor_cls(**parts.configuration)
         async with AsyncExitStack() as executing:
             running = await executing.enter_async_context(executor)
@@ -81,7 +92,7 @@ async def open_context(
                 settings._replace(concurrency_limit=limit),
                 closing.background,
             )
-            await _insisting(lambda: check_templates(store, clock, parts.tasks))
+            await patience.insist(lambda: check_templates(store, clock, parts.tasks))
             stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)
@@ -164,24 +175,38 @@ def deadline_for(tasks: Iterable[Task]) -> float:
     return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
 
 
-async def _insisting(call: Callable[[], Awaitable[object]]) -> None:
-    """Makes a call again while the store is unavailable, as long as opening may take.
+class _Patience:
+    """Makes calls again while the store is unavailable, as long as opening may take."""
 
-    Raises:
-        StoreUnavailableError: It was unavailable until then.
-    """
-    give_up_at = realtime.monotonic() + OPENING_DEADLINE_S
-    pause = OPENING_PAUSE_INITIAL_S
-    while True:
-        try:
-            await call()
-        except StoreUnavailableError:
-            if realtime.monotonic() + pause >= give_up_at:
-                raise
-        else:
-            return
-        await realtime.sleep(pause)
-        pause *= 2
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._give_up_at = realtime.monotonic() + seconds
+        self._told = False
+
+    async def insist(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Makes a call until it is answered.
+
+        Raises:
+            StoreUnavailableError: The store was unavailable until the end.
+        """
+        pause = OPENING_PAUSE_INITIAL_S
+        while True:
+            try:
+                return await call()
+            except StoreUnavailableError as error:
+                left = self._give_up_at - realtime.monotonic()
+                if left <= 0:
+                    raise
+                if not self._told:
+                    self._told = True
+                    logger.warning(
+                        "The store is not available yet; opening tries again for up to %g s "
+                        "(open_timeout): %s",
+                        self._seconds,
+                        describe(error),
+                    )
+            await realtime.sleep(min(pause, left))
+            pause = min(2 * pause, OPENING_PAUSE_MAX_S)
 
 
 async def _opened(opening: Awaitable[Any]) -> Any:

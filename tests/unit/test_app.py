@@ -284,7 +284,7 @@ def test_a_store_that_does_not_open_in_time_makes_create_raise() -> None:
             yield
 
         with pytest.raises(pyncette_errors().StoreUnavailableError, match="not opened within"):
-            async with Pyncette(factory).create():
+            async with Pyncette(factory, open_timeout=0).create():
                 pass
 
     from pyncette import opening

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Final
@@ -65,7 +65,7 @@ class Listing:
             following = ContinuationToken(f"{group + 1}:")
         return ListTasksResponse([self._state(task, record) for record in page.records], following)
 
-    async def iterate(self, task: Task, where: Where | None) -> AsyncIterator[TaskState]:
+    async def iterate(self, task: Task, where: Where | None) -> AsyncGenerator[TaskState, None]:
         groups, selection = self._checked(task, where)
         scan = scan_pages(self._requests.store, groups, selection.filter, self._batch_size)
         async with aclosing(scan) as pages:

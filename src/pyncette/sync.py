@@ -1,0 +1,387 @@
+"""The calls of an open app for code that is not asynchronous: Django, Flask, scripts, notebooks.
+
+All apps of a process share one thread with an event loop. It starts with the first call, and ends
+with the process. A forked process starts a thread and connections of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+)
+from contextlib import AbstractAsyncContextManager
+from functools import partial, update_wrapper
+from itertools import islice
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
+
+from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
+from pyncette.clock import realtime
+from pyncette.context import PyncetteContext
+from pyncette.errors import PyncetteException, describe
+from pyncette.model import OnExisting, TaskState, Where
+from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Item = TypeVar("_Item")
+
+PAGE: Final = 1_000
+"""Items that are handed from one thread to the other together."""
+
+EXIT_PATIENCE_S: Final = 10.0
+"""How long the end of the process waits for connections to close."""
+
+
+class _Thread:
+    """The thread with the event loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        # Not awaited by the interpreter when it ends: `_at_exit` closes the apps first.
+        self.thread = threading.Thread(target=self._run, name="pyncette sync", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Waits for a coroutine that runs in the thread; an interrupted wait cancels it."""
+        if threading.current_thread() is self.thread:
+            work.close()
+            raise PyncetteException(
+                "A call of app.sync() would wait for its own event loop: use the asynchronous "
+                "context here"
+            )
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+
+class _Process:
+    """What the apps of this process share."""
+
+    def __init__(self) -> None:
+        self.contexts: weakref.WeakSet[SyncContext] = weakref.WeakSet()
+        self.opened: set[SyncContext] = set()
+        self._lock = threading.Lock()
+        self._thread: _Thread | None = None
+        self._of_parent: list[object] = []
+
+    def shared_thread(self) -> _Thread:
+        """Returns the thread; starts it if this is the first call."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = _Thread()
+            return self._thread
+
+    def forked(self) -> None:
+        """In a forked process: leaves alone what the parent has opened; only it may close it."""
+        self._lock = threading.Lock()
+        # Kept, because their finalizers would close what the parent still uses.
+        self._of_parent.append((self._thread, [one._abandon() for one in list(self.contexts)]))
+        self._thread = None
+        self.opened.clear()
+
+    def ends(self) -> None:
+        """Closes what is open."""
+        for context in list(self.opened):
+            try:
+                context._close(EXIT_PATIENCE_S)
+            except Exception as error:
+                logger.warning("The store was not closed in time: %s", describe(error))
+
+
+_process: Final = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_process.forked)
+atexit.register(_process.ends)
+
+
+class Opens(Protocol):
+    """An app."""
+
+    def create(self) -> AbstractAsyncContextManager[PyncetteContext]:
+        """Opens it."""
+        ...
+
+
+class _Open:
+    """An app that is open in the thread, until it is closed."""
+
+    def __init__(self, thread: _Thread, app: Opens) -> None:
+        self.thread = thread
+        self.context: PyncetteContext = thread.do(self._open(app))
+
+    async def _open(self, app: Opens) -> PyncetteContext:
+        # Opened and closed by one task, as the context variables of fixtures ask for.
+        opened: asyncio.Future[PyncetteContext] = asyncio.get_running_loop().create_future()
+        self._end = asyncio.Event()
+        self._kept = asyncio.ensure_future(self._keep(app, opened))
+        try:
+            either: list[asyncio.Future[Any]] = [opened, self._kept]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._kept.cancel()
+            raise
+        if not opened.done():
+            await self._kept  # raises why it was not opened
+        return opened.result()
+
+    async def _keep(self, app: Opens, opened: asyncio.Future[PyncetteContext]) -> None:
+        async with app.create() as context:
+            opened.set_result(context)
+            await self._end.wait()
+
+    async def close(self, patience: float | None) -> None:
+        self._end.set()
+        async with realtime.timeout(patience):
+            await self._kept
+
+
+def _blocking(
+    method: Callable[Concatenate[PyncetteContext, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[SyncContext, _P], _T]:
+    """Makes a method that calls this one in the thread, and waits for it."""
+
+    def call(self: SyncContext, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        opened = self._opened_here()
+        return opened.thread.do(method(opened.context, *args, **kwargs))
+
+    return update_wrapper(call, method)
+
+
+class SyncContext:
+    """The calls of ``PyncetteContext``, each of which waits for its answer.
+
+    The app is opened by the first call, and closed at the end of the process, or by ``close``. It
+    may be used from any thread. It runs no tasks: workers do. A call made in a coroutine blocks
+    the event loop of that coroutine; use the asynchronous context there.
+
+    All calls raise what the asynchronous ones raise. The first one may also raise what
+    ``Pyncette.create`` raises.
+    """
+
+    def __init__(self, app: Opens) -> None:
+        """Opens nothing yet."""
+        self._app = app
+        self._lock = threading.Lock()
+        self._open: _Open | None = None
+        _process.contexts.add(self)
+
+    schedule_task = _blocking(PyncetteContext.schedule_task)
+    unschedule_task = _blocking(PyncetteContext.unschedule_task)
+    retry_parked = _blocking(PyncetteContext.retry_parked)
+    get_task = _blocking(PyncetteContext.get_task)
+    list_tasks = _blocking(PyncetteContext.list_tasks)
+    count_tasks = _blocking(PyncetteContext.count_tasks)
+    static_tasks = _blocking(PyncetteContext.static_tasks)
+    unknown = _blocking(PyncetteContext.unknown)
+    preview = _blocking(PyncetteContext.preview)
+    pause = _blocking(PyncetteContext.pause)
+    resume = _blocking(PyncetteContext.resume)
+    trigger = _blocking(PyncetteContext.trigger)
+    pauses = _blocking(PyncetteContext.pauses)
+
+    def schedule_tasks(
+        self,
+        template: Task,
+        instances: Iterable[Instance],
+        *,
+        on_existing: OnExisting = OnExisting.SOONER,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.schedule_tasks``.
+
+        The instances are read, and ``progress`` and ``on_failure`` are called, in the thread of
+        the caller: a query of its ORM may yield them.
+        """
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.schedule_tasks(
+                    template,
+                    desk.read(instances),
+                    on_existing=on_existing,
+                    progress=desk.told(progress),
+                    on_failure=desk.told(on_failure),
+                ),
+            )
+
+    def unschedule_tasks(
+        self,
+        template: Task,
+        names: Iterable[str] | None = None,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.unschedule_tasks``; the names are read as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.unschedule_tasks(
+                    template,
+                    None if names is None else desk.read(names),
+                    where=where,
+                    progress=desk.told(progress),
+                    on_failure=desk.told(on_failure),
+                ),
+            )
+
+    def sync_tasks(
+        self,
+        template: Task,
+        instances: Iterable[Instance],
+        *,
+        dry_run: bool = False,
+        allow_empty: bool = False,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.sync_tasks``; the instances are read as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.sync_tasks(
+                    template,
+                    desk.read(instances),
+                    dry_run=dry_run,
+                    allow_empty=allow_empty,
+                    progress=desk.told(progress),
+                    on_failure=desk.told(on_failure),
+                ),
+            )
+
+    def iter_tasks(
+        self, task: Task, where: Where | None = None
+    ) -> Generator[TaskState, None, None]:
+        """As ``PyncetteContext.iter_tasks``."""
+        opened = self._opened_here()
+        found = opened.context.iter_tasks(task, where)
+
+        async def page() -> list[TaskState]:
+            states = []
+            async for state in found:
+                states.append(state)
+                if len(states) == PAGE:
+                    break
+            return states
+
+        try:
+            while states := opened.thread.do(page()):
+                yield from states
+        finally:
+            opened.thread.do(found.aclose())
+
+    def close(self) -> None:
+        """Closes the app. The next call opens it again."""
+        self._close(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _opened_here(self) -> _Open:
+        with self._lock:
+            if self._open is None:
+                self._open = _Open(_process.shared_thread(), self._app)
+                _process.opened.add(self)
+            return self._open
+
+    def _close(self, patience: float | None) -> None:
+        with self._lock:
+            opened, self._open = self._open, None
+            _process.opened.discard(self)
+        if opened is not None:
+            opened.thread.do(opened.close(patience))
+
+    def _abandon(self) -> object:
+        """After a fork, in the child: forgets what the parent has opened."""
+        opened, self._open = self._open, None
+        self._lock = threading.Lock()
+        return opened
+
+
+class _Desk:
+    """Serves a bulk call that runs in the thread: what is the caller's is done by the caller."""
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._asked.put(None)
+
+    def serve(
+        self, opened: _Open, call: Callable[[PyncetteContext], Coroutine[Any, Any, _T]]
+    ) -> _T:
+        """Makes the call, and does what it asks for until it has ended."""
+        future: concurrent.futures.Future[_T] = asyncio.run_coroutine_threadsafe(
+            call(opened.context), opened.thread.loop
+        )
+        future.add_done_callback(lambda _: self._asked.put(None))
+        try:
+            while (wanted := self._asked.get()) is not None:
+                wanted()
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def _done_by_caller(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+
+        def settle(result: _T | None, error: BaseException | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)  # type: ignore[arg-type]
+
+        def do() -> None:
+            try:
+                result = work()
+            except Exception as error:
+                loop.call_soon_threadsafe(settle, None, error)
+            else:
+                loop.call_soon_threadsafe(settle, result, None)
+
+        self._asked.put(do)
+        return await answer
+
+    async def read(self, items: Iterable[_Item]) -> AsyncIterator[_Item]:
+        """Goes through these items, which the caller reads."""
+        iterator = iter(items)
+        while page := await self._done_by_caller(lambda: list(islice(iterator, PAGE))):
+            for item in page:
+                yield item
+
+    def told(self, callback: Callable[[_Item], object] | None) -> Callable[[_Item], None] | None:
+        """Returns a callback that lets the caller call this one."""
+        if callback is None:
+            return None
+        return lambda item: self._asked.put(partial(callback, item))

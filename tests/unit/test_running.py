@@ -1,0 +1,221 @@
+"""Running in the background, opening while the store is away, and closing within a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from tests.support import Bench, lines, logged, run, seconds
+
+from pyncette import Context, Pyncette
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.memory import MemoryRepository
+
+
+class Away:
+    """A store that cannot be reached for the first attempts."""
+
+    def __init__(self, attempts: int, error: type[Exception] = StoreUnavailableError) -> None:
+        self.left = attempts
+        self.attempts = 0
+        self.error = error
+        self.repository = MemoryRepository()
+
+    @asynccontextmanager
+    async def __call__(self, **configuration: Any) -> AsyncIterator[Any]:
+        self.attempts += 1
+        if self.left:
+            self.left -= 1
+            raise self.error("nobody listens there")
+        async with self.repository(**configuration) as store:
+            yield store
+
+
+def test_opening_tries_again_while_the_store_is_away(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        store = Away(2)
+        async with Pyncette(store, open_timeout=5).create():
+            assert store.attempts == 3
+        [line] = lines(caplog)
+        assert "tries again for up to 5 s" in line
+        assert "nobody listens" in line
+
+    run(main())
+
+
+def test_opening_ends_after_its_timeout() -> None:
+    async def main() -> None:
+        store = Away(1_000)
+        with pytest.raises(StoreUnavailableError, match="nobody listens"):
+            async with Pyncette(store, open_timeout=seconds(0.12)).create():
+                pass
+        assert store.attempts >= 3
+
+        once = Away(1_000)
+        with pytest.raises(StoreUnavailableError, match="nobody listens"):
+            async with Pyncette(once, open_timeout=0).create():
+                pass
+        assert once.attempts == 1
+
+    run(main())
+
+
+def test_opening_does_not_insist_on_what_is_misconfigured() -> None:
+    async def main() -> None:
+        store = Away(1_000, StoreMisconfiguredError)
+        with pytest.raises(StoreMisconfiguredError):
+            async with Pyncette(store, open_timeout=60).create():
+                pass
+        assert store.attempts == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("option", ["open_timeout", "shutdown_timeout"])
+def test_bad_timeouts_are_refused(option: str) -> None:
+    app: Any = Pyncette
+    with pytest.raises(ValueError, match=f"{option} must be longer than zero, not"):
+        app(**{option: -1})
+    with pytest.raises(TypeError, match=f"{option} must be a timedelta or a number of seconds"):
+        app(**{option: "10"})
+
+
+def test_an_app_runs_in_the_background_of_a_block() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=1)(bench.note)
+        async with bench.app.running({"item": 1}):
+            await bench.clock.settle()
+            await bench.advance(3)
+        assert bench.times == [1, 2, 3]
+        await bench.advance(3)
+        assert bench.times == [1, 2, 3]
+
+    run(main())
+
+
+def test_leaving_the_block_waits_for_running_tasks() -> None:
+    async def main() -> None:
+        bench = Bench()
+        done = []
+        begun, leaving = asyncio.Event(), asyncio.Event()
+
+        @bench.app.task(interval=1)
+        async def tick(context: Context) -> None:
+            begun.set()
+            await leaving.wait()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            done.append(1)
+
+        async with bench.app.running():
+            await bench.clock.settle()
+            await bench.advance(1)
+            await begun.wait()
+            leaving.set()
+        assert done == [1]
+
+    run(main())
+
+
+def test_an_error_in_the_block_is_raised_and_stops_the_app() -> None:
+    async def main() -> None:
+        bench = Bench()
+        with pytest.raises(KeyError):
+            async with bench.app.running():
+                raise KeyError
+        async with bench.app.running():
+            pass
+
+    run(main())
+
+
+def test_cancelling_the_block_cancels_what_runs() -> None:
+    async def main() -> None:
+        bench = Bench()
+        ended = []
+
+        @bench.app.task(interval=1)
+        async def tick(context: Context) -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+        async def served() -> None:
+            async with bench.app.running():
+                await asyncio.Event().wait()
+
+        server = asyncio.create_task(served())
+        await bench.clock.settle()
+        await bench.advance(1)
+        server.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await server
+        assert ended == ["cancelled"]
+
+    run(main())
+
+
+def test_a_loop_that_fails_is_said_and_raised(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        async def broken(self: object) -> None:
+            raise OSError("broken")
+
+        monkeypatch.setattr("pyncette.engine.loop.Loop.run", broken)
+        with pytest.raises(OSError, match="broken"):
+            async with bench.app.running():
+                await asyncio.sleep(0.01)
+        assert logged(caplog, "no task runs any more")
+
+    run(main())
+
+
+def test_closing_cancels_what_runs_after_its_timeout_and_gives_it_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        repository = MemoryRepository()
+        starts = []
+        first, second = asyncio.Event(), asyncio.Event()
+
+        def worker(**options: Any) -> Pyncette:
+            app = Pyncette(repository, **options)
+
+            @app.task(interval=0.01, lease_duration=seconds(60))
+            async def tick(context: Context) -> None:
+                starts.append(context.execution_id)
+                if first.is_set():
+                    second.set()
+                else:
+                    first.set()
+                    await asyncio.Event().wait()
+
+            return app
+
+        async with worker(shutdown_timeout=0.05).running():
+            await first.wait()
+        assert logged(caplog, "waited for 0.05 s", "1 running", "given back: tick")
+        # The lease of a minute is over: another worker runs the same occurrence at once.
+        async with worker().running():
+            await second.wait()
+        assert starts[1] == starts[0]
+
+    run(main())
+
+
+def test_closing_does_not_wait_for_its_timeout_if_nothing_runs() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(5):
+            async with Pyncette(shutdown_timeout=3600).running():
+                pass
+
+    run(main())
