@@ -40,6 +40,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.opening import open_context
+from pyncette.options import at_least_one
 from pyncette.retry import Retry
 from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
@@ -92,6 +93,7 @@ class Pyncette:
         heartbeat: bool | Heartbeat = False,
         open_timeout: timedelta | float = timedelta(seconds=10),
         shutdown_timeout: timedelta | float | None = None,
+        thread_limit: int | None = None,
         **configuration: Any,
     ) -> None:
         """Declares an app without tasks.
@@ -112,6 +114,8 @@ class Pyncette:
                 it tries once.
             shutdown_timeout: For how long closing waits for running tasks. Then they are
                 cancelled, and other workers may run them at once. None: until they end.
+            thread_limit: How many plain functions run at once, each in a thread; others wait. By
+                default, as many as ``concurrency_limit`` lets run.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
 
@@ -148,6 +152,9 @@ class Pyncette:
             None
             if shutdown_timeout is None
             else duration("shutdown_timeout", shutdown_timeout, zero=True)
+        )
+        self._thread_limit = (
+            None if thread_limit is None else at_least_one("thread_limit", thread_limit)
         )
         self.clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
@@ -508,6 +515,7 @@ class Pyncette:
             self._calendars,
             self._open_timeout.total_seconds(),
             None if self._shutdown_timeout is None else self._shutdown_timeout.total_seconds(),
+            self._thread_limit,
             self._heartbeat,
         )
         return open_context(parts, context_items or {})

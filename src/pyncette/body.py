@@ -7,14 +7,13 @@ is accepted.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-import logging
-from collections.abc import Awaitable, Callable, Generator
-from types import CoroutineType, FunctionType, MethodType
+import re
+from collections.abc import Awaitable, Callable
+from types import FunctionType, MethodType
 from typing import Any, Final
-
-logger = logging.getLogger(__name__)
 
 _WRAPPERS_MAX: Final = 100
 """Maximum wrappers that are followed, since a chain of them may be a circle."""
@@ -133,45 +132,57 @@ def _function_of(func: object) -> object:
     return getattr(type(func), "__call__", func)  # noqa: B004 (looked up as Python does)
 
 
-class _Done:
-    """An awaitable that is done at once."""
+def runs_in_thread(func: Callable[[Any], Any]) -> bool:
+    """Returns whether a body is a plain function, which may block.
 
-    def __await__(self) -> Generator[Any, None, None]:
-        return
-        yield
+    What is, wraps, or says that it returns something to await, is called in the event loop.
+    """
+    seen: object = func
+    for _ in range(_WRAPPERS_MAX):
+        if inspect.iscoroutinefunction(seen) or inspect.iscoroutinefunction(_function_of(seen)):
+            return False
+        if isinstance(seen, functools.partial):
+            seen = seen.func
+            continue
+        wrapped = getattr(seen, "__wrapped__", None)
+        if wrapped is None:
+            break
+        seen = wrapped
+    said = getattr(_function_of(seen), "__annotations__", {}).get("return")
+    return not _AWAITABLE.search(said if isinstance(said, str) else repr(said))
 
 
-_DONE = _Done()
+_AWAITABLE: Final = re.compile(r"\b(Awaitable|Coroutine|CoroutineType|Future|Task)\b")
 
 
 def call_body(func: Callable[[Any], Any]) -> Handler:
     """Returns a body as the engine calls it: it always returns an awaitable.
 
-    If a plain function returns an awaitable, that is awaited. Otherwise the function has done its
-    work when it returns, and has blocked the event loop; the log warns about that once.
+    A plain function is called in a thread of the app, see ``pyncette.threads``. If it returns an
+    awaitable, that is awaited in the event loop.
     """
     if inspect.iscoroutinefunction(func):
         return func
-    warned = False
+    in_thread = runs_in_thread(func)
 
-    def handler(context: Any) -> Awaitable[None]:
-        nonlocal warned
-        result = func(context)
-        if type(result) is CoroutineType or inspect.isawaitable(result):
-            return result
-        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+    async def handler(context: Any) -> None:
+        if in_thread:
+            result = await _called_in_thread(func, context)
+        else:
+            result = func(context)
+        if inspect.isawaitable(result):
+            await result
+        elif inspect.isgenerator(result) or inspect.isasyncgen(result):
             raise TypeError(
                 f"{name_of(func)} returned a generator, which was not run: a task returns an "
                 "awaitable, or nothing"
             )
-        if not warned:
-            warned = True
-            logger.warning(
-                "Task %s is a plain function (%s): nothing else ran on the event loop while it "
-                "did. Write it as 'async def', or call what blocks with asyncio.to_thread",
-                getattr(context, "task", "?"),
-                name_of(func),
-            )
-        return _DONE
 
     return handler
+
+
+async def _called_in_thread(func: Callable[[Any], Any], context: Any) -> Any:
+    threads = getattr(getattr(context, "app_context", None), "_threads", None)
+    if threads is None:  # the context was built by a test
+        return await asyncio.to_thread(func, context)
+    return await threads.run(func, context)

@@ -51,6 +51,7 @@ from pyncette.store.record import (
     DELETE,
 )
 from pyncette.task import Task
+from pyncette.threads import Threads
 from pyncette.when import in_time, option_or_argument
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class AppParts(NamedTuple):
     calendars: Calendars
     open_timeout: float
     shutdown_timeout: float | None
+    thread_limit: int | None
     heartbeat: Heartbeat | None = None
 
 
@@ -128,6 +130,7 @@ class PyncetteContext:
         self._steering = Steering(self._requests, self._worker)
         self._previewing = Previewing(self._requests, parts.calendars)
         self._background = background
+        self._threads = Threads(parts.thread_limit or settings.concurrency_limit, clock)
         self._shutdown_timeout = parts.shutdown_timeout
         self._started = False
         self._cancelled = False
@@ -722,6 +725,7 @@ class PyncetteContext:
         self._worker.dispatcher.cancel(give_back=True)
 
     async def _write_what_is_left(self) -> None:
+        self._threads.close()
         started = realtime.monotonic()
         await self._worker.writes.close(CLOSING_PATIENCE_S)
         left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)

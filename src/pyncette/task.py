@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
@@ -622,8 +622,8 @@ class Task(Declared):
             found = self.plan.following(instant_of(last))
         return None if found is None else from_microseconds(found)
 
-    def __call__(self, context: Any) -> Awaitable[None]:
-        """Calls the body."""
+    def __call__(self, context: Any) -> Any:
+        """Calls the body, and returns what it returns: what to await, if it is asynchronous."""
         return self.task_func(context)
 
     def __str__(self) -> str:

@@ -24,7 +24,7 @@ _Context = TypeVar("_Context")
 
 def with_heartbeat(
     lease_remaining_ratio: float = 0.5, cancel_on_lease_lost: bool = False
-) -> Callable[[Callable[[_Context], Awaitable[Any]]], Callable[[_Context], Awaitable[Any]]]:
+) -> Callable[[Callable[[_Context], Awaitable[Any] | None]], Callable[[_Context], Awaitable[Any]]]:
     """Decorates the function of a task: the lease is extended while the function runs.
 
     Write it below the decorator that declares the task. A heartbeat is sent every
@@ -61,7 +61,7 @@ def with_heartbeat(
         )
 
     def decorate(
-        body: Callable[[_Context], Awaitable[Any]],
+        body: Callable[[_Context], Awaitable[Any] | None],
     ) -> Callable[[_Context], Awaitable[Any]]:
         if (task := declared_in(body)) is not None:
             raise TypeError(

@@ -54,6 +54,10 @@ class AppContext(Context):
 # What is right.
 
 
+@app.task(interval=5)
+def plain(context: Context) -> None: ...
+
+
 @app.task(schedule="0 9 * * MON-FRI", timezone="Europe/Berlin", failure_mode=FailureMode.UNLOCK)
 async def report(context: Context) -> None:
     await context.heartbeat()
@@ -296,10 +300,6 @@ async def no_json(context: Context) -> None: ...
 
 @app.task(interval=5, lease_duration="30")  # mistake
 async def lease(context: Context) -> None: ...
-
-
-@app.task(interval=5)  # mistake
-def plain(context: Context) -> None: ...
 
 
 @app.task(interval=5)  # mistake

@@ -344,26 +344,6 @@ def test_a_context_variable_set_by_one_execution_is_not_seen_by_the_next(waits: 
     run(main())
 
 
-def test_a_plain_function_as_body_is_done_when_it_returns(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def main() -> None:
-        bench = Bench()
-
-        def plain(context: Context) -> int:
-            return 5
-
-        bench.app.task(name="bad", interval=1)(plain)  # type: ignore[arg-type]
-        bench.app.task(name="good", interval=1)(bench.note)
-        async with bench.running():
-            await bench.advance(3)
-        assert len(bench.runs) == 3
-
-    run(main())
-    assert not logged(caplog, "failed")
-    assert logged(caplog, "Task bad is a plain function")
-
-
 # At most once.
 
 

@@ -92,8 +92,8 @@ class _Timeout:
             await clock.sleep(pause_s)
             waited_s += pause_s
             logger.warning(
-                "%s still runs, %.0f s after it was cancelled: it catches CancelledError, or "
-                "blocks the event loop. It keeps its slot until it ends.",
+                "%s still runs, %.0f s after it was cancelled: it catches CancelledError, blocks "
+                "the event loop, or runs in a thread. It keeps its slot until it ends.",
                 self._execution.label,
                 waited_s,
             )
