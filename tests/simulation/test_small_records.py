@@ -527,10 +527,16 @@ def test_a_trigger_runs_once_and_moves_no_plan() -> None:
         assert current.due_at == NOW
         assert current.token == record.token
         if record.state == State.RETRYING:
-            assert current == record._replace(due_at=NOW, version=current.version)
+            begun = record.unfinished_attempts or old.failures
+            assert progress == (old if begun else old._replace(renewed=NOW))
+            unchanged = record._replace(due_at=NOW, version=current.version)
+            assert current == unchanged._replace(progress=current.progress)
             continue
         assert current.state == State.SCHEDULED
         assert (progress.failures, current.unfinished_attempts) == (0, 0)
+        waits = record.state != State.PARKED and old.triggered is None
+        begun = waits and (record.unfinished_attempts or old.failures)
+        assert progress.begun == (NOW if begun else None)
         retried = record.state == State.PARKED and old.occurrence is not None
         assert progress.triggered == (old.triggered if retried else NOW)
         planned = old.planned
@@ -799,6 +805,9 @@ def test_what_is_too_late_is_skipped_with_all_that_is_too_late_with_it() -> None
         assert not rules.too_late(_running(planned=planned, renewed=5), policy, now)
         postponed = _running(planned=planned, outcome=Outcome.POSTPONED)
         assert not rules.too_late(postponed, policy, now)
+        given_back = _read(before, rules.given_back(before, now, started=7))
+        assert (given_back.begun, given_back.planned) == (7, planned)
+        assert not rules.too_late(before._replace(progress=given_back), policy, now)
         if not late:
             continue
         progress = _read(before, rules.misfired(before, policy, now))
@@ -851,7 +860,7 @@ def test_attempts_are_counted_with_those_that_have_no_outcome() -> None:
         before = _running(unfinished=unfinished, failures=failures, error="e" * failures or None)
         made = failures + unfinished - 1
         assert rules.attempt_of(before) == made + 1
-        assert rules.first_attempt(before) is (made == 0)
+        assert rules.too_late(before, Policy(misfire_grace=1), NOW) is (made == 0)
         told = rules.previous_error(before)
         if unfinished > 1:
             assert told == rules.NO_OUTCOME

@@ -923,6 +923,102 @@ def test_only_the_first_start_of_an_occurrence_can_be_too_late() -> None:
     run(main())
 
 
+def test_an_occurrence_that_a_closing_worker_gave_back_is_not_too_late() -> None:
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"misfire_grace": seconds(5)}
+
+        async def slow(context: Context) -> None:
+            await bench.note(context)
+            if bench.clock.monotonic() == 0:
+                await bench.clock.sleep(20)
+
+        job = bench.app.dynamic_task(name="job", **options)(slow)
+        tick = bench.app.task(name="tick", interval=seconds(100), **options)(slow)
+        await bench.plant(tick, planned=0)
+        await scheduled(bench, job)
+
+        closing = asyncio.Event()
+
+        async def serve() -> None:
+            async with bench.app.create() as context:
+                loop = asyncio.create_task(context.run())
+                await bench.clock.settle()
+                context.shutdown()
+                await loop
+                closing.set()
+
+        serving = asyncio.create_task(serve())
+        await closing.wait()
+        serving.cancel()
+        await asyncio.wait([serving])
+        assert bench.times == [0, 0]
+        assert [await state_of(bench, job, "a"), await state_of(bench, tick)] == ["scheduled"] * 2
+        await bench.advance(60)
+        async with bench.app.create() as context:
+            assert await context.trigger(tick), "another run, before the one that was given back"
+        async with bench.running():
+            await bench.advance(30)
+        assert sorted((each.name, each.scheduled_at) for each in bench.runs[2:]) == [
+            ("job:a", 0),
+            ("tick", 0),
+            ("tick", 60),
+        ]
+        progress = await progress_of(bench, tick)
+        assert (progress.planned, progress.skipped, progress.begun) == (micros(100), 0, None)
+
+    run(main())
+
+
+@pytest.mark.parametrize("triggered", [False, True])
+def test_an_occurrence_that_was_tried_before_its_pause_is_not_too_late_after_it(
+    triggered: bool,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"misfire_grace": seconds(5), "retry": EXACT}
+        acts = [ValueError("no"), *([None] if triggered else []), ValueError("no")]
+        body = Failing(bench, *acts)
+        tick = bench.app.task(name="tick", interval=seconds(1_000), **options)(body)
+        async with bench.running() as context:
+            await bench.advance(1_000)
+            await context.pause(tick)
+            await bench.advance(100)
+            if triggered:
+                assert await context.trigger(tick)
+                await bench.advance(10)
+            await context.resume(tick)
+            await bench.advance(100)
+        tried = [1_000, 1_100] if triggered else [1_000]
+        resumed = 1_110 if triggered else 1_100
+        assert bench.planned == [*tried, 1_000, 1_000]
+        assert bench.times[len(tried) :] == [resumed, resumed + (10 if triggered else 20)]
+        assert body.seen("attempt") == ([1, 1, 1, 2] if triggered else [1, 2, 3])
+        errors = [None, None, None, "no"] if triggered else [None, "no", "no"]
+        told = [error and f"ValueError: {error}" for error in errors]
+        assert body.seen("previous_error") == told
+
+    run(main())
+
+
+def test_a_pause_that_is_longer_than_the_grace_skips_what_it_kept_from_starting() -> None:
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"misfire_grace": seconds(5)}
+        tick = bench.app.task(name="tick", interval=seconds(10), **options)(bench.note)
+        async with bench.running() as context:
+            await context.pause(tick)
+            await bench.advance(12)
+            assert await context.trigger(tick), "a triggered run is never late"
+            await bench.advance(26)
+            await context.resume(tick)
+            await bench.advance(5)
+            assert (await progress_of(bench, tick)).skipped == 3
+        assert bench.planned == [12, 40]
+
+    run(main())
+
+
 def test_at_most_once_is_skipped_too_if_it_is_too_late() -> None:
     async def main() -> None:
         bench = Bench()

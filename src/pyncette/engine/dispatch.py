@@ -231,10 +231,18 @@ class Dispatcher:
             if execution.begun and not execution.in_body:
                 execution.cancel()
 
-    def give_back(self, record: Record, delay: int = 0) -> None:
-        """Releases a claimed record whose task was not run, or not to its end."""
+    def give_back(self, record: Record, delay: int = 0, started: int | None = None) -> None:
+        """Releases a claimed record whose task was not run, or not to its end.
+
+        Args:
+            record: The record.
+            delay: Microseconds before which it is not due.
+            started: When its task started, if it did.
+        """
         clock = self._worker.clock
-        self._give_up(record, lambda record: _given_back(record, clock.microseconds(), delay))
+        self._give_up(
+            record, lambda record: _given_back(record, clock.microseconds(), delay, started)
+        )
 
     def park(self, record: Record, reason: str) -> None:
         """Parks a record that no worker can run, with the reason."""
@@ -457,12 +465,12 @@ def _direct_start(executor: object) -> Callable[[Any], None] | None:
     return None
 
 
-def _given_back(record: Record, now: int, delay: int) -> Change:
+def _given_back(record: Record, now: int, delay: int, started: int | None) -> Change:
     try:
         reading = read(record)
     except ValueError:
         return rules.given_back_unread(record, now, delay)
-    return rules.given_back(reading, now, delay)
+    return rules.given_back(reading, now, delay, started)
 
 
 class _Release:

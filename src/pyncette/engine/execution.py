@@ -411,7 +411,8 @@ class Execution:
                 else f"it is run again when its lease ends at {self._lease_end()}",
             )
         elif self._give_back and not self._parts.at_most_once and not self._lost:
-            self._parts.worker.dispatcher.give_back(self.reading.record)
+            started = int(self._began * 1_000_000 + self._batch.since_epoch)
+            self._parts.worker.dispatcher.give_back(self.reading.record, started=started)
         return False
 
     def _cancelled_from_outside(self) -> bool:

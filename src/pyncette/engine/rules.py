@@ -255,22 +255,30 @@ def attempt_of(reading: Reading) -> int:
     return reading.progress.failures + max(reading.record.unfinished_attempts, 1)
 
 
-def first_attempt(reading: Reading) -> bool:
-    """Returns whether no attempt of the occurrence was made before."""
-    progress = reading.progress
-    return (
-        attempt_of(reading) == 1
-        and progress.outcome is not Outcome.POSTPONED
-        and progress.renewed is None
-    )
-
-
 def previous_error(reading: Reading) -> str | None:
     """Returns how the attempt before the claimed one has failed; None if it is the first one."""
     record, _, progress = reading
     if record.unfinished_attempts > 1:
         return NO_OUTCOME
-    return None if first_attempt(reading) else progress.error
+    # What is older than a triggered run concerns the occurrence that waits meanwhile.
+    since = progress.triggered or 0
+    postponed = progress.outcome is Outcome.POSTPONED and (progress.last_started or 0) >= since
+    tried = progress.failures > 0 or postponed or (progress.renewed or 0) > since
+    return progress.error if tried else None
+
+
+def _begun(progress: Progress, unfinished_attempts: int) -> bool:
+    """Returns whether the occurrence of a schedule was started before, or a user has asked for it.
+
+    It was started also if a closing worker gave it back, which does not count as an attempt.
+    """
+    return (
+        unfinished_attempts > 0
+        or progress.failures > 0
+        or progress.begun is not None
+        or progress.renewed is not None
+        or progress.outcome is Outcome.POSTPONED
+    )
 
 
 def failed(
@@ -294,8 +302,8 @@ def failed(
         return _promoted(record, replacement)
     pending = progress.pending
     progress = _with_failure(record, progress, failure, ran)._replace(pause=None)
-    if policy.skip_overlap and progress.begun is None and ran is not None:
-        progress = progress._replace(begun=ran[0])
+    if ran is not None and (policy.skip_overlap or policy.misfire_grace is not None):
+        progress = _with_begin(progress, ran[0])
     if _asked_to_rest(pending, now):
         return _held_back(record, schedule, progress, 0)
     text = dump_progress(progress)
@@ -304,6 +312,13 @@ def failed(
     if policy.failure_mode is FailureMode.UNLOCK:
         return Patch(now + policy.retry_after, State.RETRYING, 0, text)
     return Patch(record.due_at, State.RUNNING, 0, text)
+
+
+def _with_begin(progress: Progress, instant: int) -> Progress:
+    """Notes when the occurrence of the schedule was first started; a triggered run is another."""
+    if progress.begun is not None or progress.triggered is not None:
+        return progress
+    return progress._replace(begun=instant)
 
 
 def _with_failure(
@@ -351,9 +366,14 @@ def last_chance(reading: Reading, policy: Policy, due_at: int) -> bool:
 
 
 def _counted_from(progress: Progress) -> int:
-    if progress.renewed is not None:
-        return progress.renewed
-    return progress.occurrence or 0
+    """When the current occurrence got its attempts."""
+    return max(progress.renewed or 0, progress.occurrence or 0)
+
+
+def _renewed_before(progress: Progress) -> int | None:
+    """When the occurrence that waits for a triggered run got its attempts anew."""
+    renewed, triggered = progress.renewed, progress.triggered
+    return renewed if triggered is None or (renewed or 0) <= triggered else None
 
 
 def exhausted(
@@ -398,12 +418,18 @@ def _has_next(reading: Reading) -> bool:
 
 
 def too_late(reading: Reading, policy: Policy, now: int) -> bool:
-    """Returns whether a claimed occurrence is too late to be started for the first time."""
+    """Returns whether a claimed occurrence is too late to be started for the first time.
+
+    An occurrence that was started before is never too late, whatever became of that attempt.
+    Neither is one that a user has asked for.
+    """
     record, schedule, progress = reading
     if policy.misfire_grace is None or progress.triggered is not None:
         return False
     due_at = _due(schedule, record[:2], progress.planned)
-    return due_at is not None and now - due_at > policy.misfire_grace and first_attempt(reading)
+    if due_at is None or now - due_at <= policy.misfire_grace:
+        return False
+    return not _begun(progress, record.unfinished_attempts - 1)
 
 
 def misfired(reading: Reading, policy: Policy, now: int) -> Change:
@@ -429,12 +455,20 @@ def misfired(reading: Reading, policy: Policy, now: int) -> Change:
     return _go_on(reading, policy, now, planned, failure, None, keep=True)
 
 
-def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
-    """The record was claimed, but its task was not started: only the token of the claim stays.
+def given_back(reading: Reading, now: int, delay: int = 0, started: int | None = None) -> Change:
+    """The record was claimed, but its task has not run, or not to its end: this is no attempt.
 
-    With a ``delay`` the record is not due before ``now + delay``.
+    Args:
+        reading: The record.
+        now: The instant.
+        delay: The record is not due before ``now + delay``.
+        started: When its task started, if it did. Only this and the token of the claim stay.
     """
     record, schedule, progress = reading
+    text = None
+    if started is not None:
+        progress = _with_begin(progress, started)
+        text = dump_progress(progress)
     unfinished_attempts = max(record.unfinished_attempts - 1, 0)
     replacement = _replacement(progress)
     if replacement is not None:
@@ -442,9 +476,9 @@ def given_back(reading: Reading, now: int, delay: int = 0) -> Change:
     if progress.triggered is None and _asked_to_rest(progress.pending, now):
         return _held_back(record, schedule, progress, unfinished_attempts)
     if unfinished_attempts or progress.failures:
-        return Patch(now + delay, State.RETRYING, unfinished_attempts)
+        return Patch(now + delay, State.RETRYING, unfinished_attempts, text)
     due_at = now + delay if delay or progress.occurrence is None else progress.occurrence
-    return Patch(due_at, State.SCHEDULED, unfinished_attempts)
+    return Patch(due_at, State.SCHEDULED, unfinished_attempts, text)
 
 
 def given_back_unread(record: Record, now: int, delay: int) -> Patch:
@@ -631,7 +665,11 @@ def triggered(reading: Reading, now: int) -> Change | None:
                 return None
             return _pending_changed(record, progress, pending._replace(triggered=now))
         case State.RETRYING:
-            return Patch(now, State.RETRYING, record.unfinished_attempts)
+            # One that was given back unread may not have begun. The user has asked for it now.
+            text = None
+            if not _begun(progress, record.unfinished_attempts):
+                text = dump_progress(progress._replace(renewed=now))
+            return Patch(now, State.RETRYING, record.unfinished_attempts, text)
         case State.PARKED:
             return rerun(reading, now)
         case State.SCHEDULED if progress.triggered is not None:
@@ -641,8 +679,21 @@ def triggered(reading: Reading, now: int) -> Change | None:
             progress = progress._replace(pending=pending, pause=None)
         case _:
             pass
-    text = dump_progress(progress._replace(triggered=now, failures=0))
-    return Patch(now, State.SCHEDULED, 0, text)
+    progress = _triggered(progress, record.unfinished_attempts, now)
+    return Patch(now, State.SCHEDULED, 0, dump_progress(progress))
+
+
+def _triggered(progress: Progress, unfinished_attempts: int, instant: int) -> Progress:
+    """A triggered run comes first. The occurrence that waits for it gets its attempts anew."""
+    if (
+        progress.triggered is None
+        and progress.begun is None
+        and _begun(progress, unfinished_attempts)
+    ):
+        # When its first attempt started is not known; the last one is the best guess.
+        begun = progress.last_started
+        progress = progress._replace(begun=instant if begun is None else begun)
+    return progress._replace(triggered=instant, failures=0)
 
 
 def rerun(reading: Reading, now: int, args: str | None = None) -> Change | None:
@@ -661,8 +712,9 @@ def rerun(reading: Reading, now: int, args: str | None = None) -> Change | None:
         return None
     if progress.occurrence is None:
         progress = progress._replace(planned=schedule.next(now), triggered=now)
-    progress = progress._replace(failures=0, renewed=now, begun=None)
-    text = dump_progress(progress)
+    # What came due while it was parked came due during no attempt.
+    begun = None if progress.triggered is None else progress.begun
+    text = dump_progress(progress._replace(failures=0, renewed=now, begun=begun))
     if args is None:
         return Patch(now, State.SCHEDULED, 0, text)
     return Put(now, State.SCHEDULED, record.token, 0, record.schedule, args, text)
@@ -873,17 +925,14 @@ def _occurrence_done(
             planned = schedule.following(planned)
             if planned is not None and planned <= now and _skips(policy, progress, planned, ran):
                 return _skipping(reading, policy, now, planned, failure, ran)
-    elif planned is not None and planned > now + CLOCK_ERROR_MAX and not at_most_once:
-        upcoming = schedule.next(now + CLOCK_ERROR_MAX)
-        if upcoming is not None and planned > upcoming:
-            planned = schedule.next(now)
-    if (
-        pending is not None
-        or failure is not None
-        or progress.skipped
-        or progress.renewed is not None
-        or planned is None
-    ):
+    elif planned is not None:
+        if planned > now + CLOCK_ERROR_MAX and not at_most_once:
+            upcoming = schedule.next(now + CLOCK_ERROR_MAX)
+            if upcoming is not None and planned > upcoming:
+                planned = schedule.next(now)
+        if planned is not None:
+            return _go_on(reading, policy, now, planned, failure, ran)
+    if pending is not None or failure is not None or progress.skipped or planned is None:
         if planned is None and pending is None and record.group != STATIC_GROUP:
             return DELETE
         return _go_on(reading, policy, now, planned, failure, ran)
@@ -948,9 +997,10 @@ def _go_on(
         progress.incarnation,
         last=progress.last if ran is None else _shown(ran),
         skipped=progress.skipped,
-        # The occurrence of the schedule, which a triggered run leaves where it was.
-        renewed=None if progress.triggered is None else progress.renewed,
     )
+    if progress.triggered is not None:
+        # The occurrence of the schedule, which a triggered run leaves where it was.
+        after = after._replace(begun=progress.begun, renewed=_renewed_before(progress))
     if failure is not None:
         after = after._replace(
             error=failure.error, outcome=failure.outcome, traceback=failure.traceback
@@ -1031,9 +1081,8 @@ def _held_back(
     """
     pending = progress.pending
     if pending is not None and pending.triggered is not None:
-        progress = progress._replace(
-            triggered=pending.triggered, failures=0, pending=pending._replace(triggered=None)
-        )
+        progress = _triggered(progress, unfinished_attempts, pending.triggered)
+        progress = progress._replace(pending=pending._replace(triggered=None))
         return Patch(pending.triggered, State.SCHEDULED, 0, dump_progress(progress))
     pause = None if pending is None else pending.pause
     progress = _unpaused(progress)._replace(pause=pause)

@@ -185,7 +185,8 @@ class Progress(NamedTuple):
         outcome: How that attempt ended, if it neither succeeded nor failed; see ``last_outcome``.
         skipped: Occurrences of this record that were skipped, or ran together with another one.
         traceback: The end of the traceback of a failed attempt.
-        begun: When the first attempt of the current occurrence started, where that matters.
+        begun: When the first attempt of the planned occurrence started, where that matters. A
+            triggered run leaves it.
         renewed: When the current occurrence got all of its attempts anew.
     """
 
