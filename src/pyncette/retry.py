@@ -119,7 +119,8 @@ class RetryIn(PyncetteException):
     """Raise it in a body to run the same occurrence again after a delay.
 
     Attributes:
-        delay: The delay, from the end of this attempt.
+        delay: The delay, from the end of this attempt. At least one ``poll_interval`` if nothing
+            limits the attempts: without a ``Retry``, or if ``free``.
         reason: Why; shown in the state and in the log.
         free: Whether this attempt does not count. A ``Retry`` limits the attempts that count; its
             ``within`` limits all of them.

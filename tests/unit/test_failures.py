@@ -473,6 +473,37 @@ def test_free_attempts_end_where_within_ends() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("options", "free", "expected"),
+    [
+        ({}, False, [0, 2, 4]),
+        ({}, True, [0, 2, 4]),
+        ({"retry": Retry(attempts=3)}, True, [0, 2, 4]),
+        ({"retry": Retry(attempts=3)}, False, [0, 0, 0]),
+    ],
+)
+def test_asking_to_run_again_at_once_has_a_brake_where_nothing_limits_it(
+    options: dict[str, Any],
+    free: bool,
+    expected: list[float],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench(poll_interval=seconds(2))
+        again = RetryIn(timedelta(0), "more to do", free=free)
+        body = Failing(bench, *[again] * 99)
+        job = bench.app.dynamic_task(name="job", **options)(body)
+        await scheduled(bench, job)
+        async with bench.running():
+            await bench.advance(5)
+            assert bench.times == expected
+
+    with caplog.at_level("INFO"):
+        run(main())
+    braked = "in 0:00:02, not in 0:00:00, which is too soon for attempts"
+    assert logged(caplog, braked, "more to do") == (len(set(expected)) > 1)
+
+
 def test_asking_to_run_again_goes_before_the_failure_mode() -> None:
     async def main() -> None:
         bench = Bench()

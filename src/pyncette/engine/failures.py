@@ -120,11 +120,17 @@ def _postponed(error: RetryIn, attempt: Attempt) -> Failure:
     check_delay("The delay of RetryIn", error.delay)
     delay = error.delay // _MICROSECOND
     retry = attempt.retry
+    shown = f"in {error.delay}"
+    if (retry is None or error.free) and delay < attempt.policy.retry_after:
+        # Nothing ends these attempts: without a pause they would keep a slot and the store busy.
+        delay = attempt.policy.retry_after
+        shown = f"in {timedelta(microseconds=delay)}, not in {error.delay}, which is too soon for "
+        shown += "attempts that are not counted" if error.free else "attempts without a limit"
     if retry is not None and not error.free and attempt.number >= retry.attempts:
         return _final(error, attempt, "this was its last attempt")
     if rules.last_chance(attempt.reading, attempt.policy, attempt.now + delay):
         return _final(error, attempt, "the next attempt would be later than within allows")
-    _log(logging.INFO, "postponed", attempt, f"in {error.delay}: {describe(error)}")
+    _log(logging.INFO, "postponed", attempt, f"{shown}: {describe(error)}")
     return Failure(describe(error), None, delay, free=error.free, outcome=Outcome.POSTPONED)
 
 
