@@ -607,7 +607,8 @@ class PyncetteContext:
         """Runs a static task or an instance once now; of a template, each of its instances.
 
         The schedule is not changed by it: the next planned run happens as well. What is running
-        runs once more afterwards. What waits for a retry, or is parked, has its next attempt now.
+        runs once more afterwards. What waits for a retry has its next attempt now. What is parked
+        runs the same occurrence again, with all of its attempts, as ``retry_parked`` does.
         A paused instance runs once and stays paused. The instances of a template are triggered in
         batches, so this takes time where there are many; calling it again triggers those again
         that have run meanwhile.

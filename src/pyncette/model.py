@@ -176,7 +176,9 @@ class Context:
         task: The task, or the instance of a dynamic task, that is executed.
         scheduled_at: The planned time of this run, aware, in the task's time zone.
         args: The arguments of this execution: a copy of its own.
-        attempt: The number of this attempt; the first attempt of an occurrence is 1.
+        attempt: The number of this attempt; the first attempt of an occurrence is 1. It is 1 again
+            when the occurrence gets all of its attempts anew: ``retry_parked``, ``trigger`` of a
+            parked task, ``resume`` after ``Exhausted.PAUSE``.
         execution_id: The same text for every attempt of one occurrence, and for no other
             occurrence: 32 hexadecimal digits. Use it as an idempotency key.
         fencing_token: A number that grows with every claim of the record. A system that refuses
@@ -253,7 +255,8 @@ class TaskState:
         next: When it is due next, aware UTC: its next run, its retry, the end of its pause if that
             comes later, or, while it runs, the end of its lease. None if it never is.
         attempt: The number of the attempt that runs, or of the next one, for the current
-            occurrence; 1 unless an attempt has failed or ended without an outcome.
+            occurrence; 1 unless an attempt has failed or ended without an outcome. While the task
+            is parked, the number of the last attempt that was made.
         last_started_at: When the last attempt that was recorded started, aware UTC; None if there
             was none.
         last_finished_at: When it ended, aware UTC; None if that is not known.

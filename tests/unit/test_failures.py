@@ -725,6 +725,42 @@ def test_a_parked_task_is_run_again_with_all_of_its_attempts(bench: Bench) -> No
     run(main())
 
 
+def test_a_parked_task_that_is_triggered_is_run_again_with_all_of_its_attempts() -> None:
+    async def main() -> None:
+        bench = Bench()
+        body = Failing(bench, *[ValueError("no")] * 6)
+        job = bench.app.dynamic_task(name="job", retry=EXACT)(body)
+        await scheduled(bench, job)
+        async with bench.running() as context:
+            shown: list[tuple[str, int]] = []
+
+            async def show() -> None:
+                state = await context.get_task(job, "a")
+                assert state is not None
+                shown.append((state.state, state.attempt))
+
+            await bench.advance(1)
+            await show()
+            await bench.advance(50)
+            await show()
+            assert await context.trigger(job, "a") == 1
+            await bench.advance(1)
+            await show()
+            await bench.advance(50)
+            await show()
+        assert body.seen("attempt") == [1, 2, 3, 1, 2, 3]
+        assert len(set(body.seen("execution_id"))) == 1
+        assert bench.planned == [0] * 6
+        assert shown == [
+            ("retrying", 2),
+            ("parked", 3),
+            ("retrying", 2),
+            ("parked", 3),
+        ]
+
+    run(main())
+
+
 def test_a_parked_task_is_run_again_with_new_arguments() -> None:
     async def main() -> None:
         bench = Bench()

@@ -139,6 +139,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         occurrence, reason = progress.occurrence, progress.error
         running_now = record.state == State.RUNNING and record.unfinished_attempts > 0
         attempt += progress.failures + record.unfinished_attempts - running_now
+        if record.state == State.PARKED:
+            attempt = max(progress.failures, 1)  # no next one is to come
         if record.state == State.PAUSED and progress.pause is not None:
             pause = progress.pause
     if record.state == State.PARKED:

@@ -651,8 +651,9 @@ def resumed(reading: Reading, now: int) -> Change | None:
 def triggered(reading: Reading, now: int) -> Change | None:
     """One run now; the schedule is not changed by it.
 
-    A running record runs once more at the end of that run. A record that waits for a retry, or is
-    parked, gets its next attempt now. A paused record stays paused afterwards.
+    A running record runs once more at the end of that run. A record that waits for a retry gets its
+    next attempt now. A parked one is run again, see ``rerun``. A paused record stays paused
+    afterwards.
 
     Returns:
         The change, or None if such a run is already under way or requested.
