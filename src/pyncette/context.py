@@ -239,6 +239,8 @@ class PyncetteContext:
             TaskLockedException: The instance is running, or has failed and keeps its lease (see
                 ``FailureMode.NONE``), and neither ``force`` nor ``on_existing`` is set.
             TaskExistsError: The instance exists, and ``on_existing`` is ``OnExisting.RAISE``.
+            TaskUnreadableError: A later release wrote the record of the instance. ``force``
+                replaces it.
             ValueError: An option or argument is invalid; or both ``force`` and ``on_existing`` are
                 set.
             StoreError: The store failed; it is unknown whether the instance was written.
@@ -399,11 +401,11 @@ class PyncetteContext:
             Whether the task was parked. If not, nothing is changed.
 
         Raises:
-            ValueError: A new argument is invalid; or no worker can read the record, so that it must
-                be scheduled anew.
+            ValueError: A new argument is invalid.
             TypeError: New arguments were given for a static task, whose arguments are in the code;
                 or an option was given.
-            UnreadableHere: A later release wrote the record.
+            TaskUnreadableError: The record cannot be read. If no worker can read it, an instance
+                must be scheduled anew.
             StoreError: The store failed; it is unknown whether the task runs again.
         """
         return await rerun_parked(self._requests, task, instance_name, args)
@@ -555,8 +557,9 @@ class PyncetteContext:
             ends. A jitter is not added.
 
         Raises:
-            ValueError: ``n`` is out of range; or the task does not say when it runs; or the
-                record cannot be read by this process, or a calendar fails.
+            ValueError: ``n`` is out of range; or the task does not say when it runs.
+            TaskUnreadableError: The record cannot be read, by this process or by any; or one of its
+                calendars fails.
             StoreError: The store failed.
         """
         return await self._previewing.preview(task, n, instance_name)
@@ -589,6 +592,7 @@ class PyncetteContext:
 
         Raises:
             TaskNotFoundError: There is no such instance.
+            TaskUnreadableError: The record cannot be read, by this process or by any.
             ValueError: ``until`` is not in the future, or the reason is too long.
             StoreError: The store failed; it is unknown whether the pause was written.
         """
@@ -599,6 +603,7 @@ class PyncetteContext:
 
         Raises:
             TaskNotFoundError: There is no such instance.
+            TaskUnreadableError: The record cannot be read, by this process or by any.
             StoreError: The store failed; it is unknown whether the pause was ended.
         """
         await self._steering.resume(task, instance_name)
@@ -623,6 +628,7 @@ class PyncetteContext:
         Raises:
             TaskNotFoundError: There is no such instance.
             TaskPausedError: The template, or the partition, is paused.
+            TaskUnreadableError: The record cannot be read, by this process or by any.
             StoreError: The store failed.
         """
         return await self._steering.trigger(task, instance_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -19,10 +20,10 @@ from pyncette import (
     Where,
 )
 from pyncette.errors import (
-    PyncetteException,
     StoreUnavailableError,
     TaskNotFoundError,
     TaskPausedError,
+    TaskUnreadableError,
 )
 from pyncette.model import PauseState, TaskState
 from pyncette.store import Result, Write
@@ -197,14 +198,53 @@ def test_a_bad_end_or_reason_is_refused_in_words(
     run(main())
 
 
-def test_a_record_that_no_worker_can_read_is_not_steered() -> None:
+BROKEN = "cannot be read by any worker .*what is this"
+NEWER = r"cannot be read by this process, but perhaps by another one \(NewerFormat: progress has"
+
+
+@pytest.mark.parametrize(
+    ("written", "elsewhere", "words"),
+    [
+        ({"schedule": "what is this"}, False, BROKEN + ".*: schedule it anew, or remove it"),
+        ({"progress": "what is this"}, False, BROKEN + ".*: schedule it anew, or remove it"),
+        ({"progress": "2 what is this"}, True, NEWER),
+    ],
+    ids=["schedule", "progress", "newer"],
+)
+@pytest.mark.parametrize("parked", [False, True], ids=["waits", "parked"])
+def test_what_a_call_cannot_read_it_refuses_in_words(
+    written: dict[str, Any], elsewhere: bool, words: str, parked: bool
+) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        await bench.plant(job, "x", schedule="what is this", due=1_000)
+        tick = ticking(bench)
+        state = "parked" if parked else "scheduled"
+        await bench.plant(job, "x", due=1_000, state=state, **written)
+        await bench.plant(tick, due=1_000, state=state, **written)
         async with bench.app.create() as context:
-            with pytest.raises(PyncetteException, match="cannot be read"):
-                await context.trigger(job, "x")
+            calls: list[Callable[[], Awaitable[object]]] = [
+                lambda: context.pause(job, "x"),
+                lambda: context.resume(job, "x"),
+                lambda: context.trigger(job, "x"),
+            ]
+            if parked:
+                calls.append(lambda: context.retry_parked(job, "x"))
+                assert await context.preview(job, 5, "x") == []
+            else:
+                calls.append(lambda: context.preview(job, 5, "x"))
+            if elsewhere:
+                again = partial(context.schedule_task, job, "x", interval=seconds(9))
+                calls += [again, partial(again, on_existing=OnExisting.REPLACE)]
+            for call in calls:
+                with pytest.raises(TaskUnreadableError, match=f"'x' {words}") as refused:
+                    await call()
+                assert (refused.value.name, refused.value.elsewhere) == ("x", elsewhere)
+            with pytest.raises(TaskUnreadableError, match="'tick' cannot be read") as refused:
+                await context.pause(tick)
+            assert ("a worker that starts plans it anew" in str(refused.value)) is not elsewhere
+            await context.schedule_task(job, "x", force=True, execute_at=after(5))
+            await context.pause(job, "x")
 
     run(main())
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
+from pyncette.calls.unreadable import reading_record
 from pyncette.engine import rules
-from pyncette.errors import printable
-from pyncette.store.record import Change, Record, State, UnreadableRecord
+from pyncette.store.record import Change, Record, State
 from pyncette.task import Task
 from pyncette.task_options import INSTANCE_OPTIONS
 
@@ -33,19 +33,12 @@ def rerun(task: Task, record: Record | None, now: int, args: str | None = None) 
     """Returns the change that runs a parked record of a task again; None if it is not parked.
 
     Raises:
-        ValueError: No worker can read the record.
-        UnreadableHere: This worker cannot read it.
+        TaskUnreadableError: The record cannot be read.
     """
     if record is None or record.state != State.PARKED:
         return None
-    try:
-        reading = task.reading_of(record)
-    except UnreadableRecord as error:
-        raise ValueError(
-            f"'{printable(record.key)}' is parked because its record cannot be read, so it cannot "
-            f"be run again: schedule it anew ({error})"
-        ) from error
-    return rules.rerun(reading, now, args)
+    with reading_record(record):
+        return rules.rerun(task.reading_of(record), now, args)
 
 
 def _new_args(task: Task, name: str, args: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
+from pyncette.calls.unreadable import reading_record
 from pyncette.engine.rules import Policy
 from pyncette.engine.upcoming import checked_number, shown, with_current
 from pyncette.schedule import Calendars, Schedule
@@ -39,8 +40,9 @@ class Previewing:
                 subject = subject.instantiate(name)
             return _of_schedule(subject.plan, now, number)
         template = subject.template
-        found = with_current(template, record, Policy(template.fast_forward), now, number)
-        return shown(found, template.reading_of(record).schedule.timezone)
+        with reading_record(record):
+            found = with_current(template, record, Policy(template.fast_forward), now, number)
+            return shown(found, template.reading_of(record).schedule.timezone) if found else []
 
 
 def _of_schedule(schedule: Schedule, now: int, number: int) -> list[datetime]:

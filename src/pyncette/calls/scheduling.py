@@ -7,6 +7,7 @@ from typing import Final
 
 from pyncette import chance
 from pyncette.calls.requests import Holding, Requests, write_after
+from pyncette.calls.unreadable import reading_record
 from pyncette.clock import from_microseconds, realtime
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
@@ -78,6 +79,7 @@ class Wish:
         Raises:
             TaskExistsError: There is one, and ``on_existing`` says that this is an error.
             TaskLockedException: A worker holds it.
+            TaskUnreadableError: A later release wrote its record.
             ValueError: It would never run.
         """
         if current is None:
@@ -90,9 +92,11 @@ class Wish:
                 return None
             case OnExisting.REPLACE:
                 self.created(now)  # refuses what would never run
-                return rules.replaced(current, self.wanted, now)
+                with reading_record(current):
+                    return rules.replaced(current, self.wanted, now)
             case OnExisting.SOONER:
-                change = rules.merged(current, self.wanted, now)
+                with reading_record(current):
+                    change = rules.merged(current, self.wanted, now)
         if change is None:
             due_at = None if current.due_at is None else from_microseconds(current.due_at)
             raise TaskLockedException(self.instance, due_at, rules.failed_under_lease(current))

@@ -15,6 +15,7 @@ from typing import Final
 from pyncette import chance
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests, Wish
+from pyncette.calls.unreadable import reading_record
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
@@ -28,7 +29,6 @@ from pyncette.engine.steering import (
 )
 from pyncette.engine.worker import Worker
 from pyncette.errors import (
-    PyncetteException,
     TaskNotFoundError,
     TaskPausedError,
     describe,
@@ -135,7 +135,7 @@ class Steering:
 
         Raises:
             TaskNotFoundError: There is no such instance.
-            PyncetteException: The record cannot be read by this process.
+            TaskUnreadableError: The record cannot be read.
         """
         group, key = identity_of(task, name)
         static = not task.dynamic and task.parent_task is None
@@ -210,14 +210,8 @@ def _triggered_if_there(task: Task, current: Record | None, now: int) -> Change 
 
 
 def _ruled(task: Task, current: Record, rule: Rule, now: int) -> Change | None:
-    try:
-        reading = task.reading_of(current)
-    except ValueError as error:
-        raise PyncetteException(
-            f"The record of {printable(current.key)} cannot be read by this process: "
-            f"{describe(error)}"
-        ) from error
-    return rule(reading, now)
+    with reading_record(current):
+        return rule(task.reading_of(current), now)
 
 
 def _created(task: Task, rule: Rule, now: int) -> Change:
