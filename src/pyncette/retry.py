@@ -6,6 +6,7 @@ and stores; which change of a record follows is in ``pyncette.engine.rules``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -19,6 +20,9 @@ DELAY_MAX: Final = timedelta(days=3_660)
 """The longest delay before an attempt: ten years."""
 
 ATTEMPTS_MAX: Final = 1_000_000
+
+_MAXIMUM: Final = timedelta(minutes=5)
+"""The longest delay of a policy that says none; no other object is this one."""
 
 _EXPONENT_MAX: Final = 1_000
 """Beyond it, a delay that grows at all has reached its maximum; a float would overflow."""
@@ -36,10 +40,11 @@ class Retry:
             that ended without an outcome because their worker crashed.
         initial: The delay after the first attempt.
         factor: Each further delay is this many times as long; at least 1.
-        maximum: The longest delay.
+        maximum: The longest delay; default is five minutes, or ``initial`` if that is longer.
         jitter: The part of each delay that is random, from 0 (none) to 1: a delay of 10 s with a
             jitter of 0.2 becomes 8 to 10 s.
-        on: The exceptions after which to try again. Any other exception is final.
+        on: The exceptions after which to try again, as classes: one, or any iterable of them. Any
+            other exception is final.
         give_up_on: Exceptions that are final although they are among ``on``.
         within: No attempt is planned for later than this after the planned time of the occurrence.
             None: no limit. The first attempt is always made.
@@ -48,7 +53,7 @@ class Retry:
     attempts: int = 5
     initial: timedelta = timedelta(seconds=1)
     factor: float = 2.0
-    maximum: timedelta = timedelta(minutes=5)
+    maximum: timedelta = _MAXIMUM
     jitter: float = 0.2
     on: tuple[type[BaseException], ...] = (Exception,)
     give_up_on: tuple[type[BaseException], ...] = ()
@@ -68,6 +73,8 @@ class Retry:
                 "start counts as well"
             )
         check_delay("initial", self.initial)
+        if self.maximum is _MAXIMUM and self.initial > _MAXIMUM:
+            object.__setattr__(self, "maximum", self.initial)
         check_delay("maximum", self.maximum)
         if self.maximum < self.initial:
             raise ValueError(
@@ -198,8 +205,14 @@ def _check_number(option: str, value: object, kind: type | tuple[type, ...]) -> 
 
 
 def _kinds(option: str, value: object) -> tuple[type[BaseException], ...]:
-    kinds = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, Iterable) and not isinstance(value, (type, str)):
+        kinds = tuple(value)
+    else:
+        kinds = (value,)
     for kind in kinds:
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
-            raise TypeError(f"{option} must hold classes of exceptions, not {kind!r}")
+            raise TypeError(
+                f"{option} must hold classes of exceptions, as in {option}=(OSError, ValueError), "
+                f"not {kind!r:.200}"
+            )
     return kinds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 from datetime import timedelta
 from random import Random
 from typing import Any
@@ -75,6 +76,24 @@ def test_one_kind_of_exception_may_be_given_alone() -> None:
     assert Retry(on=alone).on == (ValueError,)
 
 
+@pytest.mark.parametrize("kind", [list, set, iter])
+def test_kinds_of_exceptions_may_be_given_in_any_iterable(kind: Any) -> None:
+    retry = Retry(on=kind([OSError]), give_up_on=kind([FileNotFoundError]))
+    assert (retry.on, retry.give_up_on) == ((OSError,), (FileNotFoundError,))
+    assert retry.covers(ConnectionError())
+    assert not retry.covers(FileNotFoundError())
+
+
+def test_the_longest_delay_is_at_least_the_first_one_unless_it_is_given() -> None:
+    minutes = [Retry(initial=timedelta(minutes=n)).maximum / timedelta(minutes=1) for n in (1, 9)]
+    assert minutes == [5, 9]
+    retry = Retry(initial=timedelta(minutes=9), jitter=0)
+    assert [retry.delay(attempt, ValueError()) for attempt in (1, 2)] == [retry.initial] * 2
+    assert replace(Retry(), initial=timedelta(minutes=9)) == Retry(initial=timedelta(minutes=9))
+    with pytest.raises(ValueError, match="maximum must be at least initial"):
+        Retry(initial=timedelta(minutes=9), maximum=timedelta(minutes=5))
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
@@ -92,7 +111,10 @@ def test_one_kind_of_exception_may_be_given_alone() -> None:
         ({"factor": "2"}, TypeError, "factor must be a number, not '2'"),
         ({"jitter": 1.5}, ValueError, "jitter must be from 0 to 1, not 1.5"),
         ({"jitter": -0.1}, ValueError, "jitter must be from 0 to 1"),
-        ({"on": (5,)}, TypeError, "on must hold classes of exceptions, not 5"),
+        ({"on": (5,)}, TypeError, r"on must .* as in on=\(OSError, ValueError\), not 5"),
+        ({"on": 5}, TypeError, "on must hold classes of exceptions.* not 5"),
+        ({"on": "OSError"}, TypeError, "on must hold classes of exceptions.* not 'OSError'"),
+        ({"on": OSError | ValueError}, TypeError, r"as in on=.* not OSError \| ValueError"),
         ({"give_up_on": (ValueError(),)}, TypeError, "give_up_on must hold classes of exceptions"),
         ({"within": 60}, TypeError, "within must be a timedelta, not 60"),
         ({"within": timedelta()}, ValueError, "within must be longer than zero"),
