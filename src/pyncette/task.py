@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
 
@@ -146,20 +146,21 @@ class Task(Declared):
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
         lease_duration: timedelta | float = DEFAULT_LEASE_DURATION,
-        retry: Retry = UNSET,
-        exhausted: Exhausted = UNSET,
-        timeout: timedelta = UNSET,
-        heartbeat: Heartbeat | bool = UNSET,
-        misfire_grace: timedelta = UNSET,
-        catch_up: CatchUp = UNSET,
-        overlap: Overlap = UNSET,
+        retry: Retry | None = UNSET,
+        exhausted: Exhausted | None = UNSET,
+        timeout: timedelta | None = UNSET,
+        heartbeat: Heartbeat | bool | None = UNSET,
+        misfire_grace: timedelta | None = UNSET,
+        catch_up: CatchUp | None = UNSET,
+        overlap: Overlap | None = UNSET,
         limit: PerWorker | Json = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
 
         A value that JSON can hold, given for one of the options from ``retry`` to ``limit``, is
-        an argument of the task, as it was in 1.x. (``heartbeat=True`` is both.)
+        an argument of the task, as it was in 1.x. (``heartbeat=True`` is both. So is None, which
+        as an option means that it is not given.)
 
         Args:
             name: Unique among the tasks of the app.
@@ -583,13 +584,15 @@ class Task(Declared):
         """This instance runs by another schedule than it was made with."""
         self._plan, self._when = plan, None
 
-    def _warn_of_misspelt(self, args: Iterable[str], *, declaring: bool = False) -> None:
+    def _warn_of_misspelt(self, args: Mapping[str, Any], *, declaring: bool = False) -> None:
         """Warns, once each, about arguments that were perhaps meant as options."""
         for name in args:
             option = meant_option(name, declaring=declaring)
             if option is None or getattr(self.when, option, None) is not None:
                 continue
             template = self.template
+            if option == name and args[name] is None and option in {*NEW_OPTIONS, *SPAN_OPTIONS}:
+                continue  # passed on from a configuration that does not say it
             if option in NEW_OPTIONS and template is not self:
                 continue  # no option of an instance, so it was not meant as one
             if option == name == "heartbeat" and template.heartbeat is not None:

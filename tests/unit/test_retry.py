@@ -17,6 +17,7 @@ from pyncette import Context, ExecutionMode, Exhausted, FailureMode, Heartbeat, 
 from pyncette.model import CatchUp
 from pyncette.retry import DELAY_MAX, GiveUp, Retry, RetryIn, Skip
 from pyncette.task import Task
+from pyncette.task_options import NEW_OPTIONS, SPAN_OPTIONS
 
 SECOND = timedelta(seconds=1)
 
@@ -231,6 +232,21 @@ def test_a_json_value_under_the_name_of_an_option_is_an_argument_and_is_warned_a
     assert task.extra_args == args
     [line] = caplog.messages
     assert f"'{option}' is an argument of the task, not an option: the option takes" in line
+
+
+@pytest.mark.parametrize("option", [*NEW_OPTIONS, *SPAN_OPTIONS])
+def test_none_as_a_new_option_means_that_it_is_not_given_and_stays_an_argument_as_in_1_x(
+    option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    args: dict[str, Any] = {option: None}
+    task = Task(name="job", func=body, interval=1, **args)
+    template = Task(name="job", func=body, dynamic=True, **args)
+    instance = template.instantiate("a", interval=1, **args)
+    plain = Task(name="job", func=body, interval=1)
+    assert (task.options, task.when) == (plain.options, plain.when)
+    assert instance.when == plain.when
+    assert task.extra_args == template.extra_args == instance.extra_args == args
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("value", [True, False])
