@@ -243,11 +243,17 @@ class PyncetteContext:
                 replaces it.
             ValueError: An option or argument is invalid; or both ``force`` and ``on_existing`` are
                 set.
+            TypeError: ``name`` was given, or an option that only the template has; or a value is
+                of a wrong type.
             StoreError: The store failed; it is unknown whether the instance was written.
         """
         check_declared(task)
         if "name" in args:
-            raise TypeError("name cannot be an argument of a task: it is the name of the instance")
+            raise TypeError(
+                "name cannot be an argument of a task: the name of the instance is the second "
+                f"argument of schedule_task, instance_name (given: instance_name={instance_name!r}"
+                f", name={args['name']!r})"
+            )
         if on_existing is not None and not isinstance(on_existing, OnExisting):
             args["on_existing"] = on_existing
             on_existing = None
