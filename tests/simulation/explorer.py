@@ -423,7 +423,7 @@ class Explorer:
             ask, record, Wanted(schedule, args, f"b{asks + 1}", (self.scenario.group, KEY)), now
         )
         if change is None or (ask is Ask.TRIGGER and now == ledger.triggered):
-            return None  # two runs triggered at one microsecond would look the same
+            return None  # these records do not say that a run of this microsecond has ended
         write = Write(self.scenario.group, KEY, change, ANY)
         after, result = model.written(record, write, now)
         assert isinstance(result, Applied)

@@ -358,9 +358,16 @@ def asked(
                 raise Violation(Row.TRIGGER_RUNS, f"triggered at {now}, but due {after.due_at}")
             return ledger if before.state == State.RETRYING else ledger._replace(starts=None)
         case Ask.TRIGGER:
-            triggers = (*ledger.triggers, now)
+            found = progress_of(after.progress)
+            requested = (found.pending or Pending()).triggered
+            instant = requested if after.state == State.RUNNING else found.triggered
+            # Not in the past, not after the time that passes next, and no other run looks like it.
+            others = (*in_hand, (progress.pending or Pending()).triggered)
+            if instant not in (now, now + 1) or instant in others:
+                raise Violation(Row.TRIGGER_RUNS, f"triggered at {now} for {instant}: {after}")
+            triggers = (*ledger.triggers, instant)
             # What is exhausted then is tried again.
-            return ledger._replace(triggers=triggers, triggered=now, starts=None)
+            return ledger._replace(triggers=triggers, triggered=instant, starts=None)
         case _:
             return _replanned(ledger, schedule, before, after, now)
 

@@ -277,6 +277,35 @@ def test_one_requested_run_is_enough() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_runs_that_are_triggered_while_the_clock_stands_still_are_different_runs(
+    mode: ExecutionMode,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        seen: list[str] = []
+
+        async def body(context: Any) -> None:
+            await bench.note(context)
+            seen.append(context.execution_id)
+            if len(seen) == 4:
+                assert await context.app_context.trigger(context.task) == 1
+
+        job = bench.app.dynamic_task(name="job", execution_mode=mode)(body)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(10))
+            for number in (1, 2, 3, 4):
+                assert await context.trigger(job, "x") == 1
+                await bench.clock.settle()
+                await bench.advance(0.000_001)
+                assert len(seen) == number + (number == 4)
+            await bench.advance(20)
+        assert len(set(seen)) == len(seen) == 6
+        assert bench.times[-1] == 10
+
+    run(main())
+
+
 def test_a_triggered_one_off_runs_now_and_at_its_time() -> None:
     async def main() -> None:
         bench = Bench()

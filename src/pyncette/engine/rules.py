@@ -664,7 +664,8 @@ def triggered(reading: Reading, now: int) -> Change | None:
             pending = progress.pending or Pending()
             if pending.triggered is not None:
                 return None
-            return _pending_changed(record, progress, pending._replace(triggered=now))
+            pending = pending._replace(triggered=_trigger_instant(progress, now))
+            return _pending_changed(record, progress, pending)
         case State.RETRYING:
             # One that was given back unread may not have begun. The user has asked for it now.
             text = None
@@ -680,8 +681,20 @@ def triggered(reading: Reading, now: int) -> Change | None:
             progress = progress._replace(pending=pending, pause=None)
         case _:
             pass
-    progress = _triggered(progress, record.unfinished_attempts, now)
-    return Patch(now, State.SCHEDULED, 0, dump_progress(progress))
+    instant = _trigger_instant(progress, now)
+    progress = _triggered(progress, record.unfinished_attempts, instant)
+    return Patch(instant, State.SCHEDULED, 0, dump_progress(progress))
+
+
+def _trigger_instant(progress: Progress, now: int) -> int:
+    """The planned instant of a triggered run: a microsecond after an earlier run of this instant.
+
+    Otherwise two of them would be taken for one, if the clocks of two callers differ by as much as
+    the first one took, or if a clock stands still.
+    """
+    waiting = None if progress.pending is None else progress.pending.triggered
+    last = max(progress.triggered or 0, waiting or 0, progress.last_started or 0)
+    return last + 1 if now <= last < now + _TRIGGER_SHIFT_MAX else now
 
 
 def _triggered(progress: Progress, unfinished_attempts: int, instant: int) -> Progress:
@@ -825,6 +838,8 @@ def replanned(
         dump_progress(progress),
     )
 
+
+_TRIGGER_SHIFT_MAX: Final = 1_000_000
 
 CLOCK_ERROR_MAX: Final = 60_000_000
 """Microseconds by which clocks of workers may differ before a planned time counts as wrong."""
