@@ -73,7 +73,13 @@ def test_a_body_that_takes_too_long_is_cancelled_and_has_failed(
         assert seen == [after(15), 15, after(25), 25]
 
     run(main())
-    assert logged(caplog, "slow did not end within its timeout (0:00:05) and is cancelled")
+    for entry in caplog.records:
+        assert "slow failed in attempt 1 of the run" in entry.getMessage(), "one line for each"
+        assert entry.exc_text is not None
+        assert entry.exc_text.count("Traceback (most recent call last)") == 1
+        assert "in slow\n    await bench.clock.sleep(100)" in entry.exc_text
+        assert entry.exc_text.endswith("TimeoutError: The task did not end within 0:00:05")
+    assert len(caplog.records) == 2
 
 
 def test_a_body_that_is_quick_enough_notices_nothing(bench: Bench) -> None:
@@ -219,7 +225,9 @@ def test_a_body_that_goes_on_for_ever_is_named_at_growing_intervals(
     assert "It keeps its slot until it ends" in said[0]
 
 
-def test_what_a_body_raises_instead_when_it_is_cancelled_is_its_error(bench: Bench) -> None:
+def test_what_a_body_raises_instead_when_it_is_cancelled_is_its_error(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         acts: list[Exception] = [ValueError("rolled back"), Skip("too late to matter")]
 
@@ -240,6 +248,7 @@ def test_what_a_body_raises_instead_when_it_is_cancelled_is_its_error(bench: Ben
             assert load_progress(record.progress).last_outcome is Outcome.SKIPPED
 
     run(main())
+    assert logged(caplog, "job did not end within its timeout (0:00:05), was cancelled, and raised")
 
 
 def test_at_most_once_is_cancelled_too() -> None:

@@ -73,14 +73,24 @@ class _Timeout:
             return
         from_outside = self._runner.uncancel() > self._cancelling
         if error is None or (isinstance(error, asyncio.CancelledError) and not from_outside):
-            raise TimeoutError(f"The task did not end within {self._timeout}") from error
+            # One traceback, which shows where the body was.
+            timed_out = TimeoutError(f"The task did not end within {self._timeout}")
+            raise timed_out.with_traceback(traceback) from None
+        if not isinstance(error, asyncio.CancelledError):
+            logger.warning(
+                "%s did not end within its timeout (%s), was cancelled, and raised another "
+                "exception",
+                self._execution.label,
+                self._timeout,
+            )
 
     async def _run_out(self) -> None:
         clock = self._worker.clock
         await clock.sleep(self._timeout.total_seconds())
         if self._ended:
             return
-        logger.warning(
+        # The line of its failure follows, unless it goes on.
+        logger.debug(
             "%s did not end within its timeout (%s) and is cancelled",
             self._execution.label,
             self._timeout,
@@ -92,10 +102,12 @@ class _Timeout:
             await clock.sleep(pause_s)
             waited_s += pause_s
             logger.warning(
-                "%s still runs, %.0f s after it was cancelled: it catches CancelledError, blocks "
-                "the event loop, or runs in a thread. It keeps its slot until it ends.",
+                "%s still runs, %.0f s after its timeout (%s) has cancelled it: it catches "
+                "CancelledError, blocks the event loop, or runs in a thread. It keeps its slot "
+                "until it ends.",
                 self._execution.label,
                 waited_s,
+                self._timeout,
             )
             pause_s = min(2 * pause_s, _WORD_PAUSE_MAX_S)
 
