@@ -44,7 +44,10 @@ def describe(error: BaseException) -> str:
     except Exception:
         text = "(its text cannot be shown)"
     name = type(error).__name__
-    return printable(f"{name}: {text}" if text else name)[:ERROR_CHARACTERS_MAX]
+    # Cut first: to look at megabytes takes long.
+    return printable(f"{name}: {text[:ERROR_CHARACTERS_MAX]}" if text else name)[
+        :ERROR_CHARACTERS_MAX
+    ]
 
 
 def describe_traceback(error: BaseException) -> str:
@@ -53,10 +56,17 @@ def describe_traceback(error: BaseException) -> str:
     An exception that cannot be shown gives its description alone.
     """
     try:
-        lines = traceback.format_exception(error, limit=-_FRAMES_MAX)
-        return "".join(lines)[-TRACEBACK_CHARACTERS_MAX:]
+        return "".join(traceback_parts(error))[-TRACEBACK_CHARACTERS_MAX:]
     except Exception:
         return describe(error)
+
+
+def traceback_parts(error: BaseException) -> list[str]:
+    """The lines of a traceback: the last frames of each exception, no text longer than 2,000."""
+    return [
+        part if len(part) <= ERROR_CHARACTERS_MAX else f"{part[:ERROR_CHARACTERS_MAX]}…\n"
+        for part in traceback.format_exception(error, limit=-_FRAMES_MAX)
+    ]
 
 
 class PyncetteException(Exception):  # noqa: N818 - the name is public since 1.x

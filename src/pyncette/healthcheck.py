@@ -20,6 +20,7 @@ from pyncette.app import Pyncette
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
 from pyncette.engine.background import is_cancelled
+from pyncette.logs import log_exception
 from pyncette.options import whole_number
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ class HealthcheckServer:
                 raise
             if isinstance(error, GeneratorExit) and asyncio.current_task() is not connection:
                 raise
-            logger.exception("The health check failed")
+            log_exception(logger, logging.ERROR, error, "The health check failed")
             healthy = False
         return method, HTTPStatus.OK if healthy else HTTPStatus.INTERNAL_SERVER_ERROR
 

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from pyncette.body import call_body, check_body, declared_in
 from pyncette.clock import Clock
-from pyncette.errors import LeaseLostException
+from pyncette.errors import LeaseLostException, describe, printable
+from pyncette.logs import log_exception
 
 logger = logging.getLogger(__name__)
 
@@ -133,12 +134,14 @@ class _Beating:
                 self._lease_was_lost(error)
                 return
             except Exception as error:
-                logger.warning(
-                    "A heartbeat of %s failed, the next one is in %g s: %s",
-                    self._context.task,
-                    self._interval_s,
+                log_exception(
+                    logger,
+                    logging.WARNING,
                     error,
-                    exc_info=True,
+                    "A heartbeat of %s failed, the next one is in %g s: %s",
+                    printable(self._context.task),
+                    self._interval_s,
+                    describe(error),
                 )
             # The lease runs from when a heartbeat was sent, not from when it was answered.
             elapsed_s = self._clock.monotonic() - sent

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from pyncette.logs import log_exception
+
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +52,7 @@ class Background:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("%s failed", task.get_name(), exc_info=error)
+            log_exception(logger, logging.ERROR, error, "%s failed", task.get_name())
 
     async def close(self) -> None:
         """Cancels the tasks that are left and waits until they have ended."""

@@ -33,6 +33,7 @@ from pyncette.engine.timeouts import with_timeout
 from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
 from pyncette.executor import DefaultExecutor
+from pyncette.logs import log_exception
 from pyncette.model import ExecutionMode, Overlap
 from pyncette.schedule import At, UnreadableHere
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
@@ -398,7 +399,9 @@ class Dispatcher:
             if is_cancelled():
                 raise error
         else:
-            logger.error("The executor failed to take on %s", execution.label, exc_info=error)
+            log_exception(
+                logger, logging.ERROR, error, "The executor failed to take on %s", execution.label
+            )
             self._withdraw(execution, run, self._worker.settings.poll_interval)
 
     def _withdraw(self, execution: Execution, run: Coroutine[Any, Any, None], delay: int) -> None:

@@ -14,6 +14,7 @@ from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy
 from pyncette.errors import describe, describe_traceback
+from pyncette.logs import log_exception
 from pyncette.model import FailureMode, Outcome
 from pyncette.retry import GiveUp, Retry, RetryIn, Skip, check_delay
 from pyncette.store.record import Reading
@@ -158,15 +159,15 @@ def _by_failure_mode(error: BaseException, attempt: Attempt) -> Failure:
 def _log_failure(
     error: BaseException, attempt: Attempt, what_follows: str, level: int = logging.ERROR
 ) -> None:
-    logger.log(
+    log_exception(
+        logger,
         level,
+        error,
         "Task %s failed in attempt %s of the run planned for %s: %s",
         attempt.label,
         attempt.shown,
         attempt.planned_at,
         what_follows,
-        # An exception itself would be asked whether it is true.
-        exc_info=(type(error), error, error.__traceback__),
     )
 
 
@@ -204,11 +205,13 @@ def _delay(retry: Retry, error: BaseException, attempt: Attempt) -> int | None:
             return None
         check_delay(f"What {type(retry).__name__}.delay returns", delay)
     except Exception as defect:
-        logger.error(
+        log_exception(
+            logger,
+            logging.ERROR,
+            defect,
             "The retry policy of %s failed; the delay of a plain Retry is used: %s",
             attempt.label,
             describe(defect),
-            exc_info=defect,
         )
         delay = Retry.delay(retry, attempt.number, error)
         if delay is None:
