@@ -108,8 +108,9 @@ class Task(Declared):
         parent_task: The template, on instances.
         dynamic: Whether this is a template.
         next_run: On an instance that ``schedule_task`` returned: when it runs next, as that call
-            has left it (aware, UTC). None on any other, and if the instance rests: it is parked,
-            or paused without an end.
+            has left it (aware, UTC): its retry, if it waits for one, and with its jitter. While it
+            runs, the planned time of that run, or of the replacement that waits for its end. None
+            on any other, and if the instance rests: it is parked, or paused without an end.
     """
 
     name: str

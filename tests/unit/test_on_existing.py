@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, after, lines, logged, run, seconds
 
-from pyncette import FailureMode, OnExisting
+from pyncette import FailureMode, OnExisting, Retry
 from pyncette.errors import TaskExistsError, TaskLockedException
 from pyncette.task import Task
 
@@ -163,6 +163,38 @@ def test_keeping_leaves_what_is_there_and_returns_it() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("how", [OnExisting.KEEP, OnExisting.SOONER])
+def test_the_instance_returned_knows_when_it_is_really_due(how: OnExisting) -> None:
+    async def main() -> None:
+        bench = Bench()
+        retry = Retry(initial=seconds(30), jitter=0)
+        fails = bench.app.dynamic_task(name="fails", retry=retry)(bench.fail)
+        none = bench.app.dynamic_task(name="none")(bench.fail)
+        spread: dict[str, Any] = {"interval": seconds(100), "jitter": seconds(50)}
+        job = of(bench)
+        async with bench.running() as context:
+            for task in (fails, none):
+                await context.schedule_task(task, "x", execute_at=after(1))
+            first = await context.schedule_task(job, "x", **spread)
+            await context.schedule_task(job, "y", interval=seconds(10))
+            await context.pause(job, "y", until=after(70))
+            await bench.advance(2)
+            retried = await context.schedule_task(fails, "x", execute_at=after(1), on_existing=how)
+            assert retried.next_run == after(31)
+            if how is OnExisting.KEEP:
+                left = await context.schedule_task(none, "x", interval=1, on_existing=how)
+                assert left.next_run == after(61), "when the lease of its failure ends"
+            again = await context.schedule_task(job, "x", on_existing=how, **spread)
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert first.next_run == again.next_run == state.next
+            assert state.scheduled_at == after(100) < state.next
+            paused = await context.schedule_task(job, "y", interval=seconds(10), on_existing=how)
+            assert paused.next_run == after(70)
+
+    run(main())
+
+
 def test_what_must_not_exist_is_refused_where_it_does() -> None:
     async def main() -> None:
         bench = Bench()
@@ -247,7 +279,7 @@ def test_what_waits_for_a_retry_keeps_it_and_nothing_is_said_of_a_sooner_time(
             await context.schedule_task(job, "x", interval=seconds(10))
             await bench.advance(10.5)
             instance = await context.schedule_task(job, "x", interval=seconds(20))
-            assert instance.next_run == after(10)
+            assert instance.next_run == after(11)
 
     run(main())
     assert not logged(caplog, "keeps")

@@ -118,7 +118,7 @@ class Wish:
             assert isinstance(change, (Put, Patch))
             found = change
         planned = _planned(found)
-        instance.planned_for(None if _rests(found) else planned)
+        instance.planned_for(_next_run(found, planned))
         if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
             self._tell_kept(instance, planned, current, now)
         return instance
@@ -197,6 +197,18 @@ def _rests(found: Record | Put | Patch) -> bool:
     if found.state == State.PAUSED:
         return found.due_at is None
     return found.state in (State.PARKED, State.FINISHED)
+
+
+def _next_run(found: Record | Put | Patch, planned: int | None) -> int | None:
+    """Returns when a record runs next: a retry, a pause and a jitter included.
+
+    While it runs, that is not known: then it is the planned time of that run, or of the replacement
+    that waits for its end.
+    """
+    if _rests(found):
+        return None
+    running = found.state == State.RUNNING and found.unfinished_attempts > 0
+    return planned if running else found.due_at
 
 
 def _planned(found: Record | Put | Patch) -> int | None:
