@@ -226,7 +226,7 @@ def _metrics() -> _Metrics:
         _Backlog(),
         Histogram(
             "pyncette_tasks_staleness_seconds",
-            "How long after their planned time executions started",
+            "How long after their planned time, and their jitter, executions started",
             ["task_name"],
             buckets=STALENESS_BUCKETS_S,
         ),
@@ -246,7 +246,10 @@ class _TaskMeter:
         clock = context.app_context.clock
         # The label is the template, because the number of instances is unbounded.
         name = (context.task.parent_task or context.task).name
-        staleness_s = (clock.now() - context.scheduled_at).total_seconds()
+        # A jitter is no lateness. A context that a test has made has no execution.
+        execution = getattr(context, "_execution", None)
+        due_at = context.scheduled_at if execution is None else execution.came_due()
+        staleness_s = (clock.now() - due_at).total_seconds()
         self._staleness.labels(name).observe(max(staleness_s, 0.0))
         with self._tasks.labelled(name).measure(clock):
             await following()

@@ -56,6 +56,26 @@ def test_a_task_that_was_off_for_a_day_is_said_to_be_behind_and_to_have_caught_u
     assert [count for _, count, _ in told] == sorted((count for _, count, _ in told), reverse=True)
 
 
+def test_what_waits_for_its_jitter_is_no_backlog(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        bench = Bench()
+        plan = Every(seconds(3_600)).with_jitter(seconds(3_600))
+        job = bench.app.dynamic_task(name="job", schedule=plan)(bench.note)
+        # Of a thousand, the one that waits for longest.
+        due, name = max(
+            (plan.due(micros(0), job.group, str(number)), str(number)) for number in range(1_000)
+        )
+        assert due > micros(3_580)
+        await bench.plant(job, name, schedule=plan, due=(due - micros(0)) / 1_000_000)
+        await bench.advance(3_600 + 30)
+        async with bench.running():
+            await bench.advance(1)
+        assert bench.planned == [0]
+
+    run(main())
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("fast_forward", [False, True])
 def test_a_one_off_and_what_collapses_are_no_backlog(
     fast_forward: bool, caplog: pytest.LogCaptureFixture

@@ -26,7 +26,7 @@ from pyncette import (
 )
 from pyncette.executor import SynchronousExecutor
 from pyncette.model import Outcome
-from pyncette.schedule import Every
+from pyncette.schedule import At, Every
 from pyncette.store.record import Record, load_progress
 from pyncette.task import Task
 
@@ -961,6 +961,24 @@ def test_a_one_off_that_is_too_late_does_not_run_and_leaves_a_trace(bench: Bench
             await context.schedule_task(job, "a", execute_at=after(20))
             await bench.advance(20)
         assert bench.planned == [20], "its name may be used again"
+
+    run(main())
+
+
+def test_how_late_what_is_skipped_was_does_not_include_its_jitter() -> None:
+    async def main() -> None:
+        bench = Bench()
+        options: dict[str, Any] = {"misfire_grace": seconds(25), "jitter": seconds(1_000)}
+        job = bench.app.dynamic_task(name="job", **options)(bench.note)
+        plan = At(START).with_jitter(seconds(1_000))
+        due = plan.due(micros(0), job.group, "a")
+        await scheduled(bench, job)
+        await bench.advance((due - micros(0)) / 1_000_000 + 40)
+        async with bench.running() as context:
+            state = await context.get_task(job, "a")
+            assert state is not None
+            assert (state.state, state.reason) == ("finished", "skipped: 40 s late")
+        assert bench.runs == []
 
     run(main())
 

@@ -188,6 +188,7 @@ def test_the_instance_returned_knows_when_it_is_really_due(how: OnExisting) -> N
             state = await context.get_task(job, "x")
             assert state is not None
             assert first.next_run == again.next_run == state.next
+            assert state.next is not None
             assert state.scheduled_at == after(100) < state.next
             paused = await context.schedule_task(job, "y", interval=seconds(10), on_existing=how)
             assert paused.next_run == after(70)

@@ -18,12 +18,14 @@ from urllib.request import urlopen
 import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.support import START, Bench, after, micros, run
 
 from pyncette import Context, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
 from pyncette.prometheus import use_prometheus
 from pyncette.retry import GiveUp, RetryIn, Skip
+from pyncette.schedule import At
 from pyncette.store import EVERYTHING
 from pyncette.testing import VirtualClock
 from pyncette.testing.faults import Fail, Faults, Gate, faulty
@@ -246,6 +248,29 @@ def test_staleness_is_how_long_after_its_planned_time_an_execution_starts(
     assert list(buckets) == STALENESS_BUCKETS
     assert buckets["25.0"] == 0
     assert buckets["50.0"] == 1
+
+
+def test_a_jitter_is_no_staleness(scrape: Callable[[], Scrape]) -> None:
+    async def main() -> float:
+        bench = Bench()
+        use_prometheus(bench.app)
+        jitter = timedelta(seconds=1_000)
+        job = bench.app.dynamic_task(name="spread", jitter=jitter)(bench.note)
+        due = At(START).with_jitter(jitter).due(micros(0), job.group, "a")
+        waits_s = (due - micros(0)) / 1_000_000
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "a", execute_at=START)
+            await context.schedule_task(job, "b", execute_at=after(5_000))
+            await context.trigger(job, "b")
+        await bench.advance(waits_s + 7)
+        async with bench.running():
+            assert len(bench.runs) == 2
+        return waits_s
+
+    waits_s = run(main())
+    found = scrape().value("tasks_staleness_seconds_sum", task_name="spread")
+    # One 7 s after it came due, and a triggered one, which does not wait for its jitter.
+    assert found == pytest.approx(7 + waits_s + 7)
 
 
 def test_tasks_are_measured_from_where_use_prometheus_stands_among_the_middlewares(

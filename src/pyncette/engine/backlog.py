@@ -54,9 +54,10 @@ class Backlogs:
     ) -> None:
         """A record was claimed for an occurrence that was planned for this instant."""
         backlog = self.behind.get(task)
-        age = now - planned
+        # What waits for its jitter is not overdue.
+        age = now - schedule.due(planned, *identity)
         following = schedule.following(planned) if age >= BACKLOG_AGE_MIN else None
-        if following is None or following > now:
+        if following is None or schedule.due(following, *identity) > now:
             if backlog is not None and backlog.identity == identity:
                 del self.behind[task]
                 self._tell(task, 0, 0.0)

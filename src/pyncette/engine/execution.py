@@ -229,6 +229,10 @@ class Execution:
         instant = from_microseconds(self.reading.progress.occurrence or 0)
         return instant.astimezone(self.reading.schedule.timezone)
 
+    def came_due(self) -> datetime:
+        """Returns when this run came due: at its planned time, or after its jitter."""
+        return from_microseconds(rules.came_due(self.reading) or 0)
+
     def upcoming(self, number: int) -> list[datetime]:
         """Returns the planned times that follow; see ``pyncette.model.Context.upcoming``."""
         parts, record = self._parts, self.reading.record

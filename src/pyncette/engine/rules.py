@@ -255,6 +255,12 @@ def attempt_of(reading: Reading) -> int:
     return reading.progress.failures + max(reading.record.unfinished_attempts, 1)
 
 
+def came_due(reading: Reading) -> int | None:
+    """Returns when the current occurrence came due for the first time: after its jitter."""
+    record, schedule, progress = reading
+    return _due_of(schedule, record, progress)
+
+
 def previous_error(reading: Reading) -> str | None:
     """Returns how the attempt before the claimed one has failed; None if it is the first one."""
     record, _, progress = reading
@@ -423,10 +429,10 @@ def too_late(reading: Reading, policy: Policy, now: int) -> bool:
     An occurrence that was started before is never too late, whatever became of that attempt.
     Neither is one that a user has asked for.
     """
-    record, schedule, progress = reading
+    record, _, progress = reading
     if policy.misfire_grace is None or progress.triggered is not None:
         return False
-    due_at = _due(schedule, record[:2], progress.planned)
+    due_at = came_due(reading)
     if due_at is None or now - due_at <= policy.misfire_grace:
         return False
     return not _begun(progress, record.unfinished_attempts - 1)
@@ -448,7 +454,7 @@ def misfired(reading: Reading, policy: Policy, now: int) -> Change:
         last = max(last - min(wait, schedule.jitter), progress.planned)
     count = overdue_count(schedule, progress.planned, last)
     planned = schedule.skip(progress.planned, last)
-    error = f"skipped: {(now - progress.planned) / 1_000_000:.0f} s late"
+    error = f"skipped: {(now - (came_due(reading) or 0)) / 1_000_000:.0f} s late"
     progress = progress._replace(skipped=progress.skipped + count)
     failure = Failure(error, outcome=Outcome.SKIPPED)
     reading = Reading(record, schedule, progress)
