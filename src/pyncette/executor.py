@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import Any, Final, Self
 
@@ -31,6 +31,10 @@ else:
 
     def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
         return asyncio.Task(work, loop=loop, name=_NAME)
+
+
+def _start_by_factory(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
+    return loop.create_task(work)
 
 
 class DefaultExecutor:
@@ -56,20 +60,22 @@ class DefaultExecutor:
 
     async def spawn_task(self, awaitable: Awaitable[Any]) -> None:
         """Starts the work and returns."""
-        self.start(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
+        self.starter()(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """As ``spawn_task``, for a coroutine, and without an ``await``."""
+    def starter(self) -> Callable[[Coroutine[Any, Any, Any]], None]:
+        """Returns a function that starts a coroutine, as ``spawn_task`` does, for many in a row."""
         loop = asyncio.get_running_loop()
-        if loop.get_task_factory() is None:
-            task = _start(work, loop)
+        start = _start if loop.get_task_factory() is None else _start_by_factory
+
+        def started(work: Coroutine[Any, Any, Any]) -> None:
+            task = start(work, loop)
             if task.done():
                 return
-        else:
-            task = loop.create_task(work)
-        self._tasks.append(task)
-        if len(self._tasks) >= self._sweep_at:
-            self._sweep()
+            self._tasks.append(task)
+            if len(self._tasks) >= self._sweep_at:
+                self._sweep()
+
+        return started
 
     def _sweep(self) -> None:
         self._tasks = [task for task in self._tasks if not task.done()]

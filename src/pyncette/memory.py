@@ -69,11 +69,10 @@ class _Shelf:
         if record.due_at is not None:
             self._listed(record.due_at)[record.key] = None
 
-    def remove(self, key: str) -> None:
-        record = self.records.pop(key, None)
-        if record is not None:
-            self._ordered = None
-            self._unlist(record)
+    def remove(self, record: Record) -> None:
+        del self.records[record.key]
+        self._ordered = None
+        self._unlist(record)
 
     def _listed(self, due_at: int) -> dict[str, None]:
         listed = self._due.get(due_at)
@@ -85,11 +84,12 @@ class _Shelf:
         return listed
 
     def _unlist(self, record: Record) -> None:
-        if record.due_at is not None:
-            listed = self._due[record.due_at]
+        due_at = record.due_at
+        if due_at is not None:
+            listed = self._due[due_at]
             del listed[record.key]
             if not listed:
-                del self._due[record.due_at]
+                del self._due[due_at]
 
     def soonest(self) -> Record | None:
         """One of the records that are due first; None if no record has an instant."""
@@ -259,15 +259,14 @@ class MemoryStore:
         group, key, change, expect, token = write
         shelf = self._shelves.get(group)
         current = None if shelf is None else shelf.records.get(key)
-        version = ABSENT if current is None else current.version
-        if expect != version and expect != ANY:
+        if expect != ANY and expect != (ABSENT if current is None else current.version):
             return Refused(current)
         if token is not None and (current is None or current.token != token):
             return Refused(current)
         if isinstance(change, Put):
             if shelf is None:
                 shelf = self._shelves[group] = _Shelf()
-            version = next_version(version, now)
+            version = next_version(ABSENT if current is None else current.version, now)
             due_at, state, holder, unfinished_attempts, schedule, args, progress = change
             shelf.put(
                 Record(
@@ -287,7 +286,7 @@ class MemoryStore:
         if current is None or shelf is None:
             return _GONE
         if isinstance(change, Delete):
-            shelf.remove(key)
+            shelf.remove(current)
             if not shelf.records:
                 del self._shelves[group]
             return _GONE
@@ -349,7 +348,7 @@ def _running(records: Iterable[Record], due_at: int, now: int, token: str) -> li
                 group,
                 key,
                 due_at,
-                next_version(version, now),
+                now if version < now else version + 1,  # next_version, without a call for each
                 token,
                 state,
                 unfinished_attempts + 1,

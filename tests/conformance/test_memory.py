@@ -27,6 +27,6 @@ class TestMemory(StoreConformance):
         group, key = identity
         shelf = repository._store._shelves[group]
         record = shelf.records[key]
-        shelf.remove(key)
+        shelf.remove(record)
         shelf.put(record._replace(**{column: value}))
         return True

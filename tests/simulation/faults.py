@@ -76,7 +76,7 @@ _SHARED: Final = """queue = self.__dict__.setdefault("_queue", [])
                 await queue[0]
                 queue.pop(0)
 
-        task = _start(shared(), loop)"""
+        task = start(shared(), loop)"""
 
 _RULES: Final = "pyncette.engine.rules:"
 _FAILURES: Final = "pyncette.engine.failures:"
@@ -100,8 +100,8 @@ FAULTS: Final = (
         "runs share an asyncio task",
         (
             Edit(
-                "pyncette.executor:DefaultExecutor.start",
-                "task = _start(work, loop)",
+                "pyncette.executor:DefaultExecutor.starter",
+                "task = start(work, loop)",
                 _SHARED,
             ),
         ),

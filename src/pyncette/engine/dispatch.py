@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from inspect import CORO_CLOSED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -150,6 +151,8 @@ class Dispatcher:
         spawn = worker.executor.spawn_task
         start = _direct_start(worker.executor)
         log_starts = logger.isEnabledFor(logging.DEBUG)
+        pauses = worker.pauses
+        paused = bool(pauses.known)
         left = iter(records)
         try:
             for record in left:
@@ -160,7 +163,7 @@ class Dispatcher:
                         batch = self._batch(static_tasks[record.key], claim)
                     else:
                         batch = batches[group] = self._batch(groups[group], claim)
-                if worker.stopping or (worker.pauses.known and worker.pauses.holds(group, now)):
+                if worker.stopping or (paused and pauses.holds(group, now)):
                     self.give_back(record)
                     continue
                 execution = self._execution(batch, record, now)
@@ -265,29 +268,31 @@ class Dispatcher:
 
     def _execution(self, batch: Batch, record: Record, now: int) -> Execution | None:
         """Returns the execution of a claimed record; None if the record was released or parked."""
-        task = batch.parts.task
+        parts = batch.parts
         try:
             reading = read(record)
-            if reading.schedule.calendars:
-                reading = self._with_calendars(task, reading)
-            if batch.parts.selective and self._is_not_run(batch.parts, reading, now):
+            schedule = reading.schedule
+            if schedule.calendars:
+                reading = self._with_calendars(parts.task, reading)
+            if parts.selective and self._is_not_run(parts, reading, now):
                 return None
         except UnreadableHere as error:
-            self._release(task, record, error)
+            self._release(parts.task, record, error)
             return None
         except UnreadableRecord as error:
             logger.error(
                 "%s of %s is unreadable and parked: %s",
                 printable(record.key),
-                printable(task),
+                printable(parts.task),
                 describe(error),
             )
             self.park(record, describe(error))
             return None
-        planned = reading.progress.planned
         behind = self._worker.backlogs.behind
-        if planned is not None and (now - planned >= BACKLOG_AGE_MIN or behind):
-            self._note_backlog(batch, reading, planned, now)
+        if behind or type(schedule) is not At:  # a one-off is never behind
+            planned = reading.progress.planned
+            if planned is not None and (behind or now - planned >= BACKLOG_AGE_MIN):
+                self._note_backlog(parts.task, reading, planned, now)
         if record.unfinished_attempts > 1:
             return self._once_more(batch, reading)
         return Execution(batch, reading)
@@ -305,11 +310,9 @@ class Dispatcher:
             schedule.following(reading.progress.planned)
         return reading
 
-    def _note_backlog(self, batch: Batch, reading: Reading, planned: int, now: int) -> None:
-        """Tells how far a task is behind; a one-off or a fast-forwarded task never is."""
-        task, backlogs = batch.parts.task, self._worker.backlogs
-        if type(reading.schedule) is At and task not in backlogs.behind:
-            return
+    def _note_backlog(self, task: Task, reading: Reading, planned: int, now: int) -> None:
+        """Tells how far a task is behind; a fast-forwarded task never is."""
+        backlogs = self._worker.backlogs
         if (now - planned >= BACKLOG_AGE_MIN or task in backlogs.behind) and not task.fast_forward:
             with suppress(UnreadableHere):  # what is counted may reach other days
                 backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
@@ -366,7 +369,7 @@ class Dispatcher:
             return None
         # The heartbeat is written together with what is given back: nobody waits for those
         # records if this one kills the process.
-        self.suspect = Execution(batch._replace(extend=True), reading)
+        self.suspect = Execution(replace(batch, extend=True), reading)
         return self.suspect
 
     def _runs(self, record: Record) -> bool:
@@ -464,7 +467,7 @@ def _direct_start(executor: object) -> Callable[[Any], None] | None:
         isinstance(executor, DefaultExecutor)
         and type(executor).spawn_task is DefaultExecutor.spawn_task
     ):
-        return executor.start
+        return executor.starter()
     return None
 
 

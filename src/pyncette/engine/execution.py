@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from pyncette.body import Handler, call_body
 from pyncette.clock import from_microseconds
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from pyncette.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+
+# Before Python 3.12, to read a member from its class takes as long as a call.
+_DONE: Final = Next.DONE
 
 
 class RunContext(Context):
@@ -130,7 +134,8 @@ class TaskParts:
     skips: bool
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """The parts that the executions of a task from one claim share.
 
     Attributes:
@@ -158,9 +163,22 @@ class _Rare:
         interrupted: Whether the body was cancelled because its lease is lost.
         fencing_token: The version of the record at the claim, if the record has changed since.
         ended: When the body ended, if its outcome could not be written at once.
+        loss: What became of the record, as a clause, if its lease is lost.
+        replaced_by_body: Whether the body itself has replaced or removed the record.
+        give_back: Whether to release the lease when the execution, which is cancelled, has ended.
     """
 
-    __slots__ = ("beat_at", "beating", "deadline", "ended", "fencing_token", "interrupted")
+    __slots__ = (
+        "beat_at",
+        "beating",
+        "deadline",
+        "ended",
+        "fencing_token",
+        "give_back",
+        "interrupted",
+        "loss",
+        "replaced_by_body",
+    )
 
     def __init__(self) -> None:
         self.deadline: int | None = None
@@ -169,6 +187,9 @@ class _Rare:
         self.interrupted = False
         self.fencing_token: int | None = None
         self.ended: int | None = None
+        self.loss: str | None = None
+        self.replaced_by_body = False
+        self.give_back = False
 
 
 class Execution:
@@ -183,36 +204,26 @@ class Execution:
         "_began",
         "_cancelled",
         "_failure",
-        "_give_back",
-        "_loss",
-        "_lost",
         "_parts",
-        "_start_before",
         "begun",
-        "ended",
         "in_body",
         "rare",
         "reading",
-        "replaced_by_body",
         "runner",
     )
 
     def __init__(self, batch: Batch, reading: Reading) -> None:
         """Prepares an execution of a claimed record."""
         self._batch = batch
-        self._parts, self._start_before, _, _, _ = batch
+        self._parts = batch.parts
         self.reading: Reading = reading
         self.runner: asyncio.Task[Any] | None = None
         self.begun = False
         self.in_body = False
-        self.ended = False
-        self._failure: Failure | None = None
         self.rare: _Rare | None = None
-        self._lost = False
-        self._loss = ""
-        self.replaced_by_body = False
+        self._began = 0.0
+        self._failure: Failure | None = None
         self._cancelled = False
-        self._give_back = False
 
     # Values that the task can read.
 
@@ -268,6 +279,16 @@ class Execution:
             return self.reading.record.version
         return rare.fencing_token
 
+    @property
+    def ended(self) -> bool:
+        """Whether the execution needs its slot no more."""
+        return self not in self._parts.worker.dispatcher.executions
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lease is lost."""
+        return self.rare is not None and self.rare.loss is not None
+
     def rarely(self) -> _Rare:
         """Returns what only few executions need, to change it."""
         if self.rare is None:
@@ -279,7 +300,7 @@ class Execution:
     @property
     def beats(self) -> BeatPlan | None:
         """The automatic heartbeats of the task, as long as they make sense."""
-        return None if self._lost or not self.begun else self._parts.beats
+        return None if self.is_lost or not self.begun else self._parts.beats
 
     @property
     def claimed_at(self) -> float:
@@ -316,7 +337,7 @@ class Execution:
         """Extends the lease; see ``pyncette.model.Context.heartbeat``."""
         if self._parts.at_most_once:
             return
-        if self._lost:
+        if self.is_lost:
             raise self.lost()
         heartbeat = _Heartbeat(self)
         self._parts.worker.writes.add(heartbeat)
@@ -333,10 +354,15 @@ class Execution:
         if parts.beats is not None:
             worker.heartbeats.begin(self, parts.beats)
         try:
-            if self._batch.extend and not await self._extended():
-                return
+            batch = self._batch
+            start_before = batch.start_before
+            if batch.extend:
+                extended = await self._extended()
+                if extended is None:
+                    return
+                start_before = extended
             self._began = began = worker.clock.monotonic()
-            if self._cancelled or began >= self._start_before:
+            if self._cancelled or began >= start_before:
                 self._log_not_started()
                 return
             if parts.at_most_once and not await self._advanced():
@@ -357,7 +383,6 @@ class Execution:
             if not parts.at_most_once:
                 worker.writes.add(self)
         finally:
-            self.ended = True
             worker.execution_ended(self)
 
     def _failed(self, error: BaseException) -> None:
@@ -414,7 +439,7 @@ class Execution:
                 if self._parts.at_most_once
                 else f"it is run again when its lease ends at {self._lease_end()}",
             )
-        elif self._give_back and not self._parts.at_most_once and not self._lost:
+        elif self.rarely().give_back and not self._parts.at_most_once and not self.is_lost:
             started = int(self._began * 1_000_000 + self._batch.since_epoch)
             self._parts.worker.dispatcher.give_back(self.reading.record, started=started)
         return False
@@ -440,11 +465,13 @@ class Execution:
             give_back: Whether to release the lease when the execution has ended; else it stays.
         """
         self._cancelled = True
-        self._give_back = self._give_back or give_back
+        if give_back:
+            self.rarely().give_back = True
         if self.runner is not None:
             self.runner.cancel()
 
-    async def _extended(self) -> bool:
+    async def _extended(self) -> float | None:
+        """Extends the lease; returns the monotonic instant from which it may have ended."""
         clock = self._parts.worker.clock
         sent = clock.monotonic()
         try:
@@ -453,9 +480,8 @@ class Execution:
             await heartbeat.done
         except Exception as error:
             logger.warning("%s was not started: %s", self.label, describe(error))
-            return False
-        self._start_before = sent + (self._parts.lease - clock.uncertainty()) / 1_000_000
-        return True
+            return None
+        return sent + (self._parts.lease - clock.uncertainty()) / 1_000_000
 
     async def _advanced(self) -> bool:
         """Advances the record; returns whether the task may run."""
@@ -467,18 +493,20 @@ class Execution:
 
     def build(self, now: int) -> Write | None:
         """Returns the change that follows from the outcome."""
-        if self._lost:
-            self._log_lost()
-            return None
-        failure = self._failure
-        started = int(self._began * 1_000_000 + self._batch.since_epoch)
-        ran = (started, now if self.rare is None or not self.rare.ended else self.rare.ended)
+        ended = now
+        if self.rare is not None:
+            if self.rare.loss is not None:
+                self._log_lost()
+                return None
+            ended = self.rare.ended or now
+        parts, failure = self._parts, self._failure
+        ran = (int(self._began * 1_000_000 + self._batch.since_epoch), ended)
         if failure is None:
-            return self.write(rules.succeeded(self.reading, self._parts.policy, now, ran))
-        if failure.outcome is Outcome.SKIPPED:
-            change = rules.skipped(self.reading, self._parts.policy, now, failure.error, ran)
+            change = rules.succeeded(self.reading, parts.policy, now, ran)
+        elif failure.outcome is Outcome.SKIPPED:
+            change = rules.skipped(self.reading, parts.policy, now, failure.error, ran)
         else:
-            change = rules.failed(self.reading, self._parts.policy, now, failure, ran)
+            change = rules.failed(self.reading, parts.policy, now, failure, ran)
         return self.write(change)
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
@@ -488,7 +516,7 @@ class Execution:
                 self._parts.worker.wrote(write)
             if self._failure is not None or self._parts.skips:
                 self._log_what_follows(write.change)
-            return Next.DONE
+            return _DONE
         rare = self.rarely()
         if rare.ended is None:
             rare.ended = now
@@ -524,16 +552,18 @@ class Execution:
         )
 
     def _log_lost(self) -> None:
+        rare = self.rarely()
         logger.log(
-            logging.DEBUG if self.replaced_by_body else logging.WARNING,
+            logging.DEBUG if rare.replaced_by_body else logging.WARNING,
             "%s lost its lease: its outcome is not recorded, because %s",
             self.label,
-            self._loss,
+            rare.loss,
         )
 
     def lost(self) -> LeaseLostException:
         """Returns the error about the lost lease."""
-        return LeaseLostException(self.task(), self._loss, self.replaced_by_body)
+        rare = self.rarely()
+        return LeaseLostException(self.task(), rare.loss or "", rare.replaced_by_body)
 
     def _what_became(self, current: Record | None) -> str:
         """Returns what became of the record after its lease was lost, as a clause."""
@@ -571,9 +601,7 @@ class Execution:
                 self.reading = self._parts.task.reading_of(current)
             except ValueError:
                 found = Verdict.LOST
-        self._lost = found is Verdict.LOST
-        if self._lost:
-            self._loss = self._what_became(current)
+        self.rarely().loss = self._what_became(current) if found is Verdict.LOST else None
         return found
 
     def take(self, record: Record) -> None:
@@ -588,8 +616,9 @@ class Execution:
 
     def write(self, change: Change) -> Write:
         """Returns the change as a write with the condition that this worker holds the record."""
-        group, key, _, version, token, _, _, _, _, _ = self.reading.record
-        return write_of((group, key, change, version, token))
+        # Its fields by name: to unpack ten of them takes twice as long.
+        record = self.reading.record
+        return write_of((record.group, record.key, change, record.version, record.token))
 
 
 class _Extension:
@@ -646,7 +675,7 @@ class _Heartbeat(_Extension):
             # The outcome supersedes the heartbeat.
             self._finish(None)
             return None
-        if execution._lost:
+        if execution.is_lost:
             self._finish(execution.lost())
             return None
         return super().build(now)
@@ -671,7 +700,7 @@ class _AutomaticHeartbeat(_Extension):
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if execution.ended or execution._lost:
+        if execution.ended or execution.is_lost:
             execution.rarely().beating = False
             return None
         return super().build(now)
@@ -713,7 +742,7 @@ class _Advance:
             elif self._repeated and answer.current is None:
                 self._refuse("whether it has moved on is unknown: an answer of the store was lost")
             else:
-                self._refuse(f"{execution._loss}, before it had moved on")
+                self._refuse(f"{execution.rarely().loss}, before it had moved on")
         elif self.done.done():
             pass
         elif execution.may_repeat(answer, now):

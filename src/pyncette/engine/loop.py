@@ -383,9 +383,9 @@ class Loop:
         return small
 
     def _note_next_asks(self, question: _Question, claimed: Claimed) -> None:
-        # A claimed static task has no other due record, so only groups are counted.
-        yielded = Counter(map(_group_of_record, claimed.records))
         full = len(claimed.records) >= question.limit
+        # A claimed static task has no other due record, so only groups are counted.
+        yielded = {} if full else Counter(map(_group_of_record, claimed.records))
         sources = self._worker.sources
         longest = self._worker.settings.poll_interval
         held_off = False

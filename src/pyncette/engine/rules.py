@@ -954,9 +954,9 @@ def _occurrence_done(
                 planned = schedule.next(now)
         if planned is not None:
             return _go_on(reading, policy, now, planned, failure, ran)
-    if pending is not None or failure is not None or progress.skipped or planned is None:
-        if planned is None and pending is None and record.group != STATIC_GROUP:
-            return DELETE
+    if planned is None and pending is None and record.group != STATIC_GROUP:
+        return DELETE
+    if planned is None or pending is not None or failure is not None or progress.skipped:
         return _go_on(reading, policy, now, planned, failure, ran)
     # The common case.
     due_at = _next_due(record, schedule, policy, planned, now)

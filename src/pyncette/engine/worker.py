@@ -165,7 +165,7 @@ class Worker:
         caller = asyncio.current_task()
         for execution in self.dispatcher.executions:
             if execution.runner is caller and execution.reading.record[:2] == (group, key):
-                execution.replaced_by_body = True
+                execution.rarely().replaced_by_body = True
 
     def execution_ended(self, execution: Execution) -> None:
         """An execution needs its slot no more."""

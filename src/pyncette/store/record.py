@@ -265,9 +265,9 @@ def read(record: Record) -> Reading:
             wrote it (``NewerFormat``), or the tz data of this machine lack its zone.
         UnreadableRecord: No worker can read the record.
     """
-    _, _, _, _, _, _, _, schedule_text, args, progress = record
+    args = record.args
     try:
-        schedule = load_schedule(schedule_text)
+        schedule = load_schedule(record.schedule)
     except UnreadableHere:
         raise
     except ValueError as error:
@@ -277,7 +277,7 @@ def read(record: Record) -> Reading:
         args_error = _not_ours("args", args)
         if isinstance(args_error, NewerFormat):
             raise args_error
-    return _reading_of((record, schedule, load_progress(progress)))
+    return _reading_of((record, schedule, load_progress(record.progress)))
 
 
 _json: Final = json.JSONEncoder(separators=(",", ":")).encode
@@ -351,13 +351,15 @@ def load_progress(text: str) -> Progress:
         UnreadableRecord: No release can read it.
     """
     words = text.split(" ", 4)
-    if words[0] != "1" or len(words) < 3 or not words[2]:
+    count = len(words)
+    if count < 3 or words[0] != "1" or not words[2]:
         raise _not_ours("progress", text)
     try:
-        planned = None if words[1] == "-" else int(words[1])
-        if planned is not None and not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
-            raise ValueError(f"{planned} is not an instant")
-        count = len(words)
+        planned: int | None = None
+        if words[1] != "-":
+            planned = int(words[1])
+            if not EARLIEST_INSTANT <= planned <= LATEST_INSTANT:
+                raise ValueError(f"{planned} is not an instant")
         if count == 3:
             # Written out, which takes a third of the time that it takes to unpack the defaults.
             return _progress_of(
