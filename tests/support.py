@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,8 +14,8 @@ import pytest
 from pyncette import Context, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
 from pyncette.schedule import At, Schedule, dumps
-from pyncette.store import Applied, Store, Write
-from pyncette.store.record import ANY, Put, Record, dump_args, dump_progress
+from pyncette.store import Applied, Result, Store, Write
+from pyncette.store.record import ANY, MEMBERS_GROUP, Put, Record, dump_args, dump_progress
 from pyncette.store.record import Progress as Progress
 from pyncette.task import Task
 from pyncette.testing import VirtualClock
@@ -69,12 +69,33 @@ class Run:
     args: dict[str, Any]
 
 
+class BenchFaults(Faults):
+    """Faults of calls for records of tasks.
+
+    Attributes:
+        of_members: Whether writes by which workers say that they are alive count and fail as well.
+    """
+
+    of_members = False
+
+    async def strike_writes(
+        self,
+        batch: Sequence[Write],
+        now: int,
+        wake: Collection[str],
+        make: Callable[[Sequence[Write]], Awaitable[list[Result]]],
+    ) -> list[Result]:
+        if batch and not self.of_members and all(write.group == MEMBERS_GROUP for write in batch):
+            return await make(batch)
+        return await super().strike_writes(batch, now, wake, make)
+
+
 class Bench:
     """An app in memory, on a virtual clock, whose store fails on demand."""
 
     def __init__(self, repository: MemoryRepository | None = None, **configuration: Any) -> None:
         self.clock = VirtualClock(START)
-        self.faults = Faults()
+        self.faults = BenchFaults()
         self.repository = MemoryRepository() if repository is None else repository
         self.runs: list[Run] = []
         self.configuration = configuration

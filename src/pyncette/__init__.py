@@ -12,12 +12,12 @@ from pyncette.model import (
     Heartbeat,
     OnExisting,
     Overlap,
+    Partitions,
     PerWorker,
     Where,
 )
 from pyncette.retry import GiveUp, Retry, RetryIn, Skip
-
-__version__ = "2.0.0"
+from pyncette.version import __version__
 
 __all__ = [
     "CatchUp",
@@ -30,6 +30,7 @@ __all__ = [
     "Instance",
     "OnExisting",
     "Overlap",
+    "Partitions",
     "PerWorker",
     "Pyncette",
     "PyncetteContext",

@@ -35,6 +35,7 @@ from pyncette.model import (
     Json,
     MiddlewareFunc,
     Overlap,
+    Partitions,
     PartitionSelector,
     PerWorker,
     TaskFunc,
@@ -310,6 +311,7 @@ class Pyncette:
         partition_selector: PartitionSelector = ...,
         enabled_partitions: Collection[int] | None = ...,
         *,
+        partitions: Partitions = ...,
         name: str | None = ...,
         schedule: str | Schedule | None = ...,
         timezone: str | tzinfo | None = ...,
@@ -339,6 +341,7 @@ class Pyncette:
         partition_selector: PartitionSelector = ...,
         enabled_partitions: Collection[int] | None = ...,
         *,
+        partitions: Partitions = ...,
         name: str | None = ...,
         interval: timedelta | float,
         schedule: None = ...,
@@ -374,7 +377,8 @@ class Pyncette:
             partition_count: The number of partitions.
             partition_selector: Returns the number of the partition for the name of an instance.
             enabled_partitions: The partitions that this worker runs; None means all.
-            options: As for ``dynamic_task``.
+            options: As for ``dynamic_task``, and ``partitions``: with ``Partitions.SHARED``, the
+                workers that run the task share its partitions among themselves.
         """
         if callable(partition_count):
             raise TypeError(

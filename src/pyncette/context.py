@@ -21,6 +21,7 @@ from pyncette.calls.previewing import Previewing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
+from pyncette.calls.workers import workers
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
@@ -42,6 +43,7 @@ from pyncette.model import (
     TaskState,
     UnknownTask,
     Where,
+    WorkerState,
 )
 from pyncette.schedule import Calendars, Schedule
 from pyncette.store import Write
@@ -647,6 +649,21 @@ class PyncetteContext:
         """
         return await self._steering.pauses()
 
+    async def workers(self) -> list[WorkerState]:
+        """Returns the workers that are alive: those whose ``run()`` is active, of all apps.
+
+        The context need not run itself. A worker that ends is gone at once, one that was killed
+        when its record expires: after a minute, or sooner where it shares partitions. A worker
+        whose loop waits for long, as in a body under ``SynchronousExecutor``, is gone meanwhile.
+
+        Returns:
+            At most 10,000 of them, in the order of their names.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return await workers(self._requests)
+
     def add_to_context(self, name: str, value: Any) -> None:
         """Adds a value as an attribute to the context of every execution.
 
@@ -740,6 +757,7 @@ class PyncetteContext:
     async def _write_what_is_left(self) -> None:
         self._threads.close()
         started = realtime.monotonic()
+        await self._worker.membership.left()
         await self._worker.writes.close(CLOSING_PATIENCE_S)
         left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
         await self._requests.close(max(left_s, 0.0))

@@ -91,6 +91,18 @@ class Overlap(Enum):
     """They are skipped, and counted in the state."""
 
 
+class Partitions(Enum):
+    """From which partitions of a partitioned task a worker claims."""
+
+    ALL = "all"
+    """From all of them, or from those in ``enabled_partitions``."""
+
+    SHARED = "shared"
+    """The workers that run the task share its partitions among themselves. When a worker ends, the
+    others take over its partitions within two lease times. A worker also claims from the partitions
+    of others what is overdue by two poll intervals."""
+
+
 class Outcome(StrEnum):
     """How an attempt ended."""
 
@@ -372,6 +384,55 @@ class PauseState:
     since: datetime | None
     until: datetime | None
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTask:
+    """A task that a worker runs.
+
+    Attributes:
+        name: The name of the task, as ``str(task)``; at most 200 characters.
+        started_at: When the worker claimed it, aware UTC.
+    """
+
+    name: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """A worker that is alive: a context whose ``run()`` is active, in any process.
+
+    A worker writes this about itself every 20 s, or more often if it shares partitions. A field is
+    None, or empty, if a later release wrote it in a way that this one cannot read.
+
+    Attributes:
+        name: The ``worker_name``. Two workers may have been given the same one.
+        id: The name, and what makes it unique.
+        since: When ``run()`` began, aware UTC.
+        seen_at: When the worker wrote this, aware UTC, by the clock of the store.
+        expires_at: When it counts as dead, unless it writes again before.
+        host: The name of its machine.
+        process_id: Its process on that machine.
+        version: The release of Pyncette.
+        tasks: The names of the tasks that it claims, the first 200.
+        task_count: The number of these tasks.
+        running_count: How many executions it ran when it wrote this.
+        running: The longest of them, at most 20.
+    """
+
+    name: str
+    id: str
+    since: datetime | None
+    seen_at: datetime
+    expires_at: datetime
+    host: str | None = None
+    process_id: int | None = None
+    version: str | None = None
+    tasks: tuple[str, ...] = ()
+    task_count: int = 0
+    running_count: int = 0
+    running: tuple[RunningTask, ...] = ()
 
 
 ContinuationToken = NewType("ContinuationToken", str)

@@ -24,6 +24,7 @@ from pyncette.model import (
     Heartbeat,
     Json,
     Overlap,
+    Partitions,
     PartitionSelector,
     PerWorker,
     TaskFunc,
@@ -45,6 +46,7 @@ from pyncette.task_options import (
     DEFAULT_LEASE_DURATION,
     NEW_OPTIONS,
     NOT_OF_INSTANCES,
+    PARTITIONS_OPTION,
     SPAN_OPTIONS,
     TEMPLATE_OPTIONS,
     TaskOptions,
@@ -215,6 +217,12 @@ class Task(Declared):
         }
         args.update((option, value) for option, value in given.items() if value is not UNSET)
         new_options = take_new_options(args)
+        if PARTITIONS_OPTION in new_options:
+            raise TypeError(
+                f"partitions={new_options[PARTITIONS_OPTION]} is an option of partitioned tasks, "
+                f"and '{name}' has no partitions: declare it with @app.partitioned_task(…), with "
+                "the number of partitions"
+            )
         self._options = TaskOptions.checked(
             func, fast_forward, failure_mode, execution_mode, lease_duration, **new_options
         )
@@ -669,6 +677,7 @@ class PartitionedTask(Task):
     Attributes:
         enabled_partitions: The partitions that this worker claims from, or None for all of them;
             may be set at run time.
+        partitions: Whether the workers that run the task share its partitions.
     """
 
     def __init__(
@@ -677,6 +686,7 @@ class PartitionedTask(Task):
         partition_count: int,
         partition_selector: PartitionSelector = default_partition_selector,
         enabled_partitions: Collection[int] | None = None,
+        partitions: Partitions | Json = UNSET,
         **options: Any,
     ) -> None:
         """Declares a partitioned template; see ``Task`` for the other options.
@@ -685,10 +695,22 @@ class PartitionedTask(Task):
             partition_count: The number of partitions.
             partition_selector: Returns the number of the partition for the name of an instance.
             enabled_partitions: See the attribute.
+            partitions: See the attribute. A value that JSON can hold is an argument of the task, as
+                it was in 1.x.
 
         Raises:
-            ValueError: ``partition_count`` is below 1, or an enabled partition does not exist.
+            ValueError: ``partition_count`` is below 1, or an enabled partition does not exist, or
+                partitions are enabled and shared.
+            TypeError: An option is of a wrong type.
         """
+        self._sharing = Partitions.ALL
+        if isinstance(partitions, Partitions):
+            self._sharing = partitions
+        elif partitions is not UNSET:
+            given = {PARTITIONS_OPTION: partitions}
+            if new_options_in(given):
+                raise TypeError(f"partitions must be a pyncette.Partitions, not {partitions!r}")
+            options |= given
         super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
             raise ValueError("Partition count must be greater than or equal to 1")
@@ -715,6 +737,11 @@ class PartitionedTask(Task):
         return self._partition_selector
 
     @property
+    def partitions(self) -> Partitions:
+        """Whether the workers that run the task share its partitions."""
+        return self._sharing
+
+    @property
     def enabled_partitions(self) -> Collection[int] | None:
         """The partitions that this worker claims from; None: all."""
         return self._enabled_partitions
@@ -727,6 +754,11 @@ class PartitionedTask(Task):
             raise TypeError(
                 f"enabled_partitions of '{self.name}' must be a collection of numbers, or None, "
                 f"not {partitions!r}"
+            )
+        if partitions is not None and self._sharing is Partitions.SHARED:
+            raise ValueError(
+                f"enabled_partitions of '{self.name}' cannot be set: its workers share the "
+                "partitions among themselves (partitions=Partitions.SHARED). Remove one of the two"
             )
         for partition in () if partitions is None else partitions:
             if not isinstance(partition, int) or not 0 <= partition < self._partition_count:

@@ -71,7 +71,11 @@ NEW_OPTIONS: Final = {
 """Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
 of the task, as it was in 1.x."""
 
-NOT_OF_INSTANCES: Final = TEMPLATE_OPTIONS.union(NEW_OPTIONS)
+PARTITIONS_OPTION: Final = "partitions"
+"""Another one, of partitioned tasks only. No argument counts as a misspelling of it: ``partition``
+is a likely name of one."""
+
+NOT_OF_INSTANCES: Final = TEMPLATE_OPTIONS.union(NEW_OPTIONS, (PARTITIONS_OPTION,))
 """Names that an argument of an instance may have only with a value that is no option."""
 
 PARTITION_OPTIONS: Final = ("partition_count", "partition_selector", "enabled_partitions")
@@ -253,7 +257,7 @@ def new_options_in(args: Mapping[str, Any]) -> list[str]:
     """The options that 1.x did not have, with values that JSON cannot hold."""
     return [
         option
-        for option in NEW_OPTIONS
+        for option in (*NEW_OPTIONS, PARTITIONS_OPTION)
         if option in args and not isinstance(args[option], _JSON_TYPES)
     ]
 

@@ -195,3 +195,47 @@ def test_a_limit_per_worker(place: Place, partitions: int | None) -> None:
             assert times == [0] * 3 + [1] * 3 + [2] * 3
 
     asyncio.run(main())
+
+
+def test_workers(place: Place) -> None:
+    async def main() -> None:
+        program = Program(place, lease_duration=seconds(600))
+        other = Pyncette(
+            place.factory,
+            clock=program.clock,
+            worker_name="z söme \U0001f40d",
+            **place.configuration,
+        )
+
+        async def slow(context: Context) -> None:
+            await program.clock.sleep(100)
+
+        slow_job = program.app.dynamic_task(name="slow:job")(slow)
+
+        async def look(context: PyncetteContext) -> None:
+            await context.schedule_task(slow_job, "ï", execute_at=START + seconds(1))
+            await program.advance(25)
+            [state] = await context.workers()
+            assert (state.since, state.seen_at) == (START, START + seconds(20))
+            assert (state.tasks, state.running_count) == (("job", "slow:job"), 1)
+            [running] = state.running
+            assert (running.name, running.started_at) == ("slow::job:ï", START + seconds(1))
+            async with other.create() as another:
+                loop = asyncio.create_task(another.run())
+                await program.advance(0)
+                names = [state.name for state in await another.workers()]
+                # A database in the memory of one context is not shared.
+                assert names in (["z söme \U0001f40d"], [state.name, "z söme \U0001f40d"])
+                another.shutdown()
+                await loop
+            assert len(await context.workers()) == 1
+            await program.advance(80)
+            [state] = await context.workers()
+            assert state.running == ()
+
+        async with program.app.create() as context:
+            await program.while_running(look(context), context)
+            await program.advance(0)
+            assert await context.workers() == []
+
+    asyncio.run(main())

@@ -44,6 +44,9 @@ SUSPICION_INTERVAL_S: Final = 1.0
 YIELD_MAX: Final = 2_000_000
 """How long, in microseconds, a worker leaves due records to others that can read them."""
 
+OVERDUE_POLLS: Final = 2
+"""How many poll intervals a record of another worker's partition must be overdue to be claimed."""
+
 BACKWARD_STEP_MIN: Final = 1_000_000
 """By how many microseconds the worker's clock must go back before planned times are checked."""
 
@@ -96,7 +99,7 @@ class Loop:
         self.running = False
         self.starved = False
         self.last_tick = worker.clock.microseconds()
-        self._tokens = f"{worker.settings.worker_name}:{chance.new_id(4)}:"
+        self._tokens = f"{worker.membership.id}:"
         self._claims = 0
         # Monotonic microseconds, as integers, so that rounding loses none.
         self._poll_at = _LONG_AGO
@@ -140,17 +143,26 @@ class Loop:
             self.running = False
             if self._watch is not None:
                 self._watch.close()
+            if not self._failures:
+                worker.membership.leave()
             worker.alarm.close()
             worker.returned()
 
     async def _pass(self) -> None:
         worker = self._worker
+        monotonic = self._monotonic()
+        if worker.membership.beat_at <= monotonic and not self._failures:
+            if await worker.membership.beat(monotonic):
+                self._poll_at = _LONG_AGO
+            monotonic = self._monotonic()
         free = self._free_slots()
-        until_poll = self._poll_at - self._monotonic()
+        until_poll = self._poll_at - monotonic
         now = worker.clock.microseconds()
         pause = until_poll
-        if free and not self._failures:
-            pause = min(pause, worker.sources.soonest() - now, worker.pauses.next_end() - now)
+        if not self._failures:
+            pause = min(pause, worker.membership.beat_at - monotonic)
+            if free:
+                pause = min(pause, worker.sources.soonest() - now, worker.pauses.next_end() - now)
         if pause > 0:
             await worker.alarm.wait_for(pause)
             return
@@ -231,7 +243,11 @@ class Loop:
         """Decides what to claim from: all sources once per poll interval, else those due."""
         worker = self._worker
         if polls:
-            worker.sources.refresh(worker.tasks(), lambda group: worker.pauses.holds(group, now))
+            worker.sources.refresh(
+                worker.tasks(),
+                lambda group: worker.pauses.holds(group, now),
+                worker.membership.shares(),
+            )
             self._poll_at = self._monotonic() + worker.settings.poll_interval
             asked = worker.sources.all()
             for source in asked:
@@ -257,21 +273,24 @@ class Loop:
     def _source(self, asked: PolledSource, share: int, now: int) -> Source:
         lease = self._worker.dispatcher.lease(asked.task)
         if asked.key is None:
-            return Group(asked.group, lease, share, self._claims_before(asked.group, now))
+            return Group(asked.group, lease, share, self._claims_before(asked, now))
         return Key(asked.group, asked.key, lease)
 
-    def _claims_before(self, group: str, now: int) -> int:
-        """From a group with records that it cannot read, a worker claims only what is late.
+    def _claims_before(self, asked: PolledSource, now: int) -> int:
+        """From some groups, a worker claims only what is late.
 
-        Else it would take the same record again and again, before a worker that can read it.
+        A partition of another worker: its owner comes first. A group with records that this worker
+        cannot read: else it would take the same record again and again, before a worker that can.
         """
+        poll_interval = self._worker.settings.poll_interval
+        before = now if asked.own else now - OVERDUE_POLLS * poll_interval
         yields = self._worker.dispatcher.yields
-        if group not in yields:
-            return now
-        if self._worker.clock.monotonic() >= yields[group]:
-            del yields[group]
-            return now
-        return now - min(self._worker.settings.poll_interval, YIELD_MAX)
+        if asked.group not in yields:
+            return before
+        if self._worker.clock.monotonic() >= yields[asked.group]:
+            del yields[asked.group]
+            return before
+        return min(before, now - min(poll_interval, YIELD_MAX))
 
     def _within_limits(
         self, asked: list[PolledSource], free: int, now: int
@@ -306,7 +325,7 @@ class Loop:
                 if source.task is first if alone else source.task not in crowded:
                     asked.append(source)
                 else:
-                    table.ask_by(source, now)
+                    table.ask_again(source, now)
             if alone:
                 free = shares[first] = room[first]
         share = -(-free // len(asked)) if asked else 0
@@ -393,12 +412,15 @@ class Loop:
         for source, sent, next_due in asked:
             if next_due is None:
                 continue
-            if next_due > question.now:
+            overdue = question.now
+            if not source.own and isinstance(sent, Group):
+                overdue = sent.before
+            if next_due > overdue:
                 source.backoff = 0
                 sources.ask_by(source, next_due)
             elif full or (isinstance(sent, Group) and yielded[source.group] >= sent.share):
                 source.backoff = 0
-                sources.ask_by(source, question.now)
+                sources.ask_again(source, question.now)
             else:
                 sources.hold_off(source, question.now, longest)
                 held_off = True

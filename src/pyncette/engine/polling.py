@@ -7,14 +7,17 @@ worker backs off from it.
 
 The sources of a task that has as many executions as its ``limit`` allows are held: the worker
 claims from them when one of these ends.
+
+Partitions that workers share have an owner. From a partition of another worker, a worker claims
+only once per poll interval, and only what is overdue: no news of a record makes it ask sooner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyncette.store.record import STATIC_GROUP
 from pyncette.task import Task
@@ -27,11 +30,33 @@ BACKOFF_INITIAL: Final = 5_000
 
 _VOID_MAX: Final = 64
 
+_NO_SHARES: Final[Mapping[str, Share]] = {}
+
+
+class Share(NamedTuple):
+    """Which partitions of a template a worker owns.
+
+    Attributes:
+        position: Its place among the workers that share them, from 0.
+        workers: How many these are.
+    """
+
+    position: int
+    workers: int
+
+    def owns(self, index: int) -> bool:
+        """Returns whether a partition belongs to this worker."""
+        return index % self.workers == self.position
+
 
 class PolledSource:
-    """One source, and when the worker claims from it next."""
+    """One source, and when the worker claims from it next.
 
-    __slots__ = ("backoff", "group", "key", "next_ask", "seen", "serial", "task")
+    Attributes:
+        own: Whether it is not a partition of another worker.
+    """
+
+    __slots__ = ("backoff", "group", "key", "next_ask", "own", "seen", "serial", "task")
 
     def __init__(self, task: Task, group: str, key: str | None, serial: int) -> None:
         """Creates a source that is due at once."""
@@ -41,6 +66,7 @@ class PolledSource:
         self.key = key
         self.next_ask = 0
         self.backoff = 0
+        self.own = True
         self.seen = 0
 
 
@@ -65,20 +91,25 @@ class Sources:
         return len(self._table)
 
     def refresh(
-        self, tasks: Iterable[Task], is_paused: Callable[[str], bool] = lambda group: False
+        self,
+        tasks: Iterable[Task],
+        is_paused: Callable[[str], bool] = lambda group: False,
+        shares: Mapping[str, Share] = _NO_SHARES,
     ) -> None:
         """Updates the table to the tasks that are declared, and that this worker runs now.
 
         Args:
             tasks: The declared tasks.
             is_paused: Whether nothing is claimed from a group.
+            shares: What this worker owns of templates, by name; of others it owns everything.
         """
         self._serial += 1
         self.limited = False
         for task in tasks:
             if task.limit is not None:
                 self.limited = True
-            for group in task.active_groups():
+            share = shares.get(task.name)
+            for index, group in enumerate(task.active_groups()):
                 if is_paused(group):
                     continue
                 identity = (group, None if task.dynamic else task.key)
@@ -89,6 +120,7 @@ class Sources:
                     )
                     self._push(source)
                 source.seen = self._serial
+                source.own = share is None or share.owns(index)
         for identity, source in list(self._table.items()):
             if source.seen != self._serial:
                 source.next_ask = NEVER
@@ -103,12 +135,20 @@ class Sources:
         return list(self._table.values())
 
     def ask_by(self, source: PolledSource, instant: int) -> bool:
-        """Claims from the source at this instant at the latest; returns whether that is sooner."""
-        if instant >= source.next_ask:
+        """Claims from the source at this instant at the latest; returns whether that is sooner.
+
+        From a partition of another worker, nothing is claimed before the next poll.
+        """
+        if instant >= source.next_ask or not source.own:
             return False
         source.next_ask = instant
         self._push(source)
         return True
+
+    def ask_again(self, source: PolledSource, now: int) -> None:
+        """Claims from a source at once that was taken and not asked, or has more to give."""
+        source.next_ask = now
+        self._push(source)
 
     def hold_off(self, source: PolledSource, now: int, longest: int) -> None:
         """Backs off from the source, longer each time in a row."""

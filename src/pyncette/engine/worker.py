@@ -20,6 +20,7 @@ from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
 from pyncette.engine.heartbeats import Heartbeats
 from pyncette.engine.loop import Loop
+from pyncette.engine.membership import Membership
 from pyncette.engine.polling import Sources
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
@@ -88,6 +89,7 @@ class Worker:
         backlogs: Detects tasks that are behind their schedule.
         heartbeats: Sends automatic heartbeats.
         dispatcher: Turns records into executions.
+        membership: Says in the store that this worker is alive.
         loop: Waits, claims, dispatches.
     """
 
@@ -122,6 +124,7 @@ class Worker:
         self.backlogs = Backlogs(clock, hooks.backlog)
         self.heartbeats = Heartbeats(self)
         self.dispatcher = Dispatcher(self)
+        self.membership = Membership(self)
         self.loop = Loop(self)
         self._changed = asyncio.Event()
 

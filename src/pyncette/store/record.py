@@ -26,6 +26,9 @@ STATIC_GROUP: Final = ":static"
 CONTROL_GROUP: Final = ":control"
 """The group of control records: one record for each fact, shared by all workers on the store."""
 
+MEMBERS_GROUP: Final = ":members"
+"""The group of the records that workers keep about themselves, one for each worker."""
+
 IDENTITY_BYTES_MAX: Final = 1_000
 
 LATEST_INSTANT: Final = 8_993_721_599_999_999

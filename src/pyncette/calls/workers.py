@@ -1,0 +1,38 @@
+"""Which workers are alive."""
+
+from __future__ import annotations
+
+from pyncette.calls.requests import Requests
+from pyncette.clock import from_microseconds
+from pyncette.engine.membership import Member, read_members
+from pyncette.model import RunningTask, WorkerState
+from pyncette.store.record import LATEST_INSTANT
+
+
+async def workers(requests: Requests) -> list[WorkerState]:
+    """Returns the workers that are alive; see ``PyncetteContext`` for what that means."""
+    now = await requests.now()
+    found = [member for _, member in await read_members(requests.store) if member is not None]
+    alive = [member for member in found if member.alive(now)]
+    return [_shown(member) for member in sorted(alive, key=_order)]
+
+
+def _order(member: Member) -> tuple[str, str]:
+    return member.name, member.id
+
+
+def _shown(member: Member) -> WorkerState:
+    return WorkerState(
+        member.name,
+        member.id,
+        None if member.since is None else from_microseconds(member.since),
+        from_microseconds(member.seen),
+        from_microseconds(min(member.seen + member.lease, LATEST_INSTANT)),
+        member.host,
+        member.process_id,
+        member.version,
+        member.tasks,
+        member.task_count,
+        member.running,
+        tuple(RunningTask(name, from_microseconds(started)) for name, started in member.runs),
+    )
