@@ -16,7 +16,7 @@ from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.inventory import Inventory
 from pyncette.calls.listing import Listing
-from pyncette.calls.parked import rerun_parked
+from pyncette.calls.parked import drop_parked, rerun_parked
 from pyncette.calls.previewing import Previewing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
@@ -418,6 +418,25 @@ class PyncetteContext:
         """
         return await rerun_parked(self._requests, task, instance_name, args)
 
+    async def drop_parked(self, task: Task, instance_name: str | None = None) -> bool:
+        """Gives up the run for which a task is parked: the task continues with its next run.
+
+        What came due while it was parked is handled as after any other delay. An instance that has
+        no next run is removed. The error stays in the state.
+
+        Args:
+            task: The static task, the template, or the instance.
+            instance_name: The name of the instance, if ``task`` is a template.
+
+        Returns:
+            Whether the task was parked. If not, nothing is changed.
+
+        Raises:
+            TaskUnreadableError: The record cannot be read.
+            StoreError: The store failed; it is unknown whether the run was given up.
+        """
+        return await drop_parked(self._requests, task, instance_name)
+
     async def get_task(self, task: Task, instance_name: str | None = None) -> TaskState | None:
         """Returns the state of a static task or of an instance; None if the store has no record.
 
@@ -526,7 +545,7 @@ class PyncetteContext:
     ) -> BulkResult:
         """Runs all parked instances that match again, as ``retry_parked`` does, in batches.
 
-        To drop parked instances instead, use
+        To give up the parked runs instead, use ``drop_parked_tasks``. To remove the instances, use
         ``unschedule_tasks(template, where=Where(states={"parked"}))``.
 
         Args:
@@ -543,6 +562,31 @@ class PyncetteContext:
             StoreUnavailableError: As in ``schedule_tasks``.
         """
         return await self._inventory.retry_parked(template, where, progress, on_failure)
+
+    async def drop_parked_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Gives up the runs of all parked instances that match, as ``drop_parked`` does.
+
+        Args:
+            template: The template, or one of its partitions.
+            where: Which of the parked instances; None: all.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; an instance that cannot be read fails.
+
+        Returns:
+            How many continue (``updated``), had no next run (``removed``), or failed.
+
+        Raises:
+            ValueError: The task is not a template.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._inventory.drop_parked(template, where, progress, on_failure)
 
     async def preview(
         self, task: Task | Schedule, n: int = 10, instance_name: str | None = None

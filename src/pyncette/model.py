@@ -60,8 +60,9 @@ class Exhausted(Enum):
 
     PARK = "park"
     """The record is kept and does not run: with arguments, error, traceback and attempts. The
-    default of one-off runs and of a last occurrence. ``retry_parked``, ``schedule_task`` or
-    ``unschedule_task`` ends it; for a static task, also a start with a changed schedule."""
+    default of one-off runs and of a last occurrence. ``retry_parked``, ``drop_parked``,
+    ``schedule_task`` or ``unschedule_task`` ends it; for a static task, also a start with a changed
+    schedule."""
 
     CONTINUE = "continue"
     """The occurrence is given up, its error stays in the state, and the next one runs. The default

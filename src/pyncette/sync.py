@@ -188,6 +188,7 @@ class SyncContext:
     schedule_task = _blocking(PyncetteContext.schedule_task)
     unschedule_task = _blocking(PyncetteContext.unschedule_task)
     retry_parked = _blocking(PyncetteContext.retry_parked)
+    drop_parked = _blocking(PyncetteContext.drop_parked)
     get_task = _blocking(PyncetteContext.get_task)
     list_tasks = _blocking(PyncetteContext.list_tasks)
     count_tasks = _blocking(PyncetteContext.count_tasks)

@@ -937,8 +937,8 @@ def test_what_is_parked_is_run_again_with_all_attempts_or_dropped() -> None:
         changed = read_after(before, other).record
         assert changed == current.record._replace(args="1 [1]", version=changed.version)
         following = old.planned
-        if old.triggered is None and following is not None:
-            following = schedule.following(following)
+        if old.triggered is None:
+            following = schedule.next(NOW) if lost else schedule.following(old.planned or 0)
         if dropped is DELETE:
             assert following is None
             continue

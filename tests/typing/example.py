@@ -155,7 +155,7 @@ async def pay(context: Context) -> None: ...
 
 async def repair(context: PyncetteContext) -> None:
     again: bool = await context.retry_parked(pay, "a", card="4242")
-    print(again)
+    print(again or await context.drop_parked(pay, "a"))
 
 
 @app.task(interval=5, retry=3)  # mistake
@@ -196,6 +196,7 @@ async def steer(context: PyncetteContext) -> None:
     count = await context.count_tasks(send, limit=100)
     print(count.count if count.exact else f"{count}", await context.unknown())
     await context.retry_parked_tasks(send, where=Where(due_before=datetime.now(UTC)))
+    await context.drop_parked_tasks(send, where=Where(prefix="a"))
 
 
 async def steer_wrongly(context: PyncetteContext) -> None:

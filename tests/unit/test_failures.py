@@ -909,6 +909,62 @@ def test_a_start_says_that_a_static_task_is_parked_or_frees_it_if_its_schedule_c
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, [20, 30, 40]), ({"catch_up": CatchUp.LATEST}, [40])]
+)
+def test_the_run_for_which_a_task_is_parked_is_given_up_and_the_next_one_follows(
+    options: dict[str, Any], expected: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        options.update(retry=Retry(1), exhausted=Exhausted.PARK, interval=seconds(10))
+        body = Failing(bench, ValueError("no"))
+        tick = bench.app.task(name="tick", **options)(body)
+        async with bench.running() as context:
+            await bench.advance(35)
+            assert await state_of(bench, tick) == "parked"
+            assert await context.drop_parked(tick)
+            assert not await context.drop_parked(tick), "it is not parked any more"
+            state = await context.get_task(tick)
+            assert state is not None
+            assert state.last_error == "ValueError: no"
+            await bench.advance(8)
+        assert bench.planned == [10, *expected]
+        assert body.seen("attempt") == [1] * len(bench.planned)
+        assert len(set(body.seen("execution_id"))) == len(bench.planned)
+
+    run(main())
+    assert logged(caplog, "tick is parked", "drop_parked() gives this run up")
+
+
+def test_a_one_off_that_is_parked_and_given_up_is_gone() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", retry=Retry(1))(bench.fail)
+        await scheduled(bench, job)
+        async with bench.running() as context:
+            await bench.advance(1)
+            assert await context.drop_parked(job, "a")
+            assert await context.get_task(job, "a") is None
+            assert not await context.drop_parked(job, "a")
+
+    run(main())
+
+
+def test_a_static_task_whose_progress_no_worker_could_read_goes_on_if_it_is_dropped() -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = bench.app.task(name="tick", interval=seconds(10))(bench.note)
+        await bench.plant(tick, progress="what is this")
+        async with bench.running() as context:
+            assert await state_of(bench, tick) == "parked"
+            assert await context.drop_parked(tick)
+            await bench.advance(25)
+        assert bench.planned == [10, 20]
+
+    run(main())
+
+
 def test_a_parked_instance_is_removed_like_any_other() -> None:
     async def main() -> None:
         bench = Bench()

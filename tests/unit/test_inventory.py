@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.support import Bench, Progress, after, micros, run, seconds
 
 from pyncette import Instance, Where
 from pyncette.model import TaskCount, UnknownTask
+from pyncette.schedule import Every
 
 
 def test_static_tasks_are_listed_with_their_states() -> None:
@@ -96,9 +99,35 @@ def test_parked_instances_are_tried_again_by_name_and_by_filter() -> None:
             assert isinstance(failure.error, ValueError)
             await bench.advance(1)
             assert sorted(item.name.split(":")[2] for item in bench.runs) == names
+            result = await context.drop_parked_tasks(job, where=Where(prefix="b"))
+            assert [failure.name for failure in result.failures] == ["bad"]
             result = await context.unschedule_tasks(job, where=Where(states={"parked"}))
             assert result.removed == 1
             with pytest.raises(TypeError, match="Where"):
                 await context.retry_parked_tasks(job, where="all")  # type: ignore[arg-type]
+
+    run(main())
+
+
+def test_the_runs_of_parked_instances_are_given_up_by_filter() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.partitioned_task(3, name="job")(bench.note)
+        parked = Progress(micros(-5), "i", failures=5, error="no")
+        told: dict[str, Any] = {"state": "parked", "due": 9_000, "progress": parked}
+        for name in ("a1", "a2", "b1"):
+            await bench.plant(job, name, schedule=Every(seconds(10)), **told)
+        await bench.plant(job, "a once", **told)
+        async with bench.running() as context:
+            result = await context.drop_parked_tasks(job, where=Where(prefix="a"))
+            assert (result.updated, result.removed, result.failed) == (2, 1, 0)
+            assert await context.get_task(job, "a once") is None
+            state = await context.get_task(job, "a1")
+            assert state is not None
+            found = (state.state, state.scheduled_at, state.attempt, state.last_error)
+            assert found == ("scheduled", after(5), 1, "no")
+            await bench.advance(6)
+            assert sorted(item.name.split(":")[2] for item in bench.runs) == ["a1", "a2"]
+            assert (await context.drop_parked_tasks(job)).updated == 1
 
     run(main())

@@ -76,6 +76,7 @@ def test_calls_answer_as_the_asynchronous_ones(service: Service) -> None:
     assert calls.unknown() == []
     assert calls.static_tasks() == []
     assert calls.retry_parked(job, "a") is False
+    assert calls.drop_parked(job, "a") is False
     calls.unschedule_task(job, "a")
     assert calls.get_task(job, "a") is None
 

@@ -190,13 +190,18 @@ class Bulk:
             await self.remove(_wishes(records, removed), tally)
 
     async def change_where(
-        self, template: Task, where: Where, decide: Decide, tally: Tally
+        self,
+        template: Task,
+        where: Where,
+        decide: Decide,
+        tally: Tally,
+        repeatable: bool = True,
     ) -> None:
         """Changes the instances of a template that match."""
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
         async for records in self._pages(template.groups(), selection_of(where)):
-            await self._change(_wishes(records, decide), tally)
+            await self._change(_wishes(records, decide, repeatable), tally)
 
     async def remove(self, wishes: Sequence[Wish], tally: Tally) -> None:
         """Makes these wishes, which are to remove records."""
@@ -449,8 +454,8 @@ def removed(current: Record | None, now: int) -> Change | None:
     return None if current is None else DELETE
 
 
-def _wishes(records: Iterable[Record], decide: Decide) -> list[Wish]:
-    return [Wish(record.group, record.key, decide, (record,)) for record in records]
+def _wishes(records: Iterable[Record], decide: Decide, repeatable: bool = True) -> list[Wish]:
+    return [Wish(record.group, record.key, decide, (record,), repeatable) for record in records]
 
 
 def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change | None:

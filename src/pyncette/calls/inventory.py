@@ -9,7 +9,7 @@ from pyncette.bulk import BulkResult, OnFailure, Progress
 from pyncette.calls.bulk import Bulk, Tally, removed
 from pyncette.calls.identity import check_declared
 from pyncette.calls.listing import count_in_groups, state_of
-from pyncette.calls.parked import rerun
+from pyncette.calls.parked import dropped, rerun
 from pyncette.calls.requests import Requests, Wish
 from pyncette.engine.steering import pause_identity
 from pyncette.engine.templates import groups_of, registered_templates, registration_of
@@ -95,6 +95,21 @@ class Inventory:
         tally = Tally(progress, on_failure)
         await self._bulk.change_where(
             template, _only_parked(where), partial(rerun, template), tally
+        )
+        return tally.result()
+
+    async def drop_parked(
+        self,
+        template: Task,
+        where: Where | None,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        check_declared(template)
+        tally = Tally(progress, on_failure)
+        # Dropped once more, its next occurrence would be lost, if that has failed meanwhile.
+        await self._bulk.change_where(
+            template, _only_parked(where), partial(dropped, template), tally, repeatable=False
         )
         return tally.result()
 

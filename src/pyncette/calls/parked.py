@@ -1,15 +1,17 @@
-"""Runs parked tasks again."""
+"""Runs parked tasks again, or gives up their occurrences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.engine import rules
+from pyncette.engine.rules import Policy
 from pyncette.store.record import Change, Record, State
 from pyncette.task import Task
 from pyncette.task_options import INSTANCE_OPTIONS
@@ -27,6 +29,26 @@ async def rerun_parked(
         return rerun(task, record, now, text)
 
     return await requests.change(group, key, decide) is not None
+
+
+async def drop_parked(requests: Requests, task: Task, instance_name: str | None) -> bool:
+    """Gives up the occurrence of a parked record; see ``PyncetteContext.drop_parked``."""
+    check_declared(task)
+    group, key = identity_of(task, instance_name)
+    return await requests.change(group, key, partial(dropped, task)) is not None
+
+
+def dropped(task: Task, record: Record | None, now: int) -> Change | None:
+    """Returns the change that gives up the occurrence of a parked record; None: it is not parked.
+
+    Raises:
+        TaskUnreadableError: The record cannot be read.
+    """
+    if record is None or record.state != State.PARKED:
+        return None
+    with reading_record(record):
+        policy = Policy(task.template.fast_forward)
+        return rules.dropped(task.reading_of(record), policy, now)
 
 
 def rerun(task: Task, record: Record | None, now: int, args: str | None = None) -> Change | None:

@@ -786,7 +786,9 @@ def log_exhausted(label: str, change: Change) -> None:
     match state:
         case State.PARKED:
             logger.error(
-                "%s is parked: retry_parked() runs it again, unschedule_task() removes it", label
+                "%s is parked: retry_parked() runs it again, drop_parked() gives this run up, "
+                "unschedule_task() removes an instance",
+                label,
             )
         case State.PAUSED:
             logger.error("%s is paused until it is resumed", label)

@@ -746,10 +746,13 @@ def dropped(reading: Reading, policy: Policy, now: int) -> Change | None:
     Returns:
         The change, or None if the record is not parked.
     """
-    record, _, progress = reading
+    record, schedule, progress = reading
     if record.state != State.PARKED:
         return None
     failure = Failure(progress.error or "parked", progress.traceback, outcome=progress.outcome)
+    if progress.occurrence is None:
+        # It could not be read which one it was: what lies ahead follows.
+        return _go_on(reading, policy, now, schedule.next(now), failure, None)
     return _occurrence_done(reading, policy, now, failure, None)
 
 

@@ -111,8 +111,8 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
         return None
     if record.state == State.PARKED and (change is None or change.state == State.PARKED):
         logger.warning(
-            "%s is parked and does not run: retry_parked() runs it again, and so does a start "
-            "with a changed schedule",
+            "%s is parked and does not run: retry_parked() runs it again, drop_parked() or a start "
+            "with a changed schedule continue without",
             printable(task),
         )
     if change is None:
