@@ -213,7 +213,8 @@ class PyncetteContext:
         If the instance exists, its options and arguments are replaced, and the sooner of its old
         and its new next time is kept, so that repeated calls cannot postpone a run for ever. The
         log says so (INFO) where a later time was asked for. An instance that is parked is scheduled
-        as if newly created, with all of its attempts. ``on_existing`` chooses otherwise.
+        as if newly created, with all of its attempts: a program that schedules it at each of its
+        starts passes ``OnExisting.KEEP``. ``on_existing`` chooses otherwise.
 
         Args:
             task: The template.

@@ -778,6 +778,23 @@ def test_a_parked_task_is_run_again_with_new_arguments() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("how", [OnExisting.SOONER, OnExisting.REPLACE, OnExisting.KEEP])
+def test_a_program_that_schedules_a_failing_one_off_at_each_start_frees_it_unless_it_keeps_it(
+    how: OnExisting,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", retry=Retry(1))(bench.fail)
+        for _ in range(3):
+            async with bench.running() as context:
+                await context.schedule_task(job, "a", execute_at=START, on_existing=how)
+                await bench.advance(10)
+                assert await state_of(bench, job, "a") == "parked"
+        assert bench.times == ([0] if how is OnExisting.KEEP else [0, 10, 20])
+
+    run(main())
+
+
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_parked_task_that_is_scheduled_again_runs_by_what_is_new(bulk: bool) -> None:
     async def main() -> None:
