@@ -372,8 +372,8 @@ FAULTS: Final = (
         (
             Edit(
                 f"{_RULES}too_late",
-                "now - due_at > policy.misfire_grace",
-                "now - due_at > 10 * policy.misfire_grace",
+                "now - due_at <= policy.misfire_grace",
+                "now - due_at <= 10 * policy.misfire_grace",
             ),
         ),
         "scenario: no worker is there for a while, and what is too late is skipped, seed 0",
