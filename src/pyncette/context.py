@@ -232,7 +232,13 @@ class PyncetteContext:
             jitter: Each run waits for a part of it, see ``Schedule.with_jitter``; likewise.
             on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
                 value of another type is an argument of the task.
-            args: Arguments of the task: any other keyword, JSON-serialisable.
+            args: Arguments of the task: any other keyword, JSON-serialisable. They stand over those
+                of the template.
+
+        Without any option of when, the instance follows the template's default. If a later release
+        changes that, the occurrence that is planned stays, and the new default holds from the next
+        one on. With one of these options, its schedule is its own, with what it leaves open taken
+        from the template now. Likewise, only its own arguments are stored.
 
         Returns:
             The instance. Its ``next_run`` is when it runs next, which may be sooner than asked
@@ -371,9 +377,10 @@ class PyncetteContext:
 
         For programs that keep their schedules in a table of their own, or that must refill a lost
         store. An instance that has the wanted schedule and arguments is left alone, whatever it is
-        doing. One that differs is replaced, as with ``OnExisting.REPLACE``. What is not in the set
-        is removed, once the whole set was read: if reading it fails, nothing is removed. A one-off
-        that has run is gone: if it is in the set, it is created, and run, again.
+        doing; so is one without a schedule that follows the template's default. One that differs is
+        replaced, as with ``OnExisting.REPLACE``. What is not in the set is removed, once the whole
+        set was read: if reading it fails, nothing is removed. A one-off that has run is gone: if it
+        is in the set, it is created, and run, again.
 
         Memory does not grow with the number of instances; the names are kept in a temporary file.
 

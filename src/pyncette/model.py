@@ -254,7 +254,9 @@ class TaskState:
     """The state of a task in the store.
 
     Attributes:
-        task: The static task, or the instance.
+        task: The static task, or the instance. Of an instance that follows the template's default:
+            with the schedule by which ``scheduled_at`` was planned. If the default has changed
+            since, ``preview`` shows what follows.
         scheduled_at: When it runs next, aware UTC; while it runs or waits for a retry, the planned
             time of that run. None if there is no further run.
         locked_until: End of the lease, aware UTC, while the task runs (it lies in the past if its
@@ -297,7 +299,7 @@ class TaskState:
 
     @property
     def args(self) -> dict[str, Any]:
-        """The arguments of the task: those that it was stored with, the template's included.
+        """The arguments of the task: of an instance, its own over those of the template now.
 
         Raises:
             ValueError: They cannot be read.

@@ -30,7 +30,16 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.retry import Retry
-from pyncette.schedule import NO_CALENDARS, At, Calendars, Schedule, instant_of, loads
+from pyncette.schedule import (
+    NO_CALENDARS,
+    At,
+    Calendars,
+    Inherited,
+    Schedule,
+    instant_of,
+    loads,
+    own,
+)
 from pyncette.store.record import (
     STATIC_GROUP,
     Reading,
@@ -41,6 +50,7 @@ from pyncette.store.record import (
     is_plain_identity,
     load_args,
     read,
+    reading_from,
 )
 from pyncette.task_options import (
     DEFAULT_LEASE_DURATION,
@@ -125,7 +135,8 @@ class Task(Declared):
     _span: Span = Span()
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
-    _own_text: str | None = None  # of an instance that was made just now
+    _default: Inherited | None = None
+    _inherits: bool = False
     _next_run: int | None = None
     calendars: Calendars = NO_CALENDARS
     """The calendars of its app."""
@@ -244,6 +255,8 @@ class Task(Declared):
             args=args,
         )
         self._when, self._plan = when, when.plan
+        if dynamic and when.plan is not None:
+            self._default = Inherited(when.plan)
         check_arguments(args)
         self._extra_args = args
         self._enabled = enabled
@@ -395,24 +408,45 @@ class Task(Declared):
         """As ``plan``, but its calendars are names only; None: it does not say when."""
         return self._plan
 
+    @property
+    def default(self) -> Inherited | None:
+        """The schedule of instances without one of their own, as their records keep it.
+
+        Raises:
+            UnreadableHere: It names a calendar that its app does not know.
+        """
+        template = self.template
+        default = template._default
+        if default is not None and default.calendars:
+            bound = template.calendars.bind(default.schedule)
+            if bound is not default.schedule:
+                template._default = default = Inherited(bound)
+        return default
+
+    @property
+    def stored_plan(self) -> Schedule:
+        """As ``plan``, but as a record keeps it: with a mark if it is the template's default."""
+        return (self.default if self._inherits else None) or self.plan
+
     # Arguments.
 
     @property
     def extra_args(self) -> dict[str, Any]:
-        """The arguments that it was declared, or stored, with."""
+        """The arguments that it was declared with; of an instance: over those of its template."""
         if self._extra_args is None:
-            self._extra_args = load_args(self._args_text)
+            self._extra_args = self._with_defaults(load_args(self._args_text))
         return self._extra_args
+
+    def _with_defaults(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Own arguments of an instance, over new copies of those of its template."""
+        defaults = self.template.extra_args
+        # As if they had been stored, and read again.
+        return {**load_args(dump_args(defaults)), **args} if defaults else args
 
     @property
     def args_text(self) -> str:
-        """The arguments as a record keeps them: the template's defaults and the instance's own."""
-        template = self.template
-        if template is self:
-            return ""
-        if self._own_text is not None and not template.extra_args:
-            return self._own_text
-        return dump_args({**template.extra_args, **self.extra_args})
+        """The arguments as a record keeps them: only an instance's own."""
+        return self._args_text
 
     # Identity.
 
@@ -493,6 +527,10 @@ class Task(Declared):
             jitter: Each run waits for a part of it; likewise.
             args: Arguments of the task, over the defaults of the template.
 
+        Without any option of when, the instance follows the template's default, also if that
+        changes later. With one of them (if only ``timezone`` or ``jitter``) its schedule is its
+        own, with what it takes from the template now.
+
         Raises:
             ValueError: This is no template, or an option is invalid.
             TypeError: An option that only a template can have was given.
@@ -507,13 +545,18 @@ class Task(Declared):
                 f"{min(wrong)} is an option of the template '{self}', not of its instances"
             )
         span, inherited = Span.given(start_at, end_at, jitter, args), self._span
+        inherits = False
         if schedule is None and interval is None and execute_at is None:
+            inherits = self._plan is not None and timezone is None and span == NO_SPAN
             schedule, interval, execute_at = self.schedule, self.interval, self.execute_at
             inherited = self.when.span
         if timezone is None and isinstance(schedule, str):
             timezone = self.timezone
         own_text = _args_text(args)
-        if (
+        if inherits:
+            task = self.from_parts(name, self._plan, own_text)
+            task._when, task._inherits = self.when, True
+        elif (
             execute_at is not None
             and schedule is None
             and interval is None
@@ -521,7 +564,7 @@ class Task(Declared):
             and span == inherited == NO_SPAN
         ):
             # A single run, as most instances are. What it says of when is worked out if asked for.
-            task = self.from_parts(name, At(execute_at), "")
+            task = self.from_parts(name, At(execute_at), own_text)
         else:
             when = When.checked(
                 schedule,
@@ -533,10 +576,9 @@ class Task(Declared):
                 instance=True,
                 args=args,
             )
-            task = self.from_parts(name, when.plan, "")
+            task = self.from_parts(name, when.plan, own_text)
             task._when = when
-        task._extra_args = args
-        task._own_text = own_text
+        task._extra_args = task._with_defaults(args)
         if args:
             task._warn_of_misspelt(args)
         return task
@@ -546,24 +588,43 @@ class Task(Declared):
         return self
 
     def reading_of(self, record: Record) -> Reading:
-        """What a record of this task, or of an instance of it, says; with the app's calendars.
+        """What a record of this task, or of an instance of it, says; see ``bound``.
 
         Raises:
             UnreadableHere: This worker cannot read it, or does not know one of its calendars.
             UnreadableRecord: No worker can read it.
         """
         reading = read(record)
-        if not reading.schedule.calendars:
-            return reading
-        return reading._replace(schedule=self.template.calendars.bind(reading.schedule))
+        return self.bound(reading) if reading.schedule.needs_task else reading
+
+    def bound(self, reading: Reading) -> Reading:
+        """A reading with what only the task knows: the app's calendars, and its present default.
+
+        A record that follows a default which has changed has the new one, with the mark, so that
+        the rules store it. A template without a default any more leaves the record its old one.
+
+        Raises:
+            UnreadableHere: A calendar is not known.
+        """
+        record, schedule, progress = reading
+        template = self.template
+        if isinstance(schedule, Inherited):
+            default = template._default
+            if default is not None and default.text != schedule.text:
+                return reading_from((record, template.default or schedule, progress))
+            schedule = schedule.schedule
+        if schedule.calendars:
+            schedule = template.calendars.bind(schedule)
+        return reading_from((record, schedule, progress))
 
     def from_record(self, record: Record) -> Task:
         """The instance that a record of this template stands for, as it was stored.
 
-        A schedule that cannot be read gives a handle without schedule.
+        If it follows a default that has changed, it shows the one by which its next occurrence was
+        planned. A schedule that cannot be read gives a handle without schedule.
         """
         try:
-            plan = loads(record.schedule)
+            plan: Schedule | None = own(loads(record.schedule))
         except ValueError:
             plan = None
         return self.from_parts(record.key, plan, record.args)
@@ -576,7 +637,7 @@ class Task(Declared):
         task.parent_task = parent = self.parent_of(name)
         task.group = parent.group
         task._options = self.options
-        task._plan = plan
+        task._plan = plan.schedule if isinstance(plan, Inherited) else plan
         task._args_text = args_text
         return task
 

@@ -19,6 +19,7 @@ from pyncette.schedule import (
     Schedule,
     instant_of,
     name_of,
+    own,
     parse_timezone,
     seconds_may_be_first,
 )
@@ -153,6 +154,7 @@ class When(NamedTuple):
     @classmethod
     def of(cls, plan: Schedule | None) -> When:
         """What a stored schedule says."""
+        plan = None if plan is None else own(plan)
         inner, span = plan, NO_SPAN
         if isinstance(inner, Jittered):
             span = span._replace(jitter=timedelta(microseconds=inner.jitter))

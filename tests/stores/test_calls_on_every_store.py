@@ -13,6 +13,7 @@ from tests.stores.every_store import STORES, place_of
 
 from pyncette import Context, Instance, OnExisting, PerWorker, Pyncette, PyncetteContext, Where
 from pyncette.errors import TaskPausedError
+from pyncette.sqlite import sqlite_repository
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 
@@ -32,13 +33,22 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 class Program:
     """A program with one template, and what it ran."""
 
-    def __init__(self, place: Place, partitions: int | None = None, **options: Any) -> None:
-        self.clock = VirtualClock(START)
+    def __init__(
+        self,
+        place: Place,
+        partitions: int | None = None,
+        *,
+        clock: VirtualClock | None = None,
+        **options: Any,
+    ) -> None:
+        self.clock = clock or VirtualClock(START)
         self.app = Pyncette(place.factory, clock=self.clock, **place.configuration)
         self.runs: list[tuple[str, float]] = []
+        self.args: list[dict[str, Any]] = []
 
         async def job(context: Context) -> None:
             self.runs.append((context.task.name, self.clock.monotonic()))
+            self.args.append(context.args)
 
         declare = (
             self.app.dynamic_task(**options)
@@ -151,6 +161,54 @@ def test_bulk(place: Place, partitions: int | None) -> None:
             assert result.removed == 1
             result = await context.unschedule_tasks(job, (f"ï{index}" for index in range(200)))
             assert (result.removed, result.unchanged) == (99, 101)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("partitions", [None, 3])
+def test_two_releases_with_different_defaults_side_by_side(
+    place: Place, partitions: int | None
+) -> None:
+    if place.factory is sqlite_repository and not place.configuration:
+        pytest.skip("each app has a database of its own in memory")
+
+    async def main() -> None:
+        old = Program(place, partitions, interval=seconds(10), color="red", size=1)
+        new = Program(
+            place, partitions, clock=old.clock, interval=seconds(25), color="blue", size=1
+        )
+
+        async def run_old(context: PyncetteContext) -> None:
+            await context.schedule_task(old.job, "ï", size=2)
+            await context.schedule_task(old.job, "own", interval=seconds(10))
+            await old.advance(12)
+
+        async def run_new(context: PyncetteContext) -> None:
+            state = await context.get_task(new.job, "ï")
+            assert state is not None
+            assert (state.scheduled_at, state.task.interval) == (START + seconds(20), seconds(10))
+            assert state.args == {"color": "blue", "size": 2}
+            wanted = [Instance("ï", size=2), Instance("own", interval=seconds(10))]
+            result = await context.sync_tasks(new.job, wanted)
+            assert (result.unchanged, result.handled) == (2, 2)
+            assert await context.preview(new.job, 2, "ï") == [
+                START + seconds(20),
+                START + seconds(45),
+            ]
+            await new.advance(35)
+            state = await context.get_task(new.job, "ï")
+            assert state is not None
+            assert (state.scheduled_at, state.task.interval) == (START + seconds(70), seconds(25))
+
+        async with old.app.create() as context:
+            await old.while_running(run_old(context), context)
+        async with new.app.create() as context:
+            await new.while_running(run_new(context), context)
+        assert sorted(old.runs) == [("own", 10), ("ï", 10)]
+        assert [moment for name, moment in new.runs if name == "ï"] == [20, 45]
+        assert [moment for name, moment in new.runs if name == "own"] == [20, 30, 40]
+        assert {"color": "blue", "size": 2} in new.args
+        assert {"color": "blue", "size": 1} in new.args
 
     asyncio.run(main())
 

@@ -532,7 +532,8 @@ def test_a_json_value_under_the_name_of_a_new_option_stays_an_argument(name: str
 
 def test_the_arguments_of_an_instance_go_before_those_of_its_template() -> None:
     instance = template(color="blue", size=1).instantiate("a", interval=1, color="red")
-    assert load_args(instance.args_text) == {"color": "red", "size": 1}
+    assert instance.extra_args == {"color": "red", "size": 1}
+    assert load_args(instance.args_text) == {"color": "red"}
 
 
 # Names for people.
@@ -923,7 +924,8 @@ def test_a_single_run_of_a_template_with_defaults_has_both_arguments_and_knows_w
     )
     at = datetime(2030, 1, 1, tzinfo=UTC)
     instance = template.instantiate("x", execute_at=at, size=2)
-    assert instance.args_text == '1 {"colour":"red","size":2}'
+    assert instance.args_text == '1 {"size":2}'
+    assert instance.extra_args == {"colour": "red", "size": 2}
     assert (instance.execute_at, instance.interval, instance.schedule) == (at, None, None)
     assert (instance.start_at, instance.end_at, instance.jitter) == (None, None, None)
 

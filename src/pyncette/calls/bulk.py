@@ -27,13 +27,14 @@ from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
-from pyncette.schedule import At, dumps
+from pyncette.schedule import INHERITED_MARK, At, dumps
 from pyncette.store import Write, scan_pages
 from pyncette.store.record import (
     ABSENT,
     DELETE,
     Change,
     Delete,
+    Put,
     Record,
     UnreadableRecord,
     load_progress,
@@ -460,15 +461,46 @@ def _wishes(records: Iterable[Record], decide: Decide, repeatable: bool = True) 
 
 def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change | None:
     """What makes a record as it is wanted; None: it is so, or will be after its run."""
-    if current is not None:
-        wanted = (dumps(wish.wanted.schedule), wish.wanted.args)
-        try:
-            pending = load_progress(current.progress).pending
-        except UnreadableRecord:
-            return rules.replaced(current, wish.wanted, now)
-        if pending is not None and pending.schedule is not None:
-            if (pending.schedule, pending.args) == wanted:
-                return None
-        elif (current.schedule, current.args) == wanted:
+    if current is None:
+        return wish.decide(current, now)
+    schedule, args = dumps(wish.wanted.schedule), wish.wanted.args
+    try:
+        pending = load_progress(current.progress).pending
+    except UnreadableRecord:
+        return rules.replaced(current, wish.wanted, now)
+    if pending is not None and pending.schedule is not None and pending.args is not None:
+        if pending.args == args and _same_schedule(pending.schedule, schedule):
             return None
+    elif current.args == args and _same_schedule(current.schedule, schedule):
+        return None
+    elif _same_but_for_defaults(wish.instance, current, schedule):
+        if rules.alive(current, now):
+            return None
+        # Only what is its own, and what its template's, changes.
+        _, _, due_at, _, token, state, attempts, stored, _, progress = current
+        text = stored if _same_schedule(stored, schedule) else schedule
+        return Put(due_at, state, token, attempts, text, args, progress)
     return wish.decide(current, now)
+
+
+def _same_schedule(stored: str, wanted: str) -> bool:
+    """Returns whether a stored schedule is the wanted one; a default is, whatever it was."""
+    if wanted.startswith(INHERITED_MARK):
+        return stored.startswith(INHERITED_MARK)
+    return stored == wanted
+
+
+def _same_but_for_defaults(instance: Task, current: Record, schedule: str) -> bool:
+    """Returns whether a record has the wanted schedule and arguments, but others are its own."""
+    if not _same_schedule(current.schedule, schedule) and current.schedule.removeprefix(
+        INHERITED_MARK
+    ) != schedule.removeprefix(INHERITED_MARK):
+        return False
+    try:
+        return instance.template.from_record(current).extra_args == _stored_args(instance)
+    except ValueError:
+        return False
+
+
+def _stored_args(instance: Task) -> dict[str, Any]:
+    return instance.template.from_parts(instance.name, None, instance.args_text).extra_args

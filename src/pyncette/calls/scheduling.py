@@ -56,7 +56,7 @@ class Wish:
         self.on_existing = on_existing
         self.kept: Record | None = None
         self.wanted = Wanted(
-            instance.plan,
+            instance.stored_plan,
             instance.args_text,
             chance.new_id(4),
             (instance.group, instance.key),

@@ -272,8 +272,8 @@ class Dispatcher:
         try:
             reading = read(record)
             schedule = reading.schedule
-            if schedule.calendars:
-                reading = self._with_calendars(parts.task, reading)
+            if schedule.needs_task:
+                reading = self._bound(parts.task, reading)
             if parts.selective and self._is_not_run(parts, reading, now):
                 return None
         except UnreadableHere as error:
@@ -297,17 +297,19 @@ class Dispatcher:
             return self._once_more(batch, reading)
         return Execution(batch, reading)
 
-    def _with_calendars(self, task: Task, reading: Reading) -> Reading:
-        """Finds the calendars of a record, and whether its next occurrence can be planned.
+    def _bound(self, task: Task, reading: Reading) -> Reading:
+        """Finds the schedule that holds from the next occurrence on, and its calendars.
+
+        It also finds out whether the next occurrence can be planned by them.
 
         Raises:
             UnreadableHere: A calendar is not known here, has failed, or excludes everything. Then
                 the task does not run: its outcome could not be written.
         """
-        schedule = task.calendars.bind(reading.schedule)
-        reading = reading._replace(schedule=schedule)
-        if reading.progress.planned is not None:
-            schedule.following(reading.progress.planned)
+        reading = task.bound(reading)
+        _, schedule, progress = reading
+        if schedule.calendars and progress.planned is not None:
+            schedule.following(progress.planned)
         return reading
 
     def _note_backlog(self, task: Task, reading: Reading, planned: int, now: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from pyncette.schedule import Every, Schedule
+from pyncette.schedule import Every, Schedule, own
 
 _COUNTED_MAX: Final = 1_000
 
@@ -15,6 +15,7 @@ def overdue_count(schedule: Schedule, planned: int, now: int) -> int:
     Exact for intervals, and up to a thousand. Beyond that it is estimated from the mean distance
     of the first thousand.
     """
+    schedule = own(schedule)
     if isinstance(schedule, Every):
         following = schedule.following(planned)
         return 1 if following is None else (now - planned) // (following - planned) + 1

@@ -28,6 +28,10 @@ rerun                    is due now, with all of its attempts
 dropped                  is the same as after its occurrence was given up
 ======================== ============================================================
 
+A record without a schedule of its own follows the default of its template. If that has changed, the
+reading has the new one: it holds from the occurrence after the planned one, and the change that
+plans this one stores it.
+
 While a worker holds the lease, only this worker changes schedule, arguments or ``due_at``. Requests
 of users are written to ``pending`` and apply when the run has ended. Any other change that ends
 ``running``, or changes what the record runs, clears the token. So from the state and the token, the
@@ -959,7 +963,13 @@ def _occurrence_done(
             return _go_on(reading, policy, now, planned, failure, ran)
     if planned is None and pending is None and record.group != STATIC_GROUP:
         return DELETE
-    if planned is None or pending is not None or failure is not None or progress.skipped:
+    if (
+        planned is None
+        or pending is not None
+        or failure is not None
+        or progress.skipped
+        or schedule.inherited
+    ):
         return _go_on(reading, policy, now, planned, failure, ran)
     # The common case.
     due_at = _next_due(record, schedule, policy, planned, now)
@@ -1006,6 +1016,8 @@ def _go_on(
 ) -> Change:
     """The current occurrence is over, and this one is the next of the schedule.
 
+    If the schedule is the changed default of a template, it is stored, too.
+
     Args:
         reading: The record, which counts already what is skipped.
         policy: The options of the task.
@@ -1015,6 +1027,34 @@ def _go_on(
         ran: When its last attempt ran.
         keep: Whether to keep the record even if there is no next occurrence.
     """
+    change = _next_occurrence(reading, policy, now, planned, failure, ran, keep)
+    record, schedule, _ = reading
+    if not schedule.inherited or not isinstance(change, Patch):
+        return change
+    text = dump_schedule(schedule)
+    if text == record.schedule:
+        return change
+    due_at, state, unfinished_attempts, progress = change
+    return Put(
+        due_at,
+        state,
+        record.token,
+        unfinished_attempts,
+        text,
+        record.args,
+        record.progress if progress is None else progress,
+    )
+
+
+def _next_occurrence(
+    reading: Reading,
+    policy: Policy,
+    now: int,
+    planned: int | None,
+    failure: Failure | None,
+    ran: Ran | None,
+    keep: bool,
+) -> Patch | Delete:
     record, schedule, progress = reading
     pending = progress.pending
     after = Progress(

@@ -11,6 +11,7 @@ writes the text in which a schedule is stored:
     cron, rrule            which times on the wall an expression, or a rule, matches
     rule_grammar           what a rule may say
     kinds, rule            `Cron`, `Every`, `At`; `Rule`
+    inherited              the mark of an instance that follows its template
     text                   what is stored
 
 The rules of the engine decide which occurrence a record runs. Instants inside the engine are
@@ -22,6 +23,7 @@ from __future__ import annotations
 from pyncette.schedule.base import AnyOf, Bounded, Jittered, Schedule, Without
 from pyncette.schedule.calendar import Calendar, CalendarFunction
 from pyncette.schedule.cron import seconds_may_be_first
+from pyncette.schedule.inherited import INHERITED_MARK, Inherited, own
 from pyncette.schedule.instant import INSTANT_LIMIT, instant_of
 from pyncette.schedule.kinds import At, Cron, Every
 from pyncette.schedule.known import NO_CALENDARS, Calendars
@@ -31,6 +33,7 @@ from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 from pyncette.schedule.zone import name_of, parse_timezone
 
 __all__ = [
+    "INHERITED_MARK",
     "INSTANT_LIMIT",
     "NO_CALENDARS",
     "AnyOf",
@@ -41,6 +44,7 @@ __all__ = [
     "Calendars",
     "Cron",
     "Every",
+    "Inherited",
     "Jittered",
     "NewerFormat",
     "Rule",
@@ -51,6 +55,7 @@ __all__ = [
     "instant_of",
     "loads",
     "name_of",
+    "own",
     "parse_timezone",
     "seconds_may_be_first",
 ]

@@ -67,6 +67,8 @@ class Schedule(ABC):
         calendars: The calendars that are named in it.
         jitter: How long an occurrence may wait, in microseconds.
         floats: Whether its occurrences depend on when the record was created.
+        inherited: Whether it is the default of a template, see `Inherited`.
+        needs_task: Whether the task must be asked what it means: it is inherited, or has calendars.
     """
 
     __slots__ = ()
@@ -77,6 +79,8 @@ class Schedule(ABC):
     calendars: tuple[Calendar, ...] = ()
     jitter: int = 0
     floats: bool = False
+    inherited: bool = False
+    needs_task: bool = False
 
     # What the engine asks.
 
@@ -230,7 +234,7 @@ def bind(schedule: Schedule, resolve: Resolve) -> Schedule:
 class _Combined(Schedule):
     """What is made of other schedules. Its text is its identity."""
 
-    __slots__ = ("_stored", "calendars", "timezone", "timezone_name")
+    __slots__ = ("_stored", "calendars", "needs_task", "timezone", "timezone_name")
 
     _stored: str
 
@@ -248,6 +252,7 @@ class _Combined(Schedule):
         _set(self, "timezone_name", name)
         known = {calendar for part in parts for calendar in part.calendars} | {*calendars}
         _set(self, "calendars", tuple(sorted(known, key=repr)))
+        _set(self, "needs_task", bool(known))
         _set(self, "_stored", super()._text())
         if len(self._stored) > TEXT_CHARACTERS_MAX:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 Version 1 is read by every release: `1 cron Europe/Berlin 0 9 * * *`, `1 every 60000000`,
 `1 at 1764000000000000`. Version 2 is JSON: `2 ["between",null,1764000000000000,["every",…]]`.
+`1 default 1 every 60000000` is the default of a template, which the instance follows.
 A schedule that version 1 can hold is written as that, so that workers of a release before read it.
 """
 
@@ -25,13 +26,14 @@ from pyncette.schedule.base import (
     Without,
 )
 from pyncette.schedule.calendar import Calendar
+from pyncette.schedule.inherited import INHERITED_MARK, Inherited
 from pyncette.schedule.instant import INSTANT_LIMIT, storable
 from pyncette.schedule.kinds import FORMAT, At, Cron, Every
 from pyncette.schedule.rule import Rule
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 
-_KINDS = ("cron", "every", "at")
-_KINDS_COMBINED = (*_KINDS, "rule", "any", "without", "between", "jitter")
+_KINDS = ("cron", "every", "at", "default")
+_KINDS_COMBINED = (*_KINDS[:3], "rule", "any", "without", "between", "jitter")
 _KIND = re.compile(r"[a-z]{1,20}")
 
 _USUAL_MIN = 10**15
@@ -106,6 +108,8 @@ def _simple(text: str, rest: str) -> Schedule:
             return Every(timedelta(microseconds=_integer(value)))
         case "at":
             return At.of(_integer(value))
+        case "default" if not value.startswith(INHERITED_MARK):
+            return Inherited(_read(value))
     raise _unreadable(text)
 
 

@@ -71,8 +71,9 @@ class Record(NamedTuple):
         state: See ``State``.
         unfinished_attempts: Attempts of this occurrence that ended without an outcome (crashed
             workers), and the one that is running.
-        schedule: The schedule as text (``pyncette.schedule.dumps``).
-        args: The arguments as text (``dump_args``); empty for static tasks.
+        schedule: The schedule as text (``pyncette.schedule.dumps``), with a mark if it is the
+            default of the template.
+        args: The instance's own arguments as text (``dump_args``); empty for static tasks.
         progress: The progress as text (``Progress``).
     """
 
@@ -253,7 +254,8 @@ class Reading(NamedTuple):
     progress: Progress
 
 
-_reading_of: Final[Callable[[tuple[Any, ...]], Reading]] = partial(tuple.__new__, Reading)
+reading_from: Final[Callable[[tuple[Any, ...]], Reading]] = partial(tuple.__new__, Reading)
+"""Makes a reading of a tuple of all fields, as ``record_of`` does."""
 
 
 class UnreadableRecord(ValueError):  # noqa: N818
@@ -280,7 +282,7 @@ def read(record: Record) -> Reading:
         args_error = _not_ours("args", args)
         if isinstance(args_error, NewerFormat):
             raise args_error
-    return _reading_of((record, schedule, load_progress(record.progress)))
+    return reading_from((record, schedule, load_progress(record.progress)))
 
 
 _json: Final = json.JSONEncoder(separators=(",", ":")).encode
