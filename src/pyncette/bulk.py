@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from pyncette.model import UNSET, Json
 from pyncette.schedule import Schedule
@@ -53,7 +53,7 @@ class Instance:
             args: Arguments of the task.
         """
         self.name = name
-        options: dict[str, Any] = dict(args)
+        self.options = options = cast("dict[str, Any]", args)
         if schedule is not None:
             options["schedule"] = schedule
         if interval is not None:
@@ -62,9 +62,14 @@ class Instance:
             options["execute_at"] = execute_at
         if timezone is not None:
             options["timezone"] = timezone
-        more = {"execute_in": execute_in, "start_at": start_at, "end_at": end_at, "jitter": jitter}
-        options.update((name, value) for name, value in more.items() if value is not UNSET)
-        self.options = options
+        if execute_in is not UNSET:
+            options["execute_in"] = execute_in
+        if start_at is not UNSET:
+            options["start_at"] = start_at
+        if end_at is not UNSET:
+            options["end_at"] = end_at
+        if jitter is not UNSET:
+            options["jitter"] = jitter
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())

@@ -54,7 +54,6 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 from pyncette.threads import Threads
-from pyncette.when import in_time, option_or_argument
 
 logger = logging.getLogger(__name__)
 
@@ -270,21 +269,21 @@ class PyncetteContext:
             raise ValueError(
                 "force replaces an instance whatever it does: on_existing cannot be set besides"
             )
-        wait = option_or_argument("execute_in", execute_in, timedelta, args)
-        if wait is not None:
-            execute_at = in_time(wait, execute_at, self.clock.now())
-        instance = task.instantiate(
+        instance = Instance(
             instance_name,
             schedule=schedule,
             interval=interval,
             execute_at=execute_at,
+            execute_in=execute_in,
             timezone=timezone,
             start_at=start_at,
             end_at=end_at,
             jitter=jitter,
             **args,
         )
-        return await self._scheduling.schedule(instance, force, on_existing or OnExisting.SOONER)
+        return await self._scheduling.schedule(
+            task, instance, force, on_existing or OnExisting.SOONER
+        )
 
     async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
         """Removes an instance, even if it is running. Does nothing if the instance does not exist.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final, Generic, Literal, Self, TypeVar, overload
+from functools import partial
+from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 from pyncette.body import Declared
 from pyncette.clock import from_microseconds
@@ -76,6 +77,11 @@ _WARNINGS_MAX: Final = 100
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
+_CHECKED_FULLY: Final = NOT_OF_INSTANCES.union(
+    ("schedule", "interval", "timezone", "start_at", "end_at", "jitter")
+)
+"""What an instance is not given usually: it then has the template's default, or a single run."""
+
 
 _T = TypeVar("_T")
 
@@ -109,6 +115,31 @@ class _Option(Generic[_T]):
         task._options = task.options.replaced(self._field, value)
 
 
+class Described(NamedTuple):
+    """An instance as a caller describes it: all that was checked, and nothing more.
+
+    Attributes:
+        name: Its name.
+        group: The group of its record.
+        plan: When it runs, with names of calendars; None on a handle.
+        when: The same as it was given; None: it follows from the plan.
+        inherits: Whether that is the default of the template.
+        args: Its own arguments.
+        args_text: The same, as a record keeps them.
+    """
+
+    name: str
+    group: str
+    plan: Schedule | None
+    when: When | None
+    inherits: bool
+    args: dict[str, Any]
+    args_text: str
+
+
+_described_of: Final[Callable[[tuple[Any, ...]], Described]] = partial(tuple.__new__, Described)
+
+
 class Task(Declared):
     """A static task, the template of a dynamic one, or an instance of a template.
 
@@ -136,7 +167,6 @@ class Task(Declared):
     _extra_args: dict[str, Any] | None = None  # None: they are in the text, not yet read
     _args_text: str = ""
     _default: Inherited | None = None
-    _inherits: bool = False
     _next_run: int | None = None
     calendars: Calendars = NO_CALENDARS
     """The calendars of its app."""
@@ -266,7 +296,7 @@ class Task(Declared):
         else:
             self.group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(self.group, name, "The name of a task")
-        self._warn_of_misspelt(args, declaring=parent_task is None)
+        self._warn_of_misspelt(args, when, declaring=parent_task is None)
 
     # Options.
 
@@ -423,11 +453,6 @@ class Task(Declared):
                 template._default = default = Inherited(bound)
         return default
 
-    @property
-    def stored_plan(self) -> Schedule:
-        """As ``plan``, but as a record keeps it: with a mark if it is the template's default."""
-        return (self.default if self._inherits else None) or self.plan
-
     # Arguments.
 
     @property
@@ -535,9 +560,70 @@ class Task(Declared):
             ValueError: This is no template, or an option is invalid.
             TypeError: An option that only a template can have was given.
         """
+        options: dict[str, Any] = args
+        if schedule is not None:
+            options["schedule"] = schedule
+        if interval is not None:
+            options["interval"] = interval
+        if execute_at is not None:
+            options["execute_at"] = execute_at
+        if timezone is not None:
+            options["timezone"] = timezone
+        if start_at is not UNSET:
+            options["start_at"] = start_at
+        if end_at is not UNSET:
+            options["end_at"] = end_at
+        if jitter is not UNSET:
+            options["jitter"] = jitter
+        return self.described_as(self.describe(name, options))
+
+    def describe(self, name: str, options: Mapping[str, Any]) -> Described:
+        """As ``instantiate``, without making the instance: many are only written.
+
+        Args:
+            name: The name of the instance.
+            options: Its options and arguments.
+
+        Raises:
+            ValueError: See ``instantiate``.
+            TypeError: See ``instantiate``.
+        """
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
-        self.identify(name)
+        group = self.identify(name)
+        execute_at = options.get("execute_at")
+        if not _CHECKED_FULLY.isdisjoint(options) or (
+            self._plan is None if execute_at is None else self._span is not NO_SPAN
+        ):
+            return self._described(name, group, **options)
+        args = dict(options)
+        if execute_at is None:
+            args.pop("execute_at", None)
+            text = _args_text(args)
+            plan, when, inherits = self._plan, self.when, True
+        else:
+            del args["execute_at"]
+            text = _args_text(args)
+            plan, when, inherits = At(execute_at), None, False
+        if args:
+            self._warn_of_misspelt(args, when, plan)
+        return _described_of((name, group, plan, when, inherits, args, text))
+
+    def _described(
+        self,
+        name: str,
+        group: str,
+        /,
+        *,
+        schedule: str | Schedule | None = None,
+        interval: timedelta | float | None = None,
+        execute_at: datetime | None = None,
+        timezone: str | tzinfo | None = None,
+        start_at: datetime | Json = UNSET,
+        end_at: datetime | Json = UNSET,
+        jitter: timedelta | Json = UNSET,
+        **args: Json,
+    ) -> Described:
         if not NOT_OF_INSTANCES.isdisjoint(args) and (
             wrong := {*TEMPLATE_OPTIONS.intersection(args), *new_options_in(args)}
         ):
@@ -552,19 +638,9 @@ class Task(Declared):
             inherited = self.when.span
         if timezone is None and isinstance(schedule, str):
             timezone = self.timezone
-        own_text = _args_text(args)
+        text = _args_text(args)
         if inherits:
-            task = self.from_parts(name, self._plan, own_text)
-            task._when, task._inherits = self.when, True
-        elif (
-            execute_at is not None
-            and schedule is None
-            and interval is None
-            and timezone is None
-            and span == inherited == NO_SPAN
-        ):
-            # A single run, as most instances are. What it says of when is worked out if asked for.
-            task = self.from_parts(name, At(execute_at), own_text)
+            when = self.when
         else:
             when = When.checked(
                 schedule,
@@ -576,12 +652,30 @@ class Task(Declared):
                 instance=True,
                 args=args,
             )
-            task = self.from_parts(name, when.plan, own_text)
-            task._when = when
+        self._warn_of_misspelt(args, when)
+        return Described(name, group, when.plan, when, inherits, args, text)
+
+    def described_as(self, described: Described) -> Task:
+        """The instance of this template that was described."""
+        name, _, plan, when, _, args, text = described
+        task = self.from_parts(name, plan, text)
+        task._when = when
         task._extra_args = task._with_defaults(args)
-        if args:
-            task._warn_of_misspelt(args)
         return task
+
+    def stored_plan(self, described: Described) -> Schedule:
+        """When an instance runs, as its record keeps it: a default of this template has a mark.
+
+        Raises:
+            ValueError: It does not say when: a handle. Or it names a calendar that its app does
+                not know (``UnreadableHere``).
+        """
+        plan = described.plan
+        if plan is None:
+            return self.described_as(described).plan
+        if described.inherits and (default := self.default) is not None:
+            return default
+        return self.template.calendars.bind(plan) if plan.calendars else plan
 
     def parent_of(self, instance_name: str) -> Task:
         """The ``parent_task`` of the instance of this name."""
@@ -654,16 +748,32 @@ class Task(Declared):
         """This instance runs by another schedule than it was made with."""
         self._plan, self._when = plan, None
 
-    def _warn_of_misspelt(self, args: Mapping[str, Any], *, declaring: bool = False) -> None:
-        """Warns, once each, about arguments that were perhaps meant as options."""
+    def _warn_of_misspelt(
+        self,
+        args: Mapping[str, Any],
+        when: When | None,
+        plan: Schedule | None = None,
+        *,
+        declaring: bool = False,
+    ) -> None:
+        """Warns, once each, about arguments that were perhaps meant as options.
+
+        Args:
+            args: The arguments.
+            when: When it runs, as it was given; None: it follows from the plan.
+            plan: When it runs.
+            declaring: Whether a task is declared, not an instance made.
+        """
         for name in args:
             option = meant_option(name, declaring=declaring)
-            if option is None or getattr(self.when, option, None) is not None:
+            if option is None:
+                continue
+            if getattr(when or When.of(plan), option, None) is not None:
                 continue
             template = self.template
             if option == name and args[name] is None and option in {*NEW_OPTIONS, *SPAN_OPTIONS}:
                 continue  # passed on from a configuration that does not say it
-            if option in NEW_OPTIONS and template is not self:
+            if option in NEW_OPTIONS and not declaring:
                 continue  # no option of an instance, so it was not meant as one
             if option == name == "heartbeat" and template.heartbeat is not None:
                 continue  # True or False: it is an option as well

@@ -265,6 +265,12 @@ def _scheduled(schedule: str | Schedule, zone: str | None, name: str) -> When:
         return When.of(schedule)
     if not isinstance(schedule, str):
         raise TypeError(f"schedule must be a cron expression or a Schedule, not {schedule!r}")
+    return _of_cron(schedule, zone)
+
+
+@lru_cache(maxsize=1024)
+def _of_cron(schedule: str, zone: str | None) -> When:
+    """Parsed once: many instances have the same expression."""
     cron = Cron(schedule, "UTC" if zone is None else zone)
     _warn_of_seconds(cron.expression)
     return When(schedule, timezone=zone, plan=cron)
@@ -280,7 +286,7 @@ def _check_single(span: Span, name: str, instance: bool) -> None:
         )
 
 
-@lru_cache(maxsize=1024)  # once for each expression
+@lru_cache(maxsize=1024)  # once for each expression, whatever its zone
 def _warn_of_seconds(expression: str) -> None:
     if seconds_may_be_first(expression):
         fields = expression.split()

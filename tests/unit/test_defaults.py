@@ -116,10 +116,9 @@ def test_an_instance_with_a_schedule_of_its_own_keeps_it() -> None:
 )
 def test_one_option_of_when_makes_the_whole_schedule_its_own(options: dict[str, Any]) -> None:
     job = Releases().release(schedule="*/5 * * * *", end_at=after(200_000))[1]
-    assert job.instantiate("a").stored_plan == Inherited(job.plan)
-    own = job.instantiate("a", **options)
-    assert not own.stored_plan.inherited
-    assert own.schedule == "*/5 * * * *"
+    assert job.stored_plan(job.describe("a", {})) == Inherited(job.plan)
+    assert not job.stored_plan(job.describe("a", options)).inherited
+    assert job.instantiate("a", **options).schedule == "*/5 * * * *"
 
 
 def test_an_inherited_schedule_is_shown_as_the_templates_own() -> None:
@@ -703,5 +702,6 @@ def test_the_mark_stands_once_and_outermost() -> None:
 
 def test_a_schedule_that_carries_the_mark_becomes_the_own_one_of_what_it_is_given_to() -> None:
     _, job = Releases().release(interval=seconds(10))
-    marked = job.instantiate("a").stored_plan
-    assert job.instantiate("b", schedule=marked).stored_plan == Every(seconds(10))
+    marked = job.stored_plan(job.describe("a", {}))
+    assert marked.inherited
+    assert job.stored_plan(job.describe("b", {"schedule": marked})) == Every(seconds(10))

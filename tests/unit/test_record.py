@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -285,3 +287,16 @@ def test_arguments_that_no_worker_can_read_do_not_keep_a_record_from_being_read(
     assert record.read(found).progress.planned == 5
     with pytest.raises(UnreadableRecord):
         load_args(found.args)
+
+
+SCALARS = NOTHING | st.booleans() | st.integers() | st.floats() | st.text()
+
+
+@given(
+    st.recursive(
+        SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10
+    )
+)
+def test_arguments_have_the_text_that_json_gives_them(value: Any) -> None:
+    expected = json.dumps({"value": value}, separators=(",", ":")).replace("\x7f", "\\u007f")
+    assert dump_args({"value": value}) == f"1 {expected}"

@@ -936,3 +936,10 @@ def test_the_jitter_of_a_template_holds_for_a_single_run_too() -> None:
     at = datetime(2030, 1, 1, tzinfo=UTC)
     instance = template.instantiate("x", execute_at=at)
     assert (instance.execute_at, instance.jitter) == (at, wait)
+
+
+def test_arguments_that_hold_themselves_are_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(ValueError, match="must be JSON serializable, but 'value' is list"):
+        template().instantiate("a", interval=5, value=value)

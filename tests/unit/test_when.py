@@ -927,3 +927,16 @@ def test_instances_of_a_bulk_call_have_the_same_options() -> None:
         ]
 
     run(main())
+
+
+def test_a_cron_expression_of_many_instances_is_parsed_once() -> None:
+    job = template()
+    first, second = (
+        job.describe(name, {"schedule": "*/7 * * * *", "timezone": "Europe/Berlin"})
+        for name in ("a", "b")
+    )
+    assert first.plan is second.plan
+    assert job.describe("c", {"schedule": "*/7 * * * *"}).plan != first.plan
+    for _ in range(2):
+        with pytest.raises(ValueError, match="minute"):
+            job.instantiate("d", schedule="99 * * * *")

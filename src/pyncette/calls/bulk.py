@@ -7,8 +7,8 @@ import json
 import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import closing
-from datetime import timedelta
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from pyncette.bulk import (
     FAILURES_KEPT_MAX,
@@ -22,12 +22,12 @@ from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
 from pyncette.calls.requests import Decide, Outcome, Requests, Wish, write_after
-from pyncette.clock import Clock, realtime
+from pyncette.clock import realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
-from pyncette.schedule import INHERITED_MARK, At, dumps
+from pyncette.schedule import INHERITED_MARK, At, Schedule, dumps
 from pyncette.store import Write, scan_pages
 from pyncette.store.record import (
     ABSENT,
@@ -40,9 +40,10 @@ from pyncette.store.record import (
     load_progress,
 )
 from pyncette.task import Task
-from pyncette.when import in_time, option_or_argument
 
 T = TypeVar("T")
+
+_wish_of: Final[Callable[[tuple[Any, ...]], Wish]] = partial(tuple.__new__, Wish)
 
 BATCH: Final = 1_000
 """Instances that are handled together."""
@@ -50,7 +51,7 @@ BATCH: Final = 1_000
 SOON: Final = 120_000_000
 """Microseconds within which a single run may come while the store is asked again."""
 
-SLICE: Final = 25
+SLICE: Final = 64
 """Instances that are prepared without letting other tasks run."""
 
 
@@ -130,23 +131,16 @@ class Bulk:
         if not isinstance(on_existing, OnExisting):
             raise TypeError(f"on_existing must be an OnExisting, not {on_existing!r}")
         tally = Tally(progress, on_failure)
+        none_expected = (None,)
 
-        def wish(instance: Instance, task: Task) -> Wish:
-            wanted = scheduling.Wish(task, on_existing)
-            repeatable = self._is_repeatable(task)
-            return Wish(task.group, task.key, wanted.decide, (None,), repeatable)
+        def wish(wanted: scheduling.Wish, soon: int) -> Wish:
+            schedule, _, _, (group, key) = wanted.wanted
+            return _wish_of(
+                (group, key, wanted.decide, none_expected, _is_repeatable(schedule, soon))
+            )
 
-        await self._each(template, instances, wish, tally)
+        await self._each(template, instances, on_existing, wish, tally)
         return tally.result()
-
-    def _is_repeatable(self, task: Task) -> bool:
-        """Returns whether an instance may be created again if it is unknown whether it was.
-
-        A single run that is due soon may have been done by then, and would be done twice.
-        """
-        if type(task.plan) is not At:
-            return True
-        return (task.plan.first(0) or 0) > self._requests.clock.microseconds() + SOON
 
     async def unschedule(
         self,
@@ -235,14 +229,14 @@ class Bulk:
         tally = Tally(progress, on_failure)
         with closing(_Names()) as names:
 
-            def wish(instance: Instance, task: Task) -> Wish:
-                names.add(task.group, task.key)
-                wanted = scheduling.Wish(task, OnExisting.REPLACE)
+            def wish(wanted: scheduling.Wish, soon: int) -> Wish:
+                schedule, _, _, (group, key) = wanted.wanted
+                names.add(group, key)
                 return Wish(
-                    task.group,
-                    task.key,
-                    lambda current, now: _aligned(wanted, current, now),
-                    repeatable=self._is_repeatable(task),
+                    group,
+                    key,
+                    partial(_aligned, wanted),
+                    repeatable=_is_repeatable(schedule, soon),
                 )
 
             def keep(name: object) -> None:
@@ -250,7 +244,7 @@ class Bulk:
                 for group in template.groups():
                     names.add(group, str(name))
 
-            await self._each(template, instances, wish, tally, dry_run, keep)
+            await self._each(template, instances, OnExisting.REPLACE, wish, tally, dry_run, keep)
             if not tally.result().handled and not allow_empty:
                 raise ValueError(
                     f"The set of instances of '{template}' is empty, so all of them would be "
@@ -269,26 +263,33 @@ class Bulk:
         self,
         template: Task,
         instances: Iterable[Instance] | AsyncIterable[Instance],
-        wish: Callable[[Instance, Task], Wish],
+        on_existing: OnExisting,
+        wish: Callable[[scheduling.Wish, int], Wish],
         tally: Tally,
         dry_run: bool = False,
         on_invalid: Callable[[object], object] = lambda name: None,
     ) -> None:
         """Makes a wish of each instance; prepares a batch while the one before is written."""
         writing: asyncio.Task[None] | None = None
+        clock = self._requests.clock
         try:
             async for batch in _batches(instances, _name_of):
                 wishes: list[Wish] = []
                 failed: list[tuple[Any, Exception]] = []
-                for number, instance in enumerate(batch):
-                    if number % SLICE == 0:
-                        # The batch before is on its way meanwhile, and so is all other work.
-                        await realtime.sleep(0)
-                    try:
-                        task = _instantiated(template, instance, self._requests.clock)
-                        wishes.append(wish(instance, task))
-                    except (TypeError, ValueError) as error:
-                        failed.append((_name_of(instance), error))
+                for first in range(0, len(batch), SLICE):
+                    # The batch before is on its way meanwhile, and so is all other work.
+                    await realtime.sleep(0)
+                    soon = clock.microseconds() + SOON
+                    for instance in batch[first : first + SLICE]:
+                        try:
+                            if not isinstance(instance, Instance):
+                                raise TypeError(
+                                    f"An instance must be an Instance, not {instance!r}"
+                                )
+                            wanted = scheduling.Wish(template, instance, on_existing, clock)
+                            wishes.append(wish(wanted, soon))
+                        except (TypeError, ValueError) as error:
+                            failed.append((_name_of(instance), error))
                 if writing is not None:
                     await writing
                 for name, reason in failed:
@@ -402,18 +403,12 @@ def _check_template(template: Task) -> None:
         )
 
 
-def _instantiated(template: Task, instance: Instance, clock: Clock) -> Task:
-    if not isinstance(instance, Instance):
-        raise TypeError(f"An instance must be an Instance, not {instance!r}")
-    if "name" in instance.options:
-        raise TypeError("name cannot be an argument of a task: it is the name of the instance")
-    if "execute_in" not in instance.options:
-        return template.instantiate(instance.name, **instance.options)
-    options = dict(instance.options)
-    wait = options.pop("execute_in")
-    if (wait := option_or_argument("execute_in", wait, timedelta, options)) is not None:
-        options["execute_at"] = in_time(wait, options.get("execute_at"), clock.now())
-    return template.instantiate(instance.name, **options)
+def _is_repeatable(schedule: Schedule, soon: int) -> bool:
+    """Returns whether an instance may be created again if it is unknown whether it was.
+
+    A single run that is due soon may have been done by then, and would be done twice.
+    """
+    return type(schedule) is not At or (schedule.first(0) or 0) > soon
 
 
 def _name_of(instance: Any) -> Any:
@@ -424,30 +419,43 @@ async def _batches(
     items: Iterable[T] | AsyncIterable[T], name_of: Callable[[T], Any]
 ) -> AsyncIterator[list[T]]:
     """Yields the items in batches. No batch has a name twice."""
-    batch: list[T] = []
-    names: set[Any] = set()
-    async for item in _iterated(items):
-        name = name_of(item)
-        known = isinstance(name, str) and name in names
-        if known or len(batch) >= BATCH:
-            yield batch
-            batch, names = [], set()
-        batch.append(item)
-        if isinstance(name, str):
-            names.add(name)
-    if batch:
-        yield batch
-
-
-async def _iterated(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
     if isinstance(items, AsyncIterable):
+        filling = _Filling(name_of)
         async for item in items:
-            yield item
-        return
-    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
+            if (full := filling.add(item)) is not None:
+                yield full
+    elif isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise TypeError(f"An iterable or an async iterable is needed, not {items!r}")
-    for item in items:
-        yield item
+    else:
+        filling = _Filling(name_of)
+        for item in items:
+            if (full := filling.add(item)) is not None:
+                yield full
+    if filling.batch:
+        yield filling.batch
+
+
+class _Filling(Generic[T]):
+    """A batch that is not yet full."""
+
+    __slots__ = ("_name_of", "_names", "batch")
+
+    def __init__(self, name_of: Callable[[T], Any]) -> None:
+        self._name_of = name_of
+        self._names: set[str] = set()
+        self.batch: list[T] = []
+
+    def add(self, item: T) -> list[T] | None:
+        """Adds an item; returns the batch before if the item does not belong to it."""
+        full, name = None, self._name_of(item)
+        if not isinstance(name, str):
+            name = None
+        if len(self.batch) >= BATCH or name in self._names:
+            full, self.batch, self._names = self.batch, [], set()
+        self.batch.append(item)
+        if name is not None:
+            self._names.add(name)
+        return full
 
 
 def removed(current: Record | None, now: int) -> Change | None:
@@ -473,7 +481,7 @@ def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change 
             return None
     elif current.args == args and _same_schedule(current.schedule, schedule):
         return None
-    elif _same_but_for_defaults(wish.instance, current, schedule):
+    elif _same_but_for_defaults(wish, current, schedule):
         if rules.alive(current, now):
             return None
         # Only what is its own, and what its template's, changes.
@@ -490,17 +498,15 @@ def _same_schedule(stored: str, wanted: str) -> bool:
     return stored == wanted
 
 
-def _same_but_for_defaults(instance: Task, current: Record, schedule: str) -> bool:
+def _same_but_for_defaults(wish: scheduling.Wish, current: Record, schedule: str) -> bool:
     """Returns whether a record has the wanted schedule and arguments, but others are its own."""
     if not _same_schedule(current.schedule, schedule) and current.schedule.removeprefix(
         INHERITED_MARK
     ) != schedule.removeprefix(INHERITED_MARK):
         return False
+    template = wish.template
+    wanted = template.from_parts(current.key, None, wish.wanted.args)
     try:
-        return instance.template.from_record(current).extra_args == _stored_args(instance)
+        return template.from_record(current).extra_args == wanted.extra_args
     except ValueError:
         return False
-
-
-def _stored_args(instance: Task) -> dict[str, Any]:
-    return instance.template.from_parts(instance.name, None, instance.args_text).extra_args

@@ -21,6 +21,7 @@ from pyncette.store import (
     Unknown,
     Write,
     expectation_holds,
+    write_of,
 )
 from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
 from pyncette.store.record import ABSENT, Change, Patch, Record
@@ -197,7 +198,8 @@ class Requests:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
         """
         await self.now()
-        await self.settled([wish[:2] for wish in wishes])
+        if not self._queue.idle:
+            await self.settled([wish[:2] for wish in wishes])
         outcomes: list[Outcome] = [None] * len(wishes)
         current: dict[int, Record | None] = {
             index: wish.known[0] for index, wish in enumerate(wishes) if wish.known is not None
@@ -263,7 +265,11 @@ class Requests:
             if change is None:
                 change = self.confirmation(there, group, key)
                 confirmed.add(index)
-            if change is not None:
+            if change is None:
+                pass
+            elif there is None:
+                writes[index] = write_of((group, key, change, ABSENT, None))
+            else:
                 writes[index] = write_after(group, key, there, change)
         again: list[int] = []
         busy = False
@@ -297,10 +303,10 @@ class Requests:
                 else:
                     outcomes[index] = result.error
             self._wake_own(applied)
-        left = set(again)
-        for index in part:
-            if index not in left:
-                current.pop(index, None)
+        if not again:
+            current.clear() if len(current) == len(part) else _drop(current, part)
+        else:
+            _drop(current, set(part).difference(again))
         return again, busy
 
     def _wake_own(self, writes: Iterable[Write]) -> None:
@@ -381,6 +387,11 @@ class Holding:
         with self._requests.clock.hold():
             await realtime.sleep(self._pause)
         self._pause = min(2 * self._pause, PAUSE_MAX_S)
+
+
+def _drop(current: dict[int, Record | None], indices: Iterable[int]) -> None:
+    for index in indices:
+        current.pop(index, None)
 
 
 def write_after(group: str, key: str, current: Record | None, change: Change) -> Write:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, Final
 
 from pyncette import chance
+from pyncette.bulk import Instance
 from pyncette.calls.requests import Holding, Requests, write_after
 from pyncette.calls.unreadable import reading_record
-from pyncette.clock import from_microseconds, realtime
+from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Worker
@@ -27,6 +31,7 @@ from pyncette.store.record import (
     load_progress,
 )
 from pyncette.task import Task
+from pyncette.when import in_time, option_or_argument
 
 logger = logging.getLogger(__name__)
 
@@ -35,32 +40,60 @@ ADVANCE_LOOK_S: Final = 0.005
 """How long, and how often, a call looks whether an at-most-once record has advanced."""
 
 
+_wanted_of: Final[Callable[[tuple[Any, ...]], Wanted]] = partial(tuple.__new__, Wanted)
+
+
 class Wish:
     """What a caller wants an instance to be.
 
     Attributes:
-        instance: The instance as the caller describes it.
+        template: Its template.
+        described: The instance as the caller describes it.
+        wanted: What its record shall hold.
         on_existing: What follows if there is one.
         kept: The record that was left as it is, if one was.
     """
 
-    __slots__ = ("instance", "kept", "on_existing", "wanted")
+    __slots__ = ("_instance", "described", "kept", "on_existing", "template", "wanted")
 
-    def __init__(self, instance: Task, on_existing: OnExisting) -> None:
+    def __init__(
+        self, template: Task, instance: Instance, on_existing: OnExisting, clock: Clock
+    ) -> None:
         """Prepares to write an instance.
 
+        Args:
+            template: Its template.
+            instance: What the caller wants.
+            on_existing: What follows if there is one.
+            clock: From its present instant, ``execute_in`` is counted.
+
         Raises:
-            ValueError: It does not say when it runs, or its arguments cannot be kept.
+            ValueError: An option or argument is invalid.
+            TypeError: Likewise.
         """
-        self.instance = instance
+        options = instance.options
+        if "execute_in" in options:
+            options = _with_execute_at(options, clock)
+        self.template = template
+        self.described = described = template.describe(instance.name, options)
         self.on_existing = on_existing
         self.kept: Record | None = None
-        self.wanted = Wanted(
-            instance.stored_plan,
-            instance.args_text,
-            chance.new_id(4),
-            (instance.group, instance.key),
+        self._instance: Task | None = None
+        self.wanted = _wanted_of(
+            (
+                template.stored_plan(described),
+                described.args_text,
+                chance.new_id(4),
+                (described.group, described.name),
+            )
         )
+
+    @property
+    def instance(self) -> Task:
+        """The instance as the caller describes it."""
+        if self._instance is None:
+            self._instance = self.template.described_as(self.described)
+        return self._instance
 
     def created(self, now: int) -> Put:
         """Returns the record of a new instance.
@@ -117,7 +150,10 @@ class Wish:
             instance = self.instance
             assert isinstance(change, (Put, Patch))
             found = change
-        planned = _planned(found)
+        if current is None and not self.wanted.schedule.jitter:
+            planned = found.due_at  # it was made just now
+        else:
+            planned = _planned(found)
         instance.planned_for(_next_run(found, planned))
         if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
             self._tell_kept(instance, planned, current, now)
@@ -148,10 +184,12 @@ class Scheduling:
         self._requests = requests
         self._worker = worker
 
-    async def schedule(self, instance: Task, force: bool, on_existing: OnExisting) -> Task:
-        wish = Wish(instance, on_existing)
+    async def schedule(
+        self, template: Task, instance: Instance, force: bool, on_existing: OnExisting
+    ) -> Task:
         requests = self._requests
-        group, key = instance.group, instance.key
+        wish = Wish(template, instance, on_existing, requests.clock)
+        group, key = wish.wanted.identity
         now = await requests.now()
         current: Record | None = None
         kept = False
@@ -159,8 +197,9 @@ class Scheduling:
         if force:
             self._worker.replaced(group, key)
         patience = realtime.monotonic() + ADVANCE_PATIENCE_S
-        holding = Holding(requests, instance)
+        holding: Holding | None = None
         while isinstance(result := await requests.submit(write), Refused):
+            holding = holding or Holding(requests, wish.instance)
             await holding.wait(write, result)
             current, change, now = await self._decided(wish, result.current, patience)
             kept = change is None
@@ -176,20 +215,33 @@ class Scheduling:
         self, wish: Wish, current: Record | None, patience: float
     ) -> tuple[Record | None, Change | None, int]:
         """Decides what to write; waits for an at-most-once record, which is held only briefly."""
-        instance = wish.instance
         while True:
             now = self._requests.clock.microseconds()
             try:
                 return current, wish.decide(current, now), now
             except TaskLockedException:
                 if (
-                    instance.execution_mode is not ExecutionMode.AT_MOST_ONCE
+                    wish.template.execution_mode is not ExecutionMode.AT_MOST_ONCE
                     or realtime.monotonic() >= patience
                 ):
                     raise
             with self._requests.clock.hold():
                 await realtime.sleep(ADVANCE_LOOK_S)
-            [current] = await self._requests.store.get([(instance.group, instance.key)])
+            [current] = await self._requests.store.get([wish.wanted.identity])
+
+
+def _with_execute_at(options: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
+    """Options with an instant in the place of ``execute_in``, unless that is an argument.
+
+    Raises:
+        TypeError: It can be neither.
+        ValueError: It is negative or too long, or ``execute_at`` is given as well.
+    """
+    options = dict(options)
+    wait = option_or_argument("execute_in", options.pop("execute_in"), timedelta, options)
+    if wait is not None:
+        options["execute_at"] = in_time(wait, options.get("execute_at"), clock.now())
+    return options
 
 
 def _rests(found: Record | Put | Patch) -> bool:

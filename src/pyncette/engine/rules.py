@@ -72,6 +72,7 @@ from pyncette.store.record import (
     dump_progress,
     load_progress,
     patch_of,
+    put_of,
 )
 
 SUSPECT_ATTEMPTS: Final = 3
@@ -515,15 +516,18 @@ def created(wanted: Wanted, now: int) -> Put:
 
     If the schedule has no first occurrence, the record is finished.
     """
-    first = wanted.schedule.first(now)
-    return Put(
-        _due(wanted.schedule, wanted.identity, first),
-        State.FINISHED if first is None else State.SCHEDULED,
-        None,
-        0,
-        dump_schedule(wanted.schedule),
-        wanted.args,
-        dump_progress(Progress(first, wanted.incarnation)),
+    schedule, args, incarnation, identity = wanted
+    first = schedule.first(now)
+    return put_of(
+        (
+            first if first is None or not schedule.jitter else schedule.due(first, *identity),
+            State.FINISHED if first is None else State.SCHEDULED,
+            None,
+            0,
+            dump_schedule(schedule),
+            args,
+            dump_position(first, incarnation),
+        )
     )
 
 

@@ -159,6 +159,11 @@ class WriteQueue:
         self._writing = True
         self._background.start(self._write_all(), "pyncette writes")
 
+    @property
+    def idle(self) -> bool:
+        """Whether no write is under way."""
+        return not self._flights
+
     async def settled(self, identities: Collection[Identity] | None = None) -> None:
         """Waits until the writes that are under way now have been answered.
 

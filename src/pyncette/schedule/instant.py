@@ -28,7 +28,7 @@ def to_microseconds(instant: datetime) -> int:
     Raises:
         ValueError: `instant` is naive, so that it names no instant.
     """
-    if instant.utcoffset() is None:
+    if instant.tzinfo is not UTC and instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example tzinfo=UTC")
     since = instant - _EPOCH
     return (since.days * DAY_S + since.seconds) * SECOND + since.microseconds
@@ -69,7 +69,7 @@ def instant_of(value: datetime) -> int:
     """
     if not isinstance(value, datetime):
         raise TypeError(f"an instant is a datetime, not {type(value).__name__}")
-    if value.utcoffset() is None:
+    if value.tzinfo is not UTC and value.utcoffset() is None:
         _warn_of_naive()
         try:
             value = value.replace(tzinfo=None).astimezone()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
@@ -28,7 +27,7 @@ from pyncette.schedule.base import (
 from pyncette.schedule.calendar import Calendar
 from pyncette.schedule.inherited import INHERITED_MARK, Inherited
 from pyncette.schedule.instant import INSTANT_LIMIT, storable
-from pyncette.schedule.kinds import FORMAT, At, Cron, Every
+from pyncette.schedule.kinds import FORMAT, At, Cron, Every, set_instant
 from pyncette.schedule.rule import Rule
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
 
@@ -39,15 +38,15 @@ _KIND = re.compile(r"[a-z]{1,20}")
 _USUAL_MIN = 10**15
 _USUAL_LENGTH = len(f"{FORMAT} at {_USUAL_MIN}")
 
-_set_instant: Callable[[At, int], None] = At.__dict__["_instant"].__set__
-"""Sets the slot, in a third of the time of `object.__setattr__`."""
-
 
 def dumps(schedule: Schedule) -> str:
     """The text in which a schedule is stored. Equal schedules have equal texts."""
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"{schedule!r} is not a schedule of this library")
-    return schedule._text()
+    # Not `isinstance`, which takes as long as all the rest where the class is abstract.
+    try:
+        text = schedule._text
+    except AttributeError:
+        raise TypeError(f"{schedule!r} is not a schedule of this library") from None
+    return text()
 
 
 def loads(text: str) -> Schedule:
@@ -69,7 +68,7 @@ def loads(text: str) -> Schedule:
             # Sixteen characters are nothing but digits if their number has sixteen digits.
             if _USUAL_MIN <= instant < INSTANT_LIMIT:
                 at = object.__new__(At)
-                _set_instant(at, instant)
+                set_instant(at, instant)
                 return at
         return _read(text)
     return _read_and_keep(text)

@@ -117,6 +117,9 @@ class Patch(NamedTuple):
     progress: str | None = None
 
 
+put_of: Final[Callable[[tuple[Any, ...]], Put]] = partial(tuple.__new__, Put)
+"""Makes a put of a tuple of all fields, as ``record_of`` does."""
+
 patch_of: Final[Callable[[tuple[Any, ...]], Patch]] = partial(tuple.__new__, Patch)
 """Makes a patch of a tuple of all fields, as ``record_of`` does."""
 
@@ -285,7 +288,33 @@ def read(record: Record) -> Reading:
     return reading_from((record, schedule, load_progress(record.progress)))
 
 
-_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+_encoder: Final = json.JSONEncoder(separators=(",", ":"))
+
+
+def _direct() -> Callable[[Any], str]:
+    """Encodes as ``_encoder`` does, but without making the encoder in C anew for each value.
+
+    It does not look for circular references: they end in a ``RecursionError``.
+    """
+    try:
+        encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+            None,
+            _encoder.default,
+            json.encoder.encode_basestring_ascii,
+            None,
+            _encoder.key_separator,
+            _encoder.item_separator,
+            False,
+            False,
+            True,
+        )
+        assert "".join(encode({"a": [1, None]}, 0)) == '{"a":[1,null]}'
+    except (AttributeError, TypeError, AssertionError):  # another implementation of Python
+        return _encoder.encode
+    return lambda value: "".join(encode(value, 0))
+
+
+_json: Final = _direct()
 
 
 def _encode(value: Any) -> str:
