@@ -1,8 +1,20 @@
 """A reliable distributed scheduler for async Python with pluggable storage."""
 
 from pyncette.app import Pyncette
-from pyncette.bulk import Instance
+from pyncette.bulk import BulkFailure, BulkResult, Instance
 from pyncette.context import PyncetteContext
+from pyncette.errors import (
+    LeaseLostException,
+    PyncetteException,
+    StoreError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    TaskExistsError,
+    TaskLockedException,
+    TaskNotFoundError,
+    TaskPausedError,
+    TaskUnreadableError,
+)
 from pyncette.model import (
     CatchUp,
     Context,
@@ -14,29 +26,57 @@ from pyncette.model import (
     Overlap,
     Partitions,
     PerWorker,
+    TaskState,
     Where,
+    WorkerState,
 )
 from pyncette.retry import GiveUp, Retry, RetryIn, Skip
+from pyncette.schedule import At, Calendar, Cron, Every, Rule, Schedule
+from pyncette.task import PartitionedTask, Task
+from pyncette.utils import with_heartbeat
 from pyncette.version import __version__
 
 __all__ = [
+    "At",
+    "BulkFailure",
+    "BulkResult",
+    "Calendar",
     "CatchUp",
     "Context",
+    "Cron",
+    "Every",
     "ExecutionMode",
     "Exhausted",
     "FailureMode",
     "GiveUp",
     "Heartbeat",
     "Instance",
+    "LeaseLostException",
     "OnExisting",
     "Overlap",
+    "PartitionedTask",
     "Partitions",
     "PerWorker",
     "Pyncette",
     "PyncetteContext",
+    "PyncetteException",
     "Retry",
     "RetryIn",
+    "Rule",
+    "Schedule",
     "Skip",
+    "StoreError",
+    "StoreMisconfiguredError",
+    "StoreUnavailableError",
+    "Task",
+    "TaskExistsError",
+    "TaskLockedException",
+    "TaskNotFoundError",
+    "TaskPausedError",
+    "TaskState",
+    "TaskUnreadableError",
     "Where",
+    "WorkerState",
     "__version__",
+    "with_heartbeat",
 ]

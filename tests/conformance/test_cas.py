@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
+from tests.lagging import LaggingRepository
 
 from pyncette.store import Identity, Store
 from pyncette.testing.conformance import Place, StoreConformance
-from pyncette.testing.lagging import LaggingRepository
 from pyncette.testing.suite.harness import has_type_of
 
 

@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.lagging import LaggingBackend, LaggingRepository
 
 from pyncette.errors import StoreError, StoreUnavailableError
 from pyncette.store import (
@@ -24,7 +25,6 @@ from pyncette.store import (
 from pyncette.store.cas import CasStore, Entry, Swap, Swapped
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.store.together import together
-from pyncette.testing.lagging import LaggingBackend, LaggingRepository
 
 NOW = 1_000_000
 LEASE = 60

@@ -282,7 +282,7 @@ def test_wrong_plans_are_refused() -> None:
 
 def test_the_test_tools_load_neither_pytest_nor_hypothesis() -> None:
     program = (
-        "import sys, pyncette.testing, pyncette.testing.faults, pyncette.testing.lagging\n"
+        "import sys, pyncette.testing, pyncette.testing.faults\n"
         "sys.exit(bool({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
