@@ -604,11 +604,18 @@ class Pyncette:
             runner.run(self._main())
 
     async def _main(self) -> None:
-        stop = _StopSignals()
-        with stop:
-            async with self.create() as context:
-                stop.call(context.shutdown)
-                await context.run()
+        main = asyncio.current_task()
+        assert main is not None
+        with _StopSignals() as stop:
+            # Until the app is open there is nothing to wait for, unless the store is away.
+            stop.call(main.cancel)
+            try:
+                async with self.create() as context:
+                    stop.call(context.shutdown)
+                    await context.run()
+            except asyncio.CancelledError:
+                if not stop.received or main.uncancel():
+                    raise
 
 
 class _StopSignals:
@@ -619,8 +626,8 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._received = False
-        self._shutdown: Callable[[], None] | None = None
+        self.received = False
+        self._stop_by: Callable[[], object] | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
@@ -641,24 +648,24 @@ class _StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def call(self, shutdown: Callable[[], None]) -> None:
+    def call(self, stop: Callable[[], object]) -> None:
         """Sets what the first signal calls; it is called at once if the signal has come already."""
-        self._shutdown = shutdown
-        if self._received:
-            shutdown()
+        self._stop_by = stop
+        if self.received:
+            stop()
 
     def _receive(self, number: int, frame: object) -> None:
-        if self._received:
+        if self.received:
             # Not with the logger, because the interrupted code may be writing to the log.
             os.write(2, b"Stopped at once by a second signal\n")
             os._exit(128 + number)
-        self._received = True
+        self.received = True
         self._loop.call_soon_threadsafe(self._stop)
 
     def _stop(self) -> None:
         logger.info("Stopping: running tasks are waited for; another signal ends them")
-        if self._shutdown is not None:
-            self._shutdown()
+        if self._stop_by is not None:
+            self._stop_by()
 
 
 _Task = TypeVar("_Task", bound=Task)

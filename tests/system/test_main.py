@@ -196,7 +196,32 @@ def test_a_signal_that_comes_while_the_store_opens_stops_gracefully(
     code, output, errors = ended(process)
     assert code == 0
     assert "Traceback" not in errors
-    assert output.splitlines() == ["opened", "returned"]
+    assert output.splitlines() == ["returned"]
+
+
+def test_a_signal_that_comes_while_the_store_is_away_ends_the_wait_for_it(
+    program: Program,
+) -> None:
+    process = program(
+        """
+        from pyncette import StoreUnavailableError
+
+        @asynccontextmanager
+        async def away(**configuration):
+            say("tried")
+            raise StoreUnavailableError("nobody listens")
+            yield
+
+        app = Pyncette(away, open_timeout=3600)
+        """
+    )
+    heard(process, "tried")
+    heard(process, "tried")
+    process.send_signal(signal.SIGTERM)
+    code, output, errors = ended(process)
+    assert code == 0
+    assert "Traceback" not in errors
+    assert output.splitlines()[-1] == "returned"
 
 
 def test_a_store_that_cannot_open_ends_the_process_with_a_code(program: Program) -> None:
