@@ -26,10 +26,11 @@ from tests.ports import reserved_port
 from pyncette import Context, Pyncette
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FASTAPI_TESTS = str(EXAMPLES / "fastapi" / "test_service.py")
 PATIENCE_S = 30
 
 UVICORN = ["-m", "uvicorn", "--host", "127.0.0.1", "--port", "PORT"]
-GUNICORN = ["-m", "gunicorn", "--bind", "127.0.0.1:PORT"]
+GUNICORN = ["-m", "gunicorn", "--bind", "127.0.0.1:PORT", "--no-control-socket"]
 ASGI_SERVERS = {
     "uvicorn": UVICORN,
     "gunicorn-uvicorn": [*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker"],
@@ -176,11 +177,20 @@ def test_a_django_website_schedules_on_commit_and_its_command_runs(tmp_path: Pat
         worker.says("A letter to ada@example.com")
 
 
-def test_the_tests_of_the_django_website_pass(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        [str(EXAMPLES / "django/manage.py"), "test", "newsletter"],
+        # Not by the configuration of this repository.
+        ["-m", "pytest", "-c", os.devnull, "-W", "error", "-p", "no:cacheprovider", FASTAPI_TESTS],
+    ],
+    ids=["django", "fastapi"],
+)
+def test_the_tests_of_an_example_pass(tmp_path: Path, command: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "django/manage.py"), "test", "newsletter"],
+        [sys.executable, *command],
         cwd=tmp_path,
-        env={**os.environ, "PYNCETTE_URL": "sqlite://"},
+        env={**os.environ, "PYNCETTE_URL": "sqlite://", **from_folder("fastapi")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -188,7 +198,6 @@ def test_the_tests_of_the_django_website_pass(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "Ran 2 tests" in done.stdout
 
 
 USED_BEFORE_THE_FORK = """
