@@ -259,38 +259,26 @@ class MemoryStore:
         group, key, change, expect, token = write
         shelf = self._shelves.get(group)
         current = None if shelf is None else shelf.records.get(key)
-        if expect != ANY and expect != (ABSENT if current is None else current.version):
-            return Refused(current)
-        if token is not None and (current is None or current.token != token):
-            return Refused(current)
-        if isinstance(change, Put):
+        if shelf is None or current is None:
+            if expect not in (ABSENT, ANY) or token is not None:
+                return Refused(None)
+            if not isinstance(change, Put):
+                return _GONE
             if shelf is None:
                 shelf = self._shelves[group] = _Shelf()
-            version = next_version(ABSENT if current is None else current.version, now)
-            due_at, state, holder, unfinished_attempts, schedule, args, progress = change
-            shelf.put(
-                Record(
-                    group,
-                    key,
-                    due_at,
-                    version,
-                    holder,
-                    state,
-                    unfinished_attempts,
-                    schedule,
-                    args,
-                    progress,
-                )
-            )
-            return Applied(version)
-        if current is None or shelf is None:
-            return _GONE
+            return Applied(_put(shelf, write, change, next_version(ABSENT, now)))
+        if (expect != current.version and expect != ANY) or (
+            token is not None and current.token != token
+        ):
+            return Refused(current)
         if isinstance(change, Delete):
             shelf.remove(current)
             if not shelf.records:
                 del self._shelves[group]
             return _GONE
-        return Applied(_patch(shelf, current, change, now))
+        if isinstance(change, Patch):
+            return Applied(_patch(shelf, current, change, now))
+        return Applied(_put(shelf, write, change, next_version(current.version, now)))
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         shelves = self._shelves
@@ -370,6 +358,25 @@ def _running(records: Iterable[Record], due_at: int, now: int, token: str) -> li
             progress,
         ) in records
     ]
+
+
+def _put(shelf: _Shelf, write: Write, put: Put, version: int) -> int:
+    due_at, state, token, unfinished_attempts, schedule, args, progress = put
+    shelf.put(
+        Record(
+            write.group,
+            write.key,
+            due_at,
+            version,
+            token,
+            state,
+            unfinished_attempts,
+            schedule,
+            args,
+            progress,
+        )
+    )
+    return version
 
 
 def _patch(shelf: _Shelf, record: Record, patch: Patch, now: int) -> int:

@@ -14,6 +14,9 @@ _NEVER: Final = 1 << 63
 class Alarm:
     """The loop waits on it, for an instant or a call of ``ring``.
 
+    Attributes:
+        rung: Whether ``ring`` was called since the last wait; to call it again changes nothing.
+
     Instants are monotonic: if the clock is set back, the loop must not sleep longer. A sleep on the
     clock is kept over many waits, since most of them end by ``ring``. It is replaced only if a
     sooner instant is needed. So a wait may also end too early.
@@ -26,12 +29,12 @@ class Alarm:
         self._sleeper: asyncio.Task[None] | None = None
         self._set_for = _NEVER
         self._waiting: asyncio.Future[None] | None = None
-        self._rung = False
+        self.rung = False
 
     async def wait_for(self, microseconds: int) -> None:
         """Waits for this time, or returns at once if ``ring`` was called since the last wait."""
-        if self._rung:
-            self._rung = False
+        if self.rung:
+            self.rung = False
             return
         instant = round(self._clock.monotonic() * 1_000_000) + microseconds
         if instant < self._set_for:
@@ -43,11 +46,11 @@ class Alarm:
             await self._waiting
         finally:
             self._waiting = None
-        self._rung = False
+        self.rung = False
 
     def ring(self) -> None:
         """Ends the current wait; if there is none, the next wait returns at once."""
-        self._rung = True
+        self.rung = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 

@@ -157,6 +157,8 @@ class _Rare:
     """What only few executions need.
 
     Attributes:
+        failure: Why the attempt has not succeeded.
+        cancelled: Whether the execution was cancelled by its worker.
         deadline: The instant at which the body is cancelled.
         beat_at: The monotonic instant of the next automatic heartbeat.
         beating: Whether one is under way.
@@ -171,8 +173,10 @@ class _Rare:
     __slots__ = (
         "beat_at",
         "beating",
+        "cancelled",
         "deadline",
         "ended",
+        "failure",
         "fencing_token",
         "give_back",
         "interrupted",
@@ -181,6 +185,8 @@ class _Rare:
     )
 
     def __init__(self) -> None:
+        self.failure: Failure | None = None
+        self.cancelled = False
         self.deadline: int | None = None
         self.beat_at = 0.0
         self.beating = False
@@ -202,11 +208,7 @@ class Execution:
     __slots__ = (
         "_batch",
         "_began",
-        "_cancelled",
-        "_failure",
         "_parts",
-        "begun",
-        "in_body",
         "rare",
         "reading",
         "runner",
@@ -218,12 +220,9 @@ class Execution:
         self._parts = batch.parts
         self.reading: Reading = reading
         self.runner: asyncio.Task[Any] | None = None
-        self.begun = False
-        self.in_body = False
         self.rare: _Rare | None = None
-        self._began = 0.0
-        self._failure: Failure | None = None
-        self._cancelled = False
+        # The monotonic instant at which the body began.
+        self._began: float | None = None
 
     # Values that the task can read.
 
@@ -330,6 +329,20 @@ class Execution:
             self.runner.uncancel()
 
     @property
+    def begun(self) -> bool:
+        """Whether the execution has begun, though perhaps not its body."""
+        return self.runner is not None
+
+    @property
+    def in_body(self) -> bool:
+        """Whether the body has begun."""
+        return self._began is not None
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return self.rare is not None and self.rare.cancelled
+
+    @property
     def _interrupted(self) -> bool:
         return self.rare is not None and self.rare.interrupted
 
@@ -349,7 +362,6 @@ class Execution:
         """Runs the task, unless it may not start any more."""
         parts = self._parts
         worker = parts.worker
-        self.begun = True
         self.runner = asyncio.current_task()
         if parts.beats is not None:
             worker.heartbeats.begin(self, parts.beats)
@@ -361,13 +373,13 @@ class Execution:
                 if extended is None:
                     return
                 start_before = extended
-            self._began = began = worker.clock.monotonic()
-            if self._cancelled or began >= start_before:
+            began = worker.clock.monotonic()
+            if began >= start_before or self._is_cancelled:
                 self._log_not_started()
                 return
             if parts.at_most_once and not await self._advanced():
                 return
-            self.in_body = True
+            self._began = began
             try:
                 context = worker.context_class()
                 context._execution = self
@@ -389,7 +401,7 @@ class Execution:
         if self._interrupted and isinstance(error, asyncio.CancelledError):
             return  # the lease is lost: there is no outcome
         parts = self._parts
-        self._failure = failure_of(
+        self.rarely().failure = failure_of(
             error,
             Attempt(
                 self.reading,
@@ -429,9 +441,9 @@ class Execution:
             return asyncio.current_task() is self.runner
         if not isinstance(error, asyncio.CancelledError):
             return True
-        if not self._cancelled and not self._cancelled_from_outside():
+        if not self._is_cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited
-        if not self._cancelled:
+        if not self._is_cancelled:
             logger.warning(
                 "Task %s was cancelled, but not by its worker: %s",
                 self.label,
@@ -451,11 +463,11 @@ class Execution:
     def _log_not_started(self) -> None:
         reason = (
             "its worker is closing"
-            if self._cancelled
+            if self._is_cancelled
             else "its lease ended before it could be started"
         )
         logger.warning("%s was not started: %s", self.label, reason)
-        if self._cancelled:
+        if self._is_cancelled:
             self._parts.worker.dispatcher.give_back(self.reading.record)
 
     def cancel(self, give_back: bool = False) -> None:
@@ -464,9 +476,9 @@ class Execution:
         Args:
             give_back: Whether to release the lease when the execution has ended; else it stays.
         """
-        self._cancelled = True
-        if give_back:
-            self.rarely().give_back = True
+        rare = self.rarely()
+        rare.cancelled = True
+        rare.give_back = rare.give_back or give_back
         if self.runner is not None:
             self.runner.cancel()
 
@@ -493,14 +505,14 @@ class Execution:
 
     def build(self, now: int) -> Write | None:
         """Returns the change that follows from the outcome."""
-        ended = now
-        if self.rare is not None:
-            if self.rare.loss is not None:
-                self._log_lost()
-                return None
-            ended = self.rare.ended or now
-        parts, failure = self._parts, self._failure
-        ran = (int(self._began * 1_000_000 + self._batch.since_epoch), ended)
+        rare, parts = self.rare, self._parts
+        started = int((self._began or 0.0) * 1_000_000 + self._batch.since_epoch)
+        if rare is None:
+            return self.write(rules.succeeded(self.reading, parts.policy, now, (started, now)))
+        if rare.loss is not None:
+            self._log_lost()
+            return None
+        failure, ran = rare.failure, (started, rare.ended or now)
         if failure is None:
             change = rules.succeeded(self.reading, parts.policy, now, ran)
         elif failure.outcome is Outcome.SKIPPED:
@@ -514,7 +526,8 @@ class Execution:
         if isinstance(answer, Applied):
             if write.change is not DELETE:
                 self._parts.worker.wrote(write)
-            if self._failure is not None or self._parts.skips:
+            rare = self.rare
+            if (rare is not None and rare.failure is not None) or self._parts.skips:
                 self._log_what_follows(write.change)
             return _DONE
         rare = self.rarely()
@@ -535,7 +548,7 @@ class Execution:
         return Next.DONE
 
     def _log_what_follows(self, change: Change) -> None:
-        failure = self._failure
+        failure = None if self.rare is None else self.rare.failure
         by_itself = failure is not None and failure.outcome is Outcome.SKIPPED
         log_skipped(self.label, self.reading, change, by_itself)
         if failure is not None and failure.final:

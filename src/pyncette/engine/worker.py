@@ -181,7 +181,8 @@ class Worker:
             self.wake_groups(None)  # suspects that waited for it may be claimed now
         if self.stopping:
             self._changed.set()
-        self.alarm.ring()
+        if not self.alarm.rung:
+            self.alarm.ring()
 
     def _written(self) -> None:
         if self.loop.starved:
