@@ -24,7 +24,8 @@ def test_every_error_that_a_program_may_catch_or_raise_is_exported() -> None:
 
 
 def test_every_schedule_that_a_program_may_write_is_exported() -> None:
-    combined = {"AnyOf", "Bounded", "Jittered", "Without"}  # what operators and methods return
+    # What operators, methods, and records of instances without a schedule of their own return.
+    combined = {"AnyOf", "Bounded", "Inherited", "Jittered", "Without"}
     for name in schedule.__all__:
         value = getattr(schedule, name)
         if inspect.isclass(value) and issubclass(value, schedule.Schedule):

@@ -452,9 +452,12 @@ class Execution:
                 else f"it is run again when its lease ends at {self._lease_end()}",
             )
         elif self.rarely().give_back and not self._parts.at_most_once and not self.is_lost:
-            started = int(self._began * 1_000_000 + self._batch.since_epoch)
-            self._parts.worker.dispatcher.give_back(self.reading.record, started=started)
+            self._parts.worker.dispatcher.give_back(self.reading.record, started=self._started())
         return False
+
+    def _started(self) -> int:
+        """Returns when the body began, by the clock of the app."""
+        return int((self._began or 0.0) * 1_000_000 + self._batch.since_epoch)
 
     def _cancelled_from_outside(self) -> bool:
         runner = asyncio.current_task()
