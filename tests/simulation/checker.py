@@ -554,7 +554,7 @@ class Checker:
                 run
                 for run in mine
                 if call.begun.store_time - SECOND <= run.occurrence <= call.ended.store_time
-                and run.start.time <= until + self._left(call.begun.time)
+                and run.start.time <= until + self._left(call.begun.time) + self._owner_s(task)
             ]
             if len(ran) != 1:
                 yield Violation(
@@ -717,7 +717,8 @@ class Checker:
             yield from self._still_runs(subject, task, runs, interval, call.number)
             return
         due = int(call.begun.details["at"])
-        if due > self._counted_store - 5 * SECOND or self._late_by_a_step(subject):
+        late_s = 5 + self._owner_s(task)
+        if due > self._counted_store - late_s * SECOND or self._late_by_a_step(subject):
             return
         if subject in there:
             yield Violation(
@@ -743,7 +744,8 @@ class Checker:
         last = max((run.occurrence for run in done), default=0)
         behind = (self._counted_store - last) / SECOND
         idle = self._counted - max((run.start.time for run in done), default=0.0)
-        if (behind > interval + 3 and not self._stepped) or idle > interval + 3:
+        grace_s = interval + 3 + self._owner_s(task)
+        if (behind > grace_s and not self._stepped) or idle > grace_s:
             yield Violation(
                 Promise.AT_LEAST_ONCE,
                 self._counted,
@@ -823,7 +825,10 @@ class Checker:
             )
             if ended or again + slack > self._counted or not self._served(again, again + slack):
                 continue
-            if not any(again - slack < other.start.time < again + slack for other in runs[number:]):
+            until = again + slack + self._owner_s(task)
+            if until > self._counted:
+                continue
+            if not any(again - slack < other.start.time < until for other in runs[number:]):
                 yield Violation(
                     Promise.AGAIN, again, f"{subject} is not started again at {again:.4f}"
                 )
@@ -888,6 +893,7 @@ class Checker:
             if start.store_time - run.occurrence > BEHIND_S * SECOND:
                 # What is behind does not run all at once.
                 late -= task.interval_s / 10
+            late -= self._owner_s(task)
             if late > slack and not self._may_wait(task) and self._served(ready, start.time):
                 yield Violation(Promise.PUNCTUAL, start.time, f"{subject} starts {late:.4f} s late")
             previous = run
@@ -923,15 +929,19 @@ class Checker:
             )
             if disturbed or failed or not self._served(call.begun.time, until):
                 continue
+            grace_s = self._left(due) + self._owner_s(task)
             if not any(
-                run.call == call.number and run.start.time <= until + self._left(due)
-                for run in runs
+                run.call == call.number and run.start.time <= until + grace_s for run in runs
             ):
                 yield Violation(
                     Promise.SOONER,
                     until,
                     f"{subject} of call {call.number} was to run at {due:.4f}",
                 )
+
+    def _owner_s(self, task: TaskPlan) -> float:
+        """For how long others leave what is due in a partition to its owner, who may be dead."""
+        return 3 * self._plan.poll_s if task.shared else 0.0
 
     def _may_wait(self, task: TaskPlan) -> bool:
         """Whether what is due may have to wait until something else has run."""

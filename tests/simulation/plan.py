@@ -106,6 +106,8 @@ class TaskPlan(NamedTuple):
     interval_s: float = 5.0
     """Of a static task; the default of none."""
     partitions: int | None = None
+    shared: bool = False
+    """Whether workers share the partitions among themselves."""
     manners: tuple[Manner, ...] = ()
     """How its bodies behave, where not as the plan says."""
     args_bytes: int = 0
@@ -307,7 +309,7 @@ def draw(seed: int, profile: str) -> Plan:
     random = Random(f"plan:{profile}:{seed}")
     calm = profile == "calm"
     duration = random.uniform(4, 20)
-    tasks = _limited(seed, profile, _tasks(random, calm))
+    tasks = _shared(seed, profile, _limited(seed, profile, _tasks(random, calm)))
     workers = random.randint(1, 3 if calm else 4)
     lives = [life for number in range(workers) for life in _lives(random, number, duration, calm)]
     lives.append(Life("last", duration))
@@ -377,6 +379,15 @@ def _limited(seed: int, profile: str, tasks: list[TaskPlan]) -> list[TaskPlan]:
         return tasks
     return [
         task._replace(limit=random.choice((1, 1, 2))) if random.random() < 0.7 else task
+        for task in tasks
+    ]
+
+
+def _shared(seed: int, profile: str, tasks: list[TaskPlan]) -> list[TaskPlan]:
+    """The tasks, some of those with partitions shared: the other draws are made without it."""
+    random = Random(f"shared:{profile}:{seed}")
+    return [
+        task._replace(shared=task.partitions is not None and random.random() < 0.5)
         for task in tasks
     ]
 

@@ -443,7 +443,8 @@ def _counted(known: Known) -> Iterator[Violation]:
             known.counted,
             f"has come due {total} times, was run {started} times and skipped {skipped} times",
         )
-    if (known.counted_store - upcoming) / SECOND > interval + 4:
+    owner_s = 3 * known.plan.poll_s if known.task.shared else 0.0
+    if (known.counted_store - upcoming) / SECOND > interval + 4 + owner_s:
         yield known.broken(Promise.AT_LEAST_ONCE, known.counted, f"is left behind at {upcoming}")
 
 

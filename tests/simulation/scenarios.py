@@ -126,6 +126,7 @@ def scenarios() -> Iterator[tuple[str, Scenario]]:
     yield from _failure_table()
     yield from _histories()
     yield from _powered()
+    yield from _sharing()
 
 
 def _powered() -> Iterator[tuple[str, Scenario]]:
@@ -180,6 +181,86 @@ def _powered() -> Iterator[tuple[str, Scenario]]:
         Scenario(
             _plan((spread,), (Action(0.1, 1, What.SCHEDULE, "j0", "i0"),)),
             _has("start", "j0/i0"),
+        ),
+    )
+
+
+def _sharing() -> Iterator[tuple[str, Scenario]]:
+    """Workers that share the partitions of a task."""
+    shared = LEAST._replace(partitions=4, shared=True)
+    most = MOST._replace(partitions=4, shared=True)
+    asked = [
+        *(_each(shared, f"i{number}", 0.5 + number / 10, number + 1) for number in range(8)),
+        *(_each(most, f"i{number}", 0.5 + number / 10, number + 11) for number in range(4)),
+    ]
+    three = (*TWO, Life("w2", 0.0))
+    both = (shared, most, EVERY)
+    yield (
+        "workers share partitions: one is killed, one is frozen, one comes and goes",
+        Scenario(
+            _plan(
+                both,
+                asked,
+                [Fault(Kind.FREEZE, 5.0, 4.0, "w1")],
+                (
+                    Life("w0", 0.0, 3.0, Death.CRASH),
+                    Life("w1", 0.0),
+                    Life("w2", 0.0),
+                    Life("w3", 4.0, 8.0),
+                ),
+            ),
+            lambda history: all(_has("start", f"d0/i{number}")(history) for number in range(8)),
+        ),
+    )
+    for how in ("scan", "write"):
+        yield (
+            f"workers share partitions, and the store fails in this call: {how}",
+            Scenario(
+                _plan(both, asked, [Fault(Kind.FLAKY, 1.5, 9.0, "", 0.6, only=how)], three),
+                _has("start", "d0/i7"),
+            ),
+        )
+    for kind in (Kind.DEAF, Kind.LAGGING, Kind.UNKNOWN, Kind.HANGS):
+        yield (
+            f"workers share partitions, while this holds: {kind}",
+            Scenario(
+                _plan(
+                    both,
+                    asked,
+                    [Fault(kind, 2.0, 6.0, "" if kind is not Kind.HANGS else "w1", 1.0)],
+                    three,
+                ),
+                _has("start", "d0/i7"),
+            ),
+        )
+    yield (
+        "workers share partitions, and the clock of the store is set back",
+        Scenario(
+            _plan(
+                (shared._replace(lease_s=3.0), EVERY),
+                asked[:8],
+                [Fault(Kind.STEP_STORE, 4.0, 0.0, "", -4.0)],
+                (Life("w0", 0.0, 5.0, Death.CRASH), Life("w1", 0.0), Life("w2", 6.0)),
+                profile="steps",
+            ),
+            _has("start", "d0/i7"),
+        ),
+    )
+    yield (
+        "workers share partitions, have few slots, and are of two versions",
+        Scenario(
+            _plan(
+                (
+                    shared._replace(manners=(Manner.LONG,)),
+                    shared._replace(name="d1", declared_by="w1"),
+                    shared._replace(name="d1", declared_by="last"),
+                ),
+                [*asked[:8], *(_each(shared._replace(name="d1"), call=31 + n) for n in range(1))],
+                (),
+                three,
+                concurrency_limit=2,
+            ),
+            _has("start", "d0/i7"),
         ),
     )
 

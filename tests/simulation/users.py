@@ -24,6 +24,7 @@ from pyncette import (
     GiveUp,
     OnExisting,
     Overlap,
+    Partitions,
     PerWorker,
     Pyncette,
     PyncetteContext,
@@ -255,6 +256,8 @@ class Apps:
                 # A list, which every run finds empty, although each appends to it.
                 declared = app.task(marks=[], **options)(body)
             elif task.partitions is not None:
+                if task.shared:
+                    options["partitions"] = Partitions.SHARED
                 declared = app.partitioned_task(task.partitions, **options)(body)
             else:
                 declared = app.dynamic_task(**options)(body)

@@ -257,7 +257,7 @@ def test_a_limit_per_worker(place: Place, partitions: int | None) -> None:
 
 def test_workers(place: Place) -> None:
     async def main() -> None:
-        program = Program(place, lease_duration=seconds(600))
+        program = Program(place)
         other = Pyncette(
             place.factory,
             clock=program.clock,
@@ -268,7 +268,7 @@ def test_workers(place: Place) -> None:
         async def slow(context: Context) -> None:
             await program.clock.sleep(100)
 
-        slow_job = program.app.dynamic_task(name="slow:job")(slow)
+        slow_job = program.app.dynamic_task(name="slow:job", lease_duration=seconds(600))(slow)
 
         async def look(context: PyncetteContext) -> None:
             await context.schedule_task(slow_job, "ï", execute_at=START + seconds(1))
@@ -287,7 +287,7 @@ def test_workers(place: Place) -> None:
                 another.shutdown()
                 await loop
             assert len(await context.workers()) == 1
-            await program.advance(80)
+            await program.advance(100)
             [state] = await context.workers()
             assert state.running == ()
 
