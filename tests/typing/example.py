@@ -23,6 +23,7 @@ from pyncette import (
     Instance,
     OnExisting,
     Overlap,
+    Partitions,
     PerWorker,
     Pyncette,
     PyncetteContext,
@@ -81,6 +82,10 @@ async def send(context: Context) -> None: ...
 async def remind(context: Context) -> None: ...
 
 
+@app.partitioned_task(8, partitions=Partitions.SHARED, interval=timedelta(hours=1))
+async def shared(context: Context) -> None: ...
+
+
 @app.fixture()
 async def database(app_context: PyncetteContext) -> AsyncIterator[Pool]:
     yield Pool("postgresql://")
@@ -118,6 +123,8 @@ async def schedule() -> None:
         if state is not None and state.scheduled_at is not None:
             print(state.scheduled_at.isoformat(), state.task.name)
         await context.unschedule_task(remind, "c")
+        for worker in await context.workers():
+            print(worker.name, worker.since, [task.started_at for task in worker.running])
         handle = send.instantiate("a", interval=timedelta())
         await context.unschedule_task(handle)
         remind.enabled_partitions = {0, 1}
@@ -337,6 +344,14 @@ async def limited(context: Context) -> None:
 
 @app.partitioned_task(4, limit=PerWorker(2))
 async def limited_partitions(context: Context) -> None: ...
+
+
+@app.partitioned_task(4, partitions="shared")  # mistake
+async def shared_by_a_text(context: Context) -> None: ...
+
+
+@app.dynamic_task(partitions=Partitions.SHARED)  # mistake
+async def shared_without_partitions(context: Context) -> None: ...
 
 
 @app.fixture  # mistake
