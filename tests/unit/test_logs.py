@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,25 @@ def test_a_very_long_traceback_is_logged_in_part(
     assert "Traceback (most recent call last)" in record.exc_text
     assert words in record.exc_text
     assert len(caplog.text) < CHARACTERS_MAX + 500
+
+
+class UntrueError(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("neither true nor false")
+
+
+def test_an_exception_of_which_no_traceback_can_be_made_is_named(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(traceback.TracebackException):
+        def __init__(self, kind: Any, value: Any, *arguments: Any, **options: Any) -> None:
+            bool(value)  # as the traceback module of some versions does
+            super().__init__(kind, value, *arguments, **options)
+
+    monkeypatch.setattr(traceback, "TracebackException", Asked)
+    log_exception(logger, logging.ERROR, UntrueError(MEGABYTES), "failed")
+    [record] = caplog.records
+    assert record.exc_text == "UntrueError that cannot be shown"
 
 
 def test_what_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -298,6 +298,106 @@ def test_parking_leaves_the_progress_of_a_later_release_alone() -> None:
     assert (parked.state, parked.due_at, parked.progress) == (State.PARKED, None, NEWER)
 
 
+# Attempts, and what follows the last one.
+
+
+def test_why_there_is_no_further_attempt_names_what_was_before_it() -> None:
+    limit = Policy(attempts=3)
+    crashed = rules.too_many(read(running(unfinished_attempts=4)), limit, NOW)
+    assert crashed is not None
+    assert crashed.error == f"Attempt 3: {rules.NO_OUTCOME}"
+    record = running(unfinished_attempts=2, failures=2, error="no", traceback="where")
+    both = rules.too_many(read(record), limit, NOW)
+    assert both is not None
+    assert both.error == f"Attempt 3: {rules.NO_OUTCOME}; before that: no"
+    assert (both.traceback, both.final, both.free) == ("where", True, True)
+    # An error of an earlier occurrence is none of this one.
+    later = rules.too_many(read(running(unfinished_attempts=4, error="no")), limit, NOW)
+    assert later == crashed
+
+
+@pytest.mark.parametrize(
+    ("columns", "state", "planned"),
+    [
+        ({"schedule": every(10)}, State.SCHEDULED, 20),
+        ({"schedule": at(10)}, State.PARKED, 10),
+        ({"schedule": at(10), "group": STATIC_GROUP}, State.FINISHED, None),
+        ({"schedule": every(10), "triggered": 5}, State.SCHEDULED, 10),
+        ({"schedule": at(10), "triggered": 5}, State.SCHEDULED, 10),
+        ({"planned": None, "schedule": at(3), "triggered": 5}, State.PARKED, None),
+        ({"planned": None, "schedule": at(3)}, State.PARKED, None),
+    ],
+)
+def test_an_occurrence_that_has_failed_for_good_is_given_up_if_something_follows(
+    columns: dict[str, Any], state: State, planned: int | None
+) -> None:
+    record = running(**columns)
+    failure = Failure("no", "where", final=True)
+    left = after(record, rules.failed(read(record), AT_ONCE, NOW, failure))
+    assert (left.state, progress_of(left).planned) == (state, planned)
+    assert (progress_of(left).error, progress_of(left).traceback) == ("no", "where")
+
+
+def test_a_replacement_takes_the_place_of_what_is_too_late() -> None:
+    record = running(pending=REPLACEMENT)
+    policy = Policy(misfire_grace=1)
+    assert rules.too_late(read(record), policy, NOW)
+    new = after(record, rules.misfired(read(record), policy, NOW))
+    assert (new.due_at, new.schedule, new.args) == (17, WANTED_PLAN, WANTED.args)
+    assert progress_of(new) == Progress(17, "b1")
+
+
+def test_what_was_given_back_unread_and_is_triggered_is_not_too_late() -> None:
+    record = running()
+    unread = after(record, rules.given_back_unread(record, NOW, 100))
+    assert (unread.state, unread.unfinished_attempts) == (State.RETRYING, 0)
+    asked = after(unread, rules.triggered(read(unread), NOW))
+    assert (asked.state, asked.due_at) == (State.RETRYING, NOW)
+    assert progress_of(asked) == Progress(10, "b0", renewed=NOW)
+    policy = Policy(misfire_grace=1)
+    claimed = asked._replace(state=State.RUNNING, unfinished_attempts=1)
+    assert not rules.too_late(read(claimed), policy, 1_000)
+    assert rules.too_late(read(claimed._replace(progress=record.progress)), policy, 1_000)
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.PARKED])
+def test_there_is_nothing_to_run_again_or_to_give_up_in_what_is_not_parked(state: State) -> None:
+    record = a_record(state, 20)
+    assert rules.rerun(read(record), NOW) is None
+    assert rules.dropped(read(record), AT_ONCE, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "planned", "triggered", "following"),
+    [
+        (every(10), 10, None, 20),
+        (every(10), 10, 5, 10),
+        (every(10), None, None, every(10).next(NOW)),
+        (at(10), 10, None, None),
+        (at(10), None, None, None),
+        (at(30), None, None, 30),
+    ],
+)
+def test_what_follows_a_parked_occurrence_that_is_given_up(
+    schedule: Schedule, planned: int | None, triggered: int | None, following: int | None
+) -> None:
+    error: dict[str, Any] = {"failures": 3, "error": "no", "traceback": "where"}
+    record = a_record(
+        State.PARKED, None, schedule=schedule, planned=planned, triggered=triggered, **error
+    )
+    change = rules.dropped(read(record), AT_ONCE, NOW)
+    if following is None:
+        assert change is DELETE
+        static = record._replace(group=STATIC_GROUP)
+        left = after(static, rules.dropped(read(static), AT_ONCE, NOW))
+        assert (left.state, left.due_at) == (State.FINISHED, None)
+    else:
+        left = after(record, change)
+        assert (left.state, left.due_at) == (State.SCHEDULED, following)
+    expected = Progress(following, "b0", error="no", traceback="where")
+    assert progress_of(left) == expected
+
+
 # What was asked for while it ran, and how the run ended.
 
 
@@ -623,6 +723,7 @@ PARKED_UNREAD = {
     "its schedule is garbage": a_record(State.PARKED, None, planned=10)._replace(schedule="nope"),
     "its progress was garbage": a_record(State.PARKED, None, planned=None, error="no"),
     "its progress is garbage": a_record(State.PARKED, None)._replace(progress="nope"),
+    "only this worker cannot read it": a_record(State.PARKED, None)._replace(schedule="3 lunar 7"),
 }
 
 
@@ -1244,6 +1345,14 @@ def test_what_is_behind_its_schedule_is_paced_and_not_delayed_by_its_jitter() ->
     policy = Policy(pace=1_000_000)
     done = after(record, rules.succeeded(read(record), policy, now))
     assert (progress_of(done).planned, done.due_at) == (20, now + 1)
+
+
+def test_the_last_occurrence_of_what_is_behind_is_due_at_once() -> None:
+    schedule = every(10).between(None, EPOCH + timedelta(microseconds=20))
+    now = rules.BEHIND_MIN + 1_000
+    record = running(schedule=schedule)
+    done = after(record, rules.succeeded(read(record), Policy(pace=1_000_000), now))
+    assert (progress_of(done).planned, done.due_at) == (20, 20)
 
 
 def test_what_waits_for_its_jitter_is_not_too_late() -> None:

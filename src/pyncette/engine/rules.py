@@ -51,7 +51,7 @@ from typing import Final, NamedTuple
 
 from pyncette.engine.occurrences import overdue_count
 from pyncette.model import Exhausted, FailureMode, Outcome
-from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
+from pyncette.schedule import NewerFormat, Schedule
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store.record import (
@@ -798,7 +798,8 @@ def replanned(
         progress = Progress(None, f"{current.version:x}")
     first = _first_again(schedule, current, now)
     if current.state == State.PARKED and (
-        _parked_unread(current, progress) or current.schedule not in (text, UNKNOWN_SCHEDULE)
+        # What could not be read differs as well, or has no occurrence.
+        progress.occurrence is None or current.schedule not in (text, UNKNOWN_SCHEDULE)
     ):
         return _planned_anew(current, schedule, progress, first)
     pending = progress.pending
@@ -913,21 +914,6 @@ def _planned_anew(
     )
 
 
-def _parked_unread(record: Record, progress: Progress) -> bool:
-    """Returns whether a record was parked because no worker could read it."""
-    if record.state != State.PARKED:
-        return False
-    if progress.occurrence is None:
-        return True
-    try:
-        load_schedule(record.schedule)
-    except UnreadableHere:
-        return False
-    except ValueError:
-        return True
-    return False
-
-
 # Steps that several events share.
 
 
@@ -963,8 +949,7 @@ def _occurrence_done(
             upcoming = schedule.next(now + CLOCK_ERROR_MAX)
             if upcoming is not None and planned > upcoming:
                 planned = schedule.next(now)
-        if planned is not None:
-            return _go_on(reading, policy, now, planned, failure, ran)
+        return _go_on(reading, policy, now, planned, failure, ran)
     if planned is None and pending is None and record.group != STATIC_GROUP:
         return DELETE
     if (
