@@ -21,20 +21,23 @@ _Task = asyncio.Task[Any]
 
 _NAME: Final = "pyncette execution"
 
+_Start = Callable[[Coroutine[Any, Any, Any]], None]
+
 # To make a name up for each task costs as much as half of making the task.
 if sys.version_info >= (3, 12):
 
-    def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-        return asyncio.Task(work, loop=loop, name=_NAME, eager_start=True)
+    def _starter(loop: asyncio.AbstractEventLoop, keep: Callable[[_Task], None]) -> _Start:
+        def start(work: Coroutine[Any, Any, Any]) -> None:
+            task = asyncio.Task(work, loop=loop, name=_NAME, eager_start=True)
+            if not task.done():
+                keep(task)
+
+        return start
 
 else:
 
-    def _start(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-        return asyncio.Task(work, loop=loop, name=_NAME)
-
-
-def _start_by_factory(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> _Task:
-    return loop.create_task(work)
+    def _starter(loop: asyncio.AbstractEventLoop, keep: Callable[[_Task], None]) -> _Start:
+        return lambda work: keep(asyncio.Task(work, loop=loop, name=_NAME))
 
 
 class DefaultExecutor:
@@ -62,20 +65,17 @@ class DefaultExecutor:
         """Starts the work and returns."""
         self.starter()(awaitable if type(awaitable) is CoroutineType else _awaited(awaitable))
 
-    def starter(self) -> Callable[[Coroutine[Any, Any, Any]], None]:
+    def starter(self) -> _Start:
         """Returns a function that starts a coroutine, as ``spawn_task`` does, for many in a row."""
         loop = asyncio.get_running_loop()
-        start = _start if loop.get_task_factory() is None else _start_by_factory
+        if loop.get_task_factory() is None:
+            return _starter(loop, self._keep)
+        return lambda work: self._keep(loop.create_task(work))
 
-        def started(work: Coroutine[Any, Any, Any]) -> None:
-            task = start(work, loop)
-            if task.done():
-                return
-            self._tasks.append(task)
-            if len(self._tasks) >= self._sweep_at:
-                self._sweep()
-
-        return started
+    def _keep(self, task: _Task) -> None:
+        self._tasks.append(task)
+        if len(self._tasks) >= self._sweep_at:
+            self._sweep()
 
     def _sweep(self) -> None:
         self._tasks = [task for task in self._tasks if not task.done()]

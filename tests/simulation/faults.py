@@ -66,9 +66,7 @@ _EXECUTION: Final = "pyncette.engine.execution:Execution."
 _BACKGROUND: Final = "pyncette.engine.background:Background.start"
 
 _SHARED: Final = """queue = self.__dict__.setdefault("_queue", [])
-        queue.append(work)
-        if len(queue) > 1:
-            return
+        start = _starter(loop, self._keep)
 
         async def shared():
             await asyncio.sleep(0)
@@ -76,7 +74,12 @@ _SHARED: Final = """queue = self.__dict__.setdefault("_queue", [])
                 await queue[0]
                 queue.pop(0)
 
-        task = start(shared(), loop)"""
+        def add(work):
+            queue.append(work)
+            if len(queue) == 1:
+                start(shared())
+
+        return add"""
 
 _RULES: Final = "pyncette.engine.rules:"
 _FAILURES: Final = "pyncette.engine.failures:"
@@ -88,7 +91,7 @@ FAULTS: Final = (
         (
             Edit(
                 f"{_DISPATCHER}_execution",
-                "self._release(task, record, error)",
+                "self._release(parts.task, record, error)",
                 "self.park(record, describe(error))",
             ),
         ),
@@ -101,7 +104,7 @@ FAULTS: Final = (
         (
             Edit(
                 "pyncette.executor:DefaultExecutor.starter",
-                "task = start(work, loop)",
+                "return _starter(loop, self._keep)",
                 _SHARED,
             ),
         ),

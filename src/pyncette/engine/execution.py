@@ -330,8 +330,8 @@ class Execution:
 
     @property
     def begun(self) -> bool:
-        """Whether the execution has begun, though perhaps not its body."""
-        return self.runner is not None
+        """Whether the execution has begun, though perhaps not its body, or has ended."""
+        return self.runner is not None or self.ended
 
     @property
     def in_body(self) -> bool:
@@ -374,7 +374,7 @@ class Execution:
                     return
                 start_before = extended
             began = worker.clock.monotonic()
-            if began >= start_before or self._is_cancelled:
+            if began >= start_before or (self.rare is not None and self.rare.cancelled):
                 self._log_not_started()
                 return
             if parts.at_most_once and not await self._advanced():
@@ -395,6 +395,9 @@ class Execution:
             if not parts.at_most_once:
                 worker.writes.add(self)
         finally:
+            # Its asyncio task need not wait for the write: a hundred of them fill the garbage
+            # collector's youngest generation, and the processor's cache.
+            self.runner = None
             worker.execution_ended(self)
 
     def _failed(self, error: BaseException) -> None:

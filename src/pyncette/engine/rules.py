@@ -86,6 +86,9 @@ UNKNOWN_SCHEDULE: Final = "1 at 0"
 worker starts that has the schedule in its code. No static task can be declared with it."""
 
 
+# Before Python 3.12, to read a member from its class takes as long as a call.
+_SCHEDULED: Final = State.SCHEDULED
+
 BEHIND_MIN: Final = 60_000_000
 """Microseconds by which the next occurrence is overdue before its record is paced."""
 
@@ -964,7 +967,7 @@ def _occurrence_done(
     due_at = _next_due(record, schedule, policy, planned, now)
     last = progress.last if ran is None else _shown(ran)
     text = dump_position(planned, progress.incarnation, last)
-    return patch_of((due_at, State.SCHEDULED, 0, text))
+    return patch_of((due_at, _SCHEDULED, 0, text))
 
 
 def _skipping(

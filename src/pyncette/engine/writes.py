@@ -336,6 +336,7 @@ class WriteQueue:
                 raise
             answers = [Unknown(closed)] * len(writes)
         now = self._now()
+        delays = self._delays
         again: list[Entry] = []
         for entry, write, answer in zip(entries, writes, answers, strict=True):
             try:
@@ -345,8 +346,8 @@ class WriteQueue:
                 self._end(entry, error)
                 continue
             if following is _DONE:
-                if self._delays:
-                    self._delays.pop(entry, None)
+                if delays:
+                    delays.pop(entry, None)
             elif self._closed:
                 self._end(entry, StoreUnavailableError("The app is closed"))
             elif following is Next.RETRY:

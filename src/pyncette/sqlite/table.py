@@ -52,7 +52,7 @@ from pyncette.store.record import (
 )
 from pyncette.store.sql.rows import (
     COLUMNS,
-    RARE,
+    RARE_STATES,
     counted,
     describe_foreign_table,
     is_rare,
@@ -92,10 +92,13 @@ CREATE TABLE IF NOT EXISTS {table} (
 )"""
 _INDEX: Final = """\
 CREATE INDEX IF NOT EXISTS {table}_due ON {table} ("group", due_at) WHERE due_at IS NOT NULL"""
+# Written out: SQLite would look for the states of an IN in a tree of its own, for every row whose
+# state changes. That took a tenth of the cost of a run.
+_RARE: Final = "(" + " OR ".join(f"state = '{state}'" for state in sorted(RARE_STATES)) + ")"
 # The few records that do not simply go from run to run, for lists and counts of them. A plain run
 # changes nothing in it.
 _INDEX_OF_RARE: Final = f"""\
-CREATE INDEX IF NOT EXISTS {{table}}_rare ON {{table}} ("group", state, "key") WHERE {RARE}"""
+CREATE INDEX IF NOT EXISTS {{table}}_rare ON {{table}} ("group", state, "key") WHERE {_RARE}"""
 
 
 class SqliteTable:
@@ -234,7 +237,7 @@ class SqliteTable:
             'ORDER BY "key" LIMIT ?'
         )
         self._page_of_rare = (
-            f"SELECT {columns} FROM {name} AS t WHERE {keys} AND state = ? AND {RARE} "
+            f"SELECT {columns} FROM {name} AS t WHERE {keys} AND state = ? AND {_RARE} "
             'AND (? IS NULL OR due_at < ?) ORDER BY "key" LIMIT ?'
         )
         matching = (
@@ -246,7 +249,7 @@ class SqliteTable:
         self._count = f'{matching} WHERE {keys} ORDER BY "key" LIMIT ?)'
         self._count_due = f'{matching} WHERE "group" = ? AND due_at < ? ORDER BY due_at LIMIT ?)'
         self._count_rare = (
-            f'{matching} WHERE "group" = ? AND {RARE} '
+            f'{matching} WHERE "group" = ? AND {_RARE} '
             "AND state IN (SELECT value FROM json_each(?)) LIMIT ?)"
         )
         self._park = (

@@ -20,7 +20,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
-from functools import partial
+from types import MethodType
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette.store.record import ABSENT, ANY, Change, Record, State
@@ -99,7 +99,7 @@ class Write(NamedTuple):
     token: str | None = None
 
 
-write_of: Final[Callable[[tuple[str, str, Change, int, str | None]], Write]] = partial(
+write_of: Final[Callable[[tuple[str, str, Change, int, str | None]], Write]] = MethodType(
     tuple.__new__, Write
 )
 """Makes a write of a tuple of all fields, at a third of the cost of ``Write(*fields)``."""
