@@ -73,7 +73,8 @@ logger = logging.getLogger(__name__)
 PARTITION_COUNT_MAX: Final = 10_000
 
 _WARNINGS_MAX: Final = 100
-"""Maximum argument names that the log warns about for one template; later ones are ignored."""
+"""Maximum argument names that the log warns about for one template; later ones are ignored.
+Also how many names are known to be no misspelt options."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -291,6 +292,7 @@ class Task(Declared):
         self._extra_args = args
         self._enabled = enabled
         self._warned: set[str] = set()
+        self._unsuspicious: set[str] = set()
         if parent_task is not None:
             self.group = parent_task.identify(name)
         else:
@@ -605,7 +607,7 @@ class Task(Declared):
             del args["execute_at"]
             text = _args_text(args)
             plan, when, inherits = At(execute_at), None, False
-        if args:
+        if args and not self._unsuspicious.issuperset(args):
             self._warn_of_misspelt(args, when, plan)
         return _described_of((name, group, plan, when, inherits, args, text))
 
@@ -767,6 +769,8 @@ class Task(Declared):
         for name in args:
             option = meant_option(name, declaring=declaring)
             if option is None:
+                if not declaring and len(self._unsuspicious) < _WARNINGS_MAX:
+                    self._unsuspicious.add(name)
                 continue
             if getattr(when or When.of(plan), option, None) is not None:
                 continue
@@ -972,6 +976,7 @@ class _Partition(Task):
         self.name = template.name
         self.group = group_of(template.name, partition_id)
         self.dynamic = True
+        self._unsuspicious = template._unsuspicious
         self.parent_task = None
         self._plan = template._plan
         self._when = template._when

@@ -48,16 +48,20 @@ class Wish:
 
     Attributes:
         template: Its template.
-        described: The instance as the caller describes it.
         wanted: What its record shall hold.
         on_existing: What follows if there is one.
         kept: The record that was left as it is, if one was.
     """
 
-    __slots__ = ("_instance", "described", "kept", "on_existing", "template", "wanted")
+    __slots__ = ("_instance", "kept", "on_existing", "template", "wanted")
 
     def __init__(
-        self, template: Task, instance: Instance, on_existing: OnExisting, clock: Clock
+        self,
+        template: Task,
+        instance: Instance,
+        on_existing: OnExisting,
+        clock: Clock,
+        returned: bool = False,
     ) -> None:
         """Prepares to write an instance.
 
@@ -66,6 +70,7 @@ class Wish:
             instance: What the caller wants.
             on_existing: What follows if there is one.
             clock: From its present instant, ``execute_in`` is counted.
+            returned: Whether the caller gets the instance.
 
         Raises:
             ValueError: An option or argument is invalid.
@@ -75,24 +80,21 @@ class Wish:
         if "execute_in" in options:
             options = _with_execute_at(options, clock)
         self.template = template
-        self.described = described = template.describe(instance.name, options)
+        described = template.describe(instance.name, options)
+        name, group, _, _, _, _, args = described
         self.on_existing = on_existing
         self.kept: Record | None = None
-        self._instance: Task | None = None
+        self._instance = template.described_as(described) if returned else None
         self.wanted = _wanted_of(
-            (
-                template.stored_plan(described),
-                described.args_text,
-                chance.new_id(4),
-                (described.group, described.name),
-            )
+            (template.stored_plan(described), args, chance.new_id(4), (group, name))
         )
 
     @property
     def instance(self) -> Task:
         """The instance as the caller describes it."""
         if self._instance is None:
-            self._instance = self.template.described_as(self.described)
+            schedule, args, _, (_, name) = self.wanted
+            self._instance = self.template.from_parts(name, schedule, args)
         return self._instance
 
     def created(self, now: int) -> Put:
@@ -188,7 +190,7 @@ class Scheduling:
         self, template: Task, instance: Instance, force: bool, on_existing: OnExisting
     ) -> Task:
         requests = self._requests
-        wish = Wish(template, instance, on_existing, requests.clock)
+        wish = Wish(template, instance, on_existing, requests.clock, returned=True)
         group, key = wish.wanted.identity
         now = await requests.now()
         current: Record | None = None

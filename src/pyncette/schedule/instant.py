@@ -12,7 +12,7 @@ from typing import Final
 
 logger = logging.getLogger("pyncette.schedule")
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 MICROSECOND: Final = timedelta(microseconds=1)
 SECOND: Final = 1_000_000
@@ -30,7 +30,7 @@ def to_microseconds(instant: datetime) -> int:
     """
     if instant.tzinfo is not UTC and instant.utcoffset() is None:
         raise ValueError(f"{instant!r} is naive: give it a time zone, for example tzinfo=UTC")
-    since = instant - _EPOCH
+    since = instant - EPOCH
     return (since.days * DAY_S + since.seconds) * SECOND + since.microseconds
 
 
@@ -40,7 +40,7 @@ def from_microseconds(microseconds: int) -> datetime:
     Raises:
         OverflowError: the instant lies outside the years 1 to 9999.
     """
-    return _EPOCH + timedelta(microseconds=microseconds)
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 INSTANT_LIMIT: Final = to_microseconds(datetime(2255, 1, 1, tzinfo=UTC))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 from pyncette.schedule.base import Schedule
 from pyncette.schedule.cron import CompiledCron, compile_cron, normalize_expression
 from pyncette.schedule.instant import (
+    DAY_S,
+    EPOCH,
     INSTANT_LIMIT,
     MICROSECOND,
+    SECOND,
     from_microseconds,
     instant_of,
     storable,
@@ -227,7 +230,12 @@ class At(Schedule):
         Raises:
             ValueError: It lies in 2255 or later.
         """
-        set_instant(self, storable(instant_of(instant)))
+        if type(instant) is datetime and instant.tzinfo is UTC:  # the usual case
+            since = instant - EPOCH
+            found = (since.days * DAY_S + since.seconds) * SECOND + since.microseconds
+        else:
+            found = instant_of(instant)
+        set_instant(self, found if 0 <= found < INSTANT_LIMIT else storable(found))
 
     @classmethod
     def of(cls, instant: int) -> At:

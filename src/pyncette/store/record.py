@@ -10,7 +10,7 @@ All instants are integers: microseconds since the epoch, UTC.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from types import MethodType
 from typing import Any, Final, NamedTuple
@@ -291,10 +291,11 @@ def read(record: Record) -> Reading:
 _encoder: Final = json.JSONEncoder(separators=(",", ":"))
 
 
-def _direct() -> Callable[[Any], str]:
+def _direct() -> Callable[[Any, int], Iterable[str]]:
     """Encodes as ``_encoder`` does, but without making the encoder in C anew for each value.
 
-    It does not look for circular references: they end in a ``RecursionError``.
+    It does not look for circular references: they end in a ``RecursionError``. What it returns
+    takes the value, and zero, and returns the text in parts.
     """
     try:
         encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
@@ -308,18 +309,19 @@ def _direct() -> Callable[[Any], str]:
             False,
             True,
         )
-        assert "".join(encode({"a": [1, None]}, 0)) == '{"a":[1,null]}'
-    except (AttributeError, TypeError, AssertionError):  # another implementation of Python
-        return _encoder.encode
-    return lambda value: "".join(encode(value, 0))
+        if "".join(encode({"a": [1, None]}, 0)) == '{"a":[1,null]}':
+            return encode  # type: ignore[no-any-return]
+    except (AttributeError, TypeError):
+        pass  # another implementation of Python
+    return lambda value, _: _encoder.encode(value)
 
 
-_json: Final = _direct()
+_parts_of: Final = _direct()
 
 
 def _encode(value: Any) -> str:
     """JSON as printable ASCII: DEL is ASCII, but is not escaped by the encoder."""
-    return _json(value).replace("\x7f", "\\u007f")
+    return "".join(_parts_of(value, 0)).replace("\x7f", "\\u007f")
 
 
 # In the common case, a progress is three words, and a fourth one after the first attempt: no JSON
