@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -96,6 +98,7 @@ class Requests:
         # Records with a write that was not answered and may still be made; oldest first.
         self._doubtful: dict[Identity, None] = {}
         self._queue = WriteQueue(self._write, self.clock.microseconds, background)
+        self._deadlines = _Deadlines(self.store)
 
     async def now(self) -> int:
         """Returns the current instant, by which a call decides.
@@ -125,11 +128,8 @@ class Requests:
             )
         call = Call(write)
         self._queue.add(call)
-        deadline = realtime.timer(self.store.deadline_s, call.expire)
-        try:
-            return await call.answer
-        finally:
-            deadline.cancel()
+        self._deadlines.add(call)
+        return await call.answer
 
     async def settled(self, identities: Collection[Identity] | None = None) -> None:
         """Waits until the writes of users that are under way now have been answered.
@@ -355,6 +355,45 @@ class Requests:
         """Writes what is left, for a limited time."""
         await self._queue.close(patience_s)
         await self._waker.close()
+        self._deadlines.close()
+
+
+class _Deadlines:
+    """Ends calls that the store has not answered in time: one timer for all of them.
+
+    A timer for each call would cost a tenth of the call.
+    """
+
+    def __init__(self, store: DeadlineStore) -> None:
+        self._store = store
+        self._waiting: deque[tuple[float, Call]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, call: Call) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0][1].answer.done():
+            waiting.popleft()
+        if len(waiting) > 4 * CALLS_MAX:
+            # Behind one that waits, most have been answered.
+            self._waiting = waiting = deque(
+                (until, other) for until, other in waiting if not other.answer.done()
+            )
+        waiting.append((realtime.monotonic() + self._store.deadline_s, call))
+        if self._timer is None:
+            self._timer = realtime.timer(self._store.deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now, waiting = realtime.monotonic(), self._waiting
+        while waiting and (waiting[0][0] <= now or waiting[0][1].answer.done()):
+            waiting.popleft()[1].expire()
+        if waiting:
+            self._timer = realtime.timer(waiting[0][0] - now, self._expire)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class Holding:
