@@ -531,7 +531,7 @@ class Pyncette:
         """Opens the app and runs its tasks in the background, for example in a web server.
 
         On leaving, it claims nothing more and waits for running tasks, see ``shutdown_timeout``. A
-        cancellation of the caller cancels them.
+        cancellation of the caller cancels them, and other workers may run them at once.
 
         Args:
             context_items: Attributes of the context of every execution.
@@ -545,6 +545,7 @@ class Pyncette:
             try:
                 yield context
             except asyncio.CancelledError:
+                context._give_up_runs()
                 loop.cancel()
                 raise
             finally:

@@ -179,35 +179,43 @@ def test_a_loop_that_fails_is_said_and_raised(
     run(main())
 
 
+class Held:
+    """A task whose first run never ends by itself, and its lease: an hour."""
+
+    def __init__(self) -> None:
+        self.repository = MemoryRepository()
+        self.starts: list[str] = []
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+
+    def app(self, **options: Any) -> Pyncette:
+        app = Pyncette(self.repository, **options)
+
+        @app.task(interval=0.01, lease_duration=seconds(3600))
+        async def tick(context: Context) -> None:
+            self.starts.append(context.execution_id)
+            if self.first.is_set():
+                self.second.set()
+            else:
+                self.first.set()
+                await asyncio.Event().wait()
+
+        return app
+
+    async def runs_elsewhere(self) -> None:
+        async with self.app().running():
+            await self.second.wait()
+        assert self.starts[1] == self.starts[0]
+
+
 def test_closing_cancels_what_runs_after_its_timeout_and_gives_it_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
-        repository = MemoryRepository()
-        starts = []
-        first, second = asyncio.Event(), asyncio.Event()
-
-        def worker(**options: Any) -> Pyncette:
-            app = Pyncette(repository, **options)
-
-            @app.task(interval=0.01, lease_duration=seconds(60))
-            async def tick(context: Context) -> None:
-                starts.append(context.execution_id)
-                if first.is_set():
-                    second.set()
-                else:
-                    first.set()
-                    await asyncio.Event().wait()
-
-            return app
-
-        async with worker(shutdown_timeout=0.05).running():
-            await first.wait()
+        held = Held()
+        async with held.app(shutdown_timeout=0.05).running():
+            await held.first.wait()
         assert logged(caplog, "waited for 0.05 s", "1 running", "given back: tick")
-        # The lease of a minute is over: another worker runs the same occurrence at once.
-        async with worker().running():
-            await second.wait()
-        assert starts[1] == starts[0]
+        await held.runs_elsewhere()
 
     run(main())
 
@@ -217,5 +225,23 @@ def test_closing_does_not_wait_for_its_timeout_if_nothing_runs() -> None:
         async with asyncio.timeout(5):
             async with Pyncette(shutdown_timeout=3600).running():
                 pass
+
+    run(main())
+
+
+def test_what_runs_in_a_block_that_is_cancelled_is_given_back() -> None:
+    async def main() -> None:
+        held = Held()
+
+        async def served() -> None:
+            async with held.app().running():
+                await asyncio.Event().wait()
+
+        server = asyncio.create_task(served())
+        await held.first.wait()
+        server.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await server
+        await held.runs_elsewhere()
 
     run(main())
