@@ -42,6 +42,8 @@ from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State, rea
 
 KEY: Final = "x"
 COMPLETION_RUNS: Final = 8
+COMPLETION_RUNS_MAX: Final = 40
+"""Where one occurrence after the other is behind."""
 
 
 class Report(NamedTuple):
@@ -299,13 +301,15 @@ class Explorer:
                     ledger = model.skipped(ledger, run, before, after, now, grace)
                 case "started":
                     self._check_waited(ledger, run, now)
-                    ledger = model.started(ledger, run, now, scenario.at_most_once)
+                    in_grace = scenario.misfire_grace is not None
+                    ledger = model.started(ledger, run, now, scenario.at_most_once, in_grace)
                     if scenario.attempts is not None:
                         ledger = model.counted(ledger, run, scenario.attempts)
                 case "done":
                     ledger = model.done(ledger, run, now, scenario.fast_forward)
                 case "gives up":
-                    ledger = model.gave_up(ledger, run, before, now, self.pauses)
+                    forward = scenario.fast_forward
+                    ledger = model.gave_up(ledger, run, before, now, self.pauses, forward)
                 case "held back":
                     ledger = model.held_back(ledger, run)
                 case "advance":
@@ -316,6 +320,9 @@ class Explorer:
                     ledger = model.done(ledger, run, now, True)
                 case "heartbeat":
                     pass  # what it may do wrong shows in the record
+                case "give back, begun":
+                    model.settles(run, before)
+                    ledger = model.gave_back(ledger, run)
                 case _:
                     model.settles(run, before)
         return ledger
@@ -359,8 +366,9 @@ class Explorer:
                 record, _ = model.written(record, self._users(record, change), now)
                 awaited = ledger = ledger._replace(paused=False, until=None)
         policy = self.protocol.policy
-        for _ in range(COMPLETION_RUNS):
-            if record is None:
+        for number in range(COMPLETION_RUNS_MAX):
+            met = ledger.due is None or ledger.due != awaited.due
+            if record is None or (number >= COMPLETION_RUNS and met and not ledger.triggers):
                 break
             if record.due_at is None and policy.attempts is not None:
                 # What has failed for good waits for a user.
@@ -384,7 +392,8 @@ class Explorer:
             else:
                 change = rules.exhausted(read(record), policy, now, failure)
                 record, _ = model.written(record, self._users(record, change), now)
-                ledger = model.gave_up(ledger, run, record, now, self.pauses)
+                forward = self.scenario.fast_forward
+                ledger = model.gave_up(ledger, run, record, now, self.pauses, forward)
             model.check(ledger, record)
         if ledger.args is None:
             return

@@ -217,6 +217,9 @@ class Ask(StrEnum):
     DROP = "give a parked one up"
 
 
+SHIFT_MAX: Final = 10
+"""By how much a triggered run may be planned later than it was asked for."""
+
 PAUSE_LENGTH: Final = 2
 """How long a pause with an end takes."""
 
@@ -247,7 +250,7 @@ class Ledger(NamedTuple):
         paused: It shall rest, as soon as what is in hand has ended.
         until: When it shall rest no longer; None: when it is resumed.
         triggered: The last instant at which a run was triggered.
-        started: At most once: the runs whose bodies have started.
+        started: At most once, or with a grace: the runs whose bodies have started.
         exhausted: It was paused because it has failed for good.
         starts: Of the occurrence whose body started last: which, and how often it has started
             since it last got all of its attempts.
@@ -361,9 +364,9 @@ def asked(
             found = progress_of(after.progress)
             requested = (found.pending or Pending()).triggered
             instant = requested if after.state == State.RUNNING else found.triggered
-            # Not in the past, not after the time that passes next, and no other run looks like it.
+            # Not in the past, not much later, and no other run looks like it.
             others = (*in_hand, (progress.pending or Pending()).triggered)
-            if instant not in (now, now + 1) or instant in others:
+            if instant is None or instant in others or not now <= instant <= now + SHIFT_MAX:
                 raise Violation(Row.TRIGGER_RUNS, f"triggered at {now} for {instant}: {after}")
             triggers = (*ledger.triggers, instant)
             # What is exhausted then is tried again.
@@ -422,8 +425,20 @@ def counted(ledger: Ledger, run: Run, attempts: int) -> Ledger:
     return ledger._replace(starts=(occurrence, starts))
 
 
+def gave_back(ledger: Ledger, run: Run) -> Ledger:
+    """A body was cancelled by its closing worker, and given back: this was no attempt."""
+    if ledger.starts is None or ledger.starts[0] != run._replace(args=""):
+        return ledger
+    return ledger._replace(starts=(ledger.starts[0], ledger.starts[1] - 1))
+
+
 def gave_up(
-    ledger: Ledger, run: Run, after: Record | None, now: int, pauses: bool = False
+    ledger: Ledger,
+    run: Run,
+    after: Record | None,
+    now: int,
+    pauses: bool = False,
+    fast_forward: bool = False,
 ) -> Ledger:
     """An occurrence has failed for good.
 
@@ -433,17 +448,18 @@ def gave_up(
         after: The record as it is written then.
         now: When.
         pauses: Whether the record then rests until it is resumed.
+        fast_forward: Whether what is missed collapses.
     """
     if after is None:
         raise Violation(Row.NOTHING_LOST, f"{run} has failed for good, and left no trace")
     kept = run_of(after)
     if kept.incarnation != run.incarnation:
-        return done(ledger, run, now)
+        return done(ledger, run, now, fast_forward)
     if pauses:
         left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
         return ledger._replace(triggers=left, exhausted=True, starts=None)
     if kept[:3] != run[:3]:
-        return done(ledger, run, now)
+        return done(ledger, run, now, fast_forward)
     if after.state == State.PARKED:
         return ledger
     # It was triggered meanwhile, which gives it more attempts.
@@ -451,15 +467,25 @@ def gave_up(
     return ledger._replace(triggers=left, starts=None)
 
 
-def started(ledger: Ledger, run: Run, now: int, at_most_once: bool) -> Ledger:
-    """A body starts."""
+def started(
+    ledger: Ledger, run: Run, now: int, at_most_once: bool, in_grace: bool = False
+) -> Ledger:
+    """A body starts.
+
+    Args:
+        ledger: What was owed before.
+        run: What it runs.
+        now: When.
+        at_most_once: Whether it may not start again.
+        in_grace: Whether its occurrence could have been too late, had it not started now.
+    """
     if run.instant is None or run.instant > now:
         raise Violation(Row.NOT_EARLY, f"{run} started at {now}")
-    if not at_most_once:
-        return ledger
-    if run in ledger.started:
+    if at_most_once and run in ledger.started:
         raise Violation(Row.STARTS_ONCE, f"{run} started again")
-    return ledger._replace(started=ledger.started | {run})
+    if at_most_once or in_grace:
+        return ledger._replace(started=ledger.started | {run})
+    return ledger
 
 
 def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledger:
@@ -501,6 +527,8 @@ def skipped(
     if after is None:
         raise Violation(Row.SKIPS_COUNTED, f"{run} was skipped, and left no trace")
     kept = run_of(after)
+    if any(run[:3] == each[:3] for each in ledger.started):
+        raise Violation(Row.SKIPS_COUNTED, f"{run} had started before, and was skipped at {now}")
     if kept.incarnation != run.incarnation:
         return done(ledger, run, now)
     planned, count = run.planned, 0
@@ -510,6 +538,8 @@ def skipped(
     counted = progress_of(after.progress).skipped - progress_of(before.progress).skipped
     if not count or counted != count or kept.planned != planned:
         raise Violation(Row.SKIPS_COUNTED, f"{count} of {run} are too late: {after}")
+    if run.args != ledger.args:
+        return ledger  # it was replaced meanwhile
     if ledger.due is None or planned is None or planned > ledger.due:
         return ledger._replace(due=planned)
     return ledger
@@ -517,7 +547,7 @@ def skipped(
 
 def held_back(ledger: Ledger, run: Run) -> Ledger:
     """A body has failed: where it shall rest, a triggered run rests, too."""
-    if not ledger.paused:
+    if not (ledger.paused or ledger.exhausted):
         return ledger
     left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
     return ledger._replace(triggers=left)

@@ -60,7 +60,8 @@ class Scenario(NamedTuple):
         asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
         lease: Of each claim.
         heartbeats: Whether bodies send them.
-        gives_back: Whether workers may shut down before the body starts.
+        gives_back: Whether workers may shut down before the body starts; with a grace, also while
+            it runs.
         lagging: Whether claims go by an index that lags.
         group: Of the record.
         states_max: A bound, so that a mistake does not eat the machine.
@@ -211,6 +212,8 @@ class Protocol:
                 return rules.misfired(reading, self.policy, now)
             case "heartbeat":
                 return rules.heartbeat(record, now, self.scenario.lease)
+            case "give back, begun":
+                return rules.given_back(reading, now, started=now)
             case _:
                 return rules.given_back(reading, now)
 
@@ -289,6 +292,8 @@ class Protocol:
             event = Event("done" if counts else "held back", worker.run)
             events = () if succeeds else self._final(worker._replace(step=step))
             yield self._decide(step, worker, record, now, *(events or (event,)))
+        if self.scenario.gives_back and self.policy.misfire_grace is not None:
+            yield self._decide("give back, begun", worker, record, now)
         if self.scenario.heartbeats:
             beat = self._decide("heartbeat", worker, record, now).worker
             yield from self._send(beat, record, now)
