@@ -121,3 +121,22 @@ Progress = Callable[[BulkResult], object]
 
 OnFailure = Callable[[BulkFailure], object]
 """Called with each instance that could not be handled."""
+
+
+@dataclass(frozen=True, slots=True)
+class RebalanceResult:
+    """What ``rebalance`` has done, or has done so far.
+
+    Attributes:
+        partition_count: The number of partitions that instances are moved to.
+        moved: Instances that this call has moved.
+        waiting: Instances that are moved when their run has ended; as of the last look.
+    """
+
+    partition_count: int
+    moved: int = 0
+    waiting: int = 0
+
+
+RebalanceProgress = Callable[[RebalanceResult], object]
+"""Called after each batch with what was done so far."""

@@ -11,13 +11,21 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, M
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, NamedTuple
 
-from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
+from pyncette.bulk import (
+    BulkResult,
+    Instance,
+    OnFailure,
+    Progress,
+    RebalanceProgress,
+    RebalanceResult,
+)
 from pyncette.calls.bulk import Bulk
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.inventory import Inventory
 from pyncette.calls.listing import Listing
 from pyncette.calls.parked import drop_parked, rerun_parked
 from pyncette.calls.previewing import Previewing
+from pyncette.calls.rebalancing import Rebalancing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
@@ -52,7 +60,7 @@ from pyncette.store.record import (
     ANY,
     DELETE,
 )
-from pyncette.task import Task
+from pyncette.task import PartitionedTask, Task
 from pyncette.threads import Threads
 
 logger = logging.getLogger(__name__)
@@ -129,6 +137,7 @@ class PyncetteContext:
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
         self._steering = Steering(self._requests, self._worker)
+        self._rebalancing = Rebalancing(self._requests, self._worker)
         self._previewing = Previewing(self._requests, parts.calendars)
         self._background = background
         self._threads = Threads(parts.thread_limit or settings.concurrency_limit, clock)
@@ -298,7 +307,11 @@ class PyncetteContext:
         check_declared(task)
         if not task.dynamic and task.parent_task is None:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
+        await self._requests.now()
         group, key = identity_of(task, instance_name)
+        if self._requests.places.several(group, key):
+            await self._bulk.remove_one(group, key)
+            return
         self._worker.replaced(group, key)
         await self._requests.submit(Write(group, key, DELETE, ANY))
 
@@ -714,6 +727,44 @@ class PyncetteContext:
             StoreError: The store failed.
         """
         return await workers(self._requests)
+
+    async def rebalance(
+        self,
+        task: PartitionedTask,
+        partition_count: int,
+        progress: RebalanceProgress | None = None,
+    ) -> RebalanceResult:
+        """Moves the instances of a template to another number of partitions, while workers run.
+
+        Workers and other programs that are open learn the new number by themselves, within
+        seconds. An instance that runs is moved when its run has ended. Nothing of an instance
+        changes but its partition. The call takes about a minute besides the moves, because it
+        waits until all programs must know of them. It returns when nothing is left to do.
+
+        If it is interrupted, at any time, everything continues to run; call it again, from any
+        program, to go on. Afterwards, programs that still declare a number of before open as well,
+        with the number in force and a warning.
+
+        With the number that is in force, it looks through all partitions, and moves what lies
+        elsewhere: after a program was stopped during a whole move, or when ``partition_selector``
+        has changed.
+
+        Args:
+            task: The template.
+            partition_count: The number of partitions, from 1 to 10,000.
+            progress: Called after each batch with what was done so far.
+
+        Returns:
+            How many instances were moved by this call.
+
+        Raises:
+            ValueError: The task has no partitions, or the number is out of range.
+            TypeError: The number is not a whole number.
+            PyncetteException: A move to another number is under way; or a partition is paused; or
+                an instance cannot be moved.
+            StoreError: The store has failed for half a minute. Call it again to go on.
+        """
+        return await self._rebalancing.rebalance(task, partition_count, progress)
 
     def add_to_context(self, name: str, value: Any) -> None:
         """Adds a value as an attribute to the context of every execution.

@@ -92,7 +92,8 @@ async def open_context(
                 settings._replace(concurrency_limit=limit),
                 closing.background,
             )
-            await patience.insist(lambda: check_templates(store, clock, parts.tasks))
+            partitions = context._worker.partitions
+            await patience.insist(lambda: check_templates(store, clock, parts.tasks, partitions))
             stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)

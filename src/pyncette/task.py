@@ -846,10 +846,31 @@ def default_partition_selector(partition_count: int, task_id: str) -> int:
     return int.from_bytes(digest) * partition_count >> 160
 
 
+class Layout(NamedTuple):
+    """Over how many partitions the instances of a template are spread.
+
+    Attributes:
+        partition_count: The number of partitions. New instances are created in these.
+        others: While instances are moved: the other numbers, by which they may lie elsewhere.
+        moving: Whether instances are being moved to ``partition_count`` partitions.
+    """
+
+    partition_count: int
+    others: tuple[int, ...] = ()
+    moving: bool = False
+
+
 class PartitionedTask(Task):
     """A template whose instances are spread over partitions, which workers may share out.
 
+    The number of partitions in force is that of the store, see ``PyncetteContext.rebalance``. It
+    may differ from the declared one, and may change while the app runs.
+
     Attributes:
+        declared_count: The number of partitions that it was declared with.
+        relocated: Whether its instances may lie, or may have lain, elsewhere than declared.
+        layout_version: The version of the control record that ``layout`` was read from.
+        enabled_of: Among how many partitions ``enabled_partitions`` were chosen.
         enabled_partitions: The partitions that this worker claims from, or None for all of them;
             may be set at run time.
         partitions: Whether the workers that run the task share its partitions.
@@ -896,15 +917,30 @@ class PartitionedTask(Task):
             )
         if not callable(partition_selector):
             raise TypeError(f"partition_selector is not callable: {partition_selector!r}")
-        self._partition_count = partition_count
+        self.declared_count = partition_count
+        self.relocated = False
+        self.layout_version = 0
+        self._layout = Layout(partition_count)
         self._partition_selector = partition_selector
         self._partitions = [_Partition(self, number) for number in range(partition_count)]
         self.enabled_partitions = enabled_partitions
 
     @property
     def partition_count(self) -> int:
-        """The number of partitions."""
-        return self._partition_count
+        """The number of partitions that is in force."""
+        return self._layout.partition_count
+
+    @property
+    def layout(self) -> Layout:
+        """The number of partitions, and what is moved; set as the store says."""
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        for number in range(len(self._partitions), max(layout.partition_count, *layout.others, 0)):
+            self._partitions.append(_Partition(self, number))
+        self.relocated = self.relocated or layout != Layout(self.declared_count)
+        self._layout = layout
 
     @property
     def partition_selector(self) -> PartitionSelector:
@@ -918,7 +954,12 @@ class PartitionedTask(Task):
 
     @property
     def enabled_partitions(self) -> Collection[int] | None:
-        """The partitions that this worker claims from; None: all."""
+        """The partitions that this worker claims from; None: all.
+
+        They are chosen among as many partitions as there are when this is set. If there are more
+        of them later, the worker claims from every partition whose number, modulo that count, is
+        enabled. So workers that share all partitions among themselves still claim from all.
+        """
         return self._enabled_partitions
 
     @enabled_partitions.setter
@@ -936,35 +977,49 @@ class PartitionedTask(Task):
                 "partitions among themselves (partitions=Partitions.SHARED). Remove one of the two"
             )
         for partition in () if partitions is None else partitions:
-            if not isinstance(partition, int) or not 0 <= partition < self._partition_count:
+            if not isinstance(partition, int) or not 0 <= partition < self.partition_count:
                 raise ValueError(
                     f"enabled_partitions of '{self.name}' holds {partition!r}, but its partitions "
-                    f"are 0 to {self._partition_count - 1}"
+                    f"are 0 to {self.partition_count - 1}"
                 )
         self._enabled_partitions = partitions
+        self.enabled_of = self.partition_count
 
     def get_partitions(self) -> list[_Partition]:
         """All partitions."""
-        return list(self._partitions)
+        return self._partitions[: self.partition_count]
 
     def locate(self, instance_name: str) -> str:
         return self.parent_of(instance_name).group
 
     def parent_of(self, instance_name: str) -> Task:
-        number = self._partition_selector(self._partition_count, instance_name)
-        if not isinstance(number, int) or not 0 <= number < self._partition_count:
+        return self._partition_of(instance_name, self._layout.partition_count)
+
+    def _partition_of(self, instance_name: str, count: int) -> _Partition:
+        number = self._partition_selector(count, instance_name)
+        if not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
                 f"The partition_selector of '{self.name}' gave {number!r} for '{instance_name}', "
-                f"but its partitions are 0 to {self._partition_count - 1}"
+                f"but its partitions are 0 to {count - 1}"
             )
         return self._partitions[number]
 
+    def places(self, instance_name: str) -> list[str]:
+        """The groups that may hold the instance of this name; it is created in the first one."""
+        count, others, _ = self._layout
+        counts = (count, *others)
+        groups = [self._partition_of(instance_name, number).group for number in counts]
+        return list(dict.fromkeys(groups))
+
     def groups(self) -> list[str]:
-        return [partition.group for partition in self._partitions]
+        count, others, _ = self._layout
+        return [partition.group for partition in self._partitions[: max(count, *others, 0)]]
 
     def claims_from(self, group: str) -> bool:
         enabled = self._enabled_partitions
-        return self.enabled and (enabled is None or int(group.rpartition(":")[2]) in enabled)
+        return self.enabled and (
+            enabled is None or int(group.rpartition(":")[2]) % self.enabled_of in enabled
+        )
 
 
 class _Partition(Task):

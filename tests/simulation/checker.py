@@ -130,6 +130,7 @@ class Checker:
             ("never closed", Promise.CLOSES),
             ("crowded", Promise.ALONE),
             ("stuck", Promise.ENDS),
+            ("two places", Promise.ONE_PLACE),
         ):
             for event in self._kinds[kind]:
                 yield Violation(promise, event.time, event.line().strip())

@@ -151,11 +151,12 @@ class What(StrEnum):
     RESUME = "resume"
     TRIGGER = "trigger"
     RERUN = "run a parked one again"
+    REBALANCE = "rebalance"
 
     @property
     def steers(self) -> bool:
         """Whether it says nothing about when, and with what, a task runs."""
-        return self in (What.PAUSE, What.RESUME, What.TRIGGER, What.RERUN)
+        return self in (What.PAUSE, What.RESUME, What.TRIGGER, What.RERUN, What.REBALANCE)
 
     @property
     def schedules(self) -> bool:
@@ -175,6 +176,8 @@ class Action(NamedTuple):
     delay_s: float | None = None
     """For a one-off: how long after the call it shall run; may be negative."""
     process: str = "users"
+    partition_count: int = 0
+    """Of a rebalance."""
 
 
 class Kind(StrEnum):

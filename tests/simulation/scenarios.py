@@ -1149,3 +1149,70 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
             _has("call", "claim", fate="slow"),
         ),
     )
+    for count in (8, 3):
+        yield (
+            f"52: 4 partitions become {count}, the process that moves dies, workers freeze",
+            Scenario(_rebalanced(count), _has("rebalance", "p0", call=301, answer="ok")),
+        )
+        yield (
+            f"52: two processes move 4 partitions to {count}, calls fail and are slow",
+            Scenario(
+                _rebalanced(
+                    count,
+                    second=4.0,
+                    faults=(
+                        Fault(Kind.FLAKY, 26.0, 6.0, strength=0.2),
+                        Fault(Kind.UNKNOWN, 27.0, 6.0, strength=0.2),
+                        Fault(Kind.SLOW, 34.0, 5.0, strength=0.2),
+                    ),
+                ),
+                _has("rebalance", "p0", call=301, answer="ok"),
+            ),
+        )
+
+
+def _rebalanced(count: int, second: float = 40.0, faults: Sequence[Fault] = ()) -> Plan:
+    """Instances run, and are steered, while they move to other partitions.
+
+    Args:
+        count: The number of partitions that there are afterwards.
+        second: When a second process begins to move them.
+        faults: What fails meanwhile.
+    """
+    task = TaskPlan("p0", True, lease_s=2.0, partitions=4, manners=(Manner.SLEEP, Manner.RAISE))
+    end = 85.0
+    actions = [_each(task, f"i{number}", call=number + 1) for number in range(8)]
+    whats = (What.SCHEDULE, What.UNSCHEDULE, What.REPLACE, What.FORCE, What.PAUSE, What.TRIGGER)
+    for number in range(70):
+        what, call = whats[number % len(whats)], 100 + number
+        actions.append(
+            Action(
+                1.0 + number * 1.1,
+                call,
+                what,
+                task.name,
+                f"i{number * 5 % 13}",
+                delay_s=2.0 if what.schedules else None,
+                process=("users", "w0", "w2")[number % 3],
+            )
+        )
+    actions += [
+        Action(end + 0.5, 200 + number, What.RESUME, task.name, f"i{number}")
+        for number in range(13)
+    ]
+    for at, call, process in ((3.0, 300, "w1"), (second, 301, "users")):
+        actions.append(
+            Action(at, call, What.REBALANCE, task.name, "", process=process, partition_count=count)
+        )
+    return _plan(
+        [task],
+        sorted(actions),
+        (
+            *(Fault(Kind.FREEZE, at, 3.0, "w0") for at in (10.0, 27.0, 50.0)),
+            *(Fault(Kind.FREEZE, at, 1.5, "w2") for at in (16.0, 29.0, 41.0)),
+            *faults,
+        ),
+        (Life("w0", 0.0), Life("w1", 0.0, 28.7, Death.CRASH), Life("w2", 0.0)),
+        duration=end,
+        latency_s=0.05,
+    )

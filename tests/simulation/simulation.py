@@ -20,6 +20,7 @@ from tests.simulation.world import World, subject
 
 import pyncette.clock
 from pyncette import chance
+from pyncette.engine.moves import in_transit
 from pyncette.errors import StoreError
 from pyncette.store.record import Record, load_progress
 
@@ -306,6 +307,8 @@ class _Director:
         """What is there when everything has settled."""
         world = self._world
         for (group, key), record in sorted(world.store.records.items()):
+            if in_transit(record):
+                continue  # no user sees it
             world.note(
                 WORLD,
                 "record",

@@ -35,6 +35,7 @@ from pyncette import (
 from pyncette.clock import from_microseconds, to_microseconds
 from pyncette.errors import (
     LeaseLostException,
+    PyncetteException,
     StoreError,
     TaskLockedException,
     TaskNotFoundError,
@@ -42,7 +43,7 @@ from pyncette.errors import (
 )
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.schedule import Calendar, Every, Schedule
-from pyncette.task import Task
+from pyncette.task import PartitionedTask, Task
 
 LONG_S: Final = 4.0
 """The longest that a body takes by itself."""
@@ -503,6 +504,14 @@ class Apps:
                 await context.pause(task, name, **options)
             case What.RESUME:
                 await context.resume(task, name)
+            case What.REBALANCE:
+                assert isinstance(task, PartitionedTask)
+                try:
+                    await context.rebalance(task, action.partition_count)
+                except StoreError:
+                    raise
+                except PyncetteException as error:
+                    return {"refused": str(error)}
             case What.RERUN:
                 return {"added": await context.retry_parked(task, name)}
             case _:

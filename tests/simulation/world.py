@@ -21,6 +21,7 @@ from tests.simulation.model import claimable, taken, taken_before, written
 from tests.simulation.plan import Fault, Kind, Plan
 
 from pyncette.clock import SystemClock, from_microseconds
+from pyncette.engine.moves import in_transit
 from pyncette.errors import StoreUnavailableError
 from pyncette.store import (
     Claimed,
@@ -472,7 +473,22 @@ class Server:
                 due=None if record is None else record.due_at,
                 was_token=None if current is None else current.token,
             )
+            self._look_for_another(process, record)
         return result
+
+    def _look_for_another(self, process: str, record: Record | None) -> None:
+        """Notes if an instance lies in two partitions."""
+        if record is None or in_transit(record) or ":" not in record.group[1:]:
+            return
+        name = subject(record.group, record.key)
+        for (group, key), other in self.records.items():
+            if (
+                key == record.key
+                and group != record.group
+                and subject(group, key) == name
+                and not in_transit(other)
+            ):
+                self._world.note(process, "two places", name, group=group, other=record.group)
 
     def _set(self, identity: Identity, record: Record | None) -> None:
         past = self._past.setdefault(identity, [(0.0, None)])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 from tests.stores.every_store import STORES, place_of
 
 from pyncette import Context, Instance, OnExisting, PerWorker, Pyncette, PyncetteContext, Where
+from pyncette.dynamodb import dynamodb_repository
 from pyncette.errors import TaskPausedError
 from pyncette.sqlite import sqlite_repository
+from pyncette.task import PartitionedTask, default_partition_selector
 from pyncette.testing import VirtualClock
 from pyncette.testing.conformance import Place
 
@@ -44,11 +48,13 @@ class Program:
         self.clock = clock or VirtualClock(START)
         self.app = Pyncette(place.factory, clock=self.clock, **place.configuration)
         self.runs: list[tuple[str, float]] = []
+        self.planned: list[tuple[str, datetime]] = []
         self.args: list[dict[str, Any]] = []
 
         async def job(context: Context) -> None:
             self.runs.append((context.task.name, self.clock.monotonic()))
             self.args.append(context.args)
+            self.planned.append((context.task.name, context.scheduled_at))
 
         declare = (
             self.app.dynamic_task(**options)
@@ -295,5 +301,93 @@ def test_workers(place: Place) -> None:
             await program.while_running(look(context), context)
             await program.advance(0)
             assert await context.workers() == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("counts", [(4, 8), (8, 3)])
+def test_instances_move_to_other_partitions_while_two_workers_run_them(
+    place: Place, counts: tuple[int, int]
+) -> None:
+    async def main() -> None:
+        # DynamoDB's local server writes some hundred records in a second.
+        number = 300 if place.factory is dynamodb_repository else 2_000
+        program = Program(place, counts[0], lease_duration=seconds(20))
+        job = program.job
+        assert isinstance(job, PartitionedTask)
+        async with AsyncExitStack() as stack:
+            other, another = program, await stack.enter_async_context(program.app.create())
+            context = another
+            if place.factory is not sqlite_repository or place.configuration:
+                # Else it is in memory, where no other program finds it.
+                other = Program(place, counts[0], clock=program.clock, lease_duration=seconds(20))
+                another = await stack.enter_async_context(other.app.create())
+            programs, opened = {program, other}, {context, another}
+            await context.schedule_tasks(
+                job,
+                (
+                    Instance(f"i{n}", interval=seconds(50), start_at=START + seconds(n % 50), n=n)
+                    for n in range(number)
+                ),
+            )
+            loops = [asyncio.create_task(one.run()) for one in opened]
+            try:
+                move = asyncio.create_task(context.rebalance(job, counts[1]))
+                for _ in range(120):
+                    await program.advance(1)
+                assert move.done()
+                result = await move
+            finally:
+                for one in opened:
+                    one.shutdown()
+                await asyncio.gather(*loops)
+            assert result.moved == sum(
+                len({default_partition_selector(count, f"i{n}") for count in counts}) == 2
+                for n in range(number)
+            )
+            found = [state.task.name async for state in another.iter_tasks(other.job)]
+            assert len(found) == len(set(found)) == number
+            counted = await another.count_tasks(other.job, limit=number)
+            assert (counted.count, counted.exact) == (number, True)
+        planned = sorted(run for program in programs for run in program.planned)
+        assert len(planned) == len(set(planned))  # none is doubled
+        by_name: dict[str, list[datetime]] = {}
+        for name, instant in planned:
+            by_name.setdefault(name, []).append(instant)
+        assert len(by_name) == number
+        for n in range(number):  # and none is lost
+            first = START + seconds(n % 50)
+            assert by_name[f"i{n}"][-1] > START + seconds(69)
+            assert by_name[f"i{n}"][0] in (first, first + seconds(50))
+            for instant, following in pairwise(by_name[f"i{n}"]):
+                assert following - instant == seconds(50)
+
+    asyncio.run(main())
+
+
+def test_calls_find_instances_that_are_on_their_way(place: Place) -> None:
+    async def main() -> None:
+        program = Program(place, 4, lease_duration=seconds(20))
+        job = program.job
+        assert isinstance(job, PartitionedTask)
+        async with program.app.create() as context:
+            for n in range(40):
+                await context.schedule_task(job, f"i{n}", interval=seconds(1_000), n=n)
+            move = asyncio.create_task(context.rebalance(job, 8))
+            for turn in range(80):
+                await program.advance(1)
+                name = f"i{turn % 40}"
+                state = await context.get_task(job, name)
+                assert state is not None
+                assert state.task.extra_args["n"] in (turn % 40, -1)
+                await context.schedule_task(job, name, interval=seconds(500), n=-1)
+                await context.pause(job, name)
+                await context.resume(job, name)
+                await context.schedule_task(job, f"new{turn}", interval=seconds(500))
+                if turn % 2:
+                    await context.unschedule_task(job, f"new{turn}")
+            assert (await move).waiting == 0
+            names = [state.task.name async for state in context.iter_tasks(job)]
+            assert len(names) == len(set(names)) == 80
 
     asyncio.run(main())

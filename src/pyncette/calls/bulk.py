@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
@@ -21,6 +19,7 @@ from pyncette.bulk import (
 from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
+from pyncette.calls.names import Names
 from pyncette.calls.requests import Decide, Outcome, Requests, Wish, write_after
 from pyncette.clock import realtime
 from pyncette.engine import rules
@@ -28,7 +27,7 @@ from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
 from pyncette.schedule import INHERITED_MARK, At, Schedule, dumps
-from pyncette.store import Write, scan_pages
+from pyncette.store import Write
 from pyncette.store.record import (
     ABSENT,
     DELETE,
@@ -204,6 +203,16 @@ class Bulk:
             self._worker.replaced(wish.group, wish.key)
         await self._change(wishes, tally)
 
+    async def remove_one(self, group: str, key: str) -> None:
+        """Removes an instance that may lie in several places."""
+
+        def decide(current: Record | None, now: int) -> Change | None:
+            if current is not None:
+                self._worker.replaced(current.group, key)
+            return removed(current, now)
+
+        await self._requests.change(group, key, decide)
+
     async def _change(self, wishes: Sequence[Wish], tally: Tally) -> None:
         tally.add_batch(wishes, await self._requests.change_all(wishes))
 
@@ -212,7 +221,7 @@ class Bulk:
     ) -> AsyncIterator[list[Record]]:
         # What an earlier call wrote may decide which records are found.
         await self._requests.settled()
-        async for records in scan_pages(self._requests.store, groups, selection.filter, BATCH):
+        async for records in self._requests.pages(groups, selection.filter, BATCH):
             if records:
                 yield records
 
@@ -227,11 +236,11 @@ class Bulk:
     ) -> BulkResult:
         _check_template(template)
         tally = Tally(progress, on_failure)
-        with closing(_Names()) as names:
+        with closing(Names()) as names:
 
             def wish(wanted: scheduling.Wish, soon: int) -> Wish:
                 schedule, _, _, (group, key) = wanted.wanted
-                names.add(group, key)
+                names.add(key)
                 return Wish(
                     group,
                     key,
@@ -241,8 +250,7 @@ class Bulk:
 
             def keep(name: object) -> None:
                 # What is invalid may be what an instance that exists shall become.
-                for group in template.groups():
-                    names.add(group, str(name))
+                names.add(str(name))
 
             await self._each(template, instances, OnExisting.REPLACE, wish, tally, dry_run, keep)
             if not tally.result().handled and not allow_empty:
@@ -342,7 +350,7 @@ class Bulk:
 
     async def _tried(self, wishes: Sequence[Wish]) -> list[Outcome]:
         """What would be written."""
-        found = await self._requests.store.get([wish[:2] for wish in wishes])
+        found = await self._requests.find_all([wish[:2] for wish in wishes])
         now = self._requests.clock.microseconds()
         outcomes: list[Outcome] = []
         for wish, current in zip(wishes, found, strict=True):
@@ -355,41 +363,6 @@ class Bulk:
                     None if change is None else write_after(wish.group, wish.key, current, change)
                 )
         return outcomes
-
-
-class _Names:
-    """A set of names of any size: a temporary database, which is on disk if it is large."""
-
-    def __init__(self) -> None:
-        self._connection = sqlite3.connect("", isolation_level=None)
-        self._connection.execute("PRAGMA cache_size = -8000")
-        self._connection.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._connection.execute("BEGIN")
-        self._new: list[str] = []
-
-    def add(self, group: str, key: str) -> None:
-        self._new.append(f"{group}\t{key}")
-        if len(self._new) >= BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        self._connection.execute(
-            "INSERT OR IGNORE INTO names SELECT value FROM json_each(?)", (json.dumps(self._new),)
-        )
-        self._new.clear()
-
-    def missing(self, records: Sequence[Record]) -> list[Record]:
-        """Returns the records that are not in the set."""
-        self._flush()
-        asked = {f"{record.group}\t{record.key}": record for record in records}
-        rows = self._connection.execute(
-            "SELECT value FROM json_each(?) WHERE value NOT IN (SELECT name FROM names)",
-            (json.dumps(list(asked)),),
-        )
-        return [asked[name] for (name,) in rows]
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def _check_template(template: Task) -> None:

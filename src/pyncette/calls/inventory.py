@@ -46,12 +46,14 @@ class Inventory:
         store = self._requests.store
         found: list[UnknownTask] = []
         templates = {task.name for task in self._tasks() if task.dynamic}
-        for name, partition_count in await registered_templates(store):
+        for name, fact in await registered_templates(store):
             if name in templates:
                 continue
-            groups = groups_of(name, partition_count)
+            groups = groups_of(name, fact)
             count = await count_in_groups(store, groups, EVERYTHING, COUNT_LIMIT)
-            found.append(UnknownTask(name, True, partition_count, count))
+            found.append(
+                UnknownTask(name, True, None if fact is None else fact.partition_count, count)
+            )
         static = {task.name for task in self._tasks() if not task.dynamic}
         left = [
             UnknownTask(record.key, False, None, TaskCount(1, True))

@@ -12,10 +12,11 @@ from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
+from pyncette.engine.moves import in_transit
 from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
-from pyncette.store import EVERYTHING, Filter, Store, scan_pages
+from pyncette.store import EVERYTHING, Filter, Store
 from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
 
@@ -28,6 +29,10 @@ COUNT_LIMIT_MAX: Final = 100_000
 
 COUNTED_PAGES_MAX: Final = 20
 """Maximum pages of records that are looked at for one count."""
+
+
+ON_THEIR_WAY_MAX: Final = 10_000
+"""Maximum instances on their way to another partition that a list remembers not to show twice."""
 
 
 class Listing:
@@ -43,7 +48,7 @@ class Listing:
         if task.dynamic and name is None:
             return None
         group, key = identity_of(task, name)
-        [record] = await self._requests.store.get([(group, key)])
+        record = await self._requests.find(group, key)
         return None if record is None else self._state(task, record)
 
     async def page(
@@ -55,6 +60,7 @@ class Listing:
         limit = (
             self._batch_size if limit is None else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
         )
+        await self._requests.now()
         groups = task.groups()
         group, cursor = _go_on(groups, token)
         page = await self._requests.store.scan(groups[group], EVERYTHING, cursor, limit)
@@ -63,18 +69,36 @@ class Listing:
             following = ContinuationToken(f"{group}:{page.cursor}")
         elif group + 1 < len(groups):
             following = ContinuationToken(f"{group + 1}:")
-        return ListTasksResponse([self._state(task, record) for record in page.records], following)
+        states = [self._state(task, record) for record in page.records if not in_transit(record)]
+        return ListTasksResponse(states, following)
 
     async def iterate(self, task: Task, where: Where | None) -> AsyncGenerator[TaskState, None]:
+        self._checked(task, where)
+        await self._requests.now()
         groups, selection = self._checked(task, where)
-        scan = scan_pages(self._requests.store, groups, selection.filter, self._batch_size)
+        on_their_way: set[str] = set()
+        scan = self._requests.pages(groups, selection.filter, self._batch_size)
         async with aclosing(scan) as pages:
             async for records in pages:
                 for record in records:
-                    if selection.admits(record):
-                        yield self._state(task, record)
+                    shown = record
+                    if in_transit(record):
+                        found = await self._requests.find(record.group, record.key)
+                        if found is None or found.group != record.group:
+                            continue  # it is met where it lies
+                        if found.key in on_their_way:
+                            continue
+                        if len(on_their_way) < ON_THEIR_WAY_MAX:
+                            on_their_way.add(record.key)
+                        shown = found
+                    elif record.key in on_their_way:
+                        continue
+                    if selection.admits(shown):
+                        yield self._state(task, shown)
 
     async def count(self, task: Task, where: Where | None, limit: int) -> TaskCount:
+        self._checked(task, where)
+        await self._requests.now()
         groups, selection = self._checked(task, where)
         limit = min(at_least_one("limit", limit), COUNT_LIMIT_MAX)
         if not selection.exact:

@@ -34,7 +34,7 @@ class Previewing:
         if subject.dynamic and name is None:
             return _of_schedule(subject.plan, now, number)
         group, key = identity_of(subject, name)
-        [record] = await self._requests.store.get([(group, key)])
+        record = await self._requests.find(group, key)
         if record is None:
             if name is not None:
                 subject = subject.instantiate(name)

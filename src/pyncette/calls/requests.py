@@ -5,49 +5,54 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from contextlib import ExitStack, aclosing, closing, suppress
 from typing import Final, NamedTuple
 
+from pyncette.calls.names import Names
+from pyncette.calls.places import Places
+from pyncette.calls.writing import (
+    BULK_PATIENCE_S,
+    PAUSE_INITIAL_S,
+    PAUSE_MAX_S,
+    Decide,
+    Holding,
+    write_after,
+)
 from pyncette.clock import Clock, realtime
 from pyncette.engine.background import Background
+from pyncette.engine.moves import in_transit
 from pyncette.engine.worker import Worker
 from pyncette.engine.writes import Call, Waker, WriteQueue
 from pyncette.errors import StoreError, StoreUnavailableError, printable
 from pyncette.store import (
     Applied,
     Failed,
+    Filter,
     Identity,
     Refused,
     Result,
     Unknown,
     Write,
     expectation_holds,
+    scan_pages,
     write_of,
 )
 from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
-from pyncette.store.record import ABSENT, Change, Patch, Record
+from pyncette.store.record import ABSENT, Patch, Record
+
+__all__ = ["Decide", "Holding", "Outcome", "Requests", "Wish", "write_after"]
 
 CALLS_MAX: Final = 10_000
 """Maximum calls of users that wait for the store; more are refused at once."""
 
-PAUSE_INITIAL_S: Final = 0.02
-PAUSE_MAX_S: Final = 0.5
-"""Delay between retries of a write to a record that an open transaction holds."""
-
 MEASURE_INTERVAL_S: Final = 10.0
 """How often the store's clock is measured for users' calls, if the loop does not run."""
-
-BULK_PATIENCE_S: Final = 30.0
-"""How long a bulk call retries what the store does not answer, counted from its last answer."""
 
 BULK_BATCH_MIN: Final = 10
 
 DOUBTFUL_MAX: Final = 10_000
 """Maximum records to remember of which it is unknown whether a write may still be made."""
-
-Decide = Callable[[Record | None, int], Change | None]
-"""Decides what to write, from the current record and the current instant; None: nothing."""
 
 
 class Wish(NamedTuple):
@@ -80,6 +85,7 @@ class Requests:
     Attributes:
         store: The store.
         clock: The app's clock.
+        places: Finds and changes instances that may lie in several places.
         batch_max: Maximum writes in one batch of a bulk call.
     """
 
@@ -87,6 +93,7 @@ class Requests:
         """Prepares to write for the users of a worker."""
         self.store: DeadlineStore = worker.store
         self.clock: Clock = worker.clock
+        self.places = Places(self, worker)
         self.batch_max = batch_max
         self._worker = worker
         self._background = background
@@ -103,6 +110,8 @@ class Requests:
     async def now(self) -> int:
         """Returns the current instant, by which a call decides.
 
+        What is known of partitions is then fresh enough to decide by, too.
+
         The loop measures the clock of the store. In a program that does not run the loop this does:
         such a program may be open for months, while clocks drift apart, or the store's is moved.
         """
@@ -113,7 +122,63 @@ class Requests:
             with suppress(StoreError):
                 if not await self._worker.measure_clock():
                     self._measure_at = math.inf
+        await self._worker.partitions.fresh()
         return self.clock.microseconds()
+
+    async def find(self, group: str, key: str) -> Record | None:
+        """Returns a record, wherever it lies now; None: there is none.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        await self._worker.partitions.fresh()
+        if self.places.several(group, key):
+            return await self.places.find(group, key)
+        [record] = await self.store.get([(group, key)])
+        if record is not None and in_transit(record):
+            return await self.places.find(group, key)
+        return record
+
+    async def find_all(self, identities: Sequence[Identity]) -> list[Record | None]:
+        """Returns records, wherever they lie now."""
+        await self._worker.partitions.fresh()
+        found = await self.store.get(identities)
+        for index, (group, key) in enumerate(identities):
+            record = found[index]
+            if self.places.several(group, key) or (record is not None and in_transit(record)):
+                found[index] = await self.places.find(group, key)
+        return found
+
+    async def pages(
+        self, groups: Sequence[str], where: Filter, page_size: int
+    ) -> AsyncGenerator[list[Record]]:
+        """Yields the pages of groups, one after another.
+
+        If instances are moved to other partitions meanwhile, all groups of their template are gone
+        through once more, so that none is missed. If the move begins only meanwhile, some may come
+        twice.
+        """
+        partitions = self._worker.partitions
+        await partitions.fresh()
+        template = partitions.template_of(groups[0])
+        if template is None or len(groups) < len(template.groups()):
+            async with aclosing(scan_pages(self.store, groups, where, page_size)) as pages:
+                async for records in pages:
+                    yield records
+            return
+        before = template.layout_version
+        with ExitStack() as stack:
+            names = stack.enter_context(closing(Names())) if template.layout.others else None
+            async with aclosing(scan_pages(self.store, groups, where, page_size)) as pages:
+                async for records in pages:
+                    yield _new_ones(names, records)
+            await partitions.fresh()
+            if template.layout_version == before and not template.layout.others:
+                return
+            again = scan_pages(self.store, template.groups(), where, page_size)
+            async with aclosing(again) as pages:
+                async for records in pages:
+                    yield _new_ones(names, records)
 
     async def submit(self, write: Write) -> Applied | Refused:
         """Makes one write, together with those of other callers.
@@ -167,6 +232,8 @@ class Requests:
         [current] = await self.store.get([(group, key)])
         holding = Holding(self, f"{key} of {group}")
         while True:
+            if self.places.several(group, key) or (current is not None and in_transit(current)):
+                return await self.places.change(group, key, decide)
             change = decide(current, self.clock.microseconds())
             confirmed = change is None
             if change is None:
@@ -180,6 +247,12 @@ class Requests:
                 return None if confirmed else write
             await holding.wait(write, result)
             current = result.current
+            await self._worker.partitions.fresh()
+
+    async def _know_partitions(self) -> None:
+        # The next try finds out whether the store still fails.
+        with suppress(StoreUnavailableError):
+            await self._worker.partitions.fresh()
 
     def wrote(self, write: Write) -> None:
         """A write was applied: the worker of this context may have to claim it soon."""
@@ -208,6 +281,8 @@ class Requests:
         give_up_at = realtime.monotonic() + BULK_PATIENCE_S
         pause = PAUSE_INITIAL_S
         while left:
+            if not self._worker.partitions.quiet:
+                left = await self._change_elsewhere(wishes, outcomes, left)
             part, rest = left[: self._batch], left[self._batch :]
             try:
                 again, busy = await self._change_some(wishes, outcomes, current, part)
@@ -237,7 +312,19 @@ class Requests:
                 with self.clock.hold():
                     await realtime.sleep(pause)
                 pause = min(2 * pause, PAUSE_MAX_S)
+                await self._know_partitions()
         return outcomes
+
+    async def _change_elsewhere(
+        self, wishes: Sequence[Wish], outcomes: list[Outcome], left: Sequence[int]
+    ) -> list[int]:
+        """Changes those records that may lie in several places; returns which are left."""
+        moving = [index for index in left if self.places.several(*wishes[index][:2])]
+        found = await self.places.change_all([wishes[index] for index in moving])
+        for index, outcome in zip(moving, found, strict=True):
+            outcomes[index] = outcome
+        done = set(moving)
+        return [index for index in left if index not in done]
 
     async def _change_some(
         self,
@@ -257,6 +344,9 @@ class Requests:
         for index in part:
             group, key, decide, _, _ = wishes[index]
             there = current[index]
+            if there is not None and in_transit(there):
+                outcomes[index] = await self.places.outcome(wishes[index])
+                continue
             try:
                 change = decide(there, now)
             except Exception as error:
@@ -308,6 +398,29 @@ class Requests:
         else:
             _drop(current, set(part).difference(again))
         return again, busy
+
+    async def write_all(self, writes: Sequence[Write], floor: int) -> list[Result]:
+        """Makes writes in batches; a batch that is not answered is ``Unknown``.
+
+        Args:
+            writes: The writes, of different records.
+            floor: The versions of the records are at least this.
+        """
+        results: list[Result] = []
+        while len(results) < len(writes):
+            part = writes[len(results) : len(results) + self._batch]
+            now = max(self.clock.microseconds(), floor)
+            try:
+                results += await self._background.start(
+                    self._write(part, now), "pyncette bulk write", awaited=True
+                )
+            except StoreUnavailableError as error:
+                if isinstance(error, DeadlineExceededError):
+                    self._batch = max(self._batch // 4, BULK_BATCH_MIN)
+                results += [Unknown(error)] * len(part)
+            else:
+                self._batch = min(2 * self._batch, self.batch_max)
+        return results
 
     def _wake_own(self, writes: Iterable[Write]) -> None:
         """Lets the worker of this context look at each group once, for the soonest instant."""
@@ -396,49 +509,17 @@ class _Deadlines:
             self._timer = None
 
 
-class Holding:
-    """Waits while an open transaction holds the record that a call writes."""
-
-    def __init__(self, requests: Requests, what: object) -> None:
-        """Begins to count.
-
-        Args:
-            requests: Where the call is made.
-            what: What is written, for the error.
-        """
-        self._requests = requests
-        self._what = what
-        self._give_up_at = realtime.monotonic() + requests.store.deadline_s
-        self._pause = PAUSE_INITIAL_S
-
-    async def wait(self, write: Write, refused: Refused) -> None:
-        """Waits if a write was refused although its condition holds.
-
-        Raises:
-            StoreUnavailableError: The record has been held for too long.
-        """
-        if not expectation_holds(write, refused.current):
-            return
-        if realtime.monotonic() >= self._give_up_at:
-            raise StoreUnavailableError(
-                f"The record of {printable(self._what)} is locked by an open transaction"
-            )
-        with self._requests.clock.hold():
-            await realtime.sleep(self._pause)
-        self._pause = min(2 * self._pause, PAUSE_MAX_S)
-
-
 def _drop(current: dict[int, Record | None], indices: Iterable[int]) -> None:
     for index in indices:
         current.pop(index, None)
 
 
-def write_after(group: str, key: str, current: Record | None, change: Change) -> Write:
-    """Returns a change of a record as a write with the condition that it is still this one.
-
-    If the clock stands still, a record that was removed and created again has the same version,
-    but another token.
-    """
-    if current is None:
-        return Write(group, key, change, ABSENT)
-    return Write(group, key, change, current.version, current.token)
+def _new_ones(names: Names | None, records: list[Record]) -> list[Record]:
+    """Returns the records of a page whose names are not known yet, and notes these."""
+    if names is None:
+        return records
+    found = names.missing(records)
+    for record in found:
+        if not in_transit(record):
+            names.add(record.key)
+    return found

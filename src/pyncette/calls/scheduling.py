@@ -14,6 +14,7 @@ from pyncette.calls.requests import Holding, Requests, write_after
 from pyncette.calls.unreadable import reading_record
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine import rules
+from pyncette.engine.moves import in_transit
 from pyncette.engine.rules import Wanted
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskExistsError, TaskLockedException, printable
@@ -193,6 +194,8 @@ class Scheduling:
         wish = Wish(template, instance, on_existing, requests.clock, returned=True)
         group, key = wish.wanted.identity
         now = await requests.now()
+        if requests.places.several(group, key):
+            return await self._schedule_where_it_lies(wish, group, key, force)
         current: Record | None = None
         kept = False
         write = Write(group, key, wish.created(now), ANY if force else ABSENT)
@@ -203,6 +206,10 @@ class Scheduling:
         while isinstance(result := await requests.submit(write), Refused):
             holding = holding or Holding(requests, wish.instance)
             await holding.wait(write, result)
+            now = await requests.now()
+            moves = result.current is not None and in_transit(result.current)
+            if moves or requests.places.several(group, key):
+                return await self._schedule_where_it_lies(wish, group, key, force)
             current, change, now = await self._decided(wish, result.current, patience)
             kept = change is None
             if change is None:
@@ -212,6 +219,35 @@ class Scheduling:
             write = write_after(group, key, current, change)
         requests.wrote(write)
         return wish.told(None if kept else write.change, current, now)
+
+    async def _schedule_where_it_lies(self, wish: Wish, group: str, key: str, force: bool) -> Task:
+        """Schedules an instance that may lie in several places."""
+        found: Record | None = None
+
+        def decide(current: Record | None, now: int) -> Change | None:
+            nonlocal found
+            found = current
+            if force:
+                if current is not None:
+                    self._worker.replaced(current.group, key)
+                return wish.created(now)
+            return wish.decide(current, now)
+
+        patience = realtime.monotonic() + ADVANCE_PATIENCE_S
+        while True:
+            try:
+                write = await self._requests.change(group, key, decide)
+            except TaskLockedException:
+                if (
+                    wish.template.execution_mode is not ExecutionMode.AT_MOST_ONCE
+                    or realtime.monotonic() >= patience
+                ):
+                    raise
+            else:
+                now = self._requests.clock.microseconds()
+                return wish.told(None if write is None else write.change, found, now)
+            with self._requests.clock.hold():
+                await realtime.sleep(ADVANCE_LOOK_S)
 
     async def _decided(
         self, wish: Wish, current: Record | None, patience: float

@@ -36,7 +36,7 @@ from pyncette.errors import (
 )
 from pyncette.model import PauseState
 from pyncette.schedule import instant_of
-from pyncette.store import EVERYTHING, Write, scan_pages
+from pyncette.store import EVERYTHING, Write
 from pyncette.store.record import (
     ABSENT,
     ANY,
@@ -182,8 +182,8 @@ class Steering:
         count = failed = 0
         triggered = partial(_triggered_if_there, task)
         await self._requests.settled()
-        store, page_size = self._requests.store, self._requests.batch_max
-        async for records in scan_pages(store, task.groups(), EVERYTHING, page_size):
+        page_size = self._requests.batch_max
+        async for records in self._requests.pages(task.groups(), EVERYTHING, page_size):
             wishes = [
                 Wish(record.group, record.key, triggered, (record,), repeatable=False)
                 for record in records

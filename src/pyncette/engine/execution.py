@@ -84,7 +84,8 @@ def _execution_id(execution: Execution) -> str:
     """The same for all attempts of an occurrence, whatever is done to the record meanwhile."""
     record, _, progress = execution.reading
     instant = progress.planned if progress.triggered is None else f"trigger {progress.triggered}"
-    text = "\0".join((record.group, record.key, progress.incarnation, str(instant)))
+    # The group of the template: between two attempts the instance may move to another partition.
+    text = "\0".join((execution.declared.group, record.key, progress.incarnation, str(instant)))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -232,7 +233,10 @@ class Execution:
         if not task.dynamic:
             return task
         record, schedule, _ = self.reading
-        return task.from_parts(record.key, schedule, record.args)
+        found = task.from_parts(record.key, schedule, record.args)
+        if found.group != record.group:
+            self._parts.worker.partitions.note_place(task, record)
+        return found
 
     def planned_at(self) -> datetime:
         """Returns the planned time of this run, in the task's time zone."""

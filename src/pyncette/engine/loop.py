@@ -195,6 +195,17 @@ class Loop:
         if not self._failures:
             self._poll_at = _LONG_AGO
 
+    def sources_changed(self) -> None:
+        """The groups of a task are others: watches and polls them at once."""
+        if not self.running:
+            return
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._watching = False
+        self.look_at_pauses()
+        self._worker.alarm.ring()
+
     async def _measure(self) -> None:
         """Measures the store's clock at intervals, if it has one."""
         monotonic = self._worker.clock.monotonic()

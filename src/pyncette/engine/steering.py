@@ -10,6 +10,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from pyncette.clock import Clock
+from pyncette.engine.partitions import PREFIX, Partitions
 from pyncette.engine.polling import NEVER
 from pyncette.errors import printable
 from pyncette.store import Filter, Identity, Scans, scan_all
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _PREFIX: Final = "paused:"
 _PAUSES: Final = Filter(prefix=_PREFIX)
+_PAUSES_AND_PARTITIONS: Final = Filter(prefix="pa")
+"""The control records of both kinds, whose keys begin alike: one listing finds them."""
 
 
 class GroupPause(NamedTuple):
@@ -93,9 +97,16 @@ class Pauses:
         known: For each paused group when its pause ends (``NEVER``: when it is resumed).
     """
 
-    def __init__(self) -> None:
-        """Knows no pause yet."""
+    def __init__(self, partitions: Partitions, clock: Clock) -> None:
+        """Knows no pause yet.
+
+        Args:
+            partitions: Learns what the same listing says of partitions.
+            clock: Tells how old that is.
+        """
         self.known: dict[str, int] = {}
+        self._partitions = partitions
+        self._clock = clock
 
     async def refresh(self, store: Scans, now: int) -> None:
         """Reads the pauses from the store.
@@ -104,12 +115,21 @@ class Pauses:
             StoreError: The store failed; what was known before stays.
         """
         known: dict[str, int] = {}
-        for group, pause, _ in await read_pauses(store):
+        for group, pause, _ in await self._read(store):
             if not pause.ended(now):
                 known[group] = NEVER if pause.until is None else pause.until
         if known != self.known:
             self._log(known)
             self.known = known
+
+    async def _read(self, store: Scans) -> list[GroupPause]:
+        if not self._partitions.tasks:
+            return await read_pauses(store)
+        asked_at = self._clock.monotonic()
+        found = [record async for record in scan_all(store, CONTROL_GROUP, _PAUSES_AND_PARTITIONS)]
+        facts = [record for record in found if record.key.startswith(PREFIX)]
+        self._partitions.learn(facts, asked_at)
+        return [read_pause(record) for record in found if record.key.startswith(_PREFIX)]
 
     def _log(self, known: Mapping[str, int]) -> None:
         for group in known.keys() - self.known.keys():

@@ -12,9 +12,18 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from pyncette.clock import Clock
+from pyncette.engine.partitions import (
+    PREFIX,
+    Fact,
+    Partitions,
+    fact_identity,
+    fact_record,
+    read_fact,
+)
 from pyncette.errors import PyncetteException, printable
 from pyncette.store import (
     EVERYTHING,
+    Applied,
     Failed,
     Filter,
     Group,
@@ -36,13 +45,11 @@ from pyncette.store.record import (
     State,
     dump_args,
     group_of,
-    load_args,
 )
 from pyncette.task import PartitionedTask, Task
 
 logger = logging.getLogger(__name__)
 
-_PARTITIONS: Final = "partitions:"
 _TEMPLATE: Final = "template:"
 _REGISTRATION: Final = Put(None, State.FINISHED, None, 0, "", dump_args({}), "")
 
@@ -66,8 +73,16 @@ class _Kind(NamedTuple):
         return f"a dynamic task with {self.partition_count} partitions"
 
 
-async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) -> None:
+async def check_templates(
+    store: Store, clock: Clock, declared: Sequence[Task], partitions: Partitions
+) -> None:
     """Refuses tasks whose instances the store holds as another kind; stores new partition counts.
+
+    Args:
+        store: The store.
+        clock: The clock.
+        declared: The tasks of the app.
+        partitions: Learns what the store says of their partitions.
 
     Raises:
         PyncetteException: Existing instances would never run again.
@@ -78,10 +93,11 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
     kinds = {task.name: _kind_of(task) for task in declared}
     templates = [task.name for task in declared if task.dynamic]
     found = await store.get(
-        [*map(_fact_of, kinds), *((CONTROL_GROUP, f"{_TEMPLATE}{name}") for name in templates)]
+        [*map(fact_identity, kinds), *((CONTROL_GROUP, f"{_TEMPLATE}{name}") for name in templates)]
     )
     facts = found[: len(kinds)]
     left = list(zip(kinds, facts, strict=True))
+    opened: dict[str, tuple[Fact, int]] = {}
     await _register(store, clock, templates, found[len(kinds) :])
     await _check_static_names(store, clock, [task for task in declared if not task.dynamic])
     await _look_for_static_records(store, [task for task in declared if task.dynamic])
@@ -91,6 +107,8 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
             write = await _checked(store, name, kinds[name], fact)
             if write is not None:
                 writes.append(write)
+            elif fact is not None:
+                opened[name] = read_fact(fact), fact.version
         if not writes:
             break
         left = []
@@ -98,8 +116,15 @@ async def check_templates(store: Store, clock: Clock, declared: Sequence[Task]) 
         for write, result in zip(writes, results, strict=True):
             if isinstance(result, (Failed, Unknown)):
                 raise result.error
+            name = write.key.removeprefix(PREFIX)
+            count = kinds[name].partition_count
             if isinstance(result, Refused):  # another worker has started
-                left.append((write.key.partition(":")[2], result.current))
+                left.append((name, result.current))
+            elif count is not None and isinstance(result, Applied):
+                opened[name] = Fact(count), result.version
+    for task in declared:
+        if isinstance(task, PartitionedTask):
+            partitions.opened(task, *opened[task.name])
 
 
 async def _register(
@@ -117,53 +142,60 @@ async def _register(
                 raise result.error
 
 
-async def registered_templates(store: Scans) -> list[tuple[str, int | None]]:
-    """Returns the names of all templates that were ever opened, each with its partition count."""
-    counts = {
-        record.key.partition(":")[2]: _stored_kind(record).partition_count
-        async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=_PARTITIONS))
+async def registered_templates(store: Scans) -> list[tuple[str, Fact | None]]:
+    """Returns the names of all templates that were ever opened, and what is known of partitions."""
+    facts = {
+        record.key.removeprefix(PREFIX): read_fact(record)
+        async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=PREFIX))
     }
     names = [
         record.key.removeprefix(_TEMPLATE)
         async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=_TEMPLATE))
     ]
-    return [(name, counts.get(name)) for name in sorted({*names, *counts})]
+    return [(name, facts.get(name)) for name in sorted({*names, *facts})]
 
 
-def groups_of(name: str, partition_count: int | None) -> list[str]:
-    """Returns the groups of a template; without partitions it has one."""
-    if partition_count is None:
+def groups_of(name: str, fact: Fact | None) -> list[str]:
+    """Returns all groups that may hold instances of a template; without partitions it has one."""
+    if fact is None:
         return [group_of(name)]
-    return [group_of(name, number) for number in range(partition_count)]
+    return [group_of(name, number) for number in range(max(fact.known_counts))]
 
 
 def registration_of(name: str) -> list[Identity]:
     """Returns the control records of a template."""
-    return [_fact_of(name), (CONTROL_GROUP, f"{_TEMPLATE}{name}")]
+    return [fact_identity(name), (CONTROL_GROUP, f"{_TEMPLATE}{name}")]
 
 
 async def _checked(store: Store, name: str, declared: _Kind, fact: Record | None) -> Write | None:
     """Returns the fact to write, if it differs from the stored one."""
-    before = _Kind(True) if fact is None else _stored_kind(fact)
+    stored = None if fact is None else read_fact(fact)
+    if stored is not None and declared.partition_count in stored.known_counts:
+        return None
+    before = _Kind(True, None if stored is None else stored.partition_count)
     if before == declared or (fact is None and not declared.dynamic):
         return None
-    for group in groups_of(name, before.partition_count):
+    for group in groups_of(name, stored):
         if (await _first_key(store, group)) is not None:
             raise _left_behind(name, declared, before)
     if fact is not None:
         logger.warning("Task '%s' becomes %s; it was %s", printable(name), declared, before)
     version = ABSENT if fact is None else fact.version
     if declared.partition_count is None:
-        return Write(*_fact_of(name), DELETE, version)
-    args = dump_args({"partition_count": declared.partition_count})
-    return Write(*_fact_of(name), Put(None, State.FINISHED, None, 0, "", args, ""), version)
+        return Write(*fact_identity(name), DELETE, version)
+    return Write(*fact_identity(name), fact_record(Fact(declared.partition_count)), version)
 
 
 def _left_behind(name: str, declared: _Kind, before: _Kind) -> PyncetteException:
+    other = "give it another name and schedule them there"
+    if declared.partition_count is not None and before.partition_count is not None:
+        other = (
+            f"move them with rebalance(task, {declared.partition_count}) from a program that "
+            "declares it as before"
+        )
     return PyncetteException(
         f"Task '{printable(name)}' is declared as {declared}, but the store holds instances of it "
-        f"as {before}. They would never run again. Declare it as before, or give it another name "
-        "and schedule them there."
+        f"as {before}. They would never run again. Declare it as before, or {other}."
     )
 
 
@@ -207,19 +239,5 @@ async def _look_for_static_records(store: Store, templates: Sequence[Task]) -> N
 
 def _kind_of(task: Task) -> _Kind:
     if isinstance(task, PartitionedTask):
-        return _Kind(True, task.partition_count)
+        return _Kind(True, task.declared_count)
     return _Kind(task.dynamic)
-
-
-def _stored_kind(fact: Record) -> _Kind:
-    count = load_args(fact.args).get("partition_count")
-    if type(count) is not int or count < 1:
-        raise PyncetteException(
-            f"The record {printable(fact.key)!r} of the group '{CONTROL_GROUP}' in the store does "
-            f"not say how many partitions the task has: {printable(fact.args)[:100]}"
-        )
-    return _Kind(True, count)
-
-
-def _fact_of(name: str) -> Identity:
-    return CONTROL_GROUP, f"{_PARTITIONS}{name}"

@@ -21,6 +21,7 @@ from pyncette.engine.execution import Execution, RunContext
 from pyncette.engine.heartbeats import Heartbeats
 from pyncette.engine.loop import Loop
 from pyncette.engine.membership import Membership
+from pyncette.engine.partitions import Partitions
 from pyncette.engine.polling import Sources
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
@@ -83,6 +84,7 @@ class Worker:
         hooks: Callbacks of the app.
         background: Starts internal tasks.
         sources: The sources to claim from, and when to claim next.
+        partitions: Over how many partitions templates are spread.
         pauses: The groups from which nothing is claimed.
         alarm: The loop waits on it.
         writes: Writes outcomes and heartbeats to the store.
@@ -117,7 +119,8 @@ class Worker:
         self.background = background
         self.stopping = False
         self.sources = Sources()
-        self.pauses = Pauses()
+        self.partitions = Partitions(store, clock, tasks)
+        self.pauses = Pauses(self.partitions, clock)
         self.alarm = Alarm(clock, background)
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
@@ -126,6 +129,7 @@ class Worker:
         self.dispatcher = Dispatcher(self)
         self.membership = Membership(self)
         self.loop = Loop(self)
+        self.partitions.on_change = self.loop.sources_changed
         self._changed = asyncio.Event()
 
     async def measure_clock(self) -> bool:
