@@ -208,8 +208,8 @@ class Execution:
     # Slots, all of them set: to read the usual value from the class would take longer.
     __slots__ = (
         "_batch",
-        "_began",
         "_parts",
+        "_started",
         "rare",
         "reading",
         "runner",
@@ -222,8 +222,8 @@ class Execution:
         self.reading: Reading = reading
         self.runner: asyncio.Task[Any] | None = None
         self.rare: _Rare | None = None
-        # The monotonic instant at which the body began.
-        self._began: float | None = None
+        # When the body started, in microseconds.
+        self._started: int | None = None
 
     # Values that the task can read.
 
@@ -340,7 +340,7 @@ class Execution:
     @property
     def in_body(self) -> bool:
         """Whether the body has begun."""
-        return self._began is not None
+        return self._started is not None
 
     @property
     def _is_cancelled(self) -> bool:
@@ -383,7 +383,7 @@ class Execution:
                 return
             if parts.at_most_once and not await self._advanced():
                 return
-            self._began = began
+            self._started = int(began * 1_000_000 + batch.since_epoch)
             try:
                 context = worker.context_class()
                 context._execution = self
@@ -459,12 +459,9 @@ class Execution:
                 else f"it is run again when its lease ends at {self._lease_end()}",
             )
         elif self.rarely().give_back and not self._parts.at_most_once and not self.is_lost:
-            self._parts.worker.dispatcher.give_back(self.reading.record, started=self._started())
+            record = self.reading.record
+            self._parts.worker.dispatcher.give_back(record, started=self._started)
         return False
-
-    def _started(self) -> int:
-        """Returns when the body began, by the clock of the app."""
-        return int((self._began or 0.0) * 1_000_000 + self._batch.since_epoch)
 
     def _cancelled_from_outside(self) -> bool:
         runner = asyncio.current_task()
@@ -516,7 +513,7 @@ class Execution:
     def build(self, now: int) -> Write | None:
         """Returns the change that follows from the outcome."""
         rare, parts = self.rare, self._parts
-        started = int((self._began or 0.0) * 1_000_000 + self._batch.since_epoch)
+        started = self._started or 0
         if rare is None:
             return self.write(rules.succeeded(self.reading, parts.policy, now, (started, now)))
         if rare.loss is not None:

@@ -934,7 +934,8 @@ def _occurrence_done(
     next occurrence is planned from now, unless it is run at most once. The same holds for the
     occurrence that follows a triggered run.
     """
-    record, schedule, progress = reading
+    # By name: to unpack a named tuple takes longer.
+    record, schedule, progress = reading.record, reading.schedule, reading.progress
     pending = progress.pending
     planned = progress.planned
     if pending is not None and pending.schedule is not None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from functools import lru_cache
+from types import MethodType
 from typing import Any
 
 from pyncette.schedule.base import (
@@ -37,6 +39,8 @@ _KIND = re.compile(r"[a-z]{1,20}")
 
 _USUAL_MIN = 10**15
 _USUAL_LENGTH = len(f"{FORMAT} at {_USUAL_MIN}")
+
+_new_at: Callable[[], At] = MethodType(object.__new__, At)
 
 
 def dumps(schedule: Schedule) -> str:
@@ -67,7 +71,7 @@ def loads(text: str) -> Schedule:
                 return _read(text)
             # Sixteen characters are nothing but digits if their number has sixteen digits.
             if _USUAL_MIN <= instant < INSTANT_LIMIT:
-                at = object.__new__(At)
+                at = _new_at()
                 set_instant(at, instant)
                 return at
         return _read(text)
