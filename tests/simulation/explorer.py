@@ -306,7 +306,7 @@ class Explorer:
                     if scenario.attempts is not None:
                         ledger = model.counted(ledger, run, scenario.attempts)
                 case "done":
-                    ledger = model.done(ledger, run, now, scenario.fast_forward)
+                    ledger = model.done(ledger, run, now, scenario.fast_forward, after)
                 case "gives up":
                     forward = scenario.fast_forward
                     ledger = model.gave_up(ledger, run, before, now, self.pauses, forward)
@@ -386,9 +386,10 @@ class Explorer:
             failure = rules.too_many(read(record), policy, now)
             if failure is None:
                 ledger = model.started(ledger, run, now, self.scenario.at_most_once)
-                ledger = model.done(ledger, run, now, self.scenario.fast_forward)
-                change = rules.succeeded(read(record), policy, now)
+                change = rules.succeeded(self.protocol.reading(record, now), policy, now)
                 record, _ = model.written(record, self._users(record, change), now)
+                after = record if self.scenario.new_default is not None else None
+                ledger = model.done(ledger, run, now, self.scenario.fast_forward, after)
             else:
                 change = rules.exhausted(read(record), policy, now, failure)
                 record, _ = model.written(record, self._users(record, change), now)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pyncette.engine import rules
-from pyncette.schedule import At, Schedule
+from pyncette.schedule import INHERITED_MARK, At, Schedule
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store import (
@@ -488,8 +488,23 @@ def started(
     return ledger
 
 
-def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledger:
-    """A body has succeeded, or its failure counts as such; at most once: it was advanced."""
+def done(
+    ledger: Ledger,
+    run: Run,
+    now: int,
+    fast_forward: bool = False,
+    after: Record | None = None,
+) -> Ledger:
+    """A body has succeeded, or its failure counts as such; at most once: it was advanced.
+
+    Args:
+        ledger: What was owed before.
+        run: The run.
+        now: When.
+        fast_forward: Whether missed runs collapse into one.
+        after: The record as it is then written, if the release of the worker decides by which
+            default it goes on.
+    """
     if run.triggered is not None:
         left = tuple(instant for instant in ledger.triggers if instant != run.triggered)
         ledger = ledger._replace(triggers=left)
@@ -501,8 +516,12 @@ def done(ledger: Ledger, run: Run, now: int, fast_forward: bool = False) -> Ledg
         return ledger
     if run.args != ledger.args or run.planned is None or ledger.due is None:
         return ledger
-    schedule = load_schedule(ledger.schedule)
+    follows = after is not None and same_plan(after.schedule, ledger.schedule)
+    schedule = load_schedule(after.schedule if after and follows else ledger.schedule)
     if run.planned < ledger.due:
+        if follows and schedule.inherited:
+            # Run again, perhaps by a worker of another release, which plans what follows.
+            return ledger._replace(due=schedule.following(run.planned))
         if not fast_forward:
             return ledger
         # Run again, and later: more collapses into it.
@@ -560,6 +579,13 @@ def passed(ledger: Ledger, now: int) -> Ledger:
     return ledger._replace(paused=False, until=None)
 
 
+def same_plan(schedule: str, owed: str) -> bool:
+    """Whether a schedule is the one that is owed: each release has its own default."""
+    if owed.startswith(INHERITED_MARK):
+        return schedule.startswith(INHERITED_MARK)
+    return schedule == owed
+
+
 def settles(run: Run, before: Record | None) -> None:
     """A write of an execution is applied to what was there before it."""
     if before is not None and run_of(before)[:3] != run[:3]:
@@ -588,7 +614,8 @@ def check(ledger: Ledger, record: Record | None) -> None:
     replaced = pending.schedule is not None
     if (pending.args if replaced else record.args) != ledger.args:
         raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.args} was scheduled last: {record}")
-    if (pending.schedule if replaced else record.schedule) != ledger.schedule:
+    schedule = pending.schedule if replaced else record.schedule
+    if not same_plan(schedule or "", ledger.schedule):
         raise Violation(Row.NOTHING_OVERWRITTEN, f"{ledger.schedule} was planned last: {record}")
     planned = progress.planned
     if replaced and pending.incarnation != progress.incarnation:

@@ -21,7 +21,7 @@ from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode
-from pyncette.schedule import Schedule, dumps
+from pyncette.schedule import Inherited, Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     ANY,
@@ -101,6 +101,31 @@ SCENARIOS = {
         asked_plan=3,
         faults_max=2,
         fast_forward=True,
+    ),
+    "a longer default in a new release, beside the old one": Scenario(
+        Inherited(every(2)),
+        begin=2,
+        end=7,
+        depth=7,
+        asks=EVERYTHING,
+        asks_max=2,
+        asked_plan=3,
+        faults_max=2,
+        outcomes=BOTH,
+        gives_back=True,
+        new_default=(4, 3),
+    ),
+    "a shorter default in a new release, failures count as done": Scenario(
+        Inherited(every(3)),
+        begin=3,
+        end=8,
+        depth=7,
+        asks=(Ask.PAUSE, Ask.RESUME, Ask.TRIGGER),
+        asks_max=2,
+        faults_max=2,
+        outcomes=BOTH,
+        failure_mode=FailureMode.COMMIT,
+        new_default=(4, 2),
     ),
     "once": Scenario(
         at(1),
@@ -352,6 +377,15 @@ class AsksOnlyForTheToken(Protocol):
         return Verdict.HELD if current.state == State.RUNNING else Verdict.SETTLED
 
 
+class PlansByTheNewDefaultAtOnce(Protocol):
+    def reading(self, record: Record, sent: int) -> Reading:
+        reading = super().reading(record, sent)
+        if dumps(reading.schedule) == record.schedule:
+            return reading
+        planned = reading.schedule.next(sent)
+        return reading._replace(progress=reading.progress._replace(planned=planned))
+
+
 class StartsHoweverLate(Protocol):
     def may_start(self, worker: Worker, now: int) -> bool:
         return True
@@ -523,6 +557,12 @@ def asking(scenario: Scenario, *asks: Ask, most: int = 1) -> Scenario:
 
 
 MUTANTS = [
+    Mutant(
+        "a new default moves what is planned already",
+        Scenario(Inherited(every(2)), begin=2, end=7, depth=8, new_default=(2, 3)),
+        Row.NOTHING_LOST,
+        PlansByTheNewDefaultAtOnce,
+    ),
     Mutant(
         "1: a settle from the copy that was claimed undoes a replacement",
         asking(FAULTLESS, Ask.REPLACE),

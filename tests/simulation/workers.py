@@ -23,7 +23,7 @@ from tests.simulation.model import Ask, Run
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.model import Exhausted, FailureMode
-from pyncette.schedule import At, Every, Schedule
+from pyncette.schedule import At, Every, Inherited, Schedule
 from pyncette.store import Refused, Write
 from pyncette.store.record import Change, Reading, Record, read
 
@@ -64,6 +64,8 @@ class Scenario(NamedTuple):
             it runs.
         lagging: Whether claims go by an index that lags.
         group: Of the record.
+        new_default: Workers whose claim is sent from this instant on are of a release whose
+            template has a default with this interval. The schedule is then inherited.
         states_max: A bound, so that a mistake does not eat the machine.
     """
 
@@ -88,6 +90,7 @@ class Scenario(NamedTuple):
     gives_back: bool = False
     lagging: bool = False
     group: str = "g"
+    new_default: tuple[int, int] | None = None
     states_max: int = 3_000_000
 
 
@@ -194,9 +197,17 @@ class Protocol:
             return Failure("no")
         return Failure("no", delay=1, final=rules.attempt_of(reading) >= attempts)
 
+    def reading(self, record: Record, sent: int) -> Reading:
+        """What a record says to a worker whose claim was sent then."""
+        reading, new = read(record), self.scenario.new_default
+        if new is None or not reading.schedule.inherited:
+            return reading
+        schedule = Inherited(every(new[1])) if sent >= new[0] else self.scenario.schedule
+        return reading._replace(schedule=schedule)
+
     def change(self, step: str, record: Record, now: int) -> Change:
         """What a step writes."""
-        reading = read(record)
+        reading = self.reading(record, (record.due_at or 0) - self.scenario.lease)
         match step:
             case "advance":
                 return rules.advanced(reading, self.policy, now)
@@ -316,6 +327,10 @@ class Protocol:
         if events and events[0].kind == "gives up":
             after, _ = model.written(worker.record, write, now)
             events = (events[0]._replace(before=after),)
+        if events and events[0].kind == "done" and self.scenario.new_default is not None:
+            after, result = model.written(record, write, now)
+            # A write that is refused now is never applied.
+            events = (events[0]._replace(after=None if isinstance(result, Refused) else after),)
         if events and events[0].kind == "skips":
             after, _ = model.written(worker.record, write, now)
             events = (events[0]._replace(after=after),)
