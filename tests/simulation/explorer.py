@@ -293,12 +293,16 @@ class Explorer:
 
     def _tell(self, ledger: Ledger, events: tuple[Event, ...], now: int) -> Ledger:
         scenario = self.scenario
-        for kind, run, before, after in events:
+        for kind, run, before, after, began in events:
             match kind:
                 case "skips" if before is not None:
                     grace = scenario.misfire_grace
                     assert grace is not None
                     ledger = model.skipped(ledger, run, before, after, now, grace)
+                case "overlaps" if before is not None:
+                    ledger = model.overlapped(ledger, run, before, after, now, began)
+                case "failed" if before is not None:
+                    model.began_before(run, before, after, began)
                 case "started":
                     self._check_waited(ledger, run, now)
                     in_grace = scenario.misfire_grace is not None
@@ -337,7 +341,7 @@ class Explorer:
 
     def _check_alone(self, run: Run, now: int, others: tuple[int, ...]) -> None:
         for other in others:
-            _, _, _, until, _, running, step, _ = self._workers.values[other]
+            _, _, _, until, _, running, step, _, _ = self._workers.values[other]
             in_body = self._workers.values[other].phase is Phase.BODY
             if (
                 in_body
@@ -386,10 +390,14 @@ class Explorer:
             failure = rules.too_many(read(record), policy, now)
             if failure is None:
                 ledger = model.started(ledger, run, now, self.scenario.at_most_once)
+                before = record
                 change = rules.succeeded(self.protocol.reading(record, now), policy, now)
                 record, _ = model.written(record, self._users(record, change), now)
-                after = record if self.scenario.new_default is not None else None
-                ledger = model.done(ledger, run, now, self.scenario.fast_forward, after)
+                if policy.skip_overlap:
+                    ledger = model.overlapped(ledger, run, before, record, now, None)
+                else:
+                    after = record if self.scenario.new_default is not None else None
+                    ledger = model.done(ledger, run, now, self.scenario.fast_forward, after)
             else:
                 change = rules.exhausted(read(record), policy, now, failure)
                 record, _ = model.written(record, self._users(record, change), now)

@@ -188,7 +188,7 @@ class Row(StrEnum):
     PAUSED_RESTS = "a paused record becomes due for nobody"
     TRIGGER_RUNS = "what was triggered runs once more"
     COMES_DUE = "a record that shall run always comes due again"
-    SKIPS_COUNTED = "what is too late is skipped, nothing else is, and all of it is counted"
+    SKIPS_COUNTED = "what is too late or overlaps is skipped, nothing else, and it is counted"
     ATTEMPTS = "an occurrence is started at most as often as its policy says"
     BACKOFF_HOLDS = "who schedules again and again defeats no backoff, and his arguments hold"
 
@@ -562,6 +562,59 @@ def skipped(
     if ledger.due is None or planned is None or planned > ledger.due:
         return ledger._replace(due=planned)
     return ledger
+
+
+def overlapped(
+    ledger: Ledger, run: Run, before: Record, after: Record | None, now: int, began: int | None
+) -> Ledger:
+    """A body has succeeded: what came due after its first attempt began is skipped.
+
+    Args:
+        ledger: What was owed before.
+        run: The occurrence.
+        before: The record that its worker knows.
+        after: The record as it is written then.
+        now: When.
+        began: When this attempt started; None: that is not known.
+
+    Raises:
+        Violation: More or fewer were skipped and counted than overlap.
+    """
+    ledger = done(ledger, run, now)
+    if after is None or run.triggered is not None or run.planned is None:
+        return ledger
+    kept = run_of(after)
+    # The worker need not have heard of a replacement.
+    if kept.incarnation != run.incarnation or run.args != ledger.args:
+        return ledger
+    first = progress_of(before.progress).begun
+    first = began if first is None else first
+    schedule = load_schedule(before.schedule)
+    planned, count = schedule.following(run.planned), 0
+    if planned is not None and first is not None and first < planned:
+        while planned is not None and planned <= now:
+            planned, count = schedule.following(planned), count + 1
+    counted = progress_of(after.progress).skipped - progress_of(before.progress).skipped
+    if (counted, kept.planned) != (count, planned):
+        raise Violation(Row.SKIPS_COUNTED, f"{count} overlap with {run}: {after}")
+    if ledger.due is None or planned is None or planned > ledger.due:
+        return ledger._replace(due=planned)
+    return ledger
+
+
+def began_before(run: Run, before: Record, after: Record | None, began: int | None) -> None:
+    """A body has failed: the next attempt knows since when its occurrence runs.
+
+    Raises:
+        Violation: It does not.
+    """
+    if after is None or run_of(after)[:3] != run[:3] or after.state == State.PAUSED:
+        return
+    first = progress_of(before.progress).begun
+    first = began if first is None else first
+    found = progress_of(after.progress).begun
+    if found != first:
+        raise Violation(Row.SKIPS_COUNTED, f"{run} began at {first}, and not at {found}")
 
 
 def held_back(ledger: Ledger, run: Run) -> Ledger:

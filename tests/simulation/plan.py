@@ -53,6 +53,17 @@ class Rhythm(NamedTuple):
     anchor_s: float
 
 
+MIDNIGHT_S: Final = 60.0
+"""When a day begins in the zone of the calendars that close days, in seconds since the epoch."""
+
+
+class Day(StrEnum):
+    """A day of a calendar."""
+
+    BEFORE = "before midnight"
+    AFTER = "after midnight"
+
+
 class Powers(NamedTuple):
     """Options of a task beyond those that every task has.
 
@@ -67,6 +78,8 @@ class Powers(NamedTuple):
         start_s, end_s: Its bounds, in seconds since the store's clock began.
         wait_s: The jitter of its schedule.
         calendar: Whether its schedule names a calendar, which processes ``w1.…`` lack.
+        closed: Which of two days the calendar of its schedule closes: the one before ``MIDNIGHT_S``
+            or the one after it. None: it has no such calendar.
     """
 
     attempts: int = 0
@@ -87,6 +100,7 @@ class Powers(NamedTuple):
     end_s: float | None = None
     wait_s: float = 0.0
     calendar: bool = False
+    closed: Day | None = None
 
     @property
     def scheduled(self) -> bool:
@@ -617,6 +631,11 @@ def _about(random: Random, task: TaskPlan, plan: Plan, call: int) -> list[Action
             at = plan.duration + 0.5
             actions.append(Action(at, call, What.RESUME, task.name, place))
             call += 1
+    # Drawn elsewhere, so that the histories of before stay what they were.
+    bulk = Random(f"bulk:{plan.seed}:{task.name}")
+    if powers.attempts and task.dynamic and bulk.random() < 0.3:
+        at = bulk.uniform(plan.duration / 2, plan.duration)
+        actions.append(Action(at, call, What.RERUN, task.name, ""))
     return actions
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tests.simulation.history import EPOCH, Event
-from tests.simulation.plan import Kind, Plan, Powers, TaskPlan, What
+from tests.simulation.plan import MIDNIGHT_S, Day, Kind, Plan, Powers, TaskPlan, What
 from tests.simulation.promises import SECOND, Call, Promise, Run, Violation
 
 from pyncette import Exhausted, FailureMode
@@ -468,9 +468,17 @@ def instants_of(known: Known, since: int, until: int) -> list[int]:
         instant
         for instant in found
         if instant >= since
+        and not _closed(powers, instant)
         and (low is None or instant >= low)
         and (high is None or instant <= high)
     )
+
+
+def _closed(powers: Powers, instant: int) -> bool:
+    """Whether the calendar of a task closes the day of an instant."""
+    if powers.closed is None:
+        return False
+    return (instant < EPOCH + round(MIDNIGHT_S * SECOND)) is (powers.closed is Day.BEFORE)
 
 
 def _planned(known: Known) -> Iterator[Violation]:

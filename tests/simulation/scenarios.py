@@ -12,8 +12,10 @@ from typing import Final, NamedTuple
 
 from tests.simulation.history import History
 from tests.simulation.plan import (
+    MIDNIGHT_S,
     Action,
     ClockPlan,
+    Day,
     Death,
     Fault,
     Kind,
@@ -117,8 +119,8 @@ def _plan(
     return replace(plan, **others)  # type: ignore[arg-type]
 
 
-def _lost_write(how: str, length: float = 0.6, process: str = "w0") -> Fault:
-    return Fault(Kind.FLAKY, 0.95, length, process, 1.0, only="write", how=how)
+def _lost_write(how: str, length: float = 0.6, process: str = "w0", at: float = 0.95) -> Fault:
+    return Fault(Kind.FLAKY, at, length, process, 1.0, only="write", how=how)
 
 
 def scenarios() -> Iterator[tuple[str, Scenario]]:
@@ -153,6 +155,25 @@ def _powered() -> Iterator[tuple[str, Scenario]]:
             _starts("d0/i0", 4),
         ),
     )
+    names = [f"i{number}" for number in range(3)]
+    for fault in (None, "fails after", "answer lost"):
+        yield (
+            "all parked instances of a template are run again by one call"
+            + (f", of which a write {fault}" if fault else ""),
+            Scenario(
+                _plan(
+                    (fails,),
+                    [
+                        *(_once(fails, name, call=call) for call, name in enumerate(names, 1)),
+                        Action(8.0, 9, What.RERUN, "d0", ""),
+                        # What the first call may have left.
+                        Action(10.5, 10, What.RERUN, "d0", ""),
+                    ],
+                    [_lost_write(fault, process="users", at=8.0)] if fault else (),
+                ),
+                lambda history: all(_starts(f"d0/{name}", 4)(history) for name in names),
+            ),
+        )
     slow = TaskPlan("s0", False, lease_s=6.0, interval_s=1.0, manners=(Manner.LONG,))
     yield (
         "a task that takes longer than its interval skips what overlaps",
@@ -183,6 +204,35 @@ def _powered() -> Iterator[tuple[str, Scenario]]:
             _has("start", "j0/i0"),
         ),
     )
+
+    # Midnight is at second 6.
+    for closed in Day:
+        powers = Powers(rhythms=(Rhythm(1.0, 0.25),), closed=closed)
+        tasks = (
+            TaskPlan("j0", True, lease_s=2.0, powers=powers),
+            TaskPlan("s0", False, lease_s=2.0, powers=powers),
+        )
+        yield (
+            f"a calendar closes the day {closed}",
+            Scenario(
+                _plan(
+                    tasks,
+                    (Action(0.1, 1, What.SCHEDULE, "j0", "i0"),),
+                    store_offset_s=MIDNIGHT_S - 6,
+                ),
+                _runs_on_one_side(closed),
+            ),
+        )
+
+
+def _runs_on_one_side(closed: Day) -> Seen:
+    """Bodies start on the day that is not closed, and only on it."""
+
+    def seen(history: History) -> bool:
+        times = [event.time for event in history if event.kind == "start"]
+        return len(times) > 4 and all((time >= 6.25) is (closed is Day.BEFORE) for time in times)
+
+    return seen
 
 
 def _sharing() -> Iterator[tuple[str, Scenario]]:

@@ -1,26 +1,44 @@
 """Mutants that are known to survive the simulation, the explorer and the conformance suite.
 
-For each: the module, the function, the change (``*``: every one of this function), and the reason.
 ``python -m tests.simulation.mutate --report`` prints the reasons beside the survivors.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-SURVIVORS: Final[dict[tuple[str, str, str], str]] = {
-    ("loop", "Loop._pass", "condition inverted"): (
-        "Only when the store's clock is measured and the watch renewed: at a poll, or at another "
-        "claim."
-    ),
-    ("polling", "Sources._push", "comparison shifted"): (
-        "Whether a source that is never due is kept in the heap when it is rebuilt."
-    ),
-    ("execution", "Execution._log_what_follows", "*"): "Only what is logged.",
-    ("writes", "WriteQueue._defer", "min/max exchanged"): (
-        "Only how long the pauses between retries of one write become; a lease ends them."
-    ),
-    ("rules", "alive", "without 'record.due_at is not None'"): (
-        "A running record always has an end of its lease."
-    ),
-}
+from tests.simulation.mutants import Mutant
+
+
+class Survivor(NamedTuple):
+    """Mutants that survive for one reason.
+
+    Attributes:
+        module: The module.
+        function: The function, with its class.
+        line: The line, or a part of it; empty: every line of the function.
+        what: The change, or the beginning of its description; empty: every change.
+        reason: Why it is not caught.
+    """
+
+    module: str
+    function: str
+    line: str
+    what: str
+    reason: str
+
+    def covers(self, mutant: Mutant) -> bool:
+        """Whether a mutant is one of these."""
+        return (
+            (mutant.module, mutant.function) == (self.module, self.function)
+            and self.line in mutant.before
+            and mutant.what.startswith(self.what)
+        )
+
+
+SURVIVORS: Final[tuple[Survivor, ...]] = ()
+
+
+def reason_of(mutant: Mutant) -> str | None:
+    """Why a mutant survives, if that is known."""
+    return next((one.reason for one in SURVIVORS if one.covers(mutant)), None)

@@ -275,6 +275,19 @@ SCENARIOS = {
         misfire_grace=1,
         gives_back=True,
     ),
+    "what overlaps is skipped": Scenario(
+        every(2),
+        begin=2,
+        end=8,
+        depth=8,
+        asks=(Ask.PAUSE, Ask.RESUME, Ask.TRIGGER, Ask.UNSCHEDULE, Ask.REPLACE),
+        asks_max=1,
+        faults_max=1,
+        outcomes=BOTH,
+        failure_mode=FailureMode.UNLOCK,
+        skip_overlap=True,
+        lease=4,
+    ),
     "with jitter": Scenario(
         every(3).with_jitter(timedelta(microseconds=3)),
         begin=3,
@@ -513,6 +526,18 @@ def skipped_without_a_count(reading: Reading, *rest: Any, **more: Any) -> Change
     return real_go_on(reading._replace(progress=progress), *rest, **more)
 
 
+def never_overlapping(
+    policy: Policy, progress: Progress, following: int, ran: tuple[int, int | None] | None
+) -> bool:
+    return False
+
+
+def overlapping_since_the_last_attempt(
+    policy: Policy, progress: Progress, following: int, ran: tuple[int, int | None] | None
+) -> bool:
+    return ran is not None and following > ran[0]
+
+
 real_dropped = rules.dropped
 
 
@@ -549,6 +574,7 @@ AT_MOST_ONCE = Scenario(every(3), begin=3, end=7, depth=10, at_most_once=True, f
 RETRIED = RECURRING._replace(failure_mode=FailureMode.UNLOCK, outcomes=BOTH)
 WITH_POLICY = ONCE._replace(faults_max=2, outcomes=BOTH, attempts=2, lease=1, depth=12)
 PARKING = RECURRING._replace(outcomes=BOTH, attempts=1, exhausted=Exhausted.PARK, lease=1)
+OVERLAPPING = SCENARIOS["what overlaps is skipped"]._replace(asks_max=0, faults_max=0, depth=14)
 LAGGING = RECURRING._replace(lagging=True, heartbeats=True)
 
 
@@ -752,6 +778,20 @@ MUTANTS = [
         Row.SKIPS_COUNTED,
         name="_go_on",
         function=skipped_without_a_count,
+    ),
+    Mutant(
+        "what came due while a body ran is run after it",
+        OVERLAPPING._replace(outcomes=(True,)),
+        Row.SKIPS_COUNTED,
+        name="_skips",
+        function=never_overlapping,
+    ),
+    Mutant(
+        "what came due since the first of two attempts is run after them",
+        OVERLAPPING,
+        Row.SKIPS_COUNTED,
+        name="_skips",
+        function=overlapping_since_the_last_attempt,
     ),
     Mutant(
         "giving up one occurrence removes all that follow",

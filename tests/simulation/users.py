@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, NoReturn, Self
 
 from tests.simulation.history import EPOCH
-from tests.simulation.plan import Action, Manner, Plan, Powers, TaskPlan, What
+from tests.simulation.plan import Action, Day, Manner, Plan, Powers, TaskPlan, What
 from tests.simulation.world import USER, World
 
 from pyncette import (
@@ -67,6 +67,11 @@ class OfNoKind(BaseException):
 
 
 CALENDAR: Final = "closed"
+CLOSED: Final = {Day.BEFORE: "closed-before", Day.AFTER: "closed-after"}
+ZONE: Final = "+11:59"
+"""In this zone it is a minute to midnight at the epoch of the simulation."""
+MIDNIGHT: Final = date(2026, 1, 6)
+"""The day that begins then."""
 
 
 def schedule_of(task: TaskPlan, plan: Plan) -> Schedule:
@@ -86,6 +91,8 @@ def schedule_of(task: TaskPlan, plan: Plan) -> Schedule:
             schedule = schedule | other
     if powers.calendar:
         schedule = schedule - Calendar(CALENDAR)
+    if powers.closed is not None:
+        schedule = schedule - Calendar(CLOSED[powers.closed], ZONE)
     start, end = (
         None if bound is None else instant(bound, plan) for bound in (powers.start_s, powers.end_s)
     )
@@ -216,6 +223,8 @@ class Apps:
                 return False
 
             app.calendar(CALENDAR)(closed)
+        app.calendar(CLOSED[Day.BEFORE])(lambda day: day == MIDNIGHT - timedelta(1))
+        app.calendar(CLOSED[Day.AFTER])(lambda day: day == MIDNIGHT)
         app._backlog_observers.append(
             lambda task, count, age_s: note(process, "behind", task.name, count=count, age=age_s)
         )
@@ -498,7 +507,7 @@ class Apps:
     async def _steer(
         self, context: PyncetteContext, task: Task, action: Action, options: dict[str, Any]
     ) -> dict[str, Any]:
-        name = action.instance or None
+        name, world = action.instance or None, self._world
         match action.what:
             case What.PAUSE:
                 await context.pause(task, name, **options)
@@ -512,6 +521,9 @@ class Apps:
                     raise
                 except PyncetteException as error:
                     return {"refused": str(error)}
+            case What.RERUN if name is None and world.plan.task(action.task).dynamic:
+                result = await context.retry_parked_tasks(task)
+                return {"updated": result.updated, "failed": result.failed}
             case What.RERUN:
                 return {"added": await context.retry_parked(task, name)}
             case _:

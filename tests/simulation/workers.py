@@ -57,6 +57,7 @@ class Scenario(NamedTuple):
         attempts: Maximum attempts of an occurrence, if there is a policy.
         exhausted: What follows the last one.
         misfire_grace: How late an occurrence may be when it is first started.
+        skip_overlap: Whether what comes due while a body runs is skipped.
         asked_plan: What is scheduled: a recurrence with this interval; None: once, at now + 1.
         lease: Of each claim.
         heartbeats: Whether bodies send them.
@@ -84,6 +85,7 @@ class Scenario(NamedTuple):
     attempts: int | None = None
     exhausted: Exhausted | None = None
     misfire_grace: int | None = None
+    skip_overlap: bool = False
     asked_plan: int | None = None
     lease: int = 2
     heartbeats: bool = False
@@ -117,6 +119,7 @@ class Worker(NamedTuple):
         run: What it executes.
         step: What ``write`` is for.
         write: What it wants written.
+        began: When the body started, where that matters.
     """
 
     phase: Phase = Phase.IDLE
@@ -127,6 +130,7 @@ class Worker(NamedTuple):
     run: Run | None = None
     step: str = ""
     write: Write | None = None
+    began: int | None = None
 
 
 IDLE: Final = Worker()
@@ -149,6 +153,7 @@ class Event(NamedTuple):
     run: Run
     before: Record | None = None
     after: Record | None = None
+    began: int | None = None
 
 
 class Edge(NamedTuple):
@@ -175,6 +180,7 @@ class Protocol:
             scenario.exhausted,
             scenario.attempts,
             misfire_grace=scenario.misfire_grace,
+            skip_overlap=scenario.skip_overlap,
         )
 
     def may_start(self, worker: Worker, now: int) -> bool:
@@ -205,16 +211,17 @@ class Protocol:
         schedule = Inherited(every(new[1])) if sent >= new[0] else self.scenario.schedule
         return reading._replace(schedule=schedule)
 
-    def change(self, step: str, record: Record, now: int) -> Change:
+    def change(self, step: str, record: Record, now: int, began: int | None = None) -> Change:
         """What a step writes."""
         reading = self.reading(record, (record.due_at or 0) - self.scenario.lease)
+        ran = None if began is None else (began, now)
         match step:
             case "advance":
                 return rules.advanced(reading, self.policy, now)
             case "success":
-                return rules.succeeded(reading, self.policy, now)
+                return rules.succeeded(reading, self.policy, now, ran)
             case "failure":
-                return rules.failed(reading, self.policy, now, self.failure(reading))
+                return rules.failed(reading, self.policy, now, self.failure(reading), ran)
             case "exhausted":
                 failure = rules.too_many(reading, self.policy, now)
                 # A user's request may have given it more attempts meanwhile.
@@ -292,7 +299,8 @@ class Protocol:
         if self.scenario.at_most_once:
             yield self._decide("advance", worker, record, now)
         else:
-            body = worker._replace(phase=Phase.BODY)
+            began = now if self.scenario.skip_overlap else None
+            body = worker._replace(phase=Phase.BODY, began=began)
             yield Edge("body", body, record, (Event("started", worker.run),))
 
     def _go_on(self, worker: Worker, record: Record | None, now: int) -> Iterator[Edge]:
@@ -322,7 +330,7 @@ class Protocol:
         self, step: str, worker: Worker, record: Record | None, now: int, *events: Event
     ) -> Edge:
         assert worker.record is not None
-        change = self.change(step, worker.record, now)
+        change = self.change(step, worker.record, now, worker.began)
         write = self.conditional(worker.record, worker.token, change, step)
         if events and events[0].kind == "gives up":
             after, _ = model.written(worker.record, write, now)
@@ -334,6 +342,11 @@ class Protocol:
         if events and events[0].kind == "skips":
             after, _ = model.written(worker.record, write, now)
             events = (events[0]._replace(after=after),)
+        if self.scenario.skip_overlap and step in ("success", "failure"):
+            assert worker.run is not None
+            after, _ = model.written(worker.record, write, now)
+            kind = "overlaps" if step == "success" else "failed"
+            events = (*events, Event(kind, worker.run, worker.record, after, worker.began))
         worker = worker._replace(phase=Phase.WRITING, step=step, write=write)
         return Edge(step, worker, record, events)
 

@@ -1,4 +1,7 @@
-"""Attempts are counted across killed processes, on every store; what is exhausted is parked."""
+"""What is promised about retries and pauses holds across killed processes, on every store.
+
+Attempts are counted, what is exhausted is parked, and what was paused rests.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ LEASE = timedelta(seconds=1)
 ATTEMPTS = {"deadly": 3, "neighbour": 9}
 
 PROGRAM = """
-import importlib, json, os, signal, sys
+import asyncio, importlib, json, os, signal, sys
 from datetime import timedelta
 from pyncette import Pyncette, Retry
 
@@ -53,7 +56,13 @@ async def job(context):
     os.write(LOG, f"{line}\\n".encode())
     if how == "dies" or (how == "dies once" and context.attempt == 1):
         os.kill(os.getpid(), signal.SIGKILL)
-    if how != "succeeds":
+    if how == "dies when paused":
+        if not os.path.exists("died"):
+            while not os.path.exists("paused"):
+                await asyncio.sleep(0.02)
+            open("died", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    elif how != "succeeds":
         raise ValueError("no")
 
 
@@ -63,6 +72,7 @@ for name, attempts in ATTEMPTS.items():
         lease_duration=timedelta(seconds=1),
         retry=Retry(attempts=attempts, initial=(pause := timedelta(seconds=0.05)), maximum=pause),
     )(job)
+app.dynamic_task(name="steady", lease_duration=timedelta(seconds=1), heartbeat=True)(job)
 
 
 if __name__ == "__main__":
@@ -149,6 +159,9 @@ class Site:
                 )(job)
                 for name, attempts in ATTEMPTS.items()
             }
+            tasks["steady"] = app.dynamic_task(name="steady", lease_duration=LEASE, heartbeat=True)(
+                job
+            )
             async with app.create() as context:
                 return await work(context, tasks)
 
@@ -213,3 +226,42 @@ def test_a_body_that_kills_its_process_is_parked_after_its_attempts(site: Site) 
     )
     site.until(lambda: site.state("deadly", "bad") is None)
     assert site.starts("bad")[-1][:2] == (1, site.starts("bad")[0][1])
+
+
+def test_what_is_paused_while_its_worker_is_killed_rests_until_it_is_resumed(site: Site) -> None:
+    async def schedule(context: PyncetteContext, tasks: dict[str, Task]) -> None:
+        for name, how in (("kept", "dies when paused"), ("ticks", "succeeds")):
+            interval = timedelta(seconds=0.2)
+            await context.schedule_task(tasks["steady"], name, interval=interval, how=how)
+
+    site.do(schedule)
+    site.until(lambda: site.starts("kept"))
+    site.do(lambda context, tasks: context.pause(tasks["steady"], "kept", reason="by a test"))
+    (site.directory / "paused").touch()
+
+    def rests() -> bool:
+        state = site.state("steady", "kept")
+        return state is not None and state.state == "paused"
+
+    # The run in hand had no outcome: it is tried again, and its end begins the pause.
+    site.until(rests)
+    starts = site.starts("kept")
+    # A claim that was answered too late starts nothing, and counts.
+    first, second = (attempt for attempt, _, _ in starts)
+    assert second > first
+    assert len({execution_id for _, execution_id, _ in starts}) == 1
+    state = site.state("steady", "kept")
+    assert state is not None
+    assert state.reason == "by a test"
+
+    # A worker that starts anew leaves it alone, and goes on with the others.
+    assert site.worker is not None
+    site.worker.kill()
+    ticks = len(site.starts("ticks"))
+    site.until(lambda: len(site.starts("ticks")) > ticks + 8)
+    assert rests()
+    assert site.starts("kept") == starts
+
+    site.do(lambda context, tasks: context.resume(tasks["steady"], "kept"))
+    site.until(lambda: len(site.starts("kept")) > len(starts))
+    assert site.starts("kept")[len(starts)][1] != starts[0][1]
