@@ -487,10 +487,11 @@ def test_a_store_that_cannot_list_the_records_stops_nothing() -> None:
 
 def test_a_crowd_of_records_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership, "MEMBERS_MAX", 3)
+    monkeypatch.setattr(membership, "PAGE_SIZE", 2)
 
     async def main() -> None:
         bench = Bench()
-        for number in range(5):
+        for number in range(7):
             await plant_member(bench, f"w{number}:1")
         async with bench.app.create() as context:
             assert [state.name for state in await context.workers()] == ["w0", "w1", "w2"]

@@ -143,8 +143,7 @@ class Loop:
             self.running = False
             if self._watch is not None:
                 self._watch.close()
-            if not self._failures:
-                worker.membership.leave()
+            worker.membership.leave(reachable=not self._failures)
             worker.alarm.close()
             worker.returned()
 

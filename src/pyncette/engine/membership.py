@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from zlib import crc32
@@ -35,7 +36,7 @@ from pyncette.store import (
     Scans,
     Unknown,
     Write,
-    scan_all,
+    scan_pages,
 )
 from pyncette.store.record import (
     ANY,
@@ -68,6 +69,8 @@ BEATS_PER_LEASE: Final = 3
 
 MEMBERS_MAX: Final = 10_000
 """Maximum records that are read. All workers read the same ones, the first in the order of keys."""
+
+PAGE_SIZE: Final = 1_000
 
 TASKS_MAX: Final = 200
 TASKS_CHARACTERS_MAX: Final = 10_000
@@ -208,11 +211,12 @@ async def read_members(store: Scans) -> list[tuple[Record, Member | None]]:
         StoreError: The store failed.
     """
     found: list[tuple[Record, Member | None]] = []
-    async for record in scan_all(store, MEMBERS_GROUP, EVERYTHING):
-        found.append((record, read_member(record)))
-        if len(found) == MEMBERS_MAX:
-            break
-    return found
+    async with aclosing(scan_pages(store, [MEMBERS_GROUP], EVERYTHING, PAGE_SIZE)) as pages:
+        async for records in pages:
+            found += [(record, read_member(record)) for record in records]
+            if len(found) >= MEMBERS_MAX:
+                break
+    return found[:MEMBERS_MAX]
 
 
 def forgotten(found: Iterable[tuple[Record, Member | None]], now: int) -> list[Record]:
@@ -440,10 +444,14 @@ class Membership:
             return None
         return Write(*self.identity, member_record(self.described(now)), ANY)
 
-    def leave(self) -> None:
-        """The loop has ended: the record is removed, if the store answers soon."""
+    def leave(self, reachable: bool) -> None:
+        """The loop has ended: the record is removed, if the store answers soon.
+
+        Args:
+            reachable: Whether the store has answered the last call of the loop.
+        """
         self._left = True
-        if self._since is not None and not self._failing:
+        if self._since is not None and reachable and not self._failing:
             self._leaving = self._worker.background.start(
                 self._remove(), "pyncette leaving", awaited=True
             )
