@@ -16,6 +16,7 @@ import pytest
 
 from pyncette.errors import StoreError, StoreMisconfiguredError
 from pyncette.sqlite import SqliteStore, schema_sql, sqlite_repository
+from pyncette.sqlite.table import SqliteTable
 from pyncette.store import Applied, Failed, Filter, Group, Key, Refused, Source, Write
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State
 from pyncette.store.sql.rows import COLUMNS, prefix_end
@@ -857,3 +858,15 @@ def test_no_statement_reads_the_table_from_end_to_end() -> None:
                 assert not step.startswith(("SCAN t", "SCAN pyncette_tasks", "USE TEMP")), statement
 
     on_store(use)
+
+
+def test_lists_and_counts_of_rare_states_are_served_by_their_index() -> None:
+    table = SqliteTable("pyncette_tasks")
+    connection = sqlite3.connect(":memory:")
+    table.make(connection, ":memory:")
+    for statement in (table._page_of_rare, table._count_rare):
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")
+        ).fetchall()
+        assert any(f"USING INDEX {table.name}_rare" in step for *_, step in plan), plan
+    connection.close()
