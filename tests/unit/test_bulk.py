@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tests.support import Bench, after, run, seconds
+from tests.support import START, Bench, after, run, seconds
 
 from pyncette import ExecutionMode, Instance, OnExisting, PyncetteContext, Where
 from pyncette.bulk import BulkFailure, BulkResult
 from pyncette.errors import StoreUnavailableError, TaskExistsError, TaskLockedException
+from pyncette.schedule import At, Cron, Every, Schedule
 from pyncette.store import Unknown
 from pyncette.task import Task
 from pyncette.testing.faults import AnswerWrites, Fail, LoseAnswer
@@ -197,17 +199,51 @@ def test_a_store_that_fails_for_a_while_is_tried_again() -> None:
     run(main())
 
 
-def test_a_single_run_that_is_due_soon_is_not_created_twice() -> None:
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        At(START),
+        At(START) | At(after(1)),
+        At(START).with_jitter(seconds(1)),
+        Every(seconds(1), anchor=START).between(START, after(1)),
+        Every(seconds(1), at_once=True).between(None, after(1)),
+        Cron("0 12 5 1 * 1,3 2026"),
+    ],
+    ids=["once", "twice", "jitter", "bounded", "at once", "years"],
+)
+def test_what_is_soon_done_for_good_is_not_created_twice(schedule: Schedule) -> None:
     async def main() -> None:
         bench = Bench()
         job = of(bench)
         async with bench.running() as context:
             bench.faults.next("write", LoseAnswer(), matches=lambda batch, *_: len(batch) == 10)
-            result = await context.schedule_tasks(job, many(10, at=0))
+            instances = [Instance(f"i{number}", schedule=schedule) for number in range(10)]
+            result = await context.schedule_tasks(job, instances)
             assert counts(result) == (0, 0, 0, 0, 10)
             assert isinstance(result.failures[0].error, StoreUnavailableError)
             await bench.advance(5)
-        assert len(bench.runs) == 10
+        planned = Counter((each.name, each.scheduled_at) for each in bench.runs)
+        assert set(planned.values()) == {1}, "no run is made again"
+        assert len({name for name, _ in planned}) == 10
+
+    run(main())
+
+
+def test_what_goes_on_is_created_again_if_it_is_unknown_whether_it_was() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = of(bench)
+        async with bench.running() as context:
+            for schedule in (
+                Every(seconds(9)),
+                Cron("* * * * *"),
+                Cron("* * * * * 0 2026-2027"),
+                At(after(1)) | At(after(900)),
+            ):
+                lost = LoseAnswer()
+                bench.faults.next("write", lost, matches=lambda batch, *_: len(batch) == 10)
+                instances = [Instance(f"i{number}", schedule=schedule) for number in range(10)]
+                assert (await context.schedule_tasks(job, instances)).failed == 0
 
     run(main())
 

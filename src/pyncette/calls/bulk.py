@@ -26,7 +26,7 @@ from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
-from pyncette.schedule import INHERITED_MARK, At, Schedule, dumps
+from pyncette.schedule import INHERITED_MARK, Cron, Every, Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     ABSENT,
@@ -379,9 +379,11 @@ def _check_template(template: Task) -> None:
 def _is_repeatable(schedule: Schedule, soon: int) -> bool:
     """Returns whether an instance may be created again if it is unknown whether it was.
 
-    A single run that is due soon may have been done by then, and would be done twice.
+    One whose last run is due soon may be done and gone by then, and would be run again.
     """
-    return type(schedule) is not At or (schedule.first(0) or 0) > soon
+    if isinstance(schedule, Every) or (isinstance(schedule, Cron) and not schedule.ends):
+        return True
+    return schedule.next(soon) is not None
 
 
 def _name_of(instance: Any) -> Any:
