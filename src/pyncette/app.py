@@ -49,7 +49,7 @@ from pyncette.sync import SyncContext
 from pyncette.task import PartitionedTask, Task, default_partition_selector
 from pyncette.task_options import check_pause, duration
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _Fixture = TypeVar("_Fixture", bound=FixtureFunc)
 _Middleware = TypeVar("_Middleware", bound=MiddlewareFunc)
@@ -157,7 +157,7 @@ class Pyncette:
         self._thread_limit = (
             None if thread_limit is None else at_least_one("thread_limit", thread_limit)
         )
-        self.clock = SystemClock() if clock is None else clock
+        self.clock: Clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
         self._tasks: list[Task] = []

@@ -52,8 +52,9 @@ class Instance:
             jitter: Each run waits for a part of it.
             args: Arguments of the task.
         """
-        self.name = name
-        self.options = options = cast("dict[str, Any]", args)
+        self.name: str = name
+        options = cast("dict[str, Any]", args)
+        self.options: dict[str, Any] = options
         if schedule is not None:
             options["schedule"] = schedule
         if interval is not None:

@@ -63,7 +63,7 @@ from pyncette.store.record import (
 from pyncette.task import PartitionedTask, Task
 from pyncette.threads import Threads
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 CLOSING_PATIENCE_S: Final = 10.0
 """How long closing retries the writes that are left, if the store does not answer."""

@@ -23,7 +23,7 @@ from pyncette.engine.background import is_cancelled
 from pyncette.logs import log_exception
 from pyncette.options import whole_number
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 HealthcheckHandler = Callable[[PyncetteContext], Awaitable[bool]]
 """Takes the context of the running app, and returns whether it is healthy."""
@@ -69,7 +69,7 @@ class HealthcheckServer:
 
     def __init__(self, port: int, bind_address: str | None, handler: HealthcheckHandler) -> None:
         """Declares a server; see ``use_healthcheck_server``."""
-        self.port = port
+        self.port: int = port
         self._wanted_port = port
         self._bind_address = bind_address
         self._handler = handler

@@ -419,7 +419,7 @@ class MemoryRepository:
         yield self._store
 
 
-memory_repository = MemoryRepository()
+memory_repository: MemoryRepository = MemoryRepository()
 """The store in memory of this process."""
 
 __all__ = ["MemoryRepository", "MemoryStore", "memory_repository"]

@@ -29,7 +29,7 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 

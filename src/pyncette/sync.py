@@ -33,7 +33,7 @@ from pyncette.errors import PyncetteException, describe
 from pyncette.model import OnExisting, TaskState, Where
 from pyncette.task import Task
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -157,14 +157,14 @@ class _Open:
 
 def _blocking(
     method: Callable[Concatenate[PyncetteContext, _P], Coroutine[Any, Any, _T]],
-) -> Callable[Concatenate[SyncContext, _P], _T]:
-    """Makes a method that calls this one in the thread, and waits for it."""
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[SyncContext, _P], _T]]:
+    """Gives what it decorates the signature of a method, which it calls in the thread."""
 
     def call(self: SyncContext, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         opened = self._opened_here()
         return opened.thread.do(method(opened.context, *args, **kwargs))
 
-    return update_wrapper(call, method)
+    return lambda _: update_wrapper(call, method)
 
 
 class SyncContext:
@@ -185,20 +185,61 @@ class SyncContext:
         self._open: _Open | None = None
         _process.contexts.add(self)
 
-    schedule_task = _blocking(PyncetteContext.schedule_task)
-    unschedule_task = _blocking(PyncetteContext.unschedule_task)
-    retry_parked = _blocking(PyncetteContext.retry_parked)
-    drop_parked = _blocking(PyncetteContext.drop_parked)
-    get_task = _blocking(PyncetteContext.get_task)
-    list_tasks = _blocking(PyncetteContext.list_tasks)
-    count_tasks = _blocking(PyncetteContext.count_tasks)
-    static_tasks = _blocking(PyncetteContext.static_tasks)
-    unknown = _blocking(PyncetteContext.unknown)
-    preview = _blocking(PyncetteContext.preview)
-    pause = _blocking(PyncetteContext.pause)
-    resume = _blocking(PyncetteContext.resume)
-    trigger = _blocking(PyncetteContext.trigger)
-    pauses = _blocking(PyncetteContext.pauses)
+    @_blocking(PyncetteContext.schedule_task)
+    def schedule_task(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.schedule_task``."""
+
+    @_blocking(PyncetteContext.unschedule_task)
+    def unschedule_task(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.unschedule_task``."""
+
+    @_blocking(PyncetteContext.retry_parked)
+    def retry_parked(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.retry_parked``."""
+
+    @_blocking(PyncetteContext.drop_parked)
+    def drop_parked(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.drop_parked``."""
+
+    @_blocking(PyncetteContext.get_task)
+    def get_task(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.get_task``."""
+
+    @_blocking(PyncetteContext.list_tasks)
+    def list_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.list_tasks``."""
+
+    @_blocking(PyncetteContext.count_tasks)
+    def count_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.count_tasks``."""
+
+    @_blocking(PyncetteContext.static_tasks)
+    def static_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.static_tasks``."""
+
+    @_blocking(PyncetteContext.unknown)
+    def unknown(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.unknown``."""
+
+    @_blocking(PyncetteContext.preview)
+    def preview(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.preview``."""
+
+    @_blocking(PyncetteContext.pause)
+    def pause(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.pause``."""
+
+    @_blocking(PyncetteContext.resume)
+    def resume(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.resume``."""
+
+    @_blocking(PyncetteContext.trigger)
+    def trigger(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.trigger``."""
+
+    @_blocking(PyncetteContext.pauses)
+    def pauses(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.pauses``."""
 
     def schedule_tasks(
         self,

@@ -68,7 +68,7 @@ from pyncette.task_options import (
 )
 from pyncette.when import NO_SPAN, Span, When, is_single
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 PARTITION_COUNT_MAX: Final = 10_000
 
@@ -319,31 +319,31 @@ class Task(Declared):
             )
         self._enabled = value
 
-    task_func = _Option[TaskFunc]("func")
+    task_func: _Option[TaskFunc] = _Option("func")
     """The body."""
 
-    retry = _Option[Retry | None]("retry")
+    retry: _Option[Retry | None] = _Option("retry")
     """How often a failed occurrence is tried again; None: as ``failure_mode`` says."""
 
-    exhausted = _Option[Exhausted | None]("exhausted")
+    exhausted: _Option[Exhausted | None] = _Option("exhausted")
     """What follows the last attempt; None: one-offs are parked, recurrences continue."""
 
-    timeout = _Option[timedelta | None]("timeout")
+    timeout: _Option[timedelta | None] = _Option("timeout")
     """How long the body may take before it is cancelled; None: no limit."""
 
-    heartbeat = _Option[Heartbeat | Literal[False] | None]("heartbeat")
+    heartbeat: _Option[Heartbeat | Literal[False] | None] = _Option("heartbeat")
     """The automatic heartbeats; False: none; None: as the app says."""
 
-    misfire_grace = _Option[timedelta | None]("misfire_grace")
+    misfire_grace: _Option[timedelta | None] = _Option("misfire_grace")
     """How late an occurrence may be at its first start; later ones are skipped."""
 
-    catch_up = _Option[CatchUp | None]("catch_up")
+    catch_up: _Option[CatchUp | None] = _Option("catch_up")
     """What happens to missed occurrences; None: as ``fast_forward`` says."""
 
-    overlap = _Option[Overlap]("overlap")
+    overlap: _Option[Overlap] = _Option("overlap")
     """What happens to occurrences that come due while the record runs."""
 
-    limit = _Option[PerWorker | None]("limit")
+    limit: _Option[PerWorker | None] = _Option("limit")
     """How many of its executions may run at once in one worker; None: no limit. If it is set while
     the app runs, it applies from the next poll on; executions that run already go on."""
 
@@ -356,13 +356,13 @@ class Task(Declared):
     def fast_forward(self, value: bool) -> None:
         self._options = self._options.replaced("fast_forward", value)
 
-    failure_mode = _Option[FailureMode]("failure_mode")
+    failure_mode: _Option[FailureMode] = _Option("failure_mode")
     """What happens after a failure."""
 
-    execution_mode = _Option[ExecutionMode]("execution_mode")
+    execution_mode: _Option[ExecutionMode] = _Option("execution_mode")
     """At least once or at most once."""
 
-    lease_duration = _Option[timedelta]("lease_duration")
+    lease_duration: _Option[timedelta] = _Option("lease_duration")
     """How long a worker may take before another worker may run the task again."""
 
     @property

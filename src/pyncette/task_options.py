@@ -30,7 +30,7 @@ from pyncette.model import (
 )
 from pyncette.retry import Retry
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
 DURATION_MAX: Final = timedelta(days=3_660)

@@ -11,14 +11,14 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pyncette.body import call_body, check_body, declared_in
 from pyncette.clock import Clock
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.logs import log_exception
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _Context = TypeVar("_Context")
 

@@ -25,7 +25,7 @@ from pyncette.schedule import (
 )
 from pyncette.task_options import SPAN_OPTIONS, duration, meant_among
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 _STATIC_WHEN: Final = ("schedule", "interval")
 

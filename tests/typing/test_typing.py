@@ -57,3 +57,68 @@ def test_pyright_finds_the_mistakes_and_nothing_else() -> None:
         if diagnostic["severity"] == "error"
     }
     assert sorted(found) == mistakes(), done.stdout
+
+
+PUBLIC = {
+    "app",
+    "bulk",
+    "calendars",
+    "clock",
+    "context",
+    "dynamodb",
+    "errors",
+    "executor",
+    "healthcheck",
+    "memory",
+    "migrate",
+    "model",
+    "mysql",
+    "postgres",
+    "prometheus",
+    "redis",
+    "retry",
+    "schedule",
+    "sqlite",
+    "store",
+    "store.cas",
+    "store.record",
+    "sync",
+    "task",
+    "testing",
+    "testing.clocks",
+    "testing.conformance",
+    "testing.faults",
+    "utils",
+}
+"""The modules that programs import from; the others are the inside of the package."""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyright") is None, reason="pyright is not installed")
+def test_pyright_knows_the_type_of_everything_public() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pyright", f"--pythonpath={sys.executable}"),
+            *("--verifytypes", "pyncette", "--ignoreexternal", "--outputjson"),
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+    )
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright cannot run here: {(done.stderr or done.stdout)[-300:]}")
+    report = json.loads(done.stdout)["typeCompleteness"]
+    modules = {module["name"] for module in report["modules"]}
+    assert {f"pyncette.{name}" for name in PUBLIC} <= modules
+
+    def is_public(symbol: str) -> bool:
+        while symbol not in modules:
+            symbol = symbol.rpartition(".")[0]
+        module = symbol.removeprefix("pyncette").removeprefix(".")
+        return module in {"", *PUBLIC} or module.startswith("schedule.")
+
+    public = [symbol for symbol in report["symbols"] if is_public(symbol["name"])]
+    exported = [symbol for symbol in public if symbol["isExported"]]
+    assert len(exported) > 500
+    assert [symbol["name"] for symbol in exported if not symbol["isTypeKnown"]] == []

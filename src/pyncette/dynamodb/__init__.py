@@ -47,7 +47,7 @@ from pyncette.store import (
 from pyncette.store.cas import CasStore
 from pyncette.store.record import CONTROL_GROUP, Record
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 READY_PAUSE_S: Final = 0.2
 """Pause before the state of a table that is being created is read again."""

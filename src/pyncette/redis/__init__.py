@@ -9,8 +9,10 @@ from typing import Any
 
 try:
     import redis.asyncio  # noqa: F401
-except ImportError as error:  # pragma: no cover
-    raise ImportError("The store in Redis needs redis-py: pip install 'pyncette[redis]'") from error
+except ImportError as _error:  # pragma: no cover
+    raise ImportError(
+        "The store in Redis needs redis-py: pip install 'pyncette[redis]'"
+    ) from _error
 
 from pyncette.redis.options import RedisOptions, seconds_of
 from pyncette.redis.store import RedisStore

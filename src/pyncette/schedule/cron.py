@@ -255,7 +255,7 @@ class CompiledCron:
         self._seconds = _mask(_SECOND, rest[0]) if rest else 1
         years = rest[1] if len(rest) > 1 else "*"
         self._years = None if years == "*" else _mask(_YEAR, years)
-        self.fixed_time = "*" not in (minutes[0], hours[0])
+        self.fixed_time: bool = "*" not in (minutes[0], hours[0])
 
         self._minutes_of_day = sum(
             minute_bits << hour * 60 for hour in range(24) if hour_bits >> hour & 1

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
-logger = logging.getLogger("pyncette.schedule")
+logger: Final = logging.getLogger("pyncette.schedule")
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -45,7 +45,7 @@ class CompiledRule:
             last: The wall second of the last occurrence, where COUNT was worked out before.
         """
         self._start = start
-        self.fixed_time = parts.frequency not in UNITS
+        self.fixed_time: bool = parts.frequency not in UNITS
         self._finder = (_ByPeriod if self.fixed_time else _BySteps)(parts, start)
         self.last = last
         if parts.until is not None and not parts.until.utc:

@@ -37,7 +37,7 @@ from pyncette.store import (
 from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State
 from pyncette.store.together import together
 
-logger = logging.getLogger(__name__)
+logger: Final = logging.getLogger(__name__)
 
 CLAIM_ROUNDS: Final = 4
 """Maximum rounds of a claim. Each round tries records that other workers did not claim first.
