@@ -17,8 +17,7 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
-from pyncette import Context, Pyncette
-from pyncette.utils import with_heartbeat
+from pyncette import Context, Pyncette, with_heartbeat
 
 logger = logging.getLogger(__name__)
 

@@ -36,10 +36,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from pyncette import Context, Pyncette, PyncetteContext
+from pyncette import Context, Cron, Pyncette, PyncetteContext, Task
 from pyncette.clock import Clock
-from pyncette.schedule import Cron
-from pyncette.task import Task
 from pyncette.testing import ScaledClock, VirtualClock
 
 START = datetime(2026, 3, 28, 18, tzinfo=UTC)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 from datetime import timedelta
 
-from pyncette import Context, Pyncette
-from pyncette.utils import with_heartbeat
+from pyncette import Context, Pyncette, with_heartbeat
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ Run it with ``python office_hours.py``: it prints when each task runs next. It n
 import asyncio
 from datetime import UTC, datetime, timedelta
 
-from pyncette import Context, Pyncette
+from pyncette import Calendar, Context, Cron, Every, Pyncette, Rule
 from pyncette.calendars import holidays
-from pyncette.schedule import Calendar, Cron, Every, Rule
 
 BERLIN = "Europe/Berlin"
 

@@ -29,6 +29,7 @@ from pyncette.testing import VirtualClock
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TESTED_ELSEWHERE = {"daily_reports.py", "healthcheck.py", "heartbeat.py", "prometheus.py"}
 PATIENCE_S = 30
+LEASE_S = 60
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +149,9 @@ def test_persistent_is_shared_by_two_processes_and_survives_one_of_them(tmp_path
         processes[0].kill()
         processes[0].wait()
         before = len(sheep())
+        # It may have been killed after it had counted and before it had written so: then the other
+        # one waits for the end of its lease, and counts this sheep once more.
+        deadline = time.monotonic() + LEASE_S + PATIENCE_S
         while len(sheep()) < before + 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -158,7 +162,7 @@ def test_persistent_is_shared_by_two_processes_and_survives_one_of_them(tmp_path
             process.kill()
             process.wait()
     planned = sorted(instant for instant, _ in sheep())
-    assert len(planned) == len(set(planned)), "each second is counted by one process"
+    assert len(planned) <= len(set(planned)) + 1, "each second is counted by one process"
 
 
 def test_user_reports_go_to_those_who_are_subscribed_at_their_own_time(
