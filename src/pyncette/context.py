@@ -169,11 +169,29 @@ class PyncetteContext:
         """
         if self._started:
             raise PyncetteException("This context runs already, or has run: open another one")
-        if self._worker.stopping:
-            return
-        self._started = True
+        if not self._worker.stopping:
+            self._started = True
+            await self._loop(until_idle=False)
+
+    async def run_until_idle(self) -> None:
+        """Runs what is due, and what comes due meanwhile, then returns.
+
+        For programs that another scheduler starts now and then, for functions that are billed by
+        time, and for tests. It returns when no task runs, no outcome is left to be written, and
+        nothing is due that this context runs. What waits for a later time stays in the store: a
+        retry that is due in a minute, for example. It may be called again. While the store is not
+        available, it goes on trying.
+
+        Raises:
+            PyncetteException: ``run`` is under way on this context.
+        """
+        if not self._worker.stopping:
+            await self._loop(until_idle=True)
+            await self._worker.membership.left()
+
+    async def _loop(self, until_idle: bool) -> None:
         try:
-            await self._worker.loop.run()
+            await self._worker.loop.run(until_idle)
         except asyncio.CancelledError:
             self._cancelled = True
             if self._closing:

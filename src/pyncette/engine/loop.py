@@ -113,9 +113,14 @@ class Loop:
         self._failures = 0
         self._watch: Watch | None = None
         self._watching = False
+        # Whether nothing was claimed since a poll that was made to find out.
+        self._quiet = False
 
-    async def run(self) -> None:
+    async def run(self, until_idle: bool = False) -> None:
         """Runs until the worker is shut down.
+
+        Args:
+            until_idle: Whether to return when nothing runs, is due, or is left to be written.
 
         Raises:
             PyncetteException: It is running already.
@@ -123,6 +128,7 @@ class Loop:
         if self.running:
             raise PyncetteException("run() is under way already in this context")
         self.running = True
+        self._quiet = False
         worker = self._worker
         name = printable(worker.settings.worker_name)
         if worker.tasks():
@@ -134,15 +140,18 @@ class Loop:
                 name,
             )
         try:
+            await worker.membership.join()
             await self._watch_changes()
             await self._ensure_static_records()
-            while not worker.stopping:
+            while not worker.stopping and not (until_idle and await self._is_idle()):
                 await self._pass()
         finally:
             logger.info("Worker %s claims nothing more", name)
             self.running = False
             if self._watch is not None:
                 self._watch.close()
+                self._watch = None
+            self._watching = False
             worker.membership.leave(reachable=not self._failures)
             worker.alarm.close()
             worker.returned()
@@ -180,6 +189,21 @@ class Loop:
                     await self._watch_changes()
         except Exception as error:
             self._store_failed(error)
+
+    async def _is_idle(self) -> bool:
+        """Returns whether there is nothing to do now; it has polled once more to be sure."""
+        worker = self._worker
+        if worker.dispatcher.executions or self._failures or self._unanswered is not None:
+            return False
+        await worker.writes.drained()
+        held_off = any(source.own and source.backoff for source in worker.sources.all())
+        if held_off or worker.sources.soonest() <= worker.clock.microseconds():
+            return False
+        if not self._quiet:
+            self._quiet = True
+            self._poll_at = _LONG_AGO
+            return False
+        return not worker.dispatcher.executions
 
     async def _read_pauses(self, now: int) -> bool:
         """Reads which groups are paused, if this worker claims from any."""
@@ -377,6 +401,7 @@ class Loop:
             Claim(question.sent, took, self.last_tick),
         )
         if records:
+            self._quiet = False
             # A store in memory never waits, and executions that start eagerly need not: without a
             # turn for others, outcomes would pile up, and nothing else would run in this process.
             await realtime.sleep(0)

@@ -444,6 +444,11 @@ class Membership:
             return None
         return Write(*self.identity, member_record(self.described(now)), ANY)
 
+    async def join(self) -> None:
+        """The loop begins, perhaps not for the first time."""
+        await self.left()
+        self._leaving, self._left, self._since, self.beat_at = None, False, None, 0
+
     def leave(self, reachable: bool) -> None:
         """The loop has ended: the record is removed, if the store answers soon.
 
