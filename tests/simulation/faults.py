@@ -185,7 +185,7 @@ FAULTS: Final = (
         "k",
         "run() is cancelled and the app left at once: bodies are awaited to their end",
         (
-            Edit("pyncette.context:PyncetteContext.run", "if self._closing:", "if False:"),
+            Edit("pyncette.context:PyncetteContext._loop", "if self._closing:", "if False:"),
             Edit("pyncette.context:PyncetteContext._end_runs", "if self._cancelled:", "if False:"),
         ),
         "scenario: 46: a worker is closed while bodies run: cancel run() and leave, seed 0",
