@@ -16,10 +16,10 @@ from pyncette.engine.moves import arriving, in_transit
 from pyncette.errors import PyncetteException, TaskExistsError, TaskLockedException
 from pyncette.memory import MemoryRepository
 from pyncette.model import ExecutionMode, TaskState
-from pyncette.store import Write, scan_all
+from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Record, load_args
 from pyncette.task import PartitionedTask
-from pyncette.testing.faults import Fail, Fault, LoseAnswer
+from pyncette.testing.faults import AnswerWrites, Fail, Fault, LoseAnswer
 
 WAITS: Final = 200
 """Seconds that a move may take, on a clock that is moved."""
@@ -313,6 +313,7 @@ CALLS: Final[dict[str, tuple[Callable[..., Any], dict[str, Any] | None]]] = {
     "resume": (lambda c, j: c.resume(j, "x5"), {"was": 1}),
     "trigger": (lambda c, j: c.trigger(j, "x5"), {"was": 1}),
     "trigger all": (lambda c, j: c.trigger(j), {"was": 1}),
+    "drop parked": (lambda c, j: c.drop_parked(j, "x5"), {"was": 1}),
     "retry parked": (lambda c, j: c.retry_parked(j, "x5"), {"was": 1}),
     "unschedule": (lambda c, j: c.unschedule_task(j, "x5"), None),
     "unschedule many": (lambda c, j: c.unschedule_tasks(j, ["x5"]), None),
@@ -784,5 +785,120 @@ def test_an_instance_that_was_removed_before_it_moved_stays_removed() -> None:
             await context.unschedule_task(job, "x5")
             await rebalanced(bench, context, job, 8)
             assert await contents(bench, job) == {}
+
+    run(main())
+
+
+def test_after_a_move_calls_cost_what_they_did_before() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        async with bench.app.create() as context:
+            await rebalanced(bench, context, job, 8)
+            for call in (
+                context.schedule_task(job, "x5", interval=1_000),
+                context.unschedule_task(job, "x5"),
+                context.get_task(job, "x5"),
+                context.schedule_tasks(job, [Instance("x6", interval=1_000)]),
+            ):
+                bench.faults.calls.clear()
+                await call
+                assert len(bench.faults.calls) == 1, bench.faults.calls
+
+    run(main())
+
+
+@pytest.mark.parametrize("stage", ["to", "from"])
+def test_a_move_that_was_interrupted_is_said_when_an_app_is_opened(
+    stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        async with bench.app.create() as context:
+            task = asyncio.create_task(context.rebalance(job, 8))
+            while stage not in await fact(bench):
+                await bench.advance(1)
+            task.cancel()
+            await asyncio.wait([task])
+        for count in (4, 8):
+            other = bench.another_app()
+            partitioned(bench, count, other)
+            async with other.create():
+                pass
+
+    run(main())
+    assert logged(caplog, "A move of the instances of job to 8", "await context.rebalance(task, 8)")
+
+
+def test_what_a_removed_template_left_is_purged_in_the_middle_of_a_move() -> None:
+    async def main() -> None:
+        bench = Bench()
+        await left_at(bench, "LoseAnswer 2")
+        other = bench.another_app()
+        job = partitioned(bench, 4, bench.another_app())
+        async with other.create() as context:
+            [unknown] = await context.unknown()
+            assert (unknown.name, unknown.partition_count) == ("job", 8)
+            await context.purge("job")
+            assert await context.unknown() == []
+            assert await contents(bench, job) == {}
+
+    run(main())
+
+
+def test_a_record_that_the_store_cannot_keep_elsewhere_is_named_and_stays() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        async with bench.app.create() as context:
+            for name in ("x4", "x5"):
+                await context.schedule_task(job, name, interval=1_000)
+            bench.faults.next(
+                "write",
+                AnswerWrites(Failed(ValueError("too large")), lambda write: write.key == "x5"),
+                matches=lambda batch, *_: any(write.key == "x5" for write in batch),
+            )
+            with pytest.raises(PyncetteException, match=r"1 instances of job.*x5: .*too large"):
+                await rebalanced(bench, context, job, 8)
+            assert await context.get_task(job, "x5") is not None
+            await rebalanced(bench, context, job, 8)
+            assert sorted(await contents(bench, job)) == ["job:4 x4", "job:5 x5"]
+
+    run(main())
+
+
+def test_two_records_of_one_instance_of_which_one_cannot_be_read_are_left_and_named() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        async with bench.app.create() as context:
+            await rebalanced(bench, context, job, 8)
+            await context.schedule_task(job, "x5", interval=1_000)
+            sleeper = Bench(bench.repository)
+            await sleeper.plant(partitioned(sleeper, 4), "x5", planned=3_000, schedule="9 later")
+            with pytest.raises(PyncetteException, match=r"x5: .*two places"):
+                await rebalanced(bench, context, job, 8)
+            assert len(await contents(bench, job)) == 2
+
+    run(main())
+
+
+def test_a_move_of_before_that_was_left_in_the_middle_is_ended_by_the_next_one() -> None:
+    async def main() -> None:
+        bench = Bench()
+        await left_at(bench, "LoseAnswer 3")  # a mark is left
+        other = bench.another_app()
+        job = partitioned(bench, 4, other)
+        async with other.create() as context:
+            [mark] = [
+                record for record in (await contents(bench, job)).values() if in_transit(record)
+            ]
+            await rebalanced(bench, context, job, 8)
+            async with bench.store() as store:  # a write of it that arrives late
+                put = type(arriving(mark))(mark.due_at, mark.state, mark.token, *mark[6:])
+                await store.write([Write(mark.group, mark.key, put, ABSENT)], micros(0))
+            await rebalanced(bench, context, job, 4)
+            assert list(await contents(bench, job)) == ["job:1 x5"]
 
     run(main())
