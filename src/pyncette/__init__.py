@@ -1,7 +1,7 @@
 """A reliable distributed scheduler for async Python with pluggable storage."""
 
 from pyncette.app import Pyncette
-from pyncette.bulk import BulkFailure, BulkResult, Instance
+from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
     LeaseLostException,
@@ -60,6 +60,7 @@ __all__ = [
     "Pyncette",
     "PyncetteContext",
     "PyncetteException",
+    "RebalanceResult",
     "Retry",
     "RetryIn",
     "Rule",

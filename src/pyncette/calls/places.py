@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyncette.calls.writing import (
     BULK_PATIENCE_S,
+    PAUSE_INITIAL_S,
     PAUSE_MAX_S,
     Decide,
     Holding,
@@ -182,7 +183,7 @@ class Places:
             await requests.settled([(place, key) for place in self._partitions.places(group, key)])
             seen = await self._look(group, key)
             if (pair := seen.chosen()) is not None:
-                await self.move([pair])
+                await self._help(pair)
                 continue
             current = seen.live()
             target = seen.places[0]
@@ -205,7 +206,7 @@ class Places:
             if current is not None:
                 write = write_after(current.group, key, current, change)
             elif (pair := seen.linked(target)) is not None:
-                await self.move([pair])
+                await self._help(pair)
                 before = None
                 continue
             elif not await self._reserve(group, seen):
@@ -221,6 +222,12 @@ class Places:
         raise StoreUnavailableError(
             f"{printable(key)} of {printable(group)} was changed again and again meanwhile"
         )
+
+    async def _help(self, pair: Pair) -> None:
+        """Goes on with the move of an instance that a call is about."""
+        if (await self.move([pair])).waiting:
+            with self._requests.clock.hold():
+                await realtime.sleep(PAUSE_INITIAL_S)
 
     async def _reserve(self, group: str, seen: Seen) -> bool:
         """Prevents that others create an instance at its old places; returns whether it did."""

@@ -215,7 +215,8 @@ def next_step(pair: Pair, now: int) -> Write | Step:
     key, origin_group, target_group, origin, target, newer = pair
     mark, copy = mark_of(origin), copy_of(target)
     if mark is not None:
-        assert mark.target == target_group
+        if mark.target != target_group:
+            return Step.WAIT  # it has just been moved elsewhere
         if copy is not None and copy.id == mark.id:
             return _write(target_group, key, target, freed(_there(target), copy))
         if newer != "target":
