@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, aclosing, closing, suppress
 from typing import Final, NamedTuple
 
@@ -105,7 +105,7 @@ class Requests:
         # Records with a write that was not answered and may still be made; oldest first.
         self._doubtful: dict[Identity, None] = {}
         self._queue = WriteQueue(self._write, self.clock.microseconds, background)
-        self._deadlines = _Deadlines(self.store)
+        self._deadlines = Deadlines(lambda: self.store.deadline_s)
 
     async def now(self) -> int:
         """Returns the current instant, by which a call decides.
@@ -471,29 +471,39 @@ class Requests:
         self._deadlines.close()
 
 
-class _Deadlines:
+class Deadlines:
     """Ends calls that the store has not answered in time: one timer for all of them.
 
     A timer for each call would cost a tenth of the call.
     """
 
-    def __init__(self, store: DeadlineStore) -> None:
-        self._store = store
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        """Waits for no call yet.
+
+        Args:
+            seconds: How long a call may take that is made now.
+        """
+        self._seconds = seconds
         self._waiting: deque[tuple[float, Call]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def add(self, call: Call) -> None:
+        """Waits for a call that is made now."""
         waiting = self._waiting
         while waiting and waiting[0][1].answer.done():
             waiting.popleft()
         if len(waiting) > 4 * CALLS_MAX:
             # Behind one that waits, most have been answered.
             self._waiting = waiting = deque(
-                (until, other) for until, other in waiting if not other.answer.done()
+                entry for entry in waiting if not entry[1].answer.done()
             )
-        waiting.append((realtime.monotonic() + self._store.deadline_s, call))
+        seconds = self._seconds()
+        waiting.append((realtime.monotonic() + seconds, call))
         if self._timer is None:
-            self._timer = realtime.timer(self._store.deadline_s, self._expire)
+            self._timer = realtime.timer(seconds, self._expire)
 
     def _expire(self) -> None:
         self._timer = None
@@ -504,6 +514,7 @@ class _Deadlines:
             self._timer = realtime.timer(waiting[0][0] - now, self._expire)
 
     def close(self) -> None:
+        """Waits no longer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -153,12 +153,12 @@ class Wish:
             instance = self.instance
             assert isinstance(change, (Put, Patch))
             found = change
-        if current is None and not self.wanted.schedule.jitter:
-            planned = found.due_at  # it was made just now
-        else:
-            planned = _planned(found)
+        if current is None:
+            instance.planned_for(found.due_at)  # it was made just now
+            return instance
+        planned = _planned(found)
         instance.planned_for(_next_run(found, planned))
-        if self.on_existing is OnExisting.SOONER and current is not None and planned is not None:
+        if self.on_existing is OnExisting.SOONER and planned is not None:
             self._tell_kept(instance, planned, current, now)
         return instance
 
