@@ -316,6 +316,8 @@ def asked(
         return Ledger(started=ledger.started)
     if before is None or ask is Ask.FORCE:
         return scheduled(ledger, args, schedule, now)
+    if before.state == State.FINISHED:
+        ledger = ledger._replace(paused=False, until=None)  # the pause ended with its last run
     if ask is Ask.DROP:
         return done(ledger, run_of(before), now)._replace(starts=None)
     assert after is not None
