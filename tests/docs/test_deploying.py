@@ -25,7 +25,7 @@ import yaml
 from tests.ports import reserved_port
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "deploy"
-PATIENCE_S = 30
+PATIENCE_S = 60
 MARGIN_S = 5
 """What a stop takes besides the time that running tasks are given."""
 

@@ -27,7 +27,7 @@ from pyncette import Context, Pyncette
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FASTAPI_TESTS = str(EXAMPLES / "fastapi" / "test_service.py")
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 UVICORN = ["-m", "uvicorn", "--host", "127.0.0.1", "--port", "PORT"]
 GUNICORN = ["-m", "gunicorn", "--bind", "127.0.0.1:PORT", "--no-control-socket"]
@@ -36,6 +36,9 @@ ASGI_SERVERS = {
     "gunicorn-uvicorn": [*GUNICORN, "--worker-class", "uvicorn_worker.UvicornWorker"],
     "gunicorn-asgi": [*GUNICORN, "--worker-class", "asgi"],
 }
+UNDISTURBED = {"PYNCETTE_URL": "sqlite://", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""The environment of the tests of an example: tasks in memory, and pytest alone."""
+
 ENDED_BY_SIGTERM = {0, -signal.SIGTERM}
 """Uvicorn ends by the signal that stopped it, after it has stopped gracefully."""
 
@@ -167,7 +170,10 @@ def test_a_django_website_schedules_on_commit_and_its_command_runs(tmp_path: Pat
     folder = from_folder("django")
     manage = str(EXAMPLES / "django/manage.py")
     subprocess.run(
-        [sys.executable, manage, "migrate", "--verbosity=0"], cwd=tmp_path, check=True, timeout=60
+        [sys.executable, manage, "migrate", "--verbosity=0"],
+        cwd=tmp_path,
+        check=True,
+        timeout=2 * PATIENCE_S,
     )
     with (
         program([*GUNICORN, "website.wsgi"], tmp_path, **folder) as website,
@@ -190,11 +196,11 @@ def test_the_tests_of_an_example_pass(tmp_path: Path, command: list[str]) -> Non
     done = subprocess.run(
         [sys.executable, *command],
         cwd=tmp_path,
-        env={**os.environ, "PYNCETTE_URL": "sqlite://", **from_folder("fastapi")},
+        env={**os.environ, **UNDISTURBED, **from_folder("fastapi")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=2 * PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout
