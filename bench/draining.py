@@ -132,6 +132,7 @@ async def drain(work: Work) -> Figures:
             )
         scheduled, scheduled_cpu = time.perf_counter() - began, time.process_time() - cpu
         clock.behind = 0
+        await asyncio.sleep(0)  # until then the event loop keeps the tasks of the last calls
         gc.collect()
         gc.freeze()
         cpu, began = time.process_time(), time.perf_counter()
