@@ -42,3 +42,15 @@ SURVIVORS: Final[tuple[Survivor, ...]] = ()
 def reason_of(mutant: Mutant) -> str | None:
     """Why a mutant survives, if that is known."""
     return next((one.reason for one in SURVIVORS if one.covers(mutant)), None)
+
+
+def rows() -> list[str]:
+    """The survivors as a table in Markdown."""
+    lines = [
+        "| module | function | line | change | why it is not caught |",
+        "|---|---|---|---|---|",
+    ]
+    for module, function, line, what, reason in SURVIVORS:
+        cells = (module, function, f"`{line}`" if line else "", what or "any", reason)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines

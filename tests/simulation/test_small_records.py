@@ -10,17 +10,18 @@ as good as one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import product
 from typing import Final
 
 import pytest
 from tests.simulation import model
-from tests.simulation.workers import at, every
+from tests.simulation.workers import EPOCH, at, every
 
 from pyncette.engine import rules
 from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode, Outcome
-from pyncette.schedule import Schedule, dumps
+from pyncette.schedule import Every, Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     DELETE,
@@ -30,6 +31,7 @@ from pyncette.store.record import (
     Pause,
     Pending,
     Progress,
+    Put,
     Reading,
     Record,
     State,
@@ -44,6 +46,8 @@ FAR: Final = NOW + 2 * CLOCK_ERROR_MAX
 EVERY: Final = every(3)
 NEW: Final = every(4)
 ONCE: Final = at(12)
+OVER: Final = EVERY.between(None, EPOCH)
+"""Never runs any more."""
 WANTED: Final = Wanted(NEW, "1 {}", "new", ("g", "k"))
 SOON: Final = Policy(failure_mode=FailureMode.UNLOCK, retry_after=7)
 NONE: Final = Policy(failure_mode=FailureMode.NONE)
@@ -110,13 +114,17 @@ def after(before: Reading, change: Change) -> Record | None:
     if current is None:
         assert change is DELETE
         return None
-    progress = read(current).progress
-    ends = current.state == State.PAUSED and progress.pause is not None
+    _, schedule, progress = read(current)
+    pause = progress.pause
+    ends = current.state == State.PAUSED and pause is not None and pause.until is not None
     assert (current.due_at is None) is (current.state in RESTING and not ends), current
     if current.state == State.SCHEDULED:
         # Unless it was triggered, or waits a little.
         others = (_requested(before).triggered, NOW, NOW + 6)
-        assert current.due_at == progress.occurrence or current.due_at in others, current
+        due_at = progress.occurrence
+        if progress.triggered is None and due_at is not None:
+            due_at = schedule.due(due_at, record.group, record.key)
+        assert current.due_at == due_at or current.due_at in others, current
     if current.state == State.RUNNING:
         assert record.state == State.RUNNING
     assert progress.pending != Pending(), current
@@ -650,6 +658,8 @@ def test_only_a_lease_that_has_not_ended_is_alive() -> None:
         record = before.record
         holds = record.state == State.RUNNING and record.due_at == LEASE_END
         assert rules.alive(record, NOW) is holds
+        # Only a user's hand makes such a row; a claim of others must not end at it.
+        assert not rules.alive(record._replace(due_at=None), NOW)
 
 
 def test_three_attempts_without_an_outcome_make_a_suspect() -> None:
@@ -684,6 +694,40 @@ def test_what_runs_and_cannot_be_read_is_replaced_when_its_lease_ends(
     assert rules.merged(record, wanted, NOW) is None
     ended = record._replace(due_at=NOW)
     assert rules.merged(ended, wanted, NOW) == rules.created(wanted, NOW)
+    never = WANTED._replace(schedule=OVER)
+    assert rules.replaced(record, never, NOW) == rules.created(never, NOW)
+
+
+@pytest.mark.parametrize("rule", ["merged", "replanned"])
+def test_what_runs_at_once_does_so_when_it_is_new_and_not_whenever_it_is_given_again(
+    rule: str,
+) -> None:
+    at_once = Every(timedelta(microseconds=4), at_once=True)
+    for schedule, first in ((at_once, 14), (EVERY, 10)):
+        for state in (State.FINISHED, State.SCHEDULED, State.PAUSED):
+            progress = dump_progress(Progress(None if state is State.FINISHED else 90, "old"))
+            record = Record(
+                *(STATIC_GROUP, "k", 90 if state is State.SCHEDULED else None, 5, "t", state, 0),
+                *(dumps(schedule), "1 {}", progress),
+            )
+            change = (
+                rules.merged(record, WANTED._replace(schedule=at_once), NOW)
+                if rule == "merged"
+                else rules.replanned(record, at_once, NOW)
+            )
+            if change is None:
+                assert rule == "replanned"
+                assert schedule == at_once
+                continue
+            assert load_progress(change.progress or "").planned == first
+            assert change.due_at == (None if state is State.PAUSED else first)
+
+
+def test_an_occurrence_that_was_renewed_stays_so_beside_a_triggered_run() -> None:
+    for triggered, kept in ((None, None), (9, 5)):
+        before = _running(triggered=triggered, renewed=5)
+        done = _read(before, rules.succeeded(before, NONE, NOW))
+        assert (done.renewed, done.planned) == (kept, 8 if triggered else 11)
 
 
 def test_what_a_later_release_wrote_is_given_back_unread() -> None:
@@ -831,6 +875,24 @@ def test_what_is_too_late_is_skipped_with_all_that_is_too_late_with_it() -> None
         assert _is_promoted(wanted, read_after(wanted, rules.misfired(wanted, policy, now)).record)
 
 
+def test_with_jitter_nothing_is_skipped_that_may_still_be_in_time() -> None:
+    for interval, jitter, now, grace in product((3, 9), (2, 5), range(14, 30), (1, 4)):
+        spread = timedelta(microseconds=jitter)
+        before = _running(every(interval).with_jitter(spread), planned=8)
+        if not rules.too_late(before, Policy(misfire_grace=grace), now):
+            continue
+        progress = _read(before, rules.misfired(before, Policy(misfire_grace=grace), now))
+        # Each may wait for as long as its jitter, but not beyond the next one.
+        wait = min(interval, jitter)
+        late = [planned for planned in range(8, 99, interval) if now - planned - wait > grace]
+        count = max(len(late), 1)
+        assert (progress.planned, progress.skipped) == (8 + count * interval, count)
+        once = _running(at(8).with_jitter(spread), planned=8)
+        if rules.too_late(once, Policy(misfire_grace=grace), now):
+            kept = read_after(once, rules.misfired(once, Policy(misfire_grace=grace), now))
+            assert (kept.record.state, kept.progress.skipped) == (State.FINISHED, 1)
+
+
 def test_what_came_due_during_a_run_is_skipped_where_it_may_not_overlap() -> None:
     overlap = Policy(skip_overlap=True)
     for started, begun, now in product((8, 9, 12), (None, 8, 12), (9, 11, 12, 15)):
@@ -881,6 +943,23 @@ def test_attempts_are_counted_with_those_that_have_no_outcome() -> None:
         assert rules.too_many(before, Policy(attempts=9, within=2), NOW) is None
         renewed = before._replace(progress=before.progress._replace(renewed=9))
         assert rules.too_many(renewed, Policy(attempts=9, within=1), NOW) is None
+
+
+def test_a_failure_of_which_no_error_is_known_is_told_as_one_without_an_outcome() -> None:
+    found = rules.too_many(_running(failures=1), Policy(attempts=1), NOW)
+    assert found is not None
+    assert found.error == rules.NO_OUTCOME
+    lost = f"Attempt 2: {rules.NO_OUTCOME}"
+    # An error of before is told only if it belongs to the attempts that are counted.
+    for failures, error, told in (
+        (0, "e", f"Attempt 1: {rules.NO_OUTCOME}"),
+        (1, None, lost),
+        (1, "e", f"{lost}; before that: e"),
+    ):
+        before = _running(unfinished=2, failures=failures, error=error)
+        found = rules.too_many(before, Policy(attempts=1), NOW)
+        assert found is not None
+        assert found.error == told
 
 
 def _with_failure_of(before: Reading, failure: Failure) -> Progress:
@@ -945,6 +1024,8 @@ def test_what_is_parked_is_run_again_with_all_attempts_or_dropped() -> None:
         after_it = read_after(before, dropped)
         assert after_it.progress.planned == following
         assert after_it.progress.failures == 0
+        if _requested(before).schedule is None:
+            assert after_it.progress.error == (old.error or "parked")
 
 
 # Clocks that were ahead, and records that are behind.
@@ -952,11 +1033,11 @@ def test_what_is_parked_is_run_again_with_all_attempts_or_dropped() -> None:
 
 def test_what_a_clock_that_was_ahead_has_planned_is_planned_from_now() -> None:
     edge = NOW + CLOCK_ERROR_MAX
-    for planned, triggered in product((edge, edge + 1, FAR), (None, 9)):
+    upcoming = EVERY.next(edge)
+    assert upcoming is not None
+    for planned, triggered in product((edge, edge + 1, upcoming, FAR), (None, 9)):
         before = _running(planned=planned, triggered=triggered)
         done = _read(before, rules.succeeded(before, NONE, NOW))
-        upcoming = EVERY.next(edge)
-        assert upcoming is not None
         if triggered is None:
             wrong = planned > edge
             assert done.planned == (NOW + 3 if wrong else planned + 3)
@@ -990,6 +1071,71 @@ def test_a_retry_or_a_trigger_that_a_clock_ahead_has_set_is_due_now() -> None:
         assert (change.due_at, change.state) == (NOW, state)
         if not retry:
             assert load_progress(change.progress or "").triggered == NOW
+
+
+def test_a_retry_that_waits_no_longer_than_a_rare_schedule_does_is_left_alone() -> None:
+    rare = every(3 * rules.RETRY_DELAY_MAX)
+    upcoming = rare.next(NOW + CLOCK_ERROR_MAX)
+    assert upcoming is not None
+    assert upcoming > NOW + rules.RETRY_DELAY_MAX
+    for due_at in (upcoming, upcoming + 1, None):
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 5, "t", State.RETRYING, 0),
+            *(dumps(rare), "", dump_progress(Progress(12, "old"))),
+        )
+        wrong = due_at == upcoming + 1
+        assert rules.retries_too_late(record, rare, NOW) is wrong
+        assert (rules.replanned(record, rare, NOW) is not None) is wrong
+
+
+def test_a_schedule_that_has_ended_contradicts_no_plan() -> None:
+    for state in (State.SCHEDULED, State.RETRYING):
+        record = Record(
+            *(STATIC_GROUP, "k", FAR, 5, "t", state, 0),
+            *(dumps(OVER), "", dump_progress(Progress(FAR, "old"))),
+        )
+        assert not rules.contradicts(record, read(record).progress, OVER, NOW)
+
+
+def test_a_schedule_that_was_not_known_is_filled_in_and_the_occurrence_kept() -> None:
+    for state, planned in product((State.SCHEDULED, State.PAUSED, State.RUNNING), (8, 16, 90)):
+        due_at = {State.SCHEDULED: planned, State.PAUSED: None, State.RUNNING: LEASE_END}[state]
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 5, "t", state, int(state is State.RUNNING)),
+            *(rules.UNKNOWN_SCHEDULE, "", dump_progress(Progress(planned, "old"))),
+        )
+        change = rules.replanned(record, EVERY, NOW)
+        assert isinstance(change, Put)
+        assert change == Put(
+            *(due_at, state, "t", record.unfinished_attempts, dumps(EVERY), "", record.progress)
+        )
+
+
+def test_what_collapses_is_skipped_whether_or_not_it_overlaps() -> None:
+    policy = Policy(fast_forward=True, skip_overlap=True)
+    for started in (9, 14, 20):
+        progress = _read(_running(), rules.succeeded(_running(), policy, 21, (started, 21)))
+        assert (progress.planned, progress.skipped) == (23, 4)
+
+
+def test_a_pause_without_an_end_keeps_its_reason() -> None:
+    pause = Pause(None, "why")
+    before = next(records(State.SCHEDULED))
+    change = rules.paused(before, NOW, pause)
+    assert change is not None
+    rests = read_after(before, change)
+    assert (rests.record.state, rests.record.due_at) == (State.PAUSED, None)
+    assert rests.progress.pause == pause
+
+
+def test_a_new_plan_that_begins_with_the_overdue_occurrence_takes_its_place() -> None:
+    for planned, promoted in ((8, True), (9, False)):
+        pending = Pending(dumps(NEW), "1 []", planned, "old")
+        before = _running(planned=8, triggered=9, pending=pending)
+        current = read_after(before, rules.succeeded(before, NONE, NOW))
+        assert current.progress.planned == 8
+        assert (current.record.schedule == dumps(NEW)) is promoted
+        assert (current.progress.pending is None) is promoted
 
 
 def test_a_record_that_is_behind_is_due_a_little_later_than_now() -> None:
