@@ -61,6 +61,7 @@ MEMORY_MAX_BYTES: Final = 3 << 30
 
 EXPLORER: Final = (
     "tests/simulation/test_small_records.py",
+    "tests/simulation/test_small_parts.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
 )
@@ -92,6 +93,7 @@ class Result(NamedTuple):
         how: The history or test, and what it said.
         pieces: How many pieces reach the line.
         seconds: How long it took, of the processor.
+        tried: The pieces that a survivor has survived, by their keys.
     """
 
     id: str
@@ -105,6 +107,7 @@ class Result(NamedTuple):
     how: str
     pieces: int
     seconds: float
+    tried: Sequence[str] = ()
 
 
 class Piece(NamedTuple):
@@ -115,12 +118,14 @@ class Piece(NamedTuple):
         killer: What it is a part of.
         seconds: What it takes without a mutation, of the processor.
         lines: Which lines it reaches, by file.
+        key: Changes with what it is.
     """
 
     name: str
     killer: str
     seconds: float
     lines: dict[str, frozenset[int]]
+    key: str
 
     @property
     def family(self) -> str:
@@ -144,8 +149,8 @@ class Bench:
         self._failed: list[str] = []
         wanted = [*names(options.seeds, options.scenario_seeds), *self._items]
         self.pieces = [
-            Piece(name, self._killer(name), one["seconds"], _sets(one["lines"]))
-            for name, one in self._known(wanted, options.results).items()
+            Piece(name, self._killer(name), one["seconds"], _sets(one["lines"]), key[:8])
+            for name, (key, one) in self._known(wanted, options.results).items()
         ]
         # How many mutants each piece has killed, of a file and of a function.
         self._kills: Counter[tuple[str, str]] = Counter()
@@ -181,7 +186,7 @@ class Bench:
             known = {one: known[one] for one in of.values()}
             if kept is not None:
                 kept.write_text(json.dumps(known))
-        return {name: known[of[name]] for name in wanted}
+        return {name: (of[name], known[of[name]]) for name in wanted}
 
     def _origin(self, name: str) -> bytes:
         """What a piece is: the file of a test, the plan of a history."""
@@ -234,21 +239,26 @@ class Bench:
         reaching.sort(key=lambda piece: (piece.killer != "unit", ranks[piece.name]), reverse=True)
         return reaching
 
-    def try_out(self, mutant: Mutant) -> Result:
-        """Runs what may notice a mutant, until one does."""
+    def try_out(self, mutant: Mutant, before: Result | None) -> Result:
+        """Runs what may notice a mutant, and has not been run yet, until one does."""
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         reaching = self._reaching(mutant)
+        tried = [] if before is None else [*before.tried]
         spent_s, pieces = {True: 0.0, False: 0.0}, []
         for piece in reaching:
             is_unit = piece.killer == "unit"
-            if spent_s[is_unit] + piece.seconds <= self._budget_s:
+            if piece.key not in tried and spent_s[is_unit] + piece.seconds <= self._budget_s:
                 spent_s[is_unit] += piece.seconds
                 pieces.append(piece)
         how = in_child(mutant, partial(self._run_all, pieces)) if pieces else None
         killer = None if how is None else self._killer(how.partition("\t")[0])
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         took = ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
-        return Result(*_about(mutant), killer, how or "", len(reaching), round(took, 2))
+        if before is not None:
+            took += before.seconds
+        tried = [*tried, *(piece.key for piece in pieces)] if killer is None else []
+        about = _about(mutant)
+        return Result(*about, killer, how or "", len(reaching), round(took, 2), tried)
 
     def _run_all(self, pieces: Sequence[Piece]) -> str | None:
         event_loop.CALLBACKS_MAX = CALLBACKS_MAX  # type: ignore[misc]
@@ -385,7 +395,7 @@ class _Plugin:
                 options.again and before.killer not in KILLERS and reason_of(mutant) is None
             ):
                 continue
-            result = results[mutant.id] = bench.try_out(mutant)
+            result = results[mutant.id] = bench.try_out(mutant, before)
             bench.learn(result)
             if options.results is not None:
                 with options.results.open("a") as kept:

@@ -1128,6 +1128,50 @@ def test_a_pause_without_an_end_keeps_its_reason() -> None:
     assert rests.progress.pause == pause
 
 
+def test_a_static_record_that_cannot_be_read_is_planned_anew_only_once_it_is_parked() -> None:
+    for state, progress in product(
+        (State.SCHEDULED, State.RETRYING, State.RUNNING, State.PARKED),
+        ("garbage", dump_progress(Progress(None, "old", error="cannot be read"))),
+    ):
+        due_at = None if state is State.PARKED else 12
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 171, "t", state, 0, dumps(EVERY), "", progress)
+        )
+        change = rules.replanned(record, EVERY, NOW)
+        if state is not State.PARKED:
+            assert change is None
+            continue
+        assert isinstance(change, Put)
+        incarnation = "ab" if progress == "garbage" else "old"
+        assert change == Put(
+            *(13, State.SCHEDULED, None, 0, dumps(EVERY), ""),
+            dump_progress(Progress(13, incarnation)),
+        )
+
+
+def test_a_trigger_of_a_record_that_runs_is_left_to_its_holder() -> None:
+    for state in (State.RUNNING, State.SCHEDULED):
+        record = Record(
+            *(STATIC_GROUP, "k", FAR, 5, "t", state, int(state is State.RUNNING)),
+            *(dumps(EVERY), "", dump_progress(Progress(12, "old", FAR))),
+        )
+        change = rules.replanned(record, EVERY, NOW)
+        assert (change is None) is (state is State.RUNNING)
+
+
+def test_a_triggered_run_leaves_the_last_occurrence_where_it_is() -> None:
+    before = _running(OVER, planned=FAR, triggered=9)
+    assert _read(before, rules.succeeded(before, NONE, NOW)).planned == FAR
+
+
+def test_what_is_paused_and_gets_a_schedule_that_has_ended_is_finished() -> None:
+    wanted = WANTED._replace(schedule=OVER)
+    for before in records(State.PAUSED):
+        change = rules.replaced(before.record, wanted, NOW)
+        assert change == rules.created(wanted, NOW)
+        assert (change.state, change.due_at) == (State.FINISHED, None)
+
+
 def test_a_new_plan_that_begins_with_the_overdue_occurrence_takes_its_place() -> None:
     for planned, promoted in ((8, True), (9, False)):
         pending = Pending(dumps(NEW), "1 []", planned, "old")
