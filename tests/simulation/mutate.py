@@ -62,6 +62,8 @@ MEMORY_MAX_BYTES: Final = 3 << 30
 EXPLORER: Final = (
     "tests/simulation/test_small_records.py",
     "tests/simulation/test_small_parts.py",
+    "tests/simulation/test_small_entries.py",
+    "tests/simulation/test_small_dispatch.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
 )
