@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -42,6 +43,7 @@ class Place(NamedTuple):
         execution: Of the record.
         clock: Of the worker.
         runs: The keys of the records whose bodies have run.
+        entered: Runs of the execution that are not started.
     """
 
     worker: Worker
@@ -49,6 +51,21 @@ class Place(NamedTuple):
     execution: Execution
     clock: VirtualClock
     runs: list[str]
+    entered: list[Coroutine[Any, Any, None]]
+
+    def enter(self, begun: bool = False) -> Coroutine[Any, Any, None]:
+        """Counts the execution among those of the worker; returns its run, which is not started."""
+        run = self.worker.dispatcher.executions[self.execution] = self.execution.run()
+        self.entered.append(run)
+        if begun:
+            self.execution.runner = asyncio.ensure_future(asyncio.sleep(60))
+        return run
+
+    def leave(self) -> None:
+        """Takes it out again."""
+        self.worker.dispatcher.executions.pop(self.execution, None)
+        for run in self.entered:
+            run.close()
 
     def told_of(self) -> int:
         """When the worker claims from the group of the record next."""
@@ -77,11 +94,14 @@ async def place_of(
         batch = worker.dispatcher._batch(template, Claim(clock.monotonic(), 0.0, NOW))
         execution = worker.dispatcher._execution(batch, record, NOW)
         assert execution is not None
-        execution._began = clock.monotonic()
         # As if a batch were under way: what is queued stays there.
         worker.writes._writing = True
         try:
-            yield Place(worker, template, execution, clock, runs)
+            place = Place(worker, template, execution, clock, runs, [])
+            yield place
         finally:
+            place.leave()
+            if execution.runner is not None:
+                execution.runner.cancel()
             worker.writes._take_all()
             worker.writes._writing = False

@@ -174,7 +174,7 @@ def test_a_body_that_outlives_its_lease_is_started_again_beside_itself_and_said_
     async def main() -> None:
         async with place_of() as place:
             dispatcher = place.worker.dispatcher
-            dispatcher.executions[place.execution] = place.execution.run()
+            place.enter()
             batch = dispatcher._batch(place.template, Claim(0.0, 0.0, NOW))
             for unfinished in (2, 3, 4):
                 record = HELD._replace(unfinished_attempts=unfinished)
@@ -182,7 +182,7 @@ def test_a_body_that_outlives_its_lease_is_started_again_beside_itself_and_said_
                 assert execution is not None
                 assert not execution._batch.extend
             assert dispatcher.suspect is None
-            dispatcher.executions.popitem()[1].close()
+            place.leave()
         assert caplog.text.count("takes longer than lease_duration") == 1
 
     _run(main)
@@ -259,17 +259,14 @@ def test_a_run_whose_asyncio_task_was_cancelled_before_its_first_step_is_given_b
     async def main() -> None:
         for begun, closed in product((False, True), repeat=2):
             async with place_of() as place:
-                dispatcher, run = place.worker.dispatcher, place.execution.run()
-                dispatcher.executions[place.execution] = run
-                place.execution.begun = begun
+                dispatcher, run = place.worker.dispatcher, place.enter(begun)
                 if closed:
                     run.close()
                 dispatcher.drop_unstarted()
                 dropped = closed and not begun
                 assert _written(place) == ({"k": UNSTARTED} if dropped else {})
                 assert (place.execution in dispatcher.executions) is not dropped
-                run.close()
-                dispatcher.executions.clear()
+                place.leave()
 
     _run(main)
 
@@ -279,12 +276,11 @@ def test_only_what_has_begun_and_waits_for_the_store_is_cancelled_while_it_waits
         for begun, in_body in product((False, True), repeat=2):
             async with place_of() as place:
                 dispatcher = place.worker.dispatcher
-                dispatcher.executions[place.execution] = run = place.execution.run()
-                place.execution.begun, place.execution.in_body = begun, in_body
+                place.enter(begun)
+                place.execution._began = 0.0 if in_body else None
                 dispatcher.cancel_waiting()
-                assert place.execution._cancelled is (begun and not in_body)
-                run.close()
-                dispatcher.executions.clear()
+                assert place.execution._is_cancelled is (begun and not in_body)
+                place.leave()
 
     _run(main)
 
@@ -294,13 +290,11 @@ def test_what_the_executor_never_began_is_withdrawn() -> None:
         for begun in (False, True):
             async with place_of() as place:
                 dispatcher = place.worker.dispatcher
-                dispatcher.executions[place.execution] = run = place.execution.run()
-                place.execution.begun = begun
+                place.enter(begun)
                 dispatcher.withdraw_queued()
-                assert place.execution._cancelled is not begun
+                assert place.execution._is_cancelled is not begun
                 assert _written(place) == ({} if begun else {"k": UNSTARTED})
-                run.close()
-                dispatcher.executions.clear()
+                place.leave()
 
     _run(main)
 

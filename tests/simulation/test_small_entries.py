@@ -9,13 +9,23 @@ ends at once, and nothing is tried after the lease.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
 from typing import Any, Final
 
 import pytest
-from tests.simulation.places import FIRST, HELD, LEASE_END, NOW, SECOND, START, place_of
+from tests.simulation.places import (
+    FIRST,
+    HELD,
+    LEASE_END,
+    NOW,
+    SECOND,
+    START,
+    Place,
+    place_of,
+)
 from tests.simulation.workers import every
 
 from pyncette import ExecutionMode, FailureMode, Heartbeat
@@ -32,6 +42,15 @@ from pyncette.store.record import DELETE, Pending, Record, State, dump_progress
 
 LOCKED: Final = StoreUnavailableError("locked")
 NEVER_FITS: Final = ValueError("too large")
+
+
+@asynccontextmanager
+async def held_by(record: Record = HELD, **options: Any) -> AsyncIterator[Place]:
+    """A worker whose body has run, though its outcome is not written."""
+    async with place_of(record, **options) as place:
+        place.enter()
+        place.execution._began = place.clock.monotonic()
+        yield place
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -84,10 +103,10 @@ def _in_lease(answer: Result, now: int) -> bool:
 def test_an_outcome_that_was_written_tells_when_the_record_comes_due() -> None:
     async def main() -> None:
         for mode, fails in product(FailureMode, (False, True)):
-            async with place_of(failure_mode=mode) as place:
+            async with held_by(failure_mode=mode) as place:
                 execution = place.execution
                 if fails:
-                    execution._failure = Failure("no")
+                    execution.rarely().failure = Failure("no")
                 write = execution.build(NOW)
                 assert write is not None
                 assert (write.expect, write.token) == (5, "me:1:1")
@@ -100,7 +119,7 @@ def test_an_outcome_that_was_written_tells_when_the_record_comes_due() -> None:
 def test_an_outcome_that_removes_the_record_tells_nothing() -> None:
     async def main() -> None:
         once = HELD._replace(schedule=dumps(every(10 * SECOND).between(None, START)))
-        async with place_of(once) as place:
+        async with held_by(once) as place:
             write = place.execution.build(NOW)
             assert write is not None
             assert write.change is DELETE
@@ -114,7 +133,7 @@ def test_an_outcome_that_removes_the_record_tells_nothing() -> None:
 def test_an_outcome_that_was_not_written_is_tried_until_the_lease_ends(answer: Result) -> None:
     async def main() -> None:
         for now in (NOW + SECOND, LEASE_END - 1, LEASE_END, LEASE_END + 1):
-            async with place_of() as place:
+            async with held_by() as place:
                 execution = place.execution
                 write = execution.build(NOW)
                 assert write is not None
@@ -132,7 +151,7 @@ def test_an_outcome_that_was_not_written_is_tried_until_the_lease_ends(answer: R
 
 def test_an_outcome_of_which_a_row_has_no_due_time_is_not_repeated() -> None:
     async def main() -> None:
-        async with place_of(HELD._replace(due_at=None)) as place:
+        async with held_by(HELD._replace(due_at=None)) as place:
             assert not place.execution.may_repeat(Unknown(LOCKED), NOW)
 
     _run(main)
@@ -143,7 +162,7 @@ def test_an_outcome_of_a_lost_record_is_dropped_with_the_reason(
     became: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             write = execution.build(NOW)
             assert write is not None
@@ -161,7 +180,7 @@ def test_an_outcome_of_a_lost_record_is_dropped_with_the_reason(
 
 def test_an_outcome_is_decided_again_from_what_a_user_has_changed() -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             write = execution.build(NOW)
             assert write is not None
@@ -179,7 +198,7 @@ def test_an_outcome_is_decided_again_from_what_a_user_has_changed() -> None:
 
 def test_what_a_user_has_made_unreadable_is_lost() -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             write = execution.build(NOW)
             assert write is not None
@@ -193,13 +212,13 @@ def test_what_a_user_has_made_unreadable_is_lost() -> None:
 
 def test_an_outcome_that_was_written_before_is_done() -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             write = execution.build(NOW)
             assert write is not None
             assert execution.answered(Refused(MOVED_ON), write, NOW) is Next.DONE
             assert place.told_of() == write.change.due_at
-            assert not execution._lost
+            assert not execution.is_lost
 
     _run(main)
 
@@ -216,10 +235,11 @@ def test_what_follows_an_outcome_is_logged(caplog: pytest.LogCaptureFixture) -> 
             (Failure("no", final=True), False, NOW - SECOND, "the occurrence is given up"),
         ):
             progress = dump_progress(FIRST._replace(planned=planned))
-            async with place_of(
+            async with held_by(
                 HELD._replace(progress=progress), fast_forward=fast_forward
             ) as place:
-                place.execution._failure = failure
+                if failure is not None:
+                    place.execution.rarely().failure = failure
                 write = place.execution.build(NOW)
                 assert write is not None
                 caplog.clear()
@@ -235,7 +255,7 @@ def test_what_follows_an_outcome_is_logged(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize("answer", [Applied(7), *FAILURES], ids=repr)
 def test_a_heartbeat_is_not_repeated_and_its_caller_told(answer: Result) -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             heartbeat = _Heartbeat(execution)
             write = heartbeat.build(NOW + SECOND)
@@ -261,7 +281,7 @@ def test_a_heartbeat_is_not_repeated_and_its_caller_told(answer: Result) -> None
 @pytest.mark.parametrize("became", [*OTHERS, "held", "moved on"])
 def test_a_heartbeat_that_is_refused_finds_what_became_of_the_record(became: str) -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             heartbeat = _Heartbeat(place.execution)
             write = heartbeat.build(NOW)
             assert write is not None
@@ -290,12 +310,12 @@ def test_a_heartbeat_that_is_refused_finds_what_became_of_the_record(became: str
 
 def test_a_heartbeat_that_nobody_awaits_any_more_is_not_sent() -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             cancelled, ended = _Heartbeat(place.execution), _Heartbeat(place.execution)
             cancelled.done.cancel()
             assert cancelled.build(NOW) is None
             cancelled.abandon(LOCKED)
-            place.execution.ended = True
+            place.leave()
             assert ended.build(NOW) is None
             assert await ended.done is None
 
@@ -305,7 +325,7 @@ def test_a_heartbeat_that_nobody_awaits_any_more_is_not_sent() -> None:
 def test_an_automatic_heartbeat_tells_of_each_answer_and_ends_with_its_run() -> None:
     async def main() -> None:
         for answer in (Applied(7), *FAILURES, Refused(None), Refused(MOVED_ON)):
-            async with place_of() as place:
+            async with held_by() as place:
                 execution, told = place.execution, []
                 execution.rarely().beating = True
                 heartbeat = _AutomaticHeartbeat(execution, told.append)
@@ -320,9 +340,12 @@ def test_an_automatic_heartbeat_tells_of_each_answer_and_ends_with_its_run() -> 
                 else:
                     assert told == [None]
         for ended, lost in ((True, False), (False, True)):
-            async with place_of() as place:
+            async with held_by() as place:
                 execution, told = place.execution, []
-                execution.ended, execution._lost = ended, lost
+                if ended:
+                    place.leave()
+                if lost:
+                    execution.rarely().loss = "gone"
                 execution.rarely().beating = True
                 assert _AutomaticHeartbeat(execution, told.append).build(NOW) is None
                 assert not execution.rarely().beating
@@ -333,15 +356,16 @@ def test_an_automatic_heartbeat_tells_of_each_answer_and_ends_with_its_run() -> 
 
 def test_automatic_heartbeats_go_on_while_the_run_holds_its_record() -> None:
     async def main() -> None:
-        async with place_of(heartbeat=Heartbeat(every=timedelta(seconds=3))) as place:
+        async with held_by(heartbeat=Heartbeat(every=timedelta(seconds=3))) as place:
             execution = place.execution
             assert execution.beats is None
-            execution.begun = True
+            place.leave()
+            place.enter(begun=True)
             assert execution.beats is not None
             execution.beat(lambda error: None)
             execution.beat(lambda error: None)
             assert len(place.worker.writes) == 1
-            execution._lost = True
+            execution.rarely().loss = "gone"
             assert execution.beats is None
 
     _run(main)
@@ -352,13 +376,15 @@ def test_only_a_body_that_runs_is_interrupted_and_once(
     in_body: bool, ended: bool, before: bool
 ) -> None:
     async def main() -> None:
-        async with place_of() as place:
+        async with held_by() as place:
             execution = place.execution
             execution.interrupt()
             assert not execution._interrupted
             runner = asyncio.ensure_future(asyncio.sleep(1))
             execution.runner = runner
-            execution.in_body, execution.ended = in_body, ended
+            execution._began = place.clock.monotonic() if in_body else None
+            if ended:
+                place.leave()
             execution.rarely().interrupted = before
             execution.interrupt()
             interrupts = in_body and not ended and not before
@@ -387,7 +413,7 @@ def test_an_advance_lets_its_body_run_only_once_it_is_known_to_be_written(
     async def main() -> None:
         for answer, now in product(answers, (NOW, LEASE_END)):
             caplog.clear()
-            async with place_of(**ONCE) as place:
+            async with held_by(**ONCE) as place:
                 advance = _Advance(place.execution)
                 write = advance.build(NOW)
                 assert write is not None
@@ -414,7 +440,7 @@ def test_an_advance_whose_answer_was_lost_cannot_say_whether_a_record_that_is_go
             (Unknown(LOCKED), Failed(LOCKED), None), (None, OTHERS["worker you took it"])
         ):
             caplog.clear()
-            async with place_of(**ONCE) as place:
+            async with held_by(**ONCE) as place:
                 advance = _Advance(place.execution)
                 write = advance.build(NOW)
                 assert write is not None
@@ -436,7 +462,7 @@ def test_an_advance_of_a_run_that_was_cancelled_says_nothing_more(
 ) -> None:
     async def main() -> None:
         for answer in (Applied(6), *FAILURES, Refused(None), Refused(MOVED_ON)):
-            async with place_of(**ONCE) as place:
+            async with held_by(**ONCE) as place:
                 advance = _Advance(place.execution)
                 write = advance.build(NOW)
                 assert write is not None
@@ -468,7 +494,7 @@ def test_what_is_given_back_is_written_while_it_is_held_and_the_lease_lasts() ->
                 tried = held.due_at is not None and _in_lease(answer, now)
                 answers.append((answer, Next.BACK_OFF if tried else Next.DONE))
             for answer, expected in answers:
-                async with place_of() as place:
+                async with held_by() as place:
                     dispatcher = place.worker.dispatcher
                     dispatcher.give_back(held)
                     [release] = place.worker.writes._queue
