@@ -53,13 +53,12 @@ class Place(NamedTuple):
     runs: list[str]
     entered: list[Coroutine[Any, Any, None]]
 
-    def enter(self, begun: bool = False) -> Coroutine[Any, Any, None]:
-        """Counts the execution among those of the worker; returns its run, which is not started."""
+    def enter(self, begun: bool = False) -> None:
+        """Counts the execution among those of the worker; its run is not started."""
         run = self.worker.dispatcher.executions[self.execution] = self.execution.run()
         self.entered.append(run)
         if begun:
             self.execution.runner = asyncio.ensure_future(asyncio.sleep(60))
-        return run
 
     def leave(self) -> None:
         """Takes it out again."""

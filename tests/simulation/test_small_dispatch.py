@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import product
@@ -111,17 +111,15 @@ def test_a_worker_that_stops_or_whose_group_is_paused_gives_all_back() -> None:
 def test_what_has_had_all_its_attempts_or_is_too_late_is_settled_and_not_started(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    retry = Retry(attempts=2)
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"retry": Retry(attempts=2), "exhausted": Exhausted.PARK},
+        {"misfire_grace": timedelta(seconds=3)},
+    ]
 
     async def main() -> None:
         for unfinished, planned, options in product(
-            (1, 2, 3),
-            (NOW - SECOND, NOW - 5 * SECOND),
-            (
-                {},
-                {"retry": retry, "exhausted": Exhausted.PARK},
-                {"misfire_grace": timedelta(seconds=3)},
-            ),
+            (1, 2, 3), (NOW - SECOND, NOW - 5 * SECOND), kinds
         ):
             caplog.clear()
             progress = dump_progress(FIRST._replace(planned=planned))
@@ -135,7 +133,7 @@ def test_what_has_had_all_its_attempts_or_is_too_late_is_settled_and_not_started
                 assert place.runs == ([] if waits else ["a"])
                 if parked:
                     assert written["a"].state == State.PARKED
-                    assert NO_OUTCOME in load_progress(written["a"].progress).error
+                    assert NO_OUTCOME in (load_progress(written["a"].progress).error or "")
                     assert "t:a is not started again" in caplog.text
                 elif skipped:
                     assert load_progress(written["a"].progress).skipped == 1
@@ -259,7 +257,9 @@ def test_a_run_whose_asyncio_task_was_cancelled_before_its_first_step_is_given_b
     async def main() -> None:
         for begun, closed in product((False, True), repeat=2):
             async with place_of() as place:
-                dispatcher, run = place.worker.dispatcher, place.enter(begun)
+                dispatcher = place.worker.dispatcher
+                place.enter(begun)
+                [run] = place.entered
                 if closed:
                     run.close()
                 dispatcher.drop_unstarted()
@@ -306,7 +306,7 @@ class Refusing(DefaultExecutor):
     begins = False
     cancels = False
 
-    async def spawn_task(self, task: Coroutine[Any, Any, Any]) -> None:
+    async def spawn_task(self, task: Awaitable[Any]) -> None:
         if self.begins:
             await task
         if self.cancels:
@@ -357,7 +357,7 @@ def test_a_run_that_the_executor_does_not_take_on_is_given_back(
 class Swallowing(DefaultExecutor):
     """An executor that runs a task within the call; the task swallows what cancels the loop."""
 
-    async def spawn_task(self, task: Coroutine[Any, Any, Any]) -> None:
+    async def spawn_task(self, task: Awaitable[Any]) -> None:
         await task
         runner = asyncio.current_task()
         assert runner is not None
@@ -387,7 +387,7 @@ def test_only_the_default_executor_is_started_directly() -> None:
     class Slower(DefaultExecutor):
         """With a start of its own."""
 
-        async def spawn_task(self, task: Coroutine[Any, Any, Any]) -> None:
+        async def spawn_task(self, task: Awaitable[Any]) -> None:
             await super().spawn_task(task)
 
     class Named(DefaultExecutor):

@@ -188,7 +188,7 @@ def test_an_outcome_is_decided_again_from_what_a_user_has_changed() -> None:
             again = execution.build(NOW)
             assert again is not None
             assert again.expect == 9
-            assert again.change.state == State.PAUSED
+            assert again.change.state == State.PAUSED  # type: ignore[union-attr]
             assert execution.fencing_token == 5
             # The row is what the write expects, and was refused: something else holds it.
             assert execution.answered(Refused(PAUSED), again, NOW) is Next.BACK_OFF
@@ -263,7 +263,7 @@ def test_a_heartbeat_is_not_repeated_and_its_caller_told(answer: Result) -> None
             assert write.change.due_at == NOW + 21 * SECOND
             assert heartbeat.answered(answer, write, NOW + SECOND) is Next.DONE
             if isinstance(answer, Applied):
-                assert await heartbeat.done is None
+                assert heartbeat.done.exception() is None
                 record = execution.reading.record
                 assert (record.version, record.due_at) == (7, NOW + 21 * SECOND)
                 assert execution.fencing_token == 5
@@ -317,7 +317,7 @@ def test_a_heartbeat_that_nobody_awaits_any_more_is_not_sent() -> None:
             cancelled.abandon(LOCKED)
             place.leave()
             assert ended.build(NOW) is None
-            assert await ended.done is None
+            assert ended.done.exception() is None
 
     _run(main)
 
@@ -326,7 +326,7 @@ def test_an_automatic_heartbeat_tells_of_each_answer_and_ends_with_its_run() -> 
     async def main() -> None:
         for answer in (Applied(7), *FAILURES, Refused(None), Refused(MOVED_ON)):
             async with held_by() as place:
-                execution, told = place.execution, []
+                execution, told = place.execution, list[Exception | None]()
                 execution.rarely().beating = True
                 heartbeat = _AutomaticHeartbeat(execution, told.append)
                 write = heartbeat.build(NOW)
@@ -341,7 +341,7 @@ def test_an_automatic_heartbeat_tells_of_each_answer_and_ends_with_its_run() -> 
                     assert told == [None]
         for ended, lost in ((True, False), (False, True)):
             async with held_by() as place:
-                execution, told = place.execution, []
+                execution, told = place.execution, list[Exception | None]()
                 if ended:
                     place.leave()
                 if lost:
@@ -510,6 +510,6 @@ def test_what_is_given_back_is_written_while_it_is_held_and_the_lease_lasts() ->
                         again = release.build(now)
                         assert again is not None
                         assert again.expect == 9
-                        assert again.change.state == State.PAUSED
+                        assert again.change.state == State.PAUSED  # type: ignore[union-attr]
 
     _run(main)
