@@ -64,6 +64,7 @@ EXPLORER: Final = (
     "tests/simulation/test_small_parts.py",
     "tests/simulation/test_small_entries.py",
     "tests/simulation/test_small_dispatch.py",
+    "tests/simulation/test_small_loop.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
 )
@@ -187,7 +188,7 @@ class Bench:
             place = Path(os.environ[COPIED]) / "survey"
             failed = in_child(None, partial(self._survey, missing, place))
             if failed:
-                raise SystemExit(f"Without a mutation, too: {failed}")
+                pytest.exit(f"Without a mutation, too: {failed}", 2)
             known |= {of[name]: one for name, one in json.loads(place.read_text()).items()}
             known = {one: known[one] for one in of.values()}
             if kept is not None:
@@ -353,7 +354,7 @@ def in_child(mutant: Mutant | None, run: Callable[[], str | None]) -> str | None
         answer = answers.read().decode(errors="replace")
     _, status = os.waitpid(child, 0)
     if answer.startswith("the tool"):
-        raise SystemExit(f"{mutant}: {answer}")
+        pytest.exit(f"{mutant}: {answer}", 2)
     return None if status == 0 else answer or "its process\tdied"
 
 
