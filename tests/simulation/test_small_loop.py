@@ -14,7 +14,7 @@ import pytest
 from tests.simulation.places import HELD, NOW, SECOND, Place, place_of
 
 from pyncette import Heartbeat, PerWorker, chance
-from pyncette.engine import loop
+from pyncette.engine.dispatch import Claim
 from pyncette.engine.loop import (
     BACKLOG_MAX,
     CAREFUL_CLAIMS,
@@ -234,7 +234,7 @@ def test_a_claim_keeps_to_the_limits_of_its_tasks() -> None:
                 # As many run as may: the source is left out until one of them ends.
                 runs = []
                 for _ in range(most):
-                    batch = worker.dispatcher._batch(place.template, loop.Claim(0.0, 0.0, NOW))
+                    batch = worker.dispatcher._batch(place.template, Claim(0.0, 0.0, NOW))
                     execution = worker.dispatcher._execution(batch, HELD, NOW)
                     assert execution is not None
                     worker.dispatcher.executions[execution] = run = execution.run()
