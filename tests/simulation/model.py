@@ -612,6 +612,8 @@ def began_before(run: Run, before: Record, after: Record | None, began: int | No
     """
     if after is None or run_of(after)[:3] != run[:3] or after.state == State.PAUSED:
         return
+    if run.triggered is not None:
+        return  # what is triggered overlaps with nothing
     first = progress_of(before.progress).begun
     first = began if first is None else first
     found = progress_of(after.progress).begun
