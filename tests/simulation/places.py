@@ -60,6 +60,10 @@ class Place(NamedTuple):
         if begun:
             self.execution.runner = asyncio.ensure_future(asyncio.sleep(60))
 
+    def begin_body(self) -> None:
+        """The body has begun, now."""
+        self.execution._started = self.clock.microseconds()
+
     def leave(self) -> None:
         """Takes it out again."""
         self.worker.dispatcher.executions.pop(self.execution, None)

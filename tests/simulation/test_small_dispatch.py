@@ -277,7 +277,8 @@ def test_only_what_has_begun_and_waits_for_the_store_is_cancelled_while_it_waits
             async with place_of() as place:
                 dispatcher = place.worker.dispatcher
                 place.enter(begun)
-                place.execution._began = 0.0 if in_body else None
+                if in_body:
+                    place.begin_body()
                 dispatcher.cancel_waiting()
                 assert place.execution._is_cancelled is (begun and not in_body)
                 place.leave()

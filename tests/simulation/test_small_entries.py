@@ -49,7 +49,7 @@ async def held_by(record: Record = HELD, **options: Any) -> AsyncIterator[Place]
     """A worker whose body has run, though its outcome is not written."""
     async with place_of(record, **options) as place:
         place.enter()
-        place.execution._began = place.clock.monotonic()
+        place.begin_body()
         yield place
 
 
@@ -382,7 +382,8 @@ def test_only_a_body_that_runs_is_interrupted_and_once(
             assert not execution._interrupted
             runner = asyncio.ensure_future(asyncio.sleep(1))
             execution.runner = runner
-            execution._began = place.clock.monotonic() if in_body else None
+            if not in_body:
+                execution._started = None
             if ended:
                 place.leave()
             execution.rarely().interrupted = before

@@ -314,7 +314,7 @@ def test_only_a_lost_lease_cancels_a_body_and_only_if_it_asks_for_that(
             async with place_of(heartbeat=heartbeat) as place:
                 execution = place.execution
                 place.enter(begun=True)
-                execution._began = 0.0
+                place.begin_body()
                 plan = execution.beats
                 assert plan is not None
                 if ended:

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any, Final
 
 import pytest
+from tests.simulation.places import place_of
 from tests.simulation.workers import EPOCH, at, every
 
 from pyncette import Context, GiveUp, Heartbeat, Retry, RetryIn, Skip
@@ -24,9 +25,8 @@ from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.occurrences import overdue_count
 from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Sources
 from pyncette.engine.rules import Failure, Policy
-from pyncette.engine.steering import Pauses, covering, pause_identity, pause_record, read_pause
+from pyncette.engine.steering import covering, pause_identity, pause_record, read_pause
 from pyncette.engine.upcoming import after_current, with_current
-from pyncette.memory import MemoryStore
 from pyncette.model import FailureMode, Outcome
 from pyncette.schedule import Cron, Every, Schedule, dumps
 from pyncette.store import Write
@@ -468,46 +468,55 @@ def test_a_group_is_paused_with_its_template() -> None:
     assert covering("a") == ["a"]
     assert covering("a:3") == ["a:3", "a"]
     assert covering(":control") == [":control"]
-    pauses = Pauses()
-    assert not pauses.holds("a", 5)
-    assert pauses.next_end() == NEVER
-    pauses.known = {"a": 10, "b:1": NEVER}
-    for group, now, holds in (
-        *(("a", 9, True), ("a", 10, False), ("a:3", 9, True), ("a:3", 10, False)),
-        *(("b:1", 10, True), ("b:2", 10, False), ("b", 10, False), ("c", 0, False)),
-    ):
-        assert pauses.holds(group, now) is holds, (group, now)
-    assert pauses.next_end() == 10
+
+    async def main() -> None:
+        async with place_of() as place:
+            pauses = place.worker.pauses
+            assert not pauses.holds("a", 5)
+            assert pauses.next_end() == NEVER
+            pauses.known = {"a": 10, "b:1": NEVER}
+            for group, now, holds in (
+                *(("a", 9, True), ("a", 10, False), ("a:3", 9, True), ("a:3", 10, False)),
+                *(("b:1", 10, True), ("b:2", 10, False), ("b", 10, False), ("c", 0, False)),
+            ):
+                assert pauses.holds(group, now) is holds, (group, now)
+            assert pauses.next_end() == 10
+
+    asyncio.run(main())
 
 
 def test_a_pause_of_a_group_is_read_as_it_was_written() -> None:
     async def main() -> None:
-        store, pauses = MemoryStore(), Pauses()
-        made = {
-            "a": Pause(),
-            "b": Pause(20, "why"),
-            "c": Pause(10),
-            "d": Pause(LATEST_INSTANT),
-        }
-        writes = [
-            Write(*pause_identity(group), pause_record(pause, 7), ANY)
-            for group, pause in made.items()
-        ]
-        await store.write(writes, 7)
-        await pauses.refresh(store, 10)
-        assert pauses.known == {"a": NEVER, "b": 20, "d": LATEST_INSTANT}
-        records = await store.get([pause_identity(group) for group in made])
-        for record, (group, pause) in zip(records, made.items(), strict=True):
-            assert record is not None
-            assert read_pause(record) == (group, pause, 7)
-            for args, since in (
-                ("garbage", None),
-                ('1 {"until":"x","since":true}', None),
-                ('1 {"until":-1,"since":0}', 0),
-                (f'1 {{"until":{LATEST_INSTANT + 1},"since":{LATEST_INSTANT}}}', LATEST_INSTANT),
-            ):
-                found = read_pause(record._replace(args=args))
-                assert found == (group, Pause(), since)
+        async with place_of() as place:
+            store, pauses = place.worker.store, place.worker.pauses
+            made = {
+                "a": Pause(),
+                "b": Pause(20, "why"),
+                "c": Pause(10),
+                "d": Pause(LATEST_INSTANT),
+            }
+            writes = [
+                Write(*pause_identity(group), pause_record(pause, 7), ANY)
+                for group, pause in made.items()
+            ]
+            await store.write(writes, 7)
+            await pauses.refresh(store, 10)
+            assert pauses.known == {"a": NEVER, "b": 20, "d": LATEST_INSTANT}
+            records = await store.get([pause_identity(group) for group in made])
+            for record, (group, pause) in zip(records, made.items(), strict=True):
+                assert record is not None
+                assert read_pause(record) == (group, pause, 7)
+                for args, since in (
+                    ("garbage", None),
+                    ('1 {"until":"x","since":true}', None),
+                    ('1 {"until":-1,"since":0}', 0),
+                    (
+                        f'1 {{"until":{LATEST_INSTANT + 1},"since":{LATEST_INSTANT}}}',
+                        LATEST_INSTANT,
+                    ),
+                ):
+                    found = read_pause(record._replace(args=args))
+                    assert found == (group, Pause(), since)
 
     asyncio.run(main())
 
