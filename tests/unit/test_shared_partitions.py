@@ -127,7 +127,7 @@ def test_many_templates_with_one_partition_are_spread_as_well() -> None:
         if share.owns(0)
     )
     assert sum(owned.values()) == 1000
-    assert min(owned.values()) > 280
+    assert min(owned[worker] for worker in ("a", "b", "c")) > 280
 
 
 def test_only_those_that_claim_from_a_template_have_a_share_of_it() -> None:
@@ -322,6 +322,86 @@ def test_what_others_own_is_asked_only_for_what_is_overdue() -> None:
                     source.before in (now, now - 2_000_000) and type(source) is Group
                     for source in sources
                 )
+
+    run(main())
+
+
+def test_a_full_claim_is_no_reason_to_ask_others_again() -> None:
+    async def main() -> None:
+        fleet = Fleet(lease_s=60)
+        async with AsyncExitStack() as stack:
+            [dead] = await stack.enter_async_context(fleet.running("b"))
+            alive = await stack.enter_async_context(
+                fleet.bench.running(fleet.app("a", batch_size=2))
+            )
+            await fleet.bench.advance(25)
+            await crash(dead)
+            own = next(number for number in range(COUNT) if f"job:{number}" in owned(alive))
+            other = next(number for number in range(COUNT) if f"job:{number}" not in owned(alive))
+            for number in (*range(own, own + 20 * COUNT, COUNT), other):
+                await fleet.bench.plant(fleet.tasks["a"], f"{number}", planned=25.9)
+            fleet.bench.faults.calls.clear()
+            await fleet.bench.advance(1)
+            claims = [call.arguments[0] for call in fleet.bench.faults.made("claim")]
+            assert len(fleet.ran) == 20
+            assert sum(f"job:{other}" in {source.group for source in one} for one in claims) == 1
+
+    run(main())
+
+
+def test_what_a_limit_leaves_out_of_a_poll_is_asked_after_it() -> None:
+    async def main() -> None:
+        fleet = Fleet(lease_s=60, limit=PerWorker(1))
+        app = fleet.app("a")
+        app.dynamic_task(name="plain")(fleet.bench.note)
+        async with fleet.running("b") as [dead], fleet.bench.running(app) as alive:
+            await fleet.bench.advance(25)
+            await crash(dead)
+            fleet.bench.faults.calls.clear()
+            await fleet.bench.advance(20)
+            groups = Counter(
+                source.group
+                for call in fleet.bench.faults.made("claim")
+                for source in call.arguments[0]
+            )
+            assert groups["plain"] == 20
+            assert {groups[f"job:{number}"] for number in range(COUNT)} == {20}
+            assert len(owned(alive)) == COUNT / 2 + 1
+
+    run(main())
+
+
+def test_workers_that_poll_seldom_share_anew_as_soon_as_others() -> None:
+    async def main() -> None:
+        fleet = Fleet()
+        async with AsyncExitStack() as stack:
+            first, second = [
+                await stack.enter_async_context(
+                    fleet.bench.running(fleet.app(name, poll_interval=seconds(600)))
+                )
+                for name in ("a", "b")
+            ]
+            await fleet.bench.advance(2)
+            assert len(owned(first)) == len(owned(second)) == COUNT / 2
+            await crash(second)
+            await fleet.bench.advance(12)
+            assert len(owned(first)) == COUNT
+
+    run(main())
+
+
+def test_the_record_names_shared_templates_first() -> None:
+    async def main() -> None:
+        fleet = Fleet()
+        plain = fleet.bench.another_app()
+        for number in range(250):
+            plain.dynamic_task(name=f"plain-{number}")(fleet.bench.note)
+        job = fleet.app("a")
+        plain._tasks += job._tasks
+        async with fleet.bench.running(plain) as context:
+            await fleet.bench.advance(1)
+            [state] = await context.workers()
+            assert (state.tasks[0], state.task_count) == ("job", 251)
 
     run(main())
 

@@ -393,6 +393,48 @@ def test_the_removal_comes_after_a_write_that_is_under_way() -> None:
     run(main())
 
 
+def test_closing_waits_for_the_removal() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.faults.of_members = True
+        gate = Gate()
+
+        async def live() -> None:
+            async with bench.running():
+                await bench.advance(2)
+                bench.faults.next("write", gate)
+
+        living = asyncio.create_task(live())
+        await gate.reached()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not living.done()
+        gate.release()
+        await living
+        assert await rows(bench) == []
+
+    run(main())
+
+
+def test_a_worker_that_has_left_writes_and_says_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(1)
+            member = context._worker.membership
+            assert member.write(micros(1)) is not None
+            context.shutdown()
+            await loop
+            assert member.write(micros(1)) is None
+            member.written(Failed(ValueError("too late")))
+
+    run(main())
+    assert not logged(caplog, "cannot write that it is alive")
+
+
 def test_a_removal_that_fails_is_no_error() -> None:
     async def main() -> None:
         bench = Bench()
