@@ -12,8 +12,13 @@ from tests.support import START, Bench, after, logged, micros, run, seconds
 
 from pyncette import Context, Instance, OnExisting, Pyncette, PyncetteContext, Where
 from pyncette.bulk import RebalanceResult
-from pyncette.engine.moves import arriving, in_transit
-from pyncette.errors import PyncetteException, TaskExistsError, TaskLockedException
+from pyncette.engine.moves import Mark, arriving, in_transit, marked
+from pyncette.errors import (
+    PyncetteException,
+    TaskExistsError,
+    TaskLockedException,
+    TaskNotFoundError,
+)
 from pyncette.memory import MemoryRepository
 from pyncette.model import ExecutionMode, TaskState
 from pyncette.store import Failed, Write, scan_all
@@ -418,6 +423,12 @@ def test_a_process_that_knows_only_the_announcement_finds_what_is_created_at_the
             assert late.layout.moving is False
             with pytest.raises(TaskExistsError):
                 await behind.schedule_task(late, "x5", interval=1_000, on_existing=OnExisting.RAISE)
+            await context.schedule_task(job, "x7", interval=1_000)
+            await context.unschedule_task(job, "x7")
+            assert late.layout.moving is False
+            await behind.schedule_task(late, "x7", interval=1_000)
+            assert late.layout.moving is True  # the mark at the old place made it ask
+            assert {record.group for record in await live(bench, job)} == {"job:5", "job:7"}
             # The other way round: first the process that knows less.
             late.layout = late.layout._replace(partition_count=4, others=(8,), moving=False)
             await behind.schedule_task(late, "x6", interval=1_000)
@@ -900,5 +911,77 @@ def test_a_move_of_before_that_was_left_in_the_middle_is_ended_by_the_next_one()
                 await store.write([Write(mark.group, mark.key, put, ABSENT)], micros(0))
             await rebalanced(bench, context, job, 4)
             assert list(await contents(bench, job)) == ["job:1 x5"]
+
+    run(main())
+
+
+def test_a_late_mark_at_the_new_place_does_not_keep_an_instance_from_moving() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x5", interval=1_000)
+            record = await bench.record(job, "x5")
+            assert record is not None
+            late = [
+                Write("job:5", "x5", marked(record, Mark("id", "job:9")), ABSENT),
+                Write("job:5", "x1", marked(record, Mark("id", "job:9")), ABSENT),
+            ]
+            async with bench.store() as store:
+                await store.write(late, micros(0))
+            await rebalanced(bench, context, job, 8)
+            assert list(await contents(bench, job)) == ["job:5 x5"]
+
+    run(main())
+
+
+def test_a_bulk_call_rides_out_a_store_that_fails_while_instances_move() -> None:
+    async def main() -> None:
+        bench = Bench()
+        await left_at(bench, "Fail 1")
+        other = bench.another_app()
+        job = partitioned(bench, 4, other)
+        async with other.create() as context:
+            wanted = [Instance(f"x{number}", interval=500) for number in range(4, 8)]
+            bench.faults.next("write", Fail())
+            bench.faults.next("get", Fail())
+            result = await context.schedule_tasks(job, wanted)
+            assert (result.handled, result.failed) == (4, 0)
+            assert result.updated == 1
+            assert len(await live(bench, job)) == 4
+            wrong = await context.schedule_tasks(job, wanted, on_existing=OnExisting.RAISE)
+            assert wrong.failed == 4
+
+    run(main())
+
+
+def test_a_call_goes_on_with_a_move_although_the_store_fails() -> None:
+    async def main() -> None:
+        bench = Bench()
+        await left_at(bench, "LoseAnswer 2")
+        other = bench.another_app()
+        job = partitioned(bench, 4, other)
+        async with other.create() as context:
+            bench.faults.next("write", Fail(), Fail())
+            await context.pause(job, "x5")
+            state = await context.get_task(job, "x5")
+            assert state is not None
+            assert state.state == "paused"
+
+    run(main())
+
+
+def test_an_instance_that_is_not_there_is_not_there_while_others_move() -> None:
+    async def main() -> None:
+        bench = Bench()
+        await left_at(bench, "Fail 1")
+        other = bench.another_app()
+        job = partitioned(bench, 4, other)
+        async with other.create() as context:
+            assert await context.get_task(job, "x6") is None
+            await context.unschedule_task(job, "x6")
+            with pytest.raises(TaskNotFoundError):
+                await context.pause(job, "x6")
+            assert sorted(await contents(bench, job)) == ["job:1 x5"]
 
     run(main())

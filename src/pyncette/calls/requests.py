@@ -115,6 +115,11 @@ class Requests:
         The loop measures the clock of the store. In a program that does not run the loop this does:
         such a program may be open for months, while clocks drift apart, or the store's is moved.
         """
+        await self._measure()
+        await self._worker.partitions.fresh()
+        return self.clock.microseconds()
+
+    async def _measure(self) -> None:
         monotonic = self.clock.monotonic()
         if not self._worker.loop.running and monotonic >= self._measure_at:
             self._measure_at = monotonic + MEASURE_INTERVAL_S
@@ -122,8 +127,6 @@ class Requests:
             with suppress(StoreError):
                 if not await self._worker.measure_clock():
                     self._measure_at = math.inf
-        await self._worker.partitions.fresh()
-        return self.clock.microseconds()
 
     async def find(self, group: str, key: str) -> Record | None:
         """Returns a record, wherever it lies now; None: there is none.
@@ -249,11 +252,6 @@ class Requests:
             current = result.current
             await self._worker.partitions.fresh()
 
-    async def _know_partitions(self) -> None:
-        # The next try finds out whether the store still fails.
-        with suppress(StoreUnavailableError):
-            await self._worker.partitions.fresh()
-
     def wrote(self, write: Write) -> None:
         """A write was applied: the worker of this context may have to claim it soon."""
         self._worker.wrote(write)
@@ -270,7 +268,7 @@ class Requests:
         Raises:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
         """
-        await self.now()
+        await self._measure()
         if not self._queue.idle:
             await self.settled([wish[:2] for wish in wishes])
         outcomes: list[Outcome] = [None] * len(wishes)
@@ -281,10 +279,11 @@ class Requests:
         give_up_at = realtime.monotonic() + BULK_PATIENCE_S
         pause = PAUSE_INITIAL_S
         while left:
-            if not self._worker.partitions.quiet:
-                left = await self._change_elsewhere(wishes, outcomes, left)
             part, rest = left[: self._batch], left[self._batch :]
             try:
+                await self._worker.partitions.fresh()
+                if not self._worker.partitions.quiet:
+                    part = await self._change_elsewhere(wishes, outcomes, part)
                 again, busy = await self._change_some(wishes, outcomes, current, part)
             except StoreUnavailableError as error:
                 if isinstance(error, DeadlineExceededError):
@@ -312,7 +311,6 @@ class Requests:
                 with self.clock.hold():
                     await realtime.sleep(pause)
                 pause = min(2 * pause, PAUSE_MAX_S)
-                await self._know_partitions()
         return outcomes
 
     async def _change_elsewhere(
