@@ -167,7 +167,7 @@ def test_a_loop_that_fails_is_said_and_raised(
     async def main() -> None:
         bench = Bench()
 
-        async def broken(self: object) -> None:
+        async def broken(self: object, until_idle: bool) -> None:
             raise OSError("broken")
 
         monkeypatch.setattr("pyncette.engine.loop.Loop.run", broken)
