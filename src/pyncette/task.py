@@ -918,7 +918,7 @@ class PartitionedTask(Task):
         if not callable(partition_selector):
             raise TypeError(f"partition_selector is not callable: {partition_selector!r}")
         self.declared_count = partition_count
-        self.relocated = False
+        self.relocated: bool = False
         self.layout_version = 0
         self._layout = Layout(partition_count)
         self._partition_selector = partition_selector
@@ -983,7 +983,7 @@ class PartitionedTask(Task):
                     f"are 0 to {self.partition_count - 1}"
                 )
         self._enabled_partitions = partitions
-        self.enabled_of = self.partition_count
+        self.enabled_of: int = self.partition_count
 
     def get_partitions(self) -> list[_Partition]:
         """All partitions."""
