@@ -332,7 +332,7 @@ def test_a_full_claim_is_no_reason_to_ask_others_again() -> None:
         async with AsyncExitStack() as stack:
             [dead] = await stack.enter_async_context(fleet.running("b"))
             alive = await stack.enter_async_context(
-                fleet.bench.running(fleet.app("a", batch_size=2))
+                fleet.bench.running(fleet.app("a", batch_size=1))
             )
             await fleet.bench.advance(25)
             await crash(dead)
