@@ -695,6 +695,8 @@ def test_the_mark_stands_once_and_outermost() -> None:
     with pytest.raises(NewerFormat):
         loads("1 default 9 every 5")
     # A combination can hold no mark.
+    with pytest.raises(TypeError, match="cannot be stored"):
+        dumps(Inherited(Every(seconds(1))).with_jitter(seconds(1)))
     with pytest.raises(NewerFormat):
         loads('2 ["any",["default",["every",5,0,false]],["at",7]]')
     assert loads("1 default 1 at 1764000000000000") == Inherited(At.of(1764000000000000))

@@ -303,3 +303,25 @@ SCALARS = NOTHING | st.booleans() | st.integers() | st.floats() | st.text()
 def test_arguments_have_the_text_that_json_gives_them(value: Any) -> None:
     expected = json.dumps({"value": value}, separators=(",", ":")).replace("\x7f", "\\u007f")
     assert dump_args({"value": value}) == f"1 {expected}"
+
+
+_IN_C: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]
+
+
+def _of_another_release(markers: Any, *arguments: Any) -> Any:
+    """What ``json`` itself asks for is as usual."""
+    if markers is None:
+        return lambda value, level: ("something else",)
+    return _IN_C(markers, *arguments)
+
+
+@pytest.mark.parametrize("encoder", [None, _of_another_release])
+def test_without_the_encoder_in_c_texts_are_the_same(
+    encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: list[Any] = [{"a": [1, None, "ä"]}, "\x7f", {}]
+    expected = ["".join(record._direct()(value, 0)) for value in values]
+    monkeypatch.setattr(json.encoder, "c_make_encoder", encoder)
+    direct = record._direct()
+    assert direct({}, 0) == "{}", "it is the plain one, which returns no tuple"
+    assert ["".join(direct(value, 0)) for value in values] == expected

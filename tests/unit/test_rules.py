@@ -15,7 +15,7 @@ from tests.simulation.model import written
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode
-from pyncette.schedule import At, Cron, Every, NewerFormat, Schedule
+from pyncette.schedule import At, Cron, Every, Inherited, NewerFormat, Schedule
 from pyncette.schedule import dumps as dump_schedule
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -396,6 +396,19 @@ def test_what_follows_a_parked_occurrence_that_is_given_up(
         assert (left.state, left.due_at) == (State.SCHEDULED, following)
     expected = Progress(following, "b0", error="no", traceback="where")
     assert progress_of(left) == expected
+
+
+def test_the_default_of_a_template_is_stored_with_the_next_occurrence_if_it_has_changed() -> None:
+    record = running(schedule=Inherited(every(10)))
+    reading = read(record)
+    same = rules.succeeded(reading, AT_ONCE, NOW)
+    assert isinstance(same, Patch)
+    assert (same.due_at, same.state) == (20, State.SCHEDULED)
+    changed = rules.succeeded(reading._replace(schedule=Inherited(every(7))), AT_ONCE, NOW)
+    assert isinstance(changed, Put)
+    new = after(record, changed)
+    assert (new.due_at, new.schedule) == (17, dump_schedule(Inherited(every(7))))
+    assert (new.token, new.args, progress_of(new)) == ("me", record.args, Progress(17, "b0"))
 
 
 # What was asked for while it ran, and how the run ended.

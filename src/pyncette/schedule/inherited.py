@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import tzinfo
-from typing import Any, final
+from typing import final
 
 from pyncette.schedule.base import Schedule
 from pyncette.schedule.calendar import Calendar
@@ -83,9 +83,6 @@ class Inherited(Schedule):
     def due(self, planned: int, group: str, key: str) -> int:
         """See `Schedule`."""
         return self.schedule.due(planned, group, key)
-
-    def _form(self) -> list[Any]:
-        return ["default", self.schedule._form()]
 
     def _text(self) -> str:
         return self.text
