@@ -36,7 +36,58 @@ class Survivor(NamedTuple):
         )
 
 
-SURVIVORS: Final[tuple[Survivor, ...]] = ()
+SURVIVORS: Final[tuple[Survivor, ...]] = (
+    Survivor(
+        "rules",
+        "_occurrence_done",
+        "if planned > now + CLOCK_ERROR_MAX and not at_most_once",
+        "without 'planned >",
+        "After a triggered run: what is later than the first occurrence after that instant is "
+        "later than that instant, too. It only spares the search for that occurrence.",
+    ),
+    Survivor(
+        "rules",
+        "created",
+        "first if first is None or not schedule.jitter",
+        "without 'not schedule.jitter'",
+        "Without a jitter, an occurrence is due when it is planned: it only spares a call.",
+    ),
+    Survivor(
+        "rules",
+        "replaced",
+        "if new.due_at is None or current.due_at is None",
+        "without 'current.due_at is None'",
+        "A record whose lease lasts has a due time. For the type checker.",
+    ),
+    Survivor(
+        "rules",
+        "_held_back",
+        "if pending is not None and pending.triggered is not None",
+        "without 'pending is not None'",
+        "Whatever is held back has a pending pause. For the type checker.",
+    ),
+    Survivor(
+        "dispatch",
+        "Dispatcher._execution",
+        "if parts.selective and",
+        "without 'parts.selective'",
+        "A task without a policy and without a grace refuses no record: it only spares two calls.",
+    ),
+    Survivor(
+        "execution",
+        "Execution._cancelled_from_outside",
+        "return runner is not None",
+        "without 'runner is not None'",
+        "A run is always an asyncio task. For the type checker.",
+    ),
+    Survivor(
+        "writes",
+        "WriteQueue._defer",
+        "min(2 * delay, RETRY_DELAY_MAX_S)",
+        "min/max exchanged",
+        "Only how long the pauses between retries of one write become; a lease ends them.",
+    ),
+)
 
 
 def reason_of(mutant: Mutant) -> str | None:

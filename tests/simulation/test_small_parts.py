@@ -291,6 +291,35 @@ class Unjudgeable(Retry):
         raise ValueError("a defect")
 
 
+def test_what_asks_to_be_run_again_at_once_waits_where_nothing_ends_its_attempts() -> None:
+    for delay_s, retry, free in product((0.0, 0.5, 1.0, 2.0), (None, RETRY), (False, True)):
+        error = RetryIn(timedelta(seconds=delay_s), free=free)
+        found = failure_of(error, _attempt(retry, FailureMode.NONE, False))
+        shortest_s = 1.0 if retry is None or free else 0.0
+        assert found.delay == round(max(delay_s, shortest_s) * SECOND)
+
+
+class Nameless(Exception):  # noqa: N818
+    """An exception of which nobody can ask what it is."""
+
+    @property
+    def __class__(self) -> Any:
+        raise ValueError("a defect")
+
+
+@pytest.mark.parametrize("retry", [None, RETRY])
+def test_an_exception_that_cannot_be_judged_is_an_ordinary_failure(retry: Retry | None) -> None:
+    for number, once in product((1, 2, 3), (False, True)):
+        attempt = _attempt(retry, FailureMode.NONE, once, number)
+        found = failure_of(Nameless("no"), attempt)
+        if retry is None or once:
+            assert found == Failure("Nameless")
+        elif number == 3:
+            assert found == Failure("Nameless", final=True)
+        else:
+            assert found == Failure("Nameless", delay=number * SECOND)
+
+
 def test_a_policy_that_fails_is_taken_for_a_plain_one(caplog: pytest.LogCaptureFixture) -> None:
     options: Any = {"attempts": 3, "initial": timedelta(seconds=1), "jitter": 0}
     odd, unjudgeable = Odd(**options), Unjudgeable(**options)
