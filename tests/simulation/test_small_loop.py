@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from tests.simulation.places import HELD, NOW, SECOND, Place, place_of
 
-from pyncette import Heartbeat, PerWorker, chance
+from pyncette import Context, Heartbeat, PerWorker, chance
 from pyncette.engine.dispatch import Claim
 from pyncette.engine.loop import (
     BACKLOG_MAX,
@@ -30,9 +30,13 @@ from pyncette.errors import LeaseLostException, StoreUnavailableError
 from pyncette.store import Claimed, Group
 from pyncette.store.deadline import DeadlineExceededError
 from pyncette.store.record import State
+from pyncette.task import Task
 
 POLL: Final = 1 * SECOND
 OPTIONS: Final[dict[str, Any]] = {"poll_interval": timedelta(seconds=1), "batch_size": 8}
+
+
+async def _body(context: Context) -> None: ...
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -245,6 +249,41 @@ def test_a_claim_keeps_to_the_limits_of_its_tasks() -> None:
                 for run in runs:
                     run.close()
                 worker.dispatcher.executions.clear()
+
+    _run(main)
+
+
+def test_pauses_are_read_where_there_are_groups_to_claim_from() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            one = place.worker.loop
+            assert await one._read_pauses(NOW)
+            place.template.enabled = False
+            assert not await one._read_pauses(NOW)
+
+    _run(main)
+
+
+def test_a_change_of_a_pause_is_looked_at_at_once_unless_the_store_fails() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            one = place.worker.loop
+            for failures in (0, 1):
+                one._failures, one._poll_at = failures, 7
+                one.look_at_pauses()
+                assert (one._poll_at == 7) is (failures > 0)
+
+    _run(main)
+
+
+def test_only_static_tasks_that_are_enabled_have_records_of_their_own() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            one = place.worker.loop
+            static = [Task(name=name, func=_body, interval=timedelta(seconds=1)) for name in "ab"]
+            static[1].enabled = False
+            place.worker.tasks = lambda: [place.template, *static]
+            assert one._static_tasks() == static[:1]
 
     _run(main)
 
