@@ -302,7 +302,7 @@ def test_what_asks_to_be_run_again_at_once_waits_where_nothing_ends_its_attempts
 class Nameless(Exception):  # noqa: N818
     """An exception of which nobody can ask what it is."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         raise ValueError("a defect")
 
