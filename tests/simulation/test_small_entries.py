@@ -9,7 +9,7 @@ ends at once, and nothing is tried after the lease.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from itertools import product
@@ -29,15 +29,16 @@ from tests.simulation.places import (
 from tests.simulation.workers import every
 
 from pyncette import ExecutionMode, FailureMode, Heartbeat
+from pyncette.engine.background import Background
 from pyncette.engine.dispatch import _Release
 from pyncette.engine.execution import _Advance, _AutomaticHeartbeat, _Heartbeat
 from pyncette.engine.polling import NEVER
 from pyncette.engine.rules import Failure
-from pyncette.engine.writes import Next
+from pyncette.engine.writes import Call, Next, Waker, WriteQueue
 from pyncette.errors import LeaseLostException, StoreUnavailableError
 from pyncette.model import Outcome
 from pyncette.schedule import dumps
-from pyncette.store import Applied, Failed, Refused, Result, Unknown
+from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write
 from pyncette.store.record import DELETE, Pending, Record, State, dump_progress
 
 LOCKED: Final = StoreUnavailableError("locked")
@@ -512,5 +513,94 @@ def test_what_is_given_back_is_written_while_it_is_held_and_the_lease_lasts() ->
                         assert again is not None
                         assert again.expect == 9
                         assert again.change.state == State.PAUSED  # type: ignore[union-attr]
+
+    _run(main)
+
+
+# Calls of users.
+
+
+def test_a_call_has_the_answer_of_its_write_unless_it_has_one_already() -> None:
+    write = Write("t", "k", DELETE, 5, None)
+
+    async def main() -> None:
+        answers: list[Result] = [Applied(6), Refused(PAUSED), *FAILURES]
+        for answer, before in product(answers, (None, "cancelled", "expired")):
+            call = Call(write)
+            assert call.sent is False
+            if before == "expired":
+                call.expire()
+                assert "the call was not made" in str(call.answer.exception())
+            elif before == "cancelled":
+                call.answer.cancel()
+            assert call.build(NOW) is (write if before is None else None)
+            assert call.sent is (before is None)
+            assert call.answered(answer, write, NOW) is Next.DONE
+            if before is not None:
+                continue
+            if isinstance(answer, (Failed, Unknown)):
+                assert call.answer.exception() is answer.error
+            else:
+                assert call.answer.result() == answer
+            call.abandon(LOCKED)  # it has its answer
+        late = Call(write)
+        late.build(NOW)
+        late.expire()
+        assert "is unknown" in str(late.answer.exception())
+
+    _run(main)
+
+
+def test_a_queue_that_is_being_torn_down_tells_what_was_under_way() -> None:
+    write = Write("t", "k", DELETE, 5, None)
+
+    async def main() -> None:
+        for from_outside in (False, True):
+            started = asyncio.Event()
+
+            async def commit(
+                writes: Sequence[Write],
+                now: int,
+                started: asyncio.Event = started,
+                from_outside: bool = from_outside,
+            ) -> list[Result]:
+                started.set()
+                if from_outside:
+                    await asyncio.Event().wait()
+                raise asyncio.CancelledError  # of something that the store awaited
+
+            background = Background()
+            queue, call = WriteQueue(commit, lambda: NOW, background), Call(write)
+            queue.add(call)
+            await started.wait()
+            if from_outside:
+                await background.close()
+            error = await asyncio.gather(call.answer, return_exceptions=True)
+            assert "closed while this was being written" in str(error[0])
+            await background.close()
+
+    _run(main)
+
+
+def test_groups_are_told_of_at_once_and_then_at_intervals() -> None:
+    async def main() -> None:
+        told: list[set[str]] = []
+
+        async def notify(groups: Collection[str]) -> None:
+            told.append(set(groups))
+
+        background = Background()
+        waker = Waker(notify, background)
+        assert waker.take() == ()
+        waker.add("a")
+        assert waker.take() == {"a"}
+        waker.add("b")
+        assert waker.take() == ()
+        waker.add("c")
+        assert waker.take() == ()
+        await waker.close()
+        assert told == [{"b", "c"}]
+        assert waker.take() == ()
+        await background.close()
 
     _run(main)
