@@ -1205,3 +1205,24 @@ def test_no_task_runs_where_a_failure_left_the_lease() -> None:
         record = before.record
         left = record.state == State.RUNNING and not record.unfinished_attempts
         assert rules.failed_under_lease(record) is left
+
+
+def test_the_error_of_the_attempt_before_is_told_and_none_of_an_older_run() -> None:
+    for triggered, failures, started, outcome, renewed in product(
+        (None, 9), (0, 1), (None, 8, 9, 10), (None, Outcome.POSTPONED), (None, 8, 9, 10)
+    ):
+        before = _running(
+            triggered=triggered,
+            failures=failures,
+            last=None if started is None else f"{started}+1",
+            outcome=outcome,
+            renewed=renewed,
+            error="e",
+        )
+        since = triggered or 0
+        postponed = outcome is not None and (started or 0) >= since
+        again = renewed is not None and renewed > since
+        told = "e" if failures or postponed or again else None
+        assert rules.previous_error(before) == told, before.progress
+        lost = before._replace(record=before.record._replace(unfinished_attempts=2))
+        assert rules.previous_error(lost) == rules.NO_OUTCOME
