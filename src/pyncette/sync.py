@@ -26,12 +26,19 @@ from functools import partial, update_wrapper
 from itertools import islice
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
-from pyncette.bulk import BulkResult, Instance, OnFailure, Progress
+from pyncette.bulk import (
+    BulkResult,
+    Instance,
+    OnFailure,
+    Progress,
+    RebalanceProgress,
+    RebalanceResult,
+)
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, describe
 from pyncette.model import OnExisting, TaskState, Where
-from pyncette.task import Task
+from pyncette.task import PartitionedTask, Task
 
 logger: Final = logging.getLogger(__name__)
 
@@ -241,6 +248,10 @@ class SyncContext:
     def pauses(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.pauses``."""
 
+    @_blocking(PyncetteContext.workers)
+    def workers(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.workers``."""
+
     def schedule_tasks(
         self,
         template: Task,
@@ -311,6 +322,75 @@ class SyncContext:
                     progress=desk.told(progress),
                     on_failure=desk.told(on_failure),
                 ),
+            )
+
+    def retry_parked_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.retry_parked_tasks``, with callbacks as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.retry_parked_tasks(
+                    template,
+                    where=where,
+                    progress=desk.told(progress),
+                    on_failure=desk.told(on_failure),
+                ),
+            )
+
+    def drop_parked_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.drop_parked_tasks``, with callbacks as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.drop_parked_tasks(
+                    template,
+                    where=where,
+                    progress=desk.told(progress),
+                    on_failure=desk.told(on_failure),
+                ),
+            )
+
+    def purge(
+        self,
+        name: str,
+        *,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """As ``PyncetteContext.purge``; callbacks are called as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.purge(
+                    name, progress=desk.told(progress), on_failure=desk.told(on_failure)
+                ),
+            )
+
+    def rebalance(
+        self,
+        task: PartitionedTask,
+        partition_count: int,
+        progress: RebalanceProgress | None = None,
+    ) -> RebalanceResult:
+        """As ``PyncetteContext.rebalance``; ``progress`` is called as in ``schedule_tasks``."""
+        with _Desk() as desk:
+            return desk.serve(
+                self._opened_here(),
+                lambda context: context.rebalance(task, partition_count, desk.told(progress)),
             )
 
     def iter_tasks(

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from pyncette import Context, Instance, Pyncette
+from pyncette import Context, Instance, Pyncette, PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError
 from pyncette.memory import MemoryRepository
 from pyncette.model import Where
-from pyncette.sync import _process
+from pyncette.sync import SyncContext, _process
 from pyncette.task import Task
 
 LATER = datetime(2200, 1, 1, tzinfo=UTC)
@@ -79,6 +79,23 @@ def test_calls_answer_as_the_asynchronous_ones(service: Service) -> None:
     assert calls.drop_parked(job, "a") is False
     calls.unschedule_task(job, "a")
     assert calls.get_task(job, "a") is None
+
+
+def test_every_call_but_those_that_run_tasks_is_offered() -> None:
+    of_workers = {"run", "run_until_idle", "shutdown", "add_to_context"}
+    offered = {name for name in vars(PyncetteContext) if callable(getattr(PyncetteContext, name))}
+    public = {name for name in offered if not name.startswith("_")} - of_workers
+    assert public <= set(dir(SyncContext))
+
+
+def test_calls_for_many_answer_as_the_asynchronous_ones(service: Service) -> None:
+    told: list[object] = []
+    assert service.calls.retry_parked_tasks(service.job, progress=told.append).handled == 0
+    assert service.calls.drop_parked_tasks(service.job, progress=told.append).handled == 0
+    assert service.calls.purge("removed", progress=told.append).removed == 0
+    assert service.calls.workers() == []
+    with pytest.raises(ValueError, match="has no partitions"):
+        service.calls.rebalance(service.job, 3)  # type: ignore[arg-type]
 
 
 def test_errors_are_those_of_the_asynchronous_calls(service: Service) -> None:
