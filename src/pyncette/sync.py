@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import inspect
 import logging
 import os
 import queue
@@ -26,19 +27,11 @@ from functools import partial, update_wrapper
 from itertools import islice
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
-from pyncette.bulk import (
-    BulkResult,
-    Instance,
-    OnFailure,
-    Progress,
-    RebalanceProgress,
-    RebalanceResult,
-)
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, describe
-from pyncette.model import OnExisting, TaskState, Where
-from pyncette.task import PartitionedTask, Task
+from pyncette.model import TaskState, Where
+from pyncette.task import Task
 
 logger: Final = logging.getLogger(__name__)
 
@@ -174,6 +167,33 @@ def _blocking(
     return lambda _: update_wrapper(call, method)
 
 
+_READ_BY_CALLER: Final = ("instances", "names")
+_TOLD_TO_CALLER: Final = ("progress", "on_failure")
+"""Parameters of calls for many instances."""
+
+
+def _served(
+    method: Callable[Concatenate[PyncetteContext, _P], Coroutine[Any, Any, _T]],
+) -> Callable[[Callable[..., Any]], Callable[Concatenate[SyncContext, _P], _T]]:
+    """As ``_blocking``, for a call that reads what its caller yields, or tells it of progress."""
+    signature = inspect.signature(method)
+
+    def call(self: SyncContext, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with _Desk() as desk:
+            given = signature.bind(None, *args, **kwargs).arguments
+            for name in _READ_BY_CALLER:
+                if isinstance(given.get(name), Iterable):
+                    given[name] = desk.read(given[name])
+            for name in _TOLD_TO_CALLER:
+                if given.get(name) is not None:
+                    given[name] = desk.told(given[name])
+            del given["self"]
+            many: Callable[..., Coroutine[Any, Any, _T]] = method
+            return desk.serve(self._opened_here(), lambda context: many(context, **given))
+
+    return lambda _: update_wrapper(call, method)
+
+
 class SyncContext:
     """The calls of ``PyncetteContext``, each of which waits for its answer.
 
@@ -252,146 +272,37 @@ class SyncContext:
     def workers(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.workers``."""
 
-    def schedule_tasks(
-        self,
-        template: Task,
-        instances: Iterable[Instance],
-        *,
-        on_existing: OnExisting = OnExisting.SOONER,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
+    @_served(PyncetteContext.schedule_tasks)
+    def schedule_tasks(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.schedule_tasks``.
 
         The instances are read, and ``progress`` and ``on_failure`` are called, in the thread of
-        the caller: a query of its ORM may yield them.
+        the caller: a query of its ORM may yield them. The same holds for the calls below.
         """
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.schedule_tasks(
-                    template,
-                    desk.read(instances),
-                    on_existing=on_existing,
-                    progress=desk.told(progress),
-                    on_failure=desk.told(on_failure),
-                ),
-            )
 
-    def unschedule_tasks(
-        self,
-        template: Task,
-        names: Iterable[str] | None = None,
-        *,
-        where: Where | None = None,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
-        """As ``PyncetteContext.unschedule_tasks``; the names are read as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.unschedule_tasks(
-                    template,
-                    None if names is None else desk.read(names),
-                    where=where,
-                    progress=desk.told(progress),
-                    on_failure=desk.told(on_failure),
-                ),
-            )
+    @_served(PyncetteContext.unschedule_tasks)
+    def unschedule_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.unschedule_tasks``."""
 
-    def sync_tasks(
-        self,
-        template: Task,
-        instances: Iterable[Instance],
-        *,
-        dry_run: bool = False,
-        allow_empty: bool = False,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
-        """As ``PyncetteContext.sync_tasks``; the instances are read as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.sync_tasks(
-                    template,
-                    desk.read(instances),
-                    dry_run=dry_run,
-                    allow_empty=allow_empty,
-                    progress=desk.told(progress),
-                    on_failure=desk.told(on_failure),
-                ),
-            )
+    @_served(PyncetteContext.sync_tasks)
+    def sync_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.sync_tasks``."""
 
-    def retry_parked_tasks(
-        self,
-        template: Task,
-        *,
-        where: Where | None = None,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
-        """As ``PyncetteContext.retry_parked_tasks``, with callbacks as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.retry_parked_tasks(
-                    template,
-                    where=where,
-                    progress=desk.told(progress),
-                    on_failure=desk.told(on_failure),
-                ),
-            )
+    @_served(PyncetteContext.retry_parked_tasks)
+    def retry_parked_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.retry_parked_tasks``."""
 
-    def drop_parked_tasks(
-        self,
-        template: Task,
-        *,
-        where: Where | None = None,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
-        """As ``PyncetteContext.drop_parked_tasks``, with callbacks as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.drop_parked_tasks(
-                    template,
-                    where=where,
-                    progress=desk.told(progress),
-                    on_failure=desk.told(on_failure),
-                ),
-            )
+    @_served(PyncetteContext.drop_parked_tasks)
+    def drop_parked_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.drop_parked_tasks``."""
 
-    def purge(
-        self,
-        name: str,
-        *,
-        progress: Progress | None = None,
-        on_failure: OnFailure | None = None,
-    ) -> BulkResult:
-        """As ``PyncetteContext.purge``; callbacks are called as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.purge(
-                    name, progress=desk.told(progress), on_failure=desk.told(on_failure)
-                ),
-            )
+    @_served(PyncetteContext.purge)
+    def purge(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.purge``."""
 
-    def rebalance(
-        self,
-        task: PartitionedTask,
-        partition_count: int,
-        progress: RebalanceProgress | None = None,
-    ) -> RebalanceResult:
-        """As ``PyncetteContext.rebalance``; ``progress`` is called as in ``schedule_tasks``."""
-        with _Desk() as desk:
-            return desk.serve(
-                self._opened_here(),
-                lambda context: context.rebalance(task, partition_count, desk.told(progress)),
-            )
+    @_served(PyncetteContext.rebalance)
+    def rebalance(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.rebalance``."""
 
     def iter_tasks(
         self, task: Task, where: Where | None = None
@@ -502,8 +413,6 @@ class _Desk:
             for item in page:
                 yield item
 
-    def told(self, callback: Callable[[_Item], object] | None) -> Callable[[_Item], None] | None:
+    def told(self, callback: Callable[[_Item], object]) -> Callable[[_Item], None]:
         """Returns a callback that lets the caller call this one."""
-        if callback is None:
-            return None
         return lambda item: self._asked.put(partial(callback, item))

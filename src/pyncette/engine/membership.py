@@ -409,16 +409,6 @@ class Membership:
             ),
         )
 
-    async def _tidy(self) -> None:
-        """Removes the records of workers that have been dead for long."""
-        worker = self._worker
-        now = worker.clock.microseconds()
-        try:
-            for record in forgotten(await read_members(worker.store), now):
-                worker.writes.add(_Removal(record))
-        except Exception as error:
-            logger.debug("The records of dead workers cannot be read: %s", describe(error))
-
     # The ends of the record.
 
     def written(self, answer: Result) -> None:
