@@ -284,6 +284,11 @@ class Plan:
     """How fast answers travel; 0: at once."""
 
     @property
+    def clock_offset_s(self) -> float:
+        """By how much the clock that decides is ahead at the start."""
+        return self.store_offset_s if self.store_clock else 0.0
+
+    @property
     def end(self) -> float:
         """When what should have run is counted."""
         return self.duration + SETTLING_S

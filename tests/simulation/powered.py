@@ -424,7 +424,7 @@ def _counted(known: Known) -> Iterator[Violation]:
         total = (upcoming - instants[0]) // step
         # Those before the first run were skipped before anybody saw one.
         opened = max(0, skipped - (total - started))
-        earliest = (instants[0] - opened * step - EPOCH) / SECOND - known.plan.store_offset_s
+        earliest = (instants[0] - opened * step - EPOCH) / SECOND - known.plan.clock_offset_s
         total += opened if earliest >= -known.clock_error_s else 0
     # A run that a closing worker has cancelled was given back, and may be too late then. So may be
     # one that was triggered before its next attempt.
@@ -453,11 +453,11 @@ def _counted(known: Known) -> Iterator[Violation]:
 
 def instants_of(known: Known, since: int, until: int) -> list[int]:
     """All instants of its rhythms, both included, by plain arithmetic."""
-    powers, base = known.powers, EPOCH + round(known.plan.store_offset_s * SECOND)
+    powers, base = known.powers, EPOCH + round(known.plan.clock_offset_s * SECOND)
     found: set[int] = set()
     for step_s, anchor_s in powers.rhythms:
         step = round(step_s * SECOND)
-        anchor = EPOCH + round((known.plan.store_offset_s + anchor_s) * SECOND)
+        anchor = EPOCH + round((known.plan.clock_offset_s + anchor_s) * SECOND)
         first = anchor + -((anchor - since) // step) * step
         found.update(range(first, until + 1, step))
     low, high = (
@@ -485,7 +485,7 @@ def _planned(known: Known) -> Iterator[Violation]:
     powers, record = known.powers, known.record
     occurrences = _occurrences(known)
     instants = sorted({occurrence for _, occurrence in occurrences})
-    base = EPOCH + round(known.plan.store_offset_s * SECOND)
+    base = EPOCH + round(known.plan.clock_offset_s * SECOND)
     error = round(known.clock_error_s * SECOND)
     if known.task.dynamic and not _only(known):
         return

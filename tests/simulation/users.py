@@ -103,7 +103,7 @@ def schedule_of(task: TaskPlan, plan: Plan) -> Schedule:
 
 def instant(seconds: float, plan: Plan) -> datetime:
     """So long after the store's clock began."""
-    return from_microseconds(EPOCH + round((plan.store_offset_s + seconds) * 1_000_000))
+    return from_microseconds(EPOCH + round((plan.clock_offset_s + seconds) * 1_000_000))
 
 
 def options_of(powers: Powers) -> dict[str, Any]:

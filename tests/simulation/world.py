@@ -121,9 +121,7 @@ class World:
 
     def store_time(self) -> int:
         """The instant on the clock of the store."""
-        time = self.loop.time() + self._steps.get("store", 0.0)
-        if self.plan.store_clock:
-            time += self.plan.store_offset_s
+        time = self.loop.time() + self._steps.get("store", 0.0) + self.plan.clock_offset_s
         return EPOCH + round(time * 1_000_000)
 
     def step(self, whose: str, seconds: float) -> None:
