@@ -615,7 +615,8 @@ def began_before(run: Run, before: Record, after: Record | None, began: int | No
     if run.triggered is not None:
         return  # what is triggered overlaps with nothing
     first = progress_of(before.progress).begun
-    first = began if first is None else first
+    if run.triggered is None and first is None:
+        first = began  # a triggered run leaves what is known of the occurrence that waits for it
     found = progress_of(after.progress).begun
     if found != first:
         raise Violation(Row.SKIPS_COUNTED, f"{run} began at {first}, and not at {found}")

@@ -19,7 +19,7 @@ from tests.simulation.model import Ask, Row
 from tests.simulation.workers import Protocol, Scenario, Worker, at, every
 
 from pyncette.engine import rules
-from pyncette.engine.rules import Failure, Policy, Verdict, Wanted
+from pyncette.engine.rules import Failure, Policy, Ran, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode
 from pyncette.schedule import Inherited, Schedule, dumps
 from pyncette.store import Write
@@ -490,8 +490,10 @@ def replanned_and_still_parked(
     return change._replace(due_at=None, state=State.PARKED, progress=current.progress)
 
 
-def failed_for_good(reading: Reading, policy: Policy, now: int, failure: Failure) -> Change:
-    return real_succeeded(reading, policy, now)
+def failed_for_good(
+    reading: Reading, policy: Policy, now: int, failure: Failure, ran: Ran | None
+) -> Change:
+    return real_succeeded(reading, policy, now, ran)
 
 
 def never_too_many(reading: Reading, policy: Policy, now: int) -> Failure | None:
