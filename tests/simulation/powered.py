@@ -539,12 +539,23 @@ def _planned(known: Known) -> Iterator[Violation]:
         if any(_done(known, run) for run in runs)
     }
     lost = [instant for instant in sure if instant <= until and instant not in done]
-    if lost:
+    if lost and not _may_rest(known):
         yield known.broken(Promise.AT_LEAST_ONCE, known.counted, f"was never run for {lost[:5]}")
     if end is not None and end < until and not (powers.calendar and _lacking(known)):
         state = "gone" if record is None else record.details["state"]
         if state != ("gone" if known.task.dynamic else "finished"):
             yield known.broken(Promise.BOUNDED, known.counted, f"is {state} after its end")
+
+
+def _may_rest(known: Known) -> bool:
+    """Whether it may be paused at the end: no resume began after the last pause was over."""
+    pauses = [call for call in known.steered if call.what == What.PAUSE]
+    return bool(pauses) and not any(
+        call.what == What.RESUME
+        and call.answer == "ok"
+        and all(pause.over <= call.begun.time for pause in pauses)
+        for call in known.steered
+    )
 
 
 def _lacking(known: Known) -> bool:
