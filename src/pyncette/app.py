@@ -74,6 +74,10 @@ _STORE_OF: Final = {
     f"{store}_{name}": store for store, names in _STORE_OPTIONS.items() for name in names
 }
 KNOWN_OPTIONS: Final = ("batch_size", "concurrency_limit", "worker_name", *_STORE_OF)
+_PARAMETERS: Final = (
+    *("repository_factory", "executor_cls", "poll_interval", "url", "clock", "heartbeat"),
+    *("open_timeout", "shutdown_timeout", "thread_limit"),
+)
 
 
 class Pyncette:
@@ -162,6 +166,7 @@ class Pyncette:
         self._configuration = configuration
         self._tasks: list[Task] = []
         self._sync = SyncContext(self)
+        self._warned = False
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
@@ -556,8 +561,17 @@ class Pyncette:
         """Returns the calls of the open app for code that is not asynchronous.
 
         The app is opened by the first call in a thread of its own, once in a process, and closed
-        at the end of the process. No tasks run there: start workers for that.
+        at the end of the process. No tasks run there: start workers for that. An app that keeps its
+        records in memory has others there than its workers have; the log warns about that.
         """
+        in_memory = self._configuration.get("sqlite_database") in (None, ":memory:")
+        if self._repository_factory is sqlite_repository and in_memory and not self._warned:
+            self._warned = True
+            logger.warning(
+                "This app keeps its records in memory, and app.sync() has a memory of its own: no "
+                "worker sees what is scheduled there. Name a file, as in "
+                "Pyncette(url='sqlite:///tasks.db')"
+            )
         return self._sync
 
     def __reduce__(self) -> NoReturn:
@@ -734,6 +748,7 @@ def _store_of(factory: object) -> str | None:
 def _warn_of_unknown(configuration: Mapping[str, Any]) -> None:
     for option in configuration:
         if option not in KNOWN_OPTIONS:
-            close = difflib.get_close_matches(option, KNOWN_OPTIONS, 1, 0.85)
+            known = (*KNOWN_OPTIONS, *_PARAMETERS)
+            close = difflib.get_close_matches(option, known, 1, 0.85)
             if close:
                 logger.warning("There is no option '%s': did you mean '%s'?", option, close[0])

@@ -210,7 +210,8 @@ class PyncetteContext:
             if not task.cancelled() and (error := task.exception()) is not None:
                 logger.critical("The loop has failed: no task runs any more", exc_info=error)
 
-        task = self._background.start(self.run(), "pyncette run", awaited=True)
+        self._started = True
+        task = self._background.start(self._loop(until_idle=False), "pyncette run", awaited=True)
         task.add_done_callback(ended)
         return task
 

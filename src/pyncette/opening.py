@@ -240,6 +240,7 @@ def _settings(parts: AppParts) -> Settings:
             "concurrency_limit", configuration.get("concurrency_limit", DEFAULT_CONCURRENCY_LIMIT)
         ),
         parts.heartbeat,
+        parts.thread_limit,
     )
 
 

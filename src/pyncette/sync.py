@@ -29,7 +29,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
-from pyncette.errors import PyncetteException, describe
+from pyncette.errors import PyncetteException, StoreUnavailableError, describe
 from pyncette.model import TaskState, Where
 from pyncette.task import Task
 
@@ -67,11 +67,25 @@ class _Thread:
                 "A call of app.sync() would wait for its own event loop: use the asynchronous "
                 "context here"
             )
+        if not self.thread.is_alive():
+            work.close()
+            raise PyncetteException(
+                "This was begun by the process that this one was forked from: begin it anew here"
+            )
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            return future.result()
+            return _result_of(future)
         finally:
             future.cancel()
+
+
+def _result_of(future: concurrent.futures.Future[_T]) -> _T:
+    try:
+        return future.result()
+    except concurrent.futures.CancelledError as error:
+        raise StoreUnavailableError(
+            "The app was closed while the call was under way: what it has done is not known"
+        ) from error
 
 
 class _Process:
@@ -323,7 +337,8 @@ class SyncContext:
             while states := opened.thread.do(page()):
                 yield from states
         finally:
-            opened.thread.do(found.aclose())
+            if opened.thread.thread.is_alive():  # not in a forked process
+                opened.thread.do(found.aclose())
 
     def close(self) -> None:
         """Closes the app. The next call opens it again."""
@@ -379,7 +394,7 @@ class _Desk:
         try:
             while (wanted := self._asked.get()) is not None:
                 wanted()
-            return future.result()
+            return _result_of(future)
         finally:
             future.cancel()
 

@@ -907,6 +907,12 @@ class PartitionedTask(Task):
             if new_options_in(given):
                 raise TypeError(f"partitions must be a pyncette.Partitions, not {partitions!r}")
             options |= given
+            if partitions is not None:
+                logger.warning(
+                    "Task %s: 'partitions' is an argument of the task, not an option: the option "
+                    "takes a pyncette.Partitions",
+                    options.get("name"),
+                )
         super().__init__(**{**options, "dynamic": True})
         if not isinstance(partition_count, int) or partition_count < 1:
             raise ValueError("Partition count must be greater than or equal to 1")

@@ -6,10 +6,10 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pyncette.clock import Clock
-from pyncette.engine.background import is_cancelled
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ class Threads:
         """Runs a function in a thread, with the context variables of the caller.
 
         A thread cannot be cancelled. If the caller is cancelled, it waits until the function has
-        ended, so that its slot is not given away before.
+        ended, so that its slot is not given away before; and what the function has done counts.
 
         Raises:
             LeaseLostException: The function had to wait for a thread, and the lease was lost
@@ -49,15 +49,9 @@ class Threads:
         loop = asyncio.get_running_loop()
         call = contextvars.copy_context().run
         future = loop.run_in_executor(self._pool, call, _called, function, context)
-        cancelled = False
         while not future.done():
-            try:
+            with suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled and is_cancelled():
-            future.exception()  # looked at: nobody else will
-            raise asyncio.CancelledError
         return future.result()
 
     def close(self) -> None:

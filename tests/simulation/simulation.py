@@ -72,7 +72,8 @@ def _simulate(plan: Plan, shuffled: bool) -> History:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No log, no word from what was crashed, and no garbage collection at other moments."""
-    level, logging.root.manager.disable = logging.root.manager.disable, logging.CRITICAL
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     collecting = gc.isenabled()
     gc.disable()
@@ -83,7 +84,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         gc.unfreeze()
-        logging.root.manager.disable = level
+        logging.disable(level)
         sys.unraisablehook = hook
         if collecting:
             gc.enable()

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from pyncette import chance
+from pyncette import PyncetteException, chance
 from pyncette.engine.moves import (
     Mark,
     Pair,
@@ -15,12 +15,14 @@ from pyncette.engine.moves import (
     arriving,
     copy_of,
     in_transit,
+    mark_of,
     marked,
     next_step,
     record_after,
 )
+from pyncette.engine.partitions import read_fact
 from pyncette.store import Write, expectation_holds, next_version
-from pyncette.store.record import Delete, Put, Record
+from pyncette.store.record import Delete, Put, Record, dump_args
 
 ORIGIN: Final = "t:1"
 TARGET: Final = "t:5"
@@ -200,3 +202,36 @@ def test_a_copy_of_another_origin_is_not_touched() -> None:
     copy = record_after(record._replace(group=TARGET), arriving(elsewhere), 11)
     assert next_step(Pair("x", ORIGIN, TARGET, record, copy, "origin"), NOW) is Step.ELSEWHERE
     assert next_step(Pair("x", ORIGIN, TARGET, None, copy, "origin"), NOW) is Step.DONE
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        "2 moving x",
+        "2 moving 5",
+        "2 moving []",
+        '2 moving ["copy"]',
+        '2 moving ["mark",1,2]',
+        '2 moving ["copy","i","g",1,null,null,"lost",null,"1 5 inc"]',
+        "2 moving " + "[" * 100_000,
+    ],
+)
+def test_a_copy_or_mark_that_was_edited_is_an_unreadable_record_and_stops_its_move(
+    progress: str,
+) -> None:
+    record = Record(ORIGIN, "x", None, 10, None, "finished", 0, "1 at 5", "1 {}", progress)
+    assert not in_transit(record)
+    assert copy_of(record) is None
+    assert mark_of(record) is None
+    assert next_step(Pair("x", ORIGIN, TARGET, record, None, "target"), NOW) is Step.BROKEN
+    target = record._replace(group=TARGET)
+    assert next_step(Pair("x", ORIGIN, TARGET, None, target, "target"), NOW) is Step.BROKEN
+
+
+@pytest.mark.parametrize("count", [0, -1, 10_001, 10**30, True, "4", None])
+def test_a_control_record_with_an_absurd_count_is_refused(count: object) -> None:
+    for args in ({"partition_count": count}, {"partition_count": 4, "from": [count]}):
+        text = dump_args(args)
+        record = Record(":control", "partitions:t", None, 1, None, "finished", 0, "", text, "")
+        with pytest.raises(PyncetteException, match="does not say how many partitions"):
+            read_fact(record)

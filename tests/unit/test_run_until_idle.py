@@ -118,3 +118,16 @@ def test_run_may_follow_but_not_overlap() -> None:
         assert bench.times == [1, 2]
 
     run(main())
+
+
+def test_all_that_was_missed_runs_without_pauses() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="minutely", interval=60)(bench.note)
+        async with bench.app.create() as context:
+            await context.run_until_idle()
+            await bench.advance(600)
+            await context.run_until_idle()
+            assert bench.planned == [60.0 * minute for minute in range(1, 11)]
+
+    run(main())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, lines, logged, run, seconds
 
-from pyncette import Context, Pyncette
+from pyncette import Context, Pyncette, PyncetteException
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryRepository
 
@@ -77,7 +77,7 @@ def test_opening_does_not_insist_on_what_is_misconfigured() -> None:
 @pytest.mark.parametrize("option", ["open_timeout", "shutdown_timeout"])
 def test_bad_timeouts_are_refused(option: str) -> None:
     app: Any = Pyncette
-    with pytest.raises(ValueError, match=f"{option} must be longer than zero, not"):
+    with pytest.raises(ValueError, match=f"{option} must not be negative, not"):
         app(**{option: -1})
     with pytest.raises(TypeError, match=f"{option} must be a timedelta or a number of seconds"):
         app(**{option: "10"})
@@ -245,3 +245,25 @@ def test_what_runs_in_a_block_that_is_cancelled_is_given_back() -> None:
         await held.runs_elsewhere()
 
     run(main())
+
+
+def test_run_beside_a_running_block_is_refused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        async with bench.app.running() as context:
+            with pytest.raises(PyncetteException, match="runs already"):
+                await context.run()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [("shutdown_timeuot", "shutdown_timeout"), ("poll_intervall", "poll_interval")],
+)
+def test_misspelt_options_of_the_app_are_said(
+    misspelt: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app: Any = Pyncette
+    app(**{misspelt: 5})
+    assert logged(caplog, f"There is no option '{misspelt}': did you mean '{meant}'?")

@@ -314,3 +314,39 @@ def test_the_signatures_are_those_of_the_asynchronous_calls(service: Service) ->
     task: Task = service.calls.schedule_task(service.job, "a", execute_at=LATER)
     assert task.name == "a"
     assert "Creates an instance" in (service.calls.schedule_task.__doc__ or "")
+
+
+@pytest.mark.parametrize(("options", "warned"), [({}, True), ({"url": "sqlite:///x.db"}, False)])
+def test_an_app_in_memory_is_warned_about_since_its_workers_have_another_memory(
+    options: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Pyncette(**options)
+    for _ in range(3):
+        app.sync()
+    assert len([line for line in caplog.messages if "a memory of its own" in line]) == warned
+
+
+LEAVING = """
+for name in ("a", "b"):
+    schedule(name)
+for state in app.sync().iter_tasks(job):
+    child = os.fork()
+    if not child:
+        sys.exit(7)
+    break
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_leaves_an_iteration_of_its_parent_alone(tmp_path: Path) -> None:
+    ended = program(tmp_path, LEAVING)
+    assert (ended.returncode, ended.stderr) == (7, "")
+
+
+def test_a_call_that_is_cancelled_by_the_closing_of_its_app_says_so() -> None:
+    async def closed() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(StoreUnavailableError, match="closed while the call was under way"):
+        _process.shared_thread().do(closed())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, after, logged, run, seconds
 
-from pyncette import Context, FailureMode, Pyncette
+from pyncette import Context, FailureMode, Pyncette, Retry
 from pyncette.body import runs_in_thread
 from pyncette.clock import SystemClock
 from pyncette.errors import LeaseLostException
@@ -210,6 +210,66 @@ def test_no_more_functions_run_at_once_than_there_may_be_threads() -> None:
             await bench.advance(1)
         assert done == 20
         assert 1 < most <= 3
+
+    run(main())
+
+
+def test_what_would_have_to_wait_for_a_thread_is_not_claimed() -> None:
+    async def main() -> None:
+        bench = Bench()
+        app = Pyncette(bench.repository, clock=bench.clock, thread_limit=2)
+        loop = asyncio.get_running_loop()
+        begun = asyncio.Semaphore(0)
+        go_on, ran = threading.Event(), []
+
+        def body(context: Context) -> None:
+            loop.call_soon_threadsafe(begun.release)
+            assert go_on.wait(30)
+            ran.append(context.attempt)
+
+        policy = Retry(attempts=1)
+        first = app.dynamic_task(name="first", timeout=seconds(60), retry=policy)(body)
+        second = app.dynamic_task(name="second", timeout=seconds(60), retry=policy)(body)
+        other = app.dynamic_task(name="other")(bench.note)
+        async with app.running() as context:
+            for number in range(5):
+                for task in (first, second, other):
+                    await context.schedule_task(task, str(number), execute_at=after(0))
+            for _ in range(2):
+                await begun.acquire()
+            states = [
+                state.state
+                for task in (first, second)
+                for state in (await context.list_tasks(task)).tasks
+            ]
+            assert sorted(states) == ["running"] * 2 + ["scheduled"] * 8
+            go_on.set()
+            for _ in range(8):
+                await begun.acquire()
+        assert ran == [1] * 10
+        assert len(bench.runs) == 5
+
+    run(main())
+
+
+def test_what_a_function_has_done_counts_although_closing_did_not_want_to_wait() -> None:
+    async def main() -> None:
+        repository = MemoryRepository()
+        app = Pyncette(repository, shutdown_timeout=0)
+        loop = asyncio.get_running_loop()
+        begun, go_on = asyncio.Event(), threading.Event()
+
+        @app.dynamic_task()
+        def job(context: Context) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            assert go_on.wait(30)
+
+        async with app.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(0))
+            await begun.wait()
+            loop.call_later(0.05, go_on.set)
+        async with app.create() as context:
+            assert await context.get_task(job, "x") is None
 
     run(main())
 

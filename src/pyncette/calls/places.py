@@ -364,7 +364,10 @@ class _Moving:
                     continue
                 case Step.BROKEN:
                     self._fail(
-                        pair, ValueError("it lies in two places, and one cannot be read here")
+                        pair,
+                        ValueError(
+                            "it lies in two places and one cannot be read here, or its record is broken"
+                        ),
                     )
                     continue
                 case Step.DONE:

@@ -17,6 +17,7 @@ from inspect import CORO_CLOSED, getcoroutinestate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import chance
+from pyncette.body import runs_in_thread
 from pyncette.engine import rules
 from pyncette.engine.background import is_cancelled
 from pyncette.engine.backlog import BACKLOG_AGE_MIN
@@ -100,6 +101,7 @@ class Dispatcher:
         self.executions: dict[Execution, Coroutine[Any, Any, None]] = {}
         self._worker = worker
         self._parts: dict[Task, TaskParts] = {}
+        self._catches_up_at_once = False
         self.suspect: Execution | None = None
         # How often each record was released because this worker cannot read it.
         self._released: dict[Identity, int] = {}
@@ -119,11 +121,39 @@ class Dispatcher:
             tasks: The tasks; those without a limit are left out.
             free: The number of free slots of the worker.
         """
-        limits = {task: task.limit.executions for task in tasks if task.limit is not None}
-        if not limits:
-            return {}
         running = Counter(execution.declared for execution in self.executions)
-        return {task: min(max(most - running[task], 0), free) for task, most in limits.items()}
+        threads = self._worker.settings.thread_limit or 0
+        threads -= sum(count for task, count in running.items() if self._in_threads(task))
+        room: dict[Task, int] = {}
+        for task in filter(self.is_limited, tasks):
+            slots = free
+            if task.limit is not None:
+                slots = min(slots, max(task.limit.executions - running[task], 0))
+            if self._in_threads(task):
+                slots = min(slots, max(threads, 0))
+                threads -= slots
+            room[task] = slots
+        return room
+
+    def is_limited(self, task: Task) -> bool:
+        """Returns whether fewer of its executions may run at once than the worker has slots."""
+        return task.limit is not None or self._in_threads(task)
+
+    def wait_for(self, task: Task, held: Iterable[Task]) -> list[Task]:
+        """Returns the tasks that may have had to wait for an execution of this one."""
+        if not self._in_threads(task):
+            return [task]
+        return [task, *(other for other in held if other is not task and self._in_threads(other))]
+
+    def _in_threads(self, task: Task) -> bool:
+        limit = self._worker.settings.thread_limit
+        return limit is not None and self._task_parts(task).in_thread
+
+    def catch_up_at_once(self, value: bool) -> None:
+        """Sets whether what a record has missed runs without pauses."""
+        if value is not self._catches_up_at_once:
+            self._catches_up_at_once = value
+            self._parts.clear()
 
     def lease(self, task: Task) -> int:
         """Returns the lease of the task's records, in microseconds."""
@@ -438,7 +468,7 @@ class Dispatcher:
             None if retry is None else _microseconds(retry.within),
             _microseconds(task.misfire_grace),
             task.overlap is Overlap.SKIP,
-            min(worker.settings.poll_interval, PACE_MAX),
+            0 if self._catches_up_at_once else min(worker.settings.poll_interval, PACE_MAX),
         )
         return TaskParts(
             worker,
@@ -456,6 +486,7 @@ class Dispatcher:
             None if at_most_once else beat_plan(task, worker.settings.heartbeat),
             retry is not None or policy.misfire_grace is not None,
             task.fast_forward or policy.skip_overlap,
+            runs_in_thread(task.task_func),
         )
 
 

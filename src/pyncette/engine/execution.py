@@ -120,6 +120,7 @@ class TaskParts:
         beats: Its automatic heartbeats.
         selective: Whether a record may be claimed and not run: too many attempts, or too late.
         skips: Whether an outcome may skip occurrences.
+        in_thread: Whether the function is a plain one.
     """
 
     worker: Worker
@@ -133,6 +134,7 @@ class TaskParts:
     beats: BeatPlan | None
     selective: bool
     skips: bool
+    in_thread: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ class Loop:
         self.running = True
         self._quiet = False
         worker = self._worker
+        worker.dispatcher.catch_up_at_once(until_idle)
         name = printable(worker.settings.worker_name)
         if worker.tasks():
             logger.info("Worker %s starts with %d tasks", name, len(worker.tasks()))
@@ -282,6 +283,8 @@ class Loop:
                 lambda group: worker.pauses.holds(group, now),
                 worker.membership.shares(),
             )
+            if worker.settings.thread_limit is not None:
+                worker.sources.limited = True
             self._poll_at = self._monotonic() + worker.settings.poll_interval
             asked = worker.sources.all()
             for source in asked:
@@ -340,7 +343,8 @@ class Loop:
             was left out is held, or due at once.
         """
         table = self._worker.sources
-        groups = Counter(source.task for source in asked if source.task.limit is not None)
+        is_limited = self._worker.dispatcher.is_limited
+        groups = Counter(source.task for source in asked if is_limited(source.task))
         room = self._worker.dispatcher.room(groups, free)
         within: list[PolledSource] = []
         for source in asked:

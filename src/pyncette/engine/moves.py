@@ -37,7 +37,17 @@ from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.schedule import loads as load_schedule
 from pyncette.store import Write
-from pyncette.store.record import ABSENT, DELETE, Change, Put, Record, State, dump_args
+from pyncette.store.record import (
+    ABSENT,
+    DELETE,
+    EARLIEST_INSTANT,
+    LATEST_INSTANT,
+    Change,
+    Put,
+    Record,
+    State,
+    dump_args,
+)
 
 _PREFIX: Final = "2 moving "
 """How the progress of a copy and of a mark begins. To a release that does not know it, this is a
@@ -89,26 +99,54 @@ def in_transit(record: Record) -> bool:
 
 def is_transit(progress: str) -> bool:
     """Returns whether a record with this progress is a copy or a mark."""
-    return progress.startswith(_PREFIX)
+    return _said_by(progress) is not None
 
 
 def copy_of(record: Record | None) -> Copy | None:
     """Returns what an arriving copy says; None if the record is none."""
-    said = _said(record)
-    return Copy(*said[1:]) if said and said[0] == "copy" else None
+    said = None if record is None else _said_by(record.progress)
+    return said if isinstance(said, Copy) else None
 
 
 def mark_of(record: Record | None) -> Mark | None:
     """Returns what a mark says; None if the record is none."""
-    said = _said(record)
-    return Mark(*said[1:]) if said and said[0] == "mark" else None
+    said = None if record is None else _said_by(record.progress)
+    return said if isinstance(said, Mark) else None
 
 
-def _said(record: Record | None) -> list[Any] | None:
-    if record is None or not in_transit(record):
+def _said_by(progress: str) -> Copy | Mark | None:
+    """Reads a progress; None if it is none of a copy or a mark, or somebody has edited it."""
+    if not progress.startswith(_PREFIX):
         return None
-    said: list[Any] = json.loads(record.progress[len(_PREFIX) :])
-    return said
+    try:
+        kind, *content = json.loads(progress[len(_PREFIX) :])
+        said = Copy(*content) if kind == "copy" else Mark(*content) if kind == "mark" else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return said if said is not None and _is_sound(said) else None
+
+
+def _is_sound(said: Copy | Mark) -> bool:
+    if isinstance(said, Mark):
+        return all(isinstance(text, str) for text in said)
+    texts = (said.id, said.origin, said.state, said.progress)
+    tokens = (said.token, said.kept_token)
+    instants = (said.version, 0 if said.due_at is None else said.due_at)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(token is None or isinstance(token, str) for token in tokens)
+        and all(
+            type(instant) is int and EARLIEST_INSTANT <= instant <= LATEST_INSTANT
+            for instant in instants
+        )
+        and said.state in set(State)
+        and not said.progress.startswith(_PREFIX)
+    )
+
+
+def _is_broken(record: Record | None) -> bool:
+    """Returns whether a copy or a mark was edited, so that what it stood for is not known."""
+    return record is not None and record.progress.startswith(_PREFIX) and not in_transit(record)
 
 
 def _text(kind: str, content: tuple[Any, ...]) -> str:
@@ -213,6 +251,8 @@ class Pair(NamedTuple):
 def next_step(pair: Pair, now: int) -> Write | Step:
     """Returns the next write of a move, or what has to be done instead."""
     key, origin_group, target_group, origin, target, newer = pair
+    if _is_broken(origin) or _is_broken(target):
+        return Step.BROKEN
     mark, copy = mark_of(origin), copy_of(target)
     if mark is not None:
         if mark.target != target_group:

@@ -127,7 +127,9 @@ def read_fact(record: Record) -> Fact:
         _counts(args.get("from")),
         _counts(args.get("was")),
     )
-    if not all(type(count) is int and count >= 1 for count in fact.known_counts):
+    if not all(
+        type(count) is int and 1 <= count <= PARTITION_COUNT_MAX for count in fact.known_counts
+    ):
         raise PyncetteException(
             f"The record {printable(record.key)!r} of the group '{CONTROL_GROUP}' in the store "
             f"does not say how many partitions the task has: {printable(record.args)[:100]}"

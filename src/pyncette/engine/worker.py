@@ -48,6 +48,7 @@ class Settings(NamedTuple):
         batch_size: Maximum records in one claim.
         concurrency_limit: Maximum executions at once.
         heartbeat: The automatic heartbeats of tasks that do not say; None: they have none.
+        thread_limit: Maximum plain functions at once; None: as many as there are slots.
     """
 
     worker_name: str
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     batch_size: int
     concurrency_limit: int
     heartbeat: Heartbeat | None = None
+    thread_limit: int | None = None
 
 
 class Hooks(NamedTuple):
@@ -179,7 +181,8 @@ class Worker:
         dispatcher = self.dispatcher
         dispatcher.executions.pop(execution, None)
         if self.sources.held:
-            self.sources.release(execution.declared, self.clock.microseconds())
+            for task in dispatcher.wait_for(execution.declared, self.sources.held):
+                self.sources.release(task, self.clock.microseconds())
         if execution is dispatcher.suspect:
             dispatcher.suspect = None
             self.wake_groups(None)  # suspects that waited for it may be claimed now
