@@ -152,11 +152,9 @@ class Pyncette:
         self._repository_factory = repository_factory or sqlite_repository
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
-        self._open_timeout = duration("open_timeout", open_timeout, zero=True)
+        self._open_timeout = _timeout("open_timeout", open_timeout)
         self._shutdown_timeout = (
-            None
-            if shutdown_timeout is None
-            else duration("shutdown_timeout", shutdown_timeout, zero=True)
+            None if shutdown_timeout is None else _timeout("shutdown_timeout", shutdown_timeout)
         )
         self._thread_limit = (
             None if thread_limit is None else at_least_one("thread_limit", thread_limit)
@@ -696,6 +694,12 @@ def _check_parentheses(decorator: str, misplaced: tuple[object, ...]) -> None:
             f"parentheses (it was given {name_of(first)})"
         )
     raise TypeError(f"{decorator} takes options by name only, not {first!r}")
+
+
+def _timeout(option: str, value: timedelta | float) -> timedelta:
+    if isinstance(value, (int, float, timedelta)) and value < type(value)():
+        raise ValueError(f"{option} must not be negative, not {value!r}")
+    return duration(option, value, zero=True)
 
 
 def _check_factory(parameter: str, factory: object) -> None:

@@ -280,8 +280,7 @@ def duration(option: str, value: timedelta | float, *, zero: bool = False) -> ti
     if not isinstance(value, timedelta):
         raise TypeError(f"{option} must be a timedelta or a number of seconds, not {value!r}")
     if value < timedelta() or (not value and not zero):
-        must = "not be negative" if zero else "be longer than zero"
-        raise ValueError(f"{option} must {must}, not {value!r}")
+        raise ValueError(f"{option} must be longer than zero, not {value!r}")
     if option != "interval" and value > DURATION_MAX:
         raise ValueError(f"{option} must be at most {DURATION_MAX.days} days, not {value!r}")
     return value

@@ -365,9 +365,7 @@ class _Moving:
                 case Step.BROKEN:
                     self._fail(
                         pair,
-                        ValueError(
-                            "it lies in two places and one cannot be read here, or its record is broken"
-                        ),
+                        ValueError("it lies in two places, one of them unreadable, or is broken"),
                     )
                     continue
                 case Step.DONE:
