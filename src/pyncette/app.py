@@ -697,7 +697,8 @@ def _check_parentheses(decorator: str, misplaced: tuple[object, ...]) -> None:
 
 
 def _timeout(option: str, value: timedelta | float) -> timedelta:
-    if isinstance(value, (int, float, timedelta)) and value < type(value)():
+    seconds: object = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, (int, float)) and seconds < 0:
         raise ValueError(f"{option} must not be negative, not {value!r}")
     return duration(option, value, zero=True)
 

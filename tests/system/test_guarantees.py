@@ -189,7 +189,7 @@ class Site:
     def records(self) -> int:
         with closing(sqlite3.connect(self.directory / "tasks.db")) as connection:
             [(count,)] = connection.execute(
-                "SELECT count(*) FROM pyncette_tasks WHERE \"group\" <> ':control'"
+                "SELECT count(*) FROM pyncette_tasks WHERE \"group\" NOT IN (':control', ':members')"
             )
         return int(count)
 
