@@ -189,7 +189,8 @@ class Site:
     def records(self) -> int:
         with closing(sqlite3.connect(self.directory / "tasks.db")) as connection:
             [(count,)] = connection.execute(
-                "SELECT count(*) FROM pyncette_tasks WHERE \"group\" NOT IN (':control', ':members')"
+                "SELECT count(*) FROM pyncette_tasks"
+                " WHERE \"group\" NOT IN (':control', ':members')"
             )
         return int(count)
 
