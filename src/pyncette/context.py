@@ -348,7 +348,8 @@ class PyncetteContext:
         Memory does not grow with their number. An instance that cannot be scheduled does not keep
         others from being scheduled. The call can be repeated after it was interrupted: an instance
         that is as it should be is left alone. If a name comes twice, the later instance is
-        scheduled over the earlier one.
+        scheduled over the earlier one. If reading the instances fails, the batches before were
+        written, and the error is raised.
 
         Args:
             template: The template.
