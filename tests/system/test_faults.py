@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from tests.support import BenchFaults
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
 from pyncette.executor import DefaultExecutor
@@ -20,7 +21,7 @@ from pyncette.memory import MemoryRepository
 from pyncette.store import Group, Write, scan_all
 from pyncette.store.record import Delete, Patch, State
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Delay, Fail, Fault, Faults, Gate, LoseAnswer, faulty
+from pyncette.testing.faults import Delay, Fail, Fault, Gate, LoseAnswer, faulty
 
 SECOND = timedelta(seconds=1)
 LEASE = timedelta(seconds=60)
@@ -41,7 +42,7 @@ class Worker:
     def __init__(
         self, repository: Any, clock: VirtualClock, runs: Counter[str], **options: Any
     ) -> None:
-        self.faults = Faults()
+        self.faults = BenchFaults()
         self.app = Pyncette(faulty(repository, self.faults), clock=clock)
         self.began: list[str] = []
         self.began_at: list[tuple[str, datetime]] = []
