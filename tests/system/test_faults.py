@@ -451,7 +451,7 @@ def with_chance(world: World, seed: int, **options: Any) -> Worker:
     """A worker of which every third call is struck."""
     worker = world.worker(**options)
     kinds = [OnceOpen(worker, fault) for fault in (Fail(), LoseAnswer())]
-    worker.faults = Faults(seed, 0.3, kinds)
+    worker.faults = BenchFaults(seed, 0.3, kinds)
     factory = faulty(world.repository, worker.faults)
     worker.app = Pyncette(factory, clock=world.clock, batch_size=5)
     worker.app.dynamic_task(name="report", **options)(worker.report)
