@@ -836,8 +836,7 @@ class PyncetteContext:
                 worker.dispatcher.cancel_waiting()
                 if await self._rests_within(0.0, queued):
                     break
-            names = sorted({execution.label for execution in worker.dispatcher.executions})
-            message = f"Closing waits for running executions: {', '.join(names[:10])}"
+            message = f"Closing waits for running executions: {self._running_names()}"
             if by_hand:
                 message += (
                     ". The clock of this app is moved by hand: what sleeps on it ends only when "
@@ -862,15 +861,18 @@ class PyncetteContext:
         await realtime.sleep(seconds)
         running = self._worker.dispatcher.executions
         if running:
-            names = sorted({execution.label for execution in running})
             logger.warning(
                 "Closing has waited for %g s (shutdown_timeout): %d running executions are "
                 "cancelled and given back: %s",
                 seconds,
                 len(running),
-                ", ".join(names[:10]),
+                self._running_names(),
             )
             self._give_up_runs()
+
+    def _running_names(self) -> str:
+        names = sorted({execution.label for execution in self._worker.dispatcher.executions})
+        return ", ".join(names[:10])
 
     def _give_up_runs(self) -> None:
         """Closing was cancelled or took too long: cancels running tasks and releases leases."""

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
 
 from pyncette.body import Declared
+from pyncette.bulk import Instance
 from pyncette.clock import from_microseconds
 from pyncette.model import (
     UNSET,
@@ -562,22 +563,18 @@ class Task(Declared):
             ValueError: This is no template, or an option is invalid.
             TypeError: An option that only a template can have was given.
         """
-        options: dict[str, Any] = args
-        if schedule is not None:
-            options["schedule"] = schedule
-        if interval is not None:
-            options["interval"] = interval
-        if execute_at is not None:
-            options["execute_at"] = execute_at
-        if timezone is not None:
-            options["timezone"] = timezone
-        if start_at is not UNSET:
-            options["start_at"] = start_at
-        if end_at is not UNSET:
-            options["end_at"] = end_at
-        if jitter is not UNSET:
-            options["jitter"] = jitter
-        return self.described_as(self.describe(name, options))
+        instance = Instance(
+            name,
+            schedule=schedule,
+            interval=interval,
+            execute_at=execute_at,
+            timezone=timezone,
+            start_at=start_at,
+            end_at=end_at,
+            jitter=jitter,
+            **args,
+        )
+        return self.described_as(self.describe(name, instance.options))
 
     def describe(self, name: str, options: Mapping[str, Any]) -> Described:
         """As ``instantiate``, without making the instance: many are only written.

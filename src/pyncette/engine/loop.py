@@ -282,9 +282,8 @@ class Loop:
                 worker.tasks(),
                 lambda group: worker.pauses.holds(group, now),
                 worker.membership.shares(),
+                worker.dispatcher.is_limited,
             )
-            if worker.settings.thread_limit is not None:
-                worker.sources.limited = True
             self._poll_at = self._monotonic() + worker.settings.poll_interval
             asked = worker.sources.all()
             for source in asked:

@@ -95,6 +95,7 @@ class Sources:
         tasks: Iterable[Task],
         is_paused: Callable[[str], bool] = lambda group: False,
         shares: Mapping[str, Share] = _NO_SHARES,
+        is_limited: Callable[[Task], bool] = lambda task: task.limit is not None,
     ) -> None:
         """Updates the table to the tasks that are declared, and that this worker runs now.
 
@@ -102,11 +103,12 @@ class Sources:
             tasks: The declared tasks.
             is_paused: Whether nothing is claimed from a group.
             shares: What this worker owns of templates, by name; of others it owns everything.
+            is_limited: Whether fewer executions of a task may run at once than there are slots.
         """
         self._serial += 1
         self.limited = False
         for task in tasks:
-            if task.limit is not None:
+            if is_limited(task):
                 self.limited = True
             share = shares.get(task.name)
             for index, group in enumerate(task.active_groups()):
