@@ -252,6 +252,26 @@ def test_what_would_have_to_wait_for_a_thread_is_not_claimed() -> None:
     run(main())
 
 
+def test_a_thread_that_another_task_could_have_had_and_did_not_need_is_used_at_once() -> None:
+    async def main() -> None:
+        bench = Bench()
+        app = Pyncette(bench.repository, clock=bench.clock, thread_limit=1)
+        ran: list[str] = []
+
+        def body(context: Context) -> None:
+            ran.append(context.task.name)
+
+        # The first claim asks all of them, in any order, and has one thread to give.
+        templates = [app.dynamic_task(name=str(number))(body) for number in range(20)]
+        async with app.create() as context:
+            await context.schedule_task(templates[7], "one", execute_at=after(0))
+        async with bench.running(app):
+            await bench.clock.settle()
+            assert ran == ["one"]
+
+    run(main())
+
+
 def test_what_a_function_has_done_counts_although_closing_did_not_want_to_wait() -> None:
     async def main() -> None:
         repository = MemoryRepository()

@@ -342,13 +342,21 @@ class Loop:
             was left out is held, or due at once.
         """
         table = self._worker.sources
-        is_limited = self._worker.dispatcher.is_limited
-        groups = Counter(source.task for source in asked if is_limited(source.task))
-        room = self._worker.dispatcher.room(groups, free)
+        dispatcher = self._worker.dispatcher
+        groups = Counter(source.task for source in asked if dispatcher.is_limited(source.task))
+        room = dispatcher.room(groups, free)
+        # Free threads are promised to other tasks of this claim, which may not need them.
+        promised = {
+            task
+            for task, slots in room.items()
+            if not slots and dispatcher.room([task], free)[task]
+        }
         within: list[PolledSource] = []
         for source in asked:
             if room.get(source.task, free):
                 within.append(source)
+            elif source.task in promised:
+                table.ask_again(source, now)
             else:
                 table.hold(source)
         shares = {task: slots // groups[task] for task, slots in room.items() if slots}
