@@ -12,9 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
-    AbstractContextManager,
     AsyncContextDecorator,
-    ExitStack,
     asynccontextmanager,
 )
 from datetime import datetime, timedelta, tzinfo
@@ -23,7 +21,7 @@ from typing import Any, Final, NoReturn, TypeVar, overload
 from pyncette.body import check_fixture, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
 from pyncette.context import AppParts, PyncetteContext, check_context_name
-from pyncette.engine.worker import Hooks
+from pyncette.events import Event
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
     CatchUp,
@@ -40,6 +38,7 @@ from pyncette.model import (
     PerWorker,
     TaskFunc,
 )
+from pyncette.observers import Observers
 from pyncette.opening import open_context
 from pyncette.options import at_least_one
 from pyncette.retry import Retry
@@ -54,6 +53,7 @@ logger: Final = logging.getLogger(__name__)
 _Fixture = TypeVar("_Fixture", bound=FixtureFunc)
 _Middleware = TypeVar("_Middleware", bound=MiddlewareFunc)
 _Calendar = TypeVar("_Calendar", bound=CalendarFunction)
+_EventHandler = TypeVar("_EventHandler", bound=Callable[[Any], object])
 
 # Options of all stores, since a misspelt one is warned about whichever store is used. They are
 # repeated here because the classes that define them import drivers; a test compares the two.
@@ -168,8 +168,7 @@ class Pyncette:
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
-        self._tick_observers: list[Callable[[], AbstractContextManager[object]]] = []
-        self._backlog_observers: list[Callable[[Task, int, float], None]] = []
+        self._observers = Observers()
         _warn_of_unknown(configuration)
 
     # Declaring.
@@ -492,6 +491,27 @@ class Pyncette:
         check_middleware(func)
         self._middlewares.append(func)
 
+    def on_event(self, handler: _EventHandler, *kinds: type[Event]) -> _EventHandler:
+        """Registers a handler of events, see ``pyncette.events``; also a decorator.
+
+        The handler is called at once, in the event loop, so it must be quick: it may put events
+        into a queue for a task or a thread of its own. An exception that it raises is logged once
+        and breaks nothing. It sees what happens from now on, in contexts that are open already too.
+
+        Args:
+            handler: A plain function (or another callable) of an event.
+            kinds: The classes of events that it wants; none: all but ``pyncette.events.Detail``.
+
+        Returns:
+            The handler.
+
+        Raises:
+            TypeError: The handler cannot be called, or is asynchronous; or a kind is no class of
+                events.
+        """
+        self._observers.add(handler, kinds)
+        return handler
+
     # Running.
 
     def create(
@@ -518,7 +538,7 @@ class Pyncette:
             self._tasks,
             list(self._fixtures),
             list(self._middlewares),
-            Hooks(self._tick, self._backlog),
+            self._observers,
             self._calendars,
             self._open_timeout.total_seconds(),
             None if self._shutdown_timeout is None else self._shutdown_timeout.total_seconds(),
@@ -578,16 +598,6 @@ class Pyncette:
             "Process(target=app.main) pass a function of a module that imports the app, for "
             "example: def work(): app.main()"
         )
-
-    def _tick(self) -> AbstractContextManager[object]:
-        observers = ExitStack()
-        for observer in self._tick_observers:
-            observers.enter_context(observer())
-        return observers
-
-    def _backlog(self, task: Task, count: int, age_s: float) -> None:
-        for observer in self._backlog_observers:
-            observer(task, count, age_s)
 
     def main(self) -> None:
         """Runs the app as a program, until SIGINT or SIGTERM.

@@ -33,7 +33,7 @@ from pyncette.calls.workers import workers
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
-from pyncette.engine.worker import Executor, Hooks, Settings, Worker
+from pyncette.engine.worker import Executor, Settings, Worker
 from pyncette.errors import (
     PyncetteException,
 )
@@ -53,6 +53,7 @@ from pyncette.model import (
     Where,
     WorkerState,
 )
+from pyncette.observers import Observers, Reporter
 from pyncette.schedule import Calendars, Schedule
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
@@ -91,7 +92,7 @@ class AppParts(NamedTuple):
     tasks: Sequence[Task]
     fixtures: Sequence[tuple[str, Callable[..., Any]]]
     middlewares: Sequence[MiddlewareFunc]
-    hooks: Hooks
+    observers: Observers
     calendars: Calendars
     open_timeout: float
     shutdown_timeout: float | None
@@ -114,6 +115,7 @@ class PyncetteContext:
         clock: Clock,
         settings: Settings,
         background: Background,
+        reporter: Reporter,
     ) -> None:
         self.clock = clock
         self._store = store
@@ -128,7 +130,7 @@ class PyncetteContext:
             lambda: parts.tasks,
             parts.middlewares,
             self._context_class,
-            parts.hooks,
+            reporter,
             background,
         )
         self._requests = Requests(self._worker, background)

@@ -46,9 +46,11 @@ def log_exception(
 
 
 def is_long(error: BaseException) -> bool:
-    """Returns whether the traceback of an exception would be very long."""
+    """Returns whether the traceback of an exception would be very long, or cannot be shown."""
     frames = characters = 0
     for number, each in enumerate(_chain(error)):
+        if not _has_truth(each):
+            return True  # what formats tracebacks asks for it
         frame = each.__traceback__
         while frame is not None and frames <= FRAMES_MAX:
             frames, frame = frames + 1, frame.tb_next
@@ -85,6 +87,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         waiting.append(each.__cause__)
         if isinstance(each, BaseExceptionGroup):
             waiting.extend(islice(each.exceptions, CHAIN_MAX))
+
+
+def _has_truth(error: BaseException) -> bool:
+    try:
+        bool(error)
+    except Exception:
+        return False
+    return True
 
 
 def _length(error: BaseException) -> int:

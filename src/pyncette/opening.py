@@ -20,6 +20,7 @@ from pyncette.engine.templates import check_templates
 from pyncette.engine.worker import Settings
 from pyncette.errors import StoreUnavailableError, describe
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
+from pyncette.observers import Reporter
 from pyncette.options import at_least_one
 from pyncette.schedule import UnreadableHere
 from pyncette.store import check_store
@@ -73,7 +74,8 @@ async def open_context(
             )
         check_store(opened, parts.repository_factory)
         stack.push_async_callback(closing.background.close)
-        store = DeadlineStore(opened, clock, deadline_for(parts.tasks))
+        reporter = Reporter(parts.observers, clock, settings.worker_name)
+        store = DeadlineStore(opened, clock, deadline_for(parts.tasks), reporter)
         if isinstance(clock, StoreClock):
             measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
             await patience.insist(measuring)
@@ -91,6 +93,7 @@ async def open_context(
                 clock,
                 settings._replace(concurrency_limit=limit),
                 closing.background,
+                reporter,
             )
             partitions = context._worker.partitions
             await patience.insist(lambda: check_templates(store, clock, parts.tasks, partitions))

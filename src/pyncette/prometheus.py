@@ -1,39 +1,19 @@
 """Metrics for Prometheus, in the default registry: of executions, of the loop, of the store.
 
-There are three parts: a middleware, an observer of the loop's passes, and a store that wraps the
-app's store. The metrics belong to the process: they are created once, when the first app asks for
-them, and all apps share them. `prometheus_client` is imported only then.
+They are made from the events of the app. The metrics belong to the process: they are created once,
+when the first app asks for them, and all apps share them. `prometheus_client` is imported only
+then.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
-from types import TracebackType
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pyncette import events
 from pyncette.app import Pyncette
-from pyncette.clock import Clock
-from pyncette.model import Context, NextFunc
-from pyncette.retry import RetryIn, Skip
-from pyncette.store import (
-    Claimed,
-    Counted,
-    Filter,
-    Identity,
-    Page,
-    RepositoryFactory,
-    Result,
-    Source,
-    Store,
-    WakeCallback,
-    Watch,
-    Write,
-    check_store,
-)
-from pyncette.store.record import Record
-from pyncette.task import Task
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
@@ -66,7 +46,7 @@ def use_prometheus(
     measure_ticks: bool = True,
     measure_tasks: bool = True,
 ) -> None:
-    """Measures an app, from its next opening on.
+    """Measures an app, from now on.
 
     Call it once for an app. The application serves the metrics, for example with
     ``prometheus_client.start_http_server``. Durations are measured by the app's clock.
@@ -75,22 +55,26 @@ def use_prometheus(
         app: The app.
         measure_repository: Whether to measure the calls of the storage contract.
         measure_ticks: Whether to measure the passes of the loop that call the store.
-        measure_tasks: Whether to measure executions. The measuring middleware is declared by this
-            call: earlier middlewares are not part of a duration, and an exception that a later one
-            catches is no failure.
+        measure_tasks: Whether to measure executions, with their middlewares, and backlogs. An
+            exception that a middleware catches is no failure.
 
     Raises:
         ImportError: ``prometheus_client`` is not installed.
     """
     metrics = _metrics()
-    clock = app.clock
     if measure_repository:
-        app._repository_factory = _measured_factory(app._repository_factory, metrics, clock)
+        calls = _Calls(metrics.repository)
+        app.on_event(calls.began, events.StoreCallBegan)
+        app.on_event(calls.ended, events.StoreCallEnded)
     if measure_ticks:
-        app._tick_observers.append(functools.partial(metrics.ticks.measure, clock))
+        passes = metrics.ticks
+        app.on_event(lambda _: passes.begin(), events.PassBegan)
+        app.on_event(lambda event: passes.end(event.took, event.exception), events.PassEnded)
     if measure_tasks:
-        app.use_middleware(_TaskMeter(metrics))
-        app._backlog_observers.append(metrics.backlog.note)
+        runs = _Runs(metrics)
+        app.on_event(runs.started, events.Started)
+        app.on_event(runs.ended, events.AttemptEnded)
+        app.on_event(runs.behind, events.Behind)
 
 
 class _Series:
@@ -102,52 +86,19 @@ class _Series:
 
         self._failures = operations.failures
         self._labels = labels
-        self.total: Counter = child(operations.total)
-        self.duration: Histogram = child(operations.duration)
-        self.in_progress: Gauge = child(operations.in_progress)
+        self._total: Counter = child(operations.total)
+        self._duration: Histogram = child(operations.duration)
+        self._in_progress: Gauge = child(operations.in_progress)
 
-    def measure(self, clock: Clock, failures: type[BaseException] = Exception) -> _Measurement:
-        """A context manager that measures what happens in it, once.
+    def begin(self) -> None:
+        self._in_progress.inc()
 
-        Args:
-            clock: Measures the duration.
-            failures: The exceptions that are failures.
-        """
-        return _Measurement(self, clock, failures)
-
-    def failed(self, error: type[BaseException]) -> None:
-        self._failures.labels(*self._labels, error.__name__).inc()
-
-
-class _Measurement:
-    __slots__ = ("_clock", "_failures", "_series", "_started")
-
-    def __init__(self, series: _Series, clock: Clock, failures: type[BaseException]) -> None:
-        self._series = series
-        self._clock = clock
-        self._failures = failures
-
-    def __enter__(self) -> None:
-        self._series.in_progress.inc()
-        self._started = self._clock.monotonic()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        series = self._series
-        series.duration.observe(self._clock.monotonic() - self._started)
-        series.in_progress.dec()
-        series.total.inc()
-        if (
-            kind is not None
-            and issubclass(kind, self._failures)
-            # A body raises these to say something, not because it failed.
-            and not issubclass(kind, (Skip, RetryIn))
-        ):
-            series.failed(kind)
+    def end(self, took: timedelta, failure: BaseException | None) -> None:
+        self._duration.observe(took.total_seconds())
+        self._in_progress.dec()
+        self._total.inc()
+        if failure is not None:
+            self._failures.labels(*self._labels, type(failure).__name__).inc()
 
 
 class _Operations:
@@ -199,9 +150,9 @@ class _Backlog:
             multiprocess_mode="max",
         )
 
-    def note(self, task: Task, count: int, age_s: float) -> None:
-        self._count.labels(task.name).set(count)
-        self._age.labels(task.name).set(age_s)
+    def note(self, event: events.Behind) -> None:
+        self._count.labels(event.task).set(event.count)
+        self._age.labels(event.task).set(event.age.total_seconds())
 
 
 class _Metrics(NamedTuple):
@@ -235,101 +186,38 @@ def _metrics() -> _Metrics:
     )
 
 
-class _TaskMeter:
-    """The middleware. A cancelled execution has ended, but has not failed."""
+class _Runs:
+    """The handlers of runs. A run that was cancelled has ended, but has not failed."""
+
+    # The label is the template, because the number of instances is unbounded.
 
     def __init__(self, metrics: _Metrics) -> None:
-        self._tasks = metrics.tasks
-        self._staleness = metrics.staleness
+        self._metrics = metrics
 
-    async def __call__(self, context: Context, following: NextFunc) -> None:
-        clock = context.app_context.clock
-        # The label is the template, because the number of instances is unbounded.
-        name = (context.task.parent_task or context.task).name
-        # A jitter is no lateness. A context that a test has made has no execution.
-        execution = getattr(context, "_execution", None)
-        due_at = context.scheduled_at if execution is None else execution.came_due()
-        staleness_s = (clock.now() - due_at).total_seconds()
-        self._staleness.labels(name).observe(max(staleness_s, 0.0))
-        with self._tasks.labelled(name).measure(clock):
-            await following()
+    def started(self, event: events.Started) -> None:
+        staleness = event.at - event.due_at
+        self._metrics.staleness.labels(event.task).observe(max(staleness.total_seconds(), 0.0))
+        self._metrics.tasks.labelled(event.task).begin()
 
+    def ended(self, event: events.AttemptEnded) -> None:
+        failure = event.exception if isinstance(event, events.Failed) else None
+        self._metrics.tasks.labelled(event.task).end(event.took, failure)
 
-def _measured_factory(
-    factory: RepositoryFactory, metrics: _Metrics, clock: Clock
-) -> RepositoryFactory:
-    @asynccontextmanager
-    async def opened(**configuration: Any) -> AsyncIterator[Store]:
-        async with factory(**configuration) as store:
-            check_store(store, factory)
-            yield _MeasuredStore(store, metrics.repository, clock)
-
-    return opened
+    def behind(self, event: events.Behind) -> None:
+        self._metrics.backlog.note(event)
 
 
-class _MeasuredStore:
-    """Passes calls on to a store; see ``pyncette.store.Store`` for what they do.
+class _Calls:
+    """The handlers of calls of the store.
 
     A call that is cancelled counts as a failure: a call that takes too long ends like that.
     """
 
-    def __init__(self, store: Store, operations: _Operations, clock: Clock) -> None:
-        self._store = store
+    def __init__(self, operations: _Operations) -> None:
         self._operations = operations
-        self._clock = clock
 
-    def _measure(self, operation: str) -> _Measurement:
-        return self._operations.labelled(operation).measure(self._clock, BaseException)
+    def began(self, event: events.StoreCallBegan) -> None:
+        self._operations.labelled(event.operation).begin()
 
-    async def claim(
-        self,
-        sources: Sequence[Source],
-        limit: int,
-        now: int,
-        token: str,
-        repeated: bool = False,
-        *,
-        bounded: bool = False,
-        unfinished_max: int | None = None,
-    ) -> Claimed:
-        with self._measure("claim"):
-            return await self._store.claim(
-                sources,
-                limit,
-                now,
-                token,
-                repeated,
-                bounded=bounded,
-                unfinished_max=unfinished_max,
-            )
-
-    async def write(
-        self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
-    ) -> list[Result]:
-        with self._measure("write"):
-            return await self._store.write(batch, now, wake)
-
-    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
-        with self._measure("get"):
-            return await self._store.get(identities)
-
-    async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        with self._measure("scan"):
-            return await self._store.scan(group, where, cursor, limit)
-
-    async def count(self, group: str, where: Filter, limit: int) -> Counted:
-        with self._measure("count"):
-            return await self._store.count(group, where, limit)
-
-    async def now(self) -> int | None:
-        with self._measure("now"):
-            return await self._store.now()
-
-    @property
-    def now_uncertainty(self) -> int:
-        uncertainty: int = getattr(self._store, "now_uncertainty", 1)
-        return uncertainty
-
-    async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
-        with self._measure("watch"):
-            return await self._store.watch(groups, on_wake)
+    def ended(self, event: events.StoreCallEnded) -> None:
+        self._operations.labelled(event.operation).end(event.took, event.exception)

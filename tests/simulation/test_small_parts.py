@@ -69,19 +69,19 @@ def test_the_record_that_is_furthest_behind_is_told_until_it_has_caught_up() -> 
     ages = [0, BACKLOG_AGE_MIN - 1, BACKLOG_AGE_MIN, BACKLOG_AGE_MIN + 20 * SECOND]
     notes = list(product("xy", ages))
     for history in product(notes, repeat=3):
-        told: list[tuple[int, float]] = []
-        backlogs = Backlogs(VirtualClock(), lambda _, *what, told=told: told.append(what))
+        told: list[tuple[int, int]] = []
+        backlogs = Backlogs(VirtualClock(), lambda _, __, *what, told=told: told.append(what))
         furthest: tuple[str, int] | None = None
-        expected: list[tuple[int, float]] = []
+        expected: list[tuple[int, int]] = []
         for key, age in history:
             backlogs.note(task, ("a", key), schedule, now - age, now)
             if age < BACKLOG_AGE_MIN:
                 if furthest is not None and furthest[0] == key:
                     furthest = None
-                    expected.append((0, 0.0))
+                    expected.append((0, 0))
             elif furthest is None or furthest[0] == key or age > furthest[1]:
                 furthest = (key, age)
-                expected.append((age // (20 * SECOND) + 1, age / SECOND))
+                expected.append((age // (20 * SECOND) + 1, age))
             assert (task in backlogs.behind) is (furthest is not None)
         assert told == expected
 
@@ -243,7 +243,7 @@ def test_each_exception_means_what_the_policy_says() -> None:
     for error, retry, mode, once, number, now in product(
         errors, (None, RETRY), FailureMode, (False, True), (1, 2, 3), (0, 5, 6, 9)
     ):
-        failure = failure_of(error, _attempt(retry, mode, once, number, now * SECOND))
+        failure = failure_of(error, _attempt(retry, mode, once, number, now * SECOND)).failure
         found = (failure.outcome, failure.delay, failure.final, failure.free)
         last = retry is not None and number == 3
         late = retry is not None and now + 5 > 10
@@ -294,7 +294,7 @@ class Unjudgeable(Retry):
 def test_what_asks_to_be_run_again_at_once_waits_where_nothing_ends_its_attempts() -> None:
     for delay_s, retry, free in product((0.0, 0.5, 1.0, 2.0), (None, RETRY), (False, True)):
         error = RetryIn(timedelta(seconds=delay_s), free=free)
-        found = failure_of(error, _attempt(retry, FailureMode.NONE, False))
+        found = failure_of(error, _attempt(retry, FailureMode.NONE, False)).failure
         shortest_s = 1.0 if retry is None or free else 0.0
         assert found.delay == round(max(delay_s, shortest_s) * SECOND)
 
@@ -311,7 +311,7 @@ class Nameless(Exception):  # noqa: N818
 def test_an_exception_that_cannot_be_judged_is_an_ordinary_failure(retry: Retry | None) -> None:
     for number, once in product((1, 2, 3), (False, True)):
         attempt = _attempt(retry, FailureMode.NONE, once, number)
-        found = failure_of(Nameless("no"), attempt)
+        found = failure_of(Nameless("no"), attempt).failure
         if retry is None or once:
             assert found == Failure("Nameless")
         elif number == 3:
@@ -330,18 +330,18 @@ def test_a_policy_that_fails_is_taken_for_a_plain_one(caplog: pytest.LogCaptureF
         (odd, PermissionError("no"), SECOND),
         (unjudgeable, OSError("no"), SECOND),
     ):
-        found = failure_of(error, _attempt(retry, FailureMode.NONE, False))
+        found = failure_of(error, _attempt(retry, FailureMode.NONE, False)).failure
         assert (found.delay, found.final) == (delay, delay is None), error
     for number, final in ((1, False), (2, False), (3, True)):
         attempt = _attempt(unjudgeable, FailureMode.NONE, False, number)
-        assert failure_of(OSError("no"), attempt).final is final
+        assert failure_of(OSError("no"), attempt).failure.final is final
     once = _attempt(unjudgeable, FailureMode.NONE, True)
-    assert failure_of(OSError("no"), once).final is False
+    assert failure_of(OSError("no"), once).failure.final is False
     bad = RetryIn(timedelta(seconds=1))
     bad.delay = "never"  # type: ignore[assignment]
-    assert failure_of(bad, _attempt(None, FailureMode.NONE, False)) == Failure("RetryIn")
-    assert failure_of(bad, _attempt(odd, FailureMode.NONE, True)).final is False
-    assert failure_of(bad, _attempt(odd, FailureMode.NONE, False)).delay == SECOND
+    assert failure_of(bad, _attempt(None, FailureMode.NONE, False)).failure == Failure("RetryIn")
+    assert failure_of(bad, _attempt(odd, FailureMode.NONE, True)).failure.final is False
+    assert failure_of(bad, _attempt(odd, FailureMode.NONE, False)).failure.delay == SECOND
 
 
 @pytest.mark.parametrize("mode", [FailureMode.NONE, FailureMode.UNLOCK, FailureMode.COMMIT])

@@ -41,6 +41,7 @@ from pyncette.errors import (
     TaskNotFoundError,
     TaskPausedError,
 )
+from pyncette.events import Behind
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.schedule import Calendar, Every, Schedule
 from pyncette.task import PartitionedTask, Task
@@ -225,8 +226,11 @@ class Apps:
             app.calendar(CALENDAR)(closed)
         app.calendar(CLOSED[Day.BEFORE])(lambda day: day == MIDNIGHT - timedelta(1))
         app.calendar(CLOSED[Day.AFTER])(lambda day: day == MIDNIGHT)
-        app._backlog_observers.append(
-            lambda task, count, age_s: note(process, "behind", task.name, count=count, age=age_s)
+        app.on_event(
+            lambda event: note(
+                process, "behind", event.task, count=event.count, age=event.age.total_seconds()
+            ),
+            Behind,
         )
         if plan.middleware:
 

@@ -12,6 +12,7 @@ from tests.support import Bench, micros, run, seconds
 
 from pyncette import Context
 from pyncette.engine.occurrences import overdue_count
+from pyncette.events import Behind
 from pyncette.schedule import Cron, Every
 
 MINUTE = 60_000_000
@@ -24,8 +25,8 @@ def test_a_task_that_was_off_for_a_day_is_said_to_be_behind_and_to_have_caught_u
 
     async def main() -> None:
         bench = Bench(poll_interval=seconds(300))
-        bench.app._backlog_observers.append(
-            lambda task, count, age_s: told.append((task.name, count, age_s))
+        bench.app.on_event(
+            lambda event: told.append((event.task, event.count, event.age.total_seconds())), Behind
         )
 
         @bench.app.task(interval=seconds(3_600))

@@ -125,7 +125,7 @@ def test_one_record_that_is_too_large_alone_is_parked_and_others_go_on(
         assert not ran.is_set()
 
     run(main())
-    assert logged(caplog, "huge of big is parked", "too large")
+    assert logged(caplog, "huge of big is unreadable and parked", "too large")
 
 
 def test_a_large_value_does_not_hold_up_the_calls_beside_it() -> None:

@@ -37,13 +37,13 @@ class _Backlog:
 class Backlogs:
     """For each task that is behind, its record that is furthest behind."""
 
-    def __init__(self, clock: Clock, tell: Callable[[Task, int, float], None]) -> None:
+    def __init__(self, clock: Clock, tell: Callable[[Task, Identity, int, int], None]) -> None:
         """Starts without any task that is behind.
 
         Args:
             clock: Paces the warnings.
-            tell: Called with a task, the number of overdue occurrences of its record that is
-                furthest behind (0: it has caught up), and the age of the oldest in seconds.
+            tell: Called with a task, its record that is furthest behind, the number of overdue
+                occurrences of this (0: it has caught up), and the age of the oldest.
         """
         self._clock = clock
         self._tell = tell
@@ -60,7 +60,7 @@ class Backlogs:
         if following is None or schedule.due(following, *identity) > now:
             if backlog is not None and backlog.identity == identity:
                 del self.behind[task]
-                self._tell(task, 0, 0.0)
+                self._tell(task, identity, 0, 0)
                 logger.info("%s has caught up with its schedule", printable(task))
             return
         if backlog is None:
@@ -70,7 +70,7 @@ class Backlogs:
         backlog.identity, backlog.age = identity, age
         monotonic = self._clock.monotonic()
         count = overdue_count(schedule, planned, now)
-        self._tell(task, count, age / 1_000_000)
+        self._tell(task, identity, count, age)
         if monotonic < backlog.warn_at:
             return
         backlog.warn_at = monotonic + backlog.pause_s

@@ -26,14 +26,14 @@ from pyncette.engine.execution import (
     Execution,
     TaskParts,
     compose,
-    log_exhausted,
-    log_skipped,
 )
 from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.rules import Policy
+from pyncette.engine.run_events import about_run, about_task, tell_exhausted, tell_missed
 from pyncette.engine.timeouts import with_timeout
 from pyncette.engine.writes import Next, again
 from pyncette.errors import describe, printable
+from pyncette.events import NotStartedAgain, Unreadable
 from pyncette.executor import DefaultExecutor
 from pyncette.logs import log_exception
 from pyncette.model import ExecutionMode, Overlap
@@ -180,7 +180,6 @@ class Dispatcher:
         batches: dict[str, Batch] = {}
         spawn = worker.executor.spawn_task
         start = _direct_start(worker.executor)
-        log_starts = logger.isEnabledFor(logging.DEBUG)
         pauses = worker.pauses
         paused = bool(pauses.known)
         left = iter(records)
@@ -200,8 +199,6 @@ class Dispatcher:
                 if execution is None:
                     continue
                 run = executions[execution] = execution.run()
-                if log_starts:
-                    execution.log_start()
                 try:
                     if start is None:
                         await self._spawn(spawn, run)
@@ -236,9 +233,7 @@ class Dispatcher:
         """
         for execution, run in list(self.executions.items()):
             if not execution.begun and getcoroutinestate(run) == CORO_CLOSED:
-                logger.warning(
-                    "%s was not started: its asyncio task was cancelled", execution.label
-                )
+                execution.tell_not_started("its asyncio task was cancelled")
                 self._worker.execution_ended(execution)
                 self.give_back(execution.reading.record)
 
@@ -292,6 +287,7 @@ class Dispatcher:
             parts,
             claim.sent + holds_s,
             claim.took > lease_s / 10,
+            self._worker.reporter.observers.watch_runs(),
             claim.sent,
             clock.microseconds() - clock.monotonic() * 1_000_000,
         )
@@ -310,12 +306,7 @@ class Dispatcher:
             self._release(parts.task, record, error)
             return None
         except UnreadableRecord as error:
-            logger.error(
-                "%s of %s is unreadable and parked: %s",
-                printable(record.key),
-                printable(parts.task),
-                describe(error),
-            )
+            self.tell_unreadable(parts.task, record, describe(error))
             self.park(record, describe(error))
             return None
         behind = self._worker.backlogs.behind
@@ -352,12 +343,13 @@ class Dispatcher:
     def _is_not_run(self, parts: TaskParts, reading: Reading, now: int) -> bool:
         """Settles a record that gets no further attempt, or is too late for its first one."""
         record, policy = reading.record, parts.policy
-        label = printable(parts.task.from_record(record) if parts.task.dynamic else parts.task)
+        reporter = self._worker.reporter
         failure = rules.too_many(reading, policy, now)
         clock = self._worker.clock
         if failure is not None:
-            logger.error("%s is not started again: %s", label, failure.error)
-            log_exhausted(label, rules.exhausted(reading, policy, now, failure))
+            about = about_run(parts, reading)
+            reporter.tell(NotStartedAgain(**about, reason=failure.error))
+            tell_exhausted(reporter, about, rules.exhausted(reading, policy, now, failure))
             self._give_up(
                 record,
                 lambda record: rules.exhausted(
@@ -366,10 +358,7 @@ class Dispatcher:
             )
             return True
         if rules.too_late(reading, policy, now):
-            logger.warning(
-                "%s is late by more than misfire_grace (%s)", label, parts.task.misfire_grace
-            )
-            log_skipped(label, reading, rules.misfired(reading, policy, now))
+            tell_missed(parts, reading, rules.misfired(reading, policy, now), late=True)
             self._give_up(
                 record,
                 lambda record: rules.misfired(
@@ -415,15 +404,18 @@ class Dispatcher:
             self._released.clear()
         times = self._released[identity] = self._released.get(identity, 0) + 1
         delay = min(self._worker.settings.poll_interval << min(times, 16), UNREADABLE_DELAY_MAX)
-        logger.warning(
-            "%s of %s cannot be read by this worker and is left to others for %.0f s: %s",
-            printable(record.key),
-            printable(task),
-            delay / 1_000_000,
-            describe(error),
-        )
+        self.tell_unreadable(task, record, describe(error), timedelta(microseconds=delay))
         self.yields[record.group] = self._worker.clock.monotonic() + YIELDS_FOR_S
         self.give_back(record, delay)
+
+    def tell_unreadable(
+        self, task: Task, record: Record, reason: str, left_for: timedelta | None = None
+    ) -> None:
+        """Tells of a record that cannot be read; see ``pyncette.events.Unreadable``."""
+        reporter = self._worker.reporter
+        label = f"{printable(record.key)} of {printable(task)}"
+        about = about_task(reporter.here(), task, record, label)
+        reporter.tell(Unreadable(**about, reason=reason, left_for=left_for))
 
     def _not_started(
         self, execution: Execution, run: Coroutine[Any, Any, None], error: BaseException

@@ -9,32 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from pyncette import events
 from pyncette.body import Handler, call_body
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.failures import Attempt, failure_of
 from pyncette.engine.heartbeats import BeatPlan
 from pyncette.engine.rules import Failure, Policy, Verdict
+from pyncette.engine.run_events import (
+    AboutRun,
+    about_run,
+    execution_id,
+    planned_at,
+    tell_exhausted,
+    tell_missed,
+)
 from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
-from pyncette.model import Context, MiddlewareFunc, Outcome, TaskFunc
+from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, TaskFunc
 from pyncette.retry import Retry
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
 from pyncette.store.record import (
     DELETE,
     Change,
-    Patch,
     Reading,
     Record,
-    State,
     load_progress,
 )
 from pyncette.task import Task
@@ -42,9 +47,6 @@ from pyncette.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from pyncette.engine.worker import Worker
-
-logger = logging.getLogger(__name__)
-
 
 # Before Python 3.12, to read a member from its class takes as long as a call.
 _DONE: Final = Next.DONE
@@ -80,15 +82,6 @@ class RunContext(Context):
         return self._execution.upcoming(n)
 
 
-def _execution_id(execution: Execution) -> str:
-    """The same for all attempts of an occurrence, whatever is done to the record meanwhile."""
-    record, _, progress = execution.reading
-    instant = progress.planned if progress.triggered is None else f"trigger {progress.triggered}"
-    # The group of the template: between two attempts the instance may move to another partition.
-    text = "\0".join((execution.declared.group, record.key, progress.incarnation, str(instant)))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def _deadline(execution: Execution) -> datetime | None:
     deadline = None if execution.rare is None else execution.rare.deadline
     return None if deadline is None else from_microseconds(deadline)
@@ -97,7 +90,7 @@ def _deadline(execution: Execution) -> datetime | None:
 # Attributes of the context that are computed each time. A fixture of the same name hides them.
 _ATTRIBUTES: Final[dict[str, Callable[[Execution], Any]]] = {
     "attempt": lambda execution: rules.attempt_of(execution.reading),
-    "execution_id": _execution_id,
+    "execution_id": lambda execution: execution_id(execution.declared, execution.reading),
     "fencing_token": lambda execution: execution.fencing_token,
     "deadline": _deadline,
     "previous_error": lambda execution: rules.previous_error(execution.reading),
@@ -145,6 +138,7 @@ class Batch:
         parts: The parts of the task.
         start_before: The monotonic instant from which their leases may have ended.
         extend: Whether the lease must be extended before the task starts.
+        watched: Whether runs that start and succeed are told.
         sent: The monotonic instant of the claim.
         since_epoch: What to add to a monotonic instant in microseconds to have the instant.
     """
@@ -152,6 +146,7 @@ class Batch:
     parts: TaskParts
     start_before: float
     extend: bool
+    watched: bool
     sent: float
     since_epoch: float
 
@@ -169,6 +164,7 @@ class _Rare:
         fencing_token: The version of the record at the claim, if the record has changed since.
         ended: When the body ended, if its outcome could not be written at once.
         loss: What became of the record, as a clause, if its lease is lost.
+        timed_out: Whether the body was cancelled at its timeout.
         replaced_by_body: Whether the body itself has replaced or removed the record.
         give_back: Whether to release the lease when the execution, which is cancelled, has ended.
     """
@@ -185,6 +181,7 @@ class _Rare:
         "interrupted",
         "loss",
         "replaced_by_body",
+        "timed_out",
     )
 
     def __init__(self) -> None:
@@ -197,6 +194,7 @@ class _Rare:
         self.fencing_token: int | None = None
         self.ended: int | None = None
         self.loss: str | None = None
+        self.timed_out = False
         self.replaced_by_body = False
         self.give_back = False
 
@@ -242,12 +240,11 @@ class Execution:
 
     def planned_at(self) -> datetime:
         """Returns the planned time of this run, in the task's time zone."""
-        instant = from_microseconds(self.reading.progress.occurrence or 0)
-        return instant.astimezone(self.reading.schedule.timezone)
+        return planned_at(self.reading)
 
-    def came_due(self) -> datetime:
-        """Returns when this run came due: at its planned time, or after its jitter."""
-        return from_microseconds(rules.came_due(self.reading) or 0)
+    def about(self) -> AboutRun:
+        """Returns what an event says of this run."""
+        return about_run(self._parts, self.reading, self.label)
 
     def upcoming(self, number: int) -> list[datetime]:
         """Returns the planned times that follow; see ``pyncette.model.Context.upcoming``."""
@@ -381,11 +378,13 @@ class Execution:
                 start_before = extended
             began = worker.clock.monotonic()
             if began >= start_before or (self.rare is not None and self.rare.cancelled):
-                self._log_not_started()
+                self._not_started()
                 return
             if parts.at_most_once and not await self._advanced():
                 return
             self._started = int(began * 1_000_000 + batch.since_epoch)
+            if batch.watched:
+                self._tell_start()
             try:
                 context = worker.context_class()
                 context._execution = self
@@ -398,6 +397,8 @@ class Execution:
                 self._failed(error)
             if self.rare is not None:
                 self._end_interruption()
+            if batch.watched:
+                self._tell_success()
             if not parts.at_most_once:
                 worker.writes.add(self)
         finally:
@@ -408,9 +409,10 @@ class Execution:
 
     def _failed(self, error: BaseException) -> None:
         if self._interrupted and isinstance(error, asyncio.CancelledError):
-            return  # the lease is lost: there is no outcome
+            self._tell_cancelled(True, "its lease is lost")  # there is no outcome
+            return
         parts = self._parts
-        self.rarely().failure = failure_of(
+        failure, what_follows = failure_of(
             error,
             Attempt(
                 self.reading,
@@ -422,18 +424,63 @@ class Execution:
                 parts.worker.clock.microseconds(),
             ),
         )
+        self.rarely().failure = failure
+        self._tell_failure(error, failure, what_follows)
 
-    def _lease_end(self) -> str:
-        return from_microseconds(self.reading.record.due_at or 0).isoformat()
+    # What is told of the body. The handlers are called in the asyncio task of the run.
 
-    def log_start(self) -> None:
-        """Logs that the execution was handed to the executor."""
-        logger.debug(
-            "Task %s starts attempt %d of the run planned for %s",
-            self.label,
-            rules.attempt_of(self.reading),
-            self.planned_at().isoformat(),
-        )
+    def _tell_start(self) -> None:
+        due_at = from_microseconds(rules.came_due(self.reading) or 0)
+        self._parts.worker.reporter.tell(events.Started(**self.about(), due_at=due_at))
+
+    def _tell_success(self) -> None:
+        rare = self.rare
+        if rare is None or (rare.failure is None and not rare.interrupted):
+            event = events.Succeeded(**self.about(), started_at=self._started_at())
+            self._parts.worker.reporter.tell(event)
+
+    def _tell_failure(self, error: BaseException, failure: Failure, what_follows: str) -> None:
+        parts, about, started_at = self._parts, self.about(), self._started_at()
+        tell = parts.worker.reporter.tell
+        if failure.outcome is Outcome.SKIPPED:
+            tell(events.SkippedByBody(**about, started_at=started_at, reason=failure.error))
+        elif failure.outcome is Outcome.POSTPONED:
+            delay = timedelta(microseconds=failure.delay or 0)
+            tell(
+                events.Postponed(
+                    **about,
+                    started_at=started_at,
+                    delay=delay,
+                    reason=failure.error,
+                    what_follows=what_follows,
+                )
+            )
+        else:
+            timed_out = self.rare is not None and self.rare.timed_out
+            commits = parts.retry is None and parts.policy.failure_mode is FailureMode.COMMIT
+            tell(
+                (events.TimedOut if timed_out else events.Failed)(
+                    **about,
+                    started_at=started_at,
+                    error=failure.error,
+                    exception=error,
+                    what_follows=what_follows,
+                    final=failure.final or parts.at_most_once or commits,
+                )
+            )
+
+    def _tell_cancelled(self, by_worker: bool, reason: str) -> None:
+        if self._started is not None:
+            event = events.Cancelled(
+                **self.about(), started_at=self._started_at(), by_worker=by_worker, reason=reason
+            )
+            self._parts.worker.reporter.tell(event)
+
+    def _started_at(self) -> datetime:
+        return from_microseconds(self._started or 0)
+
+    def _lease_end(self) -> datetime:
+        return from_microseconds(self.reading.record.due_at or 0)
 
     def _ends_the_run(self, error: BaseException) -> bool:
         """Returns whether a ``BaseException`` of the task is its outcome.
@@ -453,14 +500,15 @@ class Execution:
         if not self._is_cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited
         if not self._is_cancelled:
-            logger.warning(
-                "Task %s was cancelled, but not by its worker: %s",
-                self.label,
+            self._tell_cancelled(
+                False,
                 "it is not run again"
                 if self._parts.at_most_once
-                else f"it is run again when its lease ends at {self._lease_end()}",
+                else f"it is run again when its lease ends at {self._lease_end().isoformat()}",
             )
-        elif self.rarely().give_back and not self._parts.at_most_once and not self.is_lost:
+            return False
+        self._tell_cancelled(True, "its worker is closing")
+        if self.rarely().give_back and not self._parts.at_most_once and not self.is_lost:
             record = self.reading.record
             self._parts.worker.dispatcher.give_back(record, started=self._started)
         return False
@@ -469,13 +517,16 @@ class Execution:
         runner = asyncio.current_task()
         return runner is not None and runner.cancelling() > self._interrupted
 
-    def _log_not_started(self) -> None:
-        reason = (
+    def tell_not_started(self, reason: str) -> None:
+        """Tells that the body is not started after all."""
+        self._parts.worker.reporter.tell(events.NotStarted(**self.about(), reason=reason))
+
+    def _not_started(self) -> None:
+        self.tell_not_started(
             "its worker is closing"
             if self._is_cancelled
             else "its lease ended before it could be started"
         )
-        logger.warning("%s was not started: %s", self.label, reason)
         if self._is_cancelled:
             self._parts.worker.dispatcher.give_back(self.reading.record)
 
@@ -500,7 +551,7 @@ class Execution:
             self._parts.worker.writes.add(heartbeat)
             await heartbeat.done
         except Exception as error:
-            logger.warning("%s was not started: %s", self.label, describe(error))
+            self.tell_not_started(describe(error))
             return None
         return sent + (self._parts.lease - clock.uncertainty()) / 1_000_000
 
@@ -519,7 +570,7 @@ class Execution:
         if rare is None:
             return self.write(rules.succeeded(self.reading, parts.policy, now, (started, now)))
         if rare.loss is not None:
-            self._log_lost()
+            self._tell_lost()
             return None
         failure, ran = rare.failure, (started, rare.ended or now)
         if failure is None:
@@ -537,7 +588,7 @@ class Execution:
                 self._parts.worker.wrote(write)
             rare = self.rare
             if (rare is not None and rare.failure is not None) or self._parts.skips:
-                self._log_what_follows(write.change)
+                self._tell_what_follows(write.change)
             return _DONE
         rare = self.rarely()
         if rare.ended is None:
@@ -547,7 +598,7 @@ class Execution:
             if found is Verdict.HELD:
                 return again(write, answer)
             if found is Verdict.LOST:
-                self._log_lost()
+                self._tell_lost()
             else:
                 self._parts.worker.wrote(write)
             return Next.DONE
@@ -556,30 +607,29 @@ class Execution:
         self.abandon(answer.error)
         return Next.DONE
 
-    def _log_what_follows(self, change: Change) -> None:
+    def _tell_what_follows(self, change: Change) -> None:
         failure = None if self.rare is None else self.rare.failure
         by_itself = failure is not None and failure.outcome is Outcome.SKIPPED
-        log_skipped(self.label, self.reading, change, by_itself)
-        if failure is not None and failure.final:
-            log_exhausted(self.label, change)
+        reporter, about = self._parts.worker.reporter, self.about()
+        tell_missed(self._parts, self.reading, change, by_itself)
+        if failure is None:
+            return
+        if failure.final:
+            tell_exhausted(reporter, about, change)
+        elif failure.delay is not None and change is not DELETE and change.due_at is not None:
+            reporter.tell(events.Retried(**about, retry_at=from_microseconds(change.due_at)))
 
     def abandon(self, error: Exception) -> None:
         """The outcome is not written: the run is repeated when its lease ends."""
-        logger.warning(
-            "The outcome of %s could not be recorded; it may run again at the end of its lease, "
-            "%s: %s",
-            self.label,
-            self._lease_end(),
-            describe(error),
+        event = events.NotRecorded(
+            **self.about(), lease_end=self._lease_end(), error=describe(error)
         )
+        self._parts.worker.reporter.tell(event)
 
-    def _log_lost(self) -> None:
+    def _tell_lost(self) -> None:
         rare = self.rarely()
-        logger.log(
-            logging.DEBUG if rare.replaced_by_body else logging.WARNING,
-            "%s lost its lease: its outcome is not recorded, because %s",
-            self.label,
-            rare.loss,
+        self._parts.worker.reporter.tell(
+            events.LeaseLost(**self.about(), reason=rare.loss or "", by_body=rare.replaced_by_body)
         )
 
     def lost(self) -> LeaseLostException:
@@ -779,7 +829,7 @@ class _Advance:
 
     def _refuse(self, reason: str) -> None:
         if not self.done.done():
-            logger.warning("%s was not started: %s", self._execution.label, reason)
+            self._execution.tell_not_started(reason)
             self._finish(False)
 
     def _finish(self, may_run: bool) -> None:
@@ -790,32 +840,6 @@ class _Advance:
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
-
-
-def log_skipped(label: str, before: Reading, change: Change, less: int = 0) -> None:
-    """Logs the occurrences that a change skips; all but so many, which are logged already."""
-    text = None if change is DELETE else getattr(change, "progress", None)
-    if text is None:
-        return
-    count = load_progress(text).skipped - before.progress.skipped - less
-    if count > 0:
-        logger.info("Task %s: %d missed occurrences are skipped", label, count)
-
-
-def log_exhausted(label: str, change: Change) -> None:
-    """Logs what becomes of a record whose occurrence has failed for good."""
-    state = change.state if isinstance(change, Patch) else None
-    match state:
-        case State.PARKED:
-            logger.error(
-                "%s is parked: retry_parked() runs it again, drop_parked() gives this run up, "
-                "unschedule_task() removes an instance",
-                label,
-            )
-        case State.PAUSED:
-            logger.error("%s is paused until it is resumed", label)
-        case _:
-            logger.error("%s: the occurrence is given up", label)
 
 
 def compose(

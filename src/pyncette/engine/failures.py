@@ -1,4 +1,4 @@
-"""What an exception of a task means: is there another attempt, when, and what the log says of it.
+"""What an exception of a task means: is there another attempt, when, and how this is told.
 
 Asks the ``Retry`` of the task, which may be user code. ``pyncette.engine.rules`` decides which
 change of the record follows.
@@ -53,14 +53,21 @@ class Attempt(NamedTuple):
         """The first attempt is 1."""
         return rules.attempt_of(self.reading)
 
-    @property
-    def shown(self) -> str:
-        """The number for the log."""
-        return f"{self.number}" if self.retry is None else f"{self.number} of {self.retry.attempts}"
+
+class Judgement(NamedTuple):
+    """What an exception of a task means.
+
+    Attributes:
+        failure: The same for the rules.
+        what_follows: The same for people, as a clause.
+    """
+
+    failure: Failure
+    what_follows: str
 
 
-def failure_of(error: BaseException, attempt: Attempt) -> Failure:
-    """Returns what an exception of a task means, and logs it.
+def failure_of(error: BaseException, attempt: Attempt) -> Judgement:
+    """Returns what an exception of a task means.
 
     The exception and the policy may be of classes of the user. If one of them cannot be asked, the
     attempt has failed like any other.
@@ -69,55 +76,49 @@ def failure_of(error: BaseException, attempt: Attempt) -> Failure:
         return _judged(error, attempt)
     except Exception as defect:
         name = type(error).__name__
-        logger.error(
-            "Task %s failed in attempt %s of the run planned for %s, and what follows from its "
-            "exception, a %s, could not be decided (%s): it counts as an ordinary failure",
-            attempt.label,
-            attempt.shown,
-            attempt.planned_at,
-            name,
-            describe(defect),
+        what_follows = (
+            f"what follows from its exception, a {name}, could not be decided "
+            f"({describe(defect)}): it counts as an ordinary failure"
         )
         retry = attempt.retry
         if retry is None or attempt.at_most_once:
-            return Failure(name)
+            return Judgement(Failure(name), what_follows)
         plain = Retry.delay(retry, attempt.number, RuntimeError(name))
         if plain is None or attempt.number >= retry.attempts:
-            return Failure(name, final=True)
-        return Failure(name, delay=plain // _MICROSECOND)
+            return Judgement(Failure(name, final=True), what_follows)
+        return Judgement(Failure(name, delay=plain // _MICROSECOND), what_follows)
 
 
-def _judged(error: BaseException, attempt: Attempt) -> Failure:
+def _judged(error: BaseException, attempt: Attempt) -> Judgement:
     if isinstance(error, Skip):
-        _log(logging.INFO, "skipped", attempt, describe(error))
-        return Failure(describe(error), outcome=Outcome.SKIPPED)
+        return Judgement(Failure(describe(error), outcome=Outcome.SKIPPED), "it is skipped")
     if attempt.at_most_once:
-        _log_failure(error, attempt, "it is not run again, because it is at most once")
-        return Failure(describe(error))
+        why = "it is not run again, because it is at most once"
+        return Judgement(Failure(describe(error)), why)
     if isinstance(error, RetryIn):
         return _postponed(error, attempt)
     if isinstance(error, GiveUp):
-        return _final(error, attempt, "it has given up")
+        return _final(error, "it has given up")
     if attempt.retry is None:
         return _by_failure_mode(error, attempt)
     return _by_policy(error, attempt, attempt.retry)
 
 
-def _by_policy(error: BaseException, attempt: Attempt, retry: Retry) -> Failure:
+def _by_policy(error: BaseException, attempt: Attempt, retry: Retry) -> Judgement:
     if not retry.covers(error):
-        return _final(error, attempt, "its policy does not retry after this exception")
+        return _final(error, "its policy does not retry after this exception")
     if attempt.number >= retry.attempts:
-        return _final(error, attempt, "this was its last attempt")
+        return _final(error, "this was its last attempt")
     delay = _delay(retry, error, attempt)
     if delay is None:
-        return _final(error, attempt, "its policy allows no further attempt")
+        return _final(error, "its policy allows no further attempt")
     if rules.last_chance(attempt.reading, attempt.policy, attempt.now + delay):
-        return _final(error, attempt, "the next attempt would be later than within allows")
-    _log_failure(error, attempt, f"it is retried in {delay / 1_000_000:g} s", logging.WARNING)
-    return Failure(describe(error), describe_traceback(error), delay)
+        return _final(error, "the next attempt would be later than within allows")
+    failure = Failure(describe(error), describe_traceback(error), delay)
+    return Judgement(failure, f"it is retried in {delay / 1_000_000:g} s")
 
 
-def _postponed(error: RetryIn, attempt: Attempt) -> Failure:
+def _postponed(error: RetryIn, attempt: Attempt) -> Judgement:
     check_delay("The delay of RetryIn", error.delay)
     delay = error.delay // _MICROSECOND
     retry = attempt.retry
@@ -128,59 +129,31 @@ def _postponed(error: RetryIn, attempt: Attempt) -> Failure:
         shown = f"in {timedelta(microseconds=delay)}, not in {error.delay}, which is too soon for "
         shown += "attempts that are not counted" if error.free else "attempts without a limit"
     if retry is not None and not error.free and attempt.number >= retry.attempts:
-        return _final(error, attempt, "this was its last attempt")
+        return _final(error, "this was its last attempt")
     if rules.last_chance(attempt.reading, attempt.policy, attempt.now + delay):
-        return _final(error, attempt, "the next attempt would be later than within allows")
-    _log(logging.INFO, "postponed", attempt, f"{shown}: {describe(error)}")
-    return Failure(describe(error), None, delay, free=error.free, outcome=Outcome.POSTPONED)
+        return _final(error, "the next attempt would be later than within allows")
+    failure = Failure(describe(error), None, delay, free=error.free, outcome=Outcome.POSTPONED)
+    return Judgement(failure, shown)
 
 
-def _final(error: BaseException, attempt: Attempt, reason: str) -> Failure:
-    _log_failure(error, attempt, f"it is not retried, because {reason}")
-    return Failure(describe(error), describe_traceback(error), final=True)
+def _final(error: BaseException, reason: str) -> Judgement:
+    failure = Failure(describe(error), describe_traceback(error), final=True)
+    return Judgement(failure, f"it is not retried, because {reason}")
 
 
-def _by_failure_mode(error: BaseException, attempt: Attempt) -> Failure:
+def _by_failure_mode(error: BaseException, attempt: Attempt) -> Judgement:
     policy = attempt.policy
     match policy.failure_mode:
         case FailureMode.COMMIT:
-            _log_failure(error, attempt, "the failure counts as done")
+            what_follows = "the failure counts as done"
         case FailureMode.UNLOCK:
-            delay_s = policy.retry_after / 1_000_000
-            _log_failure(error, attempt, f"it is retried in {delay_s:g} s")
+            what_follows = f"it is retried in {policy.retry_after / 1_000_000:g} s"
             _log_many_failures(attempt, "after each poll interval")
         case FailureMode.NONE:
             lease_end = from_microseconds(attempt.reading.record.due_at or 0).isoformat()
-            _log_failure(error, attempt, f"it is retried when its lease ends at {lease_end}")
+            what_follows = f"it is retried when its lease ends at {lease_end}"
             _log_many_failures(attempt, "each time its lease ends")
-    return Failure(describe(error), describe_traceback(error))
-
-
-def _log_failure(
-    error: BaseException, attempt: Attempt, what_follows: str, level: int = logging.ERROR
-) -> None:
-    log_exception(
-        logger,
-        level,
-        error,
-        "Task %s failed in attempt %s of the run planned for %s: %s",
-        attempt.label,
-        attempt.shown,
-        attempt.planned_at,
-        what_follows,
-    )
-
-
-def _log(level: int, verb: str, attempt: Attempt, why: str) -> None:
-    logger.log(
-        level,
-        "Task %s %s attempt %s of the run planned for %s: %s",
-        attempt.label,
-        verb,
-        attempt.shown,
-        attempt.planned_at,
-        why,
-    )
+    return Judgement(Failure(describe(error), describe_traceback(error)), what_follows)
 
 
 def _log_many_failures(attempt: Attempt, when: str) -> None:

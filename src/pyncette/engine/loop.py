@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -19,7 +20,9 @@ from pyncette.engine import static_tasks
 from pyncette.engine.dispatch import Claim
 from pyncette.engine.polling import NEVER, PolledSource
 from pyncette.engine.static_tasks import Correction
-from pyncette.errors import PyncetteException, StoreError, describe, printable
+from pyncette.errors import PyncetteException, describe
+from pyncette.events import Claimed as ClaimedEvent
+from pyncette.events import StoreDown, StoreUp, WorkerJoined, WorkerLeft
 from pyncette.store import Claimed, Group, Key, Source, Watch
 from pyncette.store.deadline import DeadlineExceededError
 from pyncette.store.record import CONTROL_GROUP, Record
@@ -131,15 +134,8 @@ class Loop:
         self._quiet = False
         worker = self._worker
         worker.dispatcher.catch_up_at_once(until_idle)
-        name = printable(worker.settings.worker_name)
-        if worker.tasks():
-            logger.info("Worker %s starts with %d tasks", name, len(worker.tasks()))
-        else:
-            logger.warning(
-                "Worker %s starts with 0 tasks and runs nothing: import the modules that declare "
-                "tasks before the app is run",
-                name,
-            )
+        reporter = worker.reporter
+        reporter.tell(WorkerJoined(**reporter.here(), tasks=len(worker.tasks())))
         try:
             await worker.membership.join()
             await self._watch_changes()
@@ -147,7 +143,7 @@ class Loop:
             while not worker.stopping and not (until_idle and await self._is_idle()):
                 await self._pass()
         finally:
-            logger.info("Worker %s claims nothing more", name)
+            reporter.tell(WorkerLeft(**reporter.here()))
             self.running = False
             if self._watch is not None:
                 self._watch.close()
@@ -177,7 +173,7 @@ class Loop:
             return
         polls = until_poll <= 0 or worker.pauses.next_end() <= now
         try:
-            with worker.hooks.tick():
+            with worker.reporter.loop_pass():
                 if polls and await self._read_pauses(now):
                     now = worker.clock.microseconds()
                 question = self._unanswered or self._ask(now, free, polls)
@@ -401,6 +397,14 @@ class Loop:
         self._ask_for_more(question, claimed, answered_at - asked_at)
         took = answered_at - question.sent
         self._note_next_asks(question, claimed)
+        if claimed.records and worker.reporter.observers.watch_runs():
+            worker.reporter.tell(
+                ClaimedEvent(
+                    **worker.reporter.here(),
+                    records=len(claimed.records),
+                    took=timedelta(seconds=took),
+                )
+            )
         if patient and answered_at - asked_at > worker.store.deadline_s:
             records = self._park_too_large(claimed.records, answered_at - asked_at)
         else:
@@ -441,9 +445,9 @@ class Loop:
                 f"too large: it took {took:.1f} s to read {size:,} characters, and must take at "
                 f"most {self._worker.store.deadline_s:g} s (half the shortest lease)"
             )
-            logger.error(
-                "%s of %s is parked: %s", printable(record.key), printable(record.group), reason
-            )
+            source = self._worker.sources.find(record.group, record.key)
+            if source is not None:
+                self._worker.dispatcher.tell_unreadable(source.task, record, reason)
             self._worker.dispatcher.park(record, reason)
         return small
 
@@ -483,18 +487,23 @@ class Loop:
     def _succeeded(self) -> None:
         self.last_tick = self._worker.clock.microseconds()
         if self._failures:
-            logger.info("The store answers again")
+            reporter = self._worker.reporter
+            reporter.tell(StoreUp(**reporter.here()))
             self._failures = 0
 
     def _store_failed(self, error: Exception) -> None:
         self._failures += 1
         longest = min(0.1 * 2 ** min(self._failures, 10), STORE_RETRY_DELAY_MAX_S)
         delay = longest * chance.current().random()
-        logger.warning(
-            "The store failed, trying again in %.1f s: %s",
-            delay,
-            describe(error),
-            exc_info=None if isinstance(error, StoreError) else error,
+        reporter = self._worker.reporter
+        reporter.tell(
+            StoreDown(
+                **reporter.here(),
+                error=describe(error),
+                exception=error,
+                failures=self._failures,
+                retry_in=timedelta(seconds=delay),
+            )
         )
         self._poll_at = self._monotonic() + round(delay * 1_000_000)
         question = self._unanswered

@@ -95,7 +95,7 @@ class _Timeout:
             self._execution.label,
             self._timeout,
         )
-        self._expired = True
+        self._expired = self._execution.rarely().timed_out = True
         self._runner.cancel()
         pause_s, waited_s = _WORD_PAUSE_INITIAL_S, 0.0
         while True:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
 from pyncette.clock import Clock, StoreClock
@@ -23,10 +23,14 @@ from pyncette.engine.loop import Loop
 from pyncette.engine.membership import Membership
 from pyncette.engine.partitions import Partitions
 from pyncette.engine.polling import Sources
+from pyncette.engine.run_events import AboutTask
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
+from pyncette.errors import printable
+from pyncette.events import Behind
 from pyncette.model import Heartbeat, MiddlewareFunc
-from pyncette.store import Write
+from pyncette.observers import Reporter
+from pyncette.store import Identity, Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import CONTROL_GROUP
 from pyncette.task import Task
@@ -59,19 +63,6 @@ class Settings(NamedTuple):
     thread_limit: int | None = None
 
 
-class Hooks(NamedTuple):
-    """Callbacks of the app.
-
-    Attributes:
-        tick: Entered for each iteration of the loop that calls the store; gets its errors.
-        backlog: Called with a task, the number of its occurrences that are overdue, and the age
-            of the oldest in seconds.
-    """
-
-    tick: Callable[[], AbstractContextManager[object]]
-    backlog: Callable[[Task, int, float], None]
-
-
 class Worker:
     """One worker.
 
@@ -83,7 +74,7 @@ class Worker:
         tasks: Returns the tasks that are declared now.
         middlewares: Wrapped around each task, the first outermost.
         context_class: The app's class of contexts.
-        hooks: Callbacks of the app.
+        reporter: Tells the handlers of events what happens.
         background: Starts internal tasks.
         sources: The sources to claim from, and when to claim next.
         partitions: Over how many partitions templates are spread.
@@ -106,7 +97,7 @@ class Worker:
         tasks: Callable[[], Sequence[Task]],
         middlewares: Sequence[MiddlewareFunc],
         context_class: type[RunContext],
-        hooks: Hooks,
+        reporter: Reporter,
         background: Background,
     ) -> None:
         """Creates a worker that does nothing yet."""
@@ -117,7 +108,7 @@ class Worker:
         self.tasks = tasks
         self.middlewares = middlewares
         self.context_class = context_class
-        self.hooks = hooks
+        self.reporter = reporter
         self.background = background
         self.stopping = False
         self.sources = Sources()
@@ -126,7 +117,7 @@ class Worker:
         self.alarm = Alarm(clock, background)
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
-        self.backlogs = Backlogs(clock, hooks.backlog)
+        self.backlogs = Backlogs(clock, self._behind)
         self.heartbeats = Heartbeats(self)
         self.dispatcher = Dispatcher(self)
         self.membership = Membership(self)
@@ -190,6 +181,15 @@ class Worker:
             self._changed.set()
         if not self.alarm.rung:
             self.alarm.ring()
+
+    def _behind(self, task: Task, identity: Identity, count: int, age: int) -> None:
+        about: AboutTask = {
+            **self.reporter.here(),
+            "task": task.name,
+            "instance": identity[1] if task.dynamic else None,
+            "label": printable(task),
+        }
+        self.reporter.tell(Behind(**about, count=count, age=timedelta(microseconds=age)))
 
     def _written(self) -> None:
         if self.loop.starved:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from pyncette.clock import Clock, realtime
 from pyncette.errors import StoreUnavailableError, describe
+from pyncette.observers import Reporter
 from pyncette.store import (
     Claimed,
     Counted,
@@ -49,8 +50,18 @@ class DeadlineStore:
         deadline_s: Seconds that a call may take.
     """
 
-    def __init__(self, store: Store, clock: Clock, deadline_s: float) -> None:
-        """Wraps a store."""
+    def __init__(
+        self, store: Store, clock: Clock, deadline_s: float, reporter: Reporter | None = None
+    ) -> None:
+        """Wraps a store.
+
+        Args:
+            store: The store.
+            clock: The app's clock.
+            deadline_s: Seconds that a call may take.
+            reporter: Tells of the calls.
+        """
+        self._reporter = reporter
         self._store = store
         self._clock = clock
         self.deadline_s = deadline_s
@@ -58,6 +69,8 @@ class DeadlineStore:
     async def _bounded(
         self, operation: str, call: Awaitable[_Answer], deadlines: int = 1
     ) -> _Answer:
+        if self._reporter is not None and self._reporter.observers.watch_details:
+            call = self._reporter.call(operation, call)
         deadline_s = deadlines * self.deadline_s
         try:
             with self._clock.hold():

@@ -1,0 +1,104 @@
+"""What an event says of a task and of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pyncette.clock import from_microseconds
+from pyncette.engine import rules
+from pyncette.errors import printable
+from pyncette.events import GivenUp, Missed, Parked, Paused
+from pyncette.observers import Here, Reporter
+from pyncette.store.record import DELETE, Change, Patch, Reading, Record, State, load_progress
+from pyncette.task import Task
+
+if TYPE_CHECKING:
+    from pyncette.engine.execution import TaskParts
+
+
+class AboutTask(Here):
+    """What all events of a task say."""
+
+    task: str
+    instance: str | None
+    label: str
+
+
+class AboutRun(AboutTask):
+    """What all events of a run say."""
+
+    execution_id: str
+    attempt: int
+    attempts: int | None
+    planned_at: datetime
+
+
+def about_task(here: Here, task: Task, record: Record, label: str | None = None) -> AboutTask:
+    """Returns what an event says of the task of a record."""
+    instance = record.key if task.dynamic else None
+    if label is None:
+        label = printable(task if instance is None else task.from_record(record))
+    return {**here, "task": task.name, "instance": instance, "label": label}
+
+
+def about_run(parts: TaskParts, reading: Reading, label: str | None = None) -> AboutRun:
+    """Returns what an event says of a run of a record."""
+    here = parts.worker.reporter.here()
+    return {
+        **about_task(here, parts.task, reading.record, label),
+        "execution_id": execution_id(parts.task, reading),
+        "attempt": rules.attempt_of(reading),
+        "attempts": None if parts.retry is None else parts.retry.attempts,
+        "planned_at": planned_at(reading),
+    }
+
+
+def planned_at(reading: Reading) -> datetime:
+    """Returns the planned time of the current occurrence, in the task's time zone."""
+    instant = from_microseconds(reading.progress.occurrence or 0)
+    return instant.astimezone(reading.schedule.timezone)
+
+
+def execution_id(task: Task, reading: Reading) -> str:
+    """The same for all attempts of an occurrence, whatever is done to the record meanwhile."""
+    record, _, progress = reading
+    instant = progress.planned if progress.triggered is None else f"trigger {progress.triggered}"
+    # The group of the template: between two attempts the instance may move to another partition.
+    text = "\0".join((task.group, record.key, progress.incarnation, str(instant)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def tell_missed(
+    parts: TaskParts, before: Reading, change: Change, less: int = 0, late: bool = False
+) -> None:
+    """Tells of the occurrences that a change skips.
+
+    Args:
+        parts: The parts of the task.
+        before: What the change is made to.
+        change: The change.
+        less: How many of them are told already.
+        late: Whether they are too late for ``misfire_grace``.
+    """
+    text = None if change is DELETE else getattr(change, "progress", None)
+    count = 0 if text is None else load_progress(text).skipped - before.progress.skipped - less
+    if count > 0 or late:
+        reporter = parts.worker.reporter
+        about = about_task(reporter.here(), parts.task, before.record)
+        grace = parts.task.misfire_grace if late else None
+        reporter.tell(Missed(**about, count=max(count, 0), grace=grace))
+
+
+def tell_exhausted(reporter: Reporter, about: AboutRun, change: Change) -> None:
+    """Tells what becomes of a record whose occurrence has failed for good."""
+    tell = reporter.tell
+    state = change.state if isinstance(change, Patch) else None
+    match state:
+        case State.PARKED:
+            tell(Parked(**about))
+        case State.PAUSED:
+            tell(Paused(**about))
+        case _:
+            tell(GivenUp(**about))

@@ -1,0 +1,193 @@
+"""Tells the handlers of events what happens. A handler that fails breaks nothing."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar
+
+from pyncette.body import name_of
+from pyncette.clock import Clock
+from pyncette.event_log import EventLog
+from pyncette.events import (
+    AttemptEnded,
+    Claimed,
+    Detail,
+    Event,
+    PassBegan,
+    PassEnded,
+    Started,
+    StoreCallBegan,
+    StoreCallEnded,
+)
+from pyncette.logs import log_exception
+
+logger = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+
+Handler = Callable[[Any], object]
+
+_OF_RUNS: Final = (Claimed, Started, AttemptEnded)
+
+
+class _Observer(NamedTuple):
+    handler: Handler
+    kinds: tuple[type[Event], ...]
+
+
+class Observers:
+    """The handlers of an app, which its workers call.
+
+    Attributes:
+        failures: How often a handler has raised an exception.
+    """
+
+    def __init__(self) -> None:
+        """Has one handler, which writes the log."""
+        self.failures = 0
+        self._log = EventLog()
+        self._observers: list[_Observer] = []
+        self._of_details: list[_Observer] = []
+        self._of_runs = False
+        self._failed: set[Handler] = set()
+
+    def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
+        """Adds a handler.
+
+        Args:
+            handler: It is called with each event.
+            kinds: The classes of events that it wants; none: all but ``Detail``.
+
+        Raises:
+            TypeError: It cannot be called, is asynchronous, or a kind is no class of events.
+        """
+        if not callable(handler):
+            raise TypeError(f"The handler of events is not callable: {handler!r}")
+        called = handler if inspect.isroutine(handler) else type(handler).__call__
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError(
+                f"The handler of events {name_of(handler)} is asynchronous, and is called without "
+                "await: write a plain function, which may put events into a queue for a task"
+            )
+        for kind in kinds:
+            if not (isinstance(kind, type) and issubclass(kind, Event)):
+                raise TypeError(
+                    f"on_event takes classes of pyncette.events after the handler, not {kind!r}"
+                )
+        details = tuple(kind for kind in kinds if issubclass(kind, Detail))
+        others = tuple(kind for kind in kinds if not issubclass(kind, Detail))
+        if others or not kinds:
+            self._observers.append(_Observer(handler, others or (Event,)))
+        if details:
+            self._of_details.append(_Observer(handler, details))
+        self._of_runs = any(
+            issubclass(kind, wanted) or issubclass(wanted, kind)
+            for _, kinds in self._observers
+            for wanted in kinds
+            for kind in _OF_RUNS
+        )
+
+    def watch_runs(self) -> bool:
+        """Returns whether a handler wants to know of all claims and runs."""
+        return self._of_runs or self._log.wants_starts()
+
+    @property
+    def watch_details(self) -> bool:
+        """Whether a handler wants to know of each step of the engine."""
+        return bool(self._of_details)
+
+    def tell(self, event: Event) -> None:
+        """Calls the handlers that want an event, the log first."""
+        self._call(self._log, event)
+        for handler, kinds in self._observers:
+            if isinstance(event, kinds):
+                self._call(handler, event)
+
+    def tell_detail(self, event: Detail) -> None:
+        """The same for a step of the engine, which the log does not want."""
+        for handler, kinds in self._of_details:
+            if isinstance(event, kinds):
+                self._call(handler, event)
+
+    def _call(self, handler: Handler, event: Event) -> None:
+        try:
+            handler(event)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.failures += 1
+            if handler not in self._failed:
+                self._failed.add(handler)
+                with suppress(Exception):  # a handler of the log may fail as well
+                    log_exception(
+                        logger,
+                        logging.ERROR,
+                        error,
+                        "The handler %s failed for the event %s; later failures of it are not "
+                        "logged",
+                        name_of(handler),
+                        type(event).__name__,
+                    )
+
+
+class Here(TypedDict):
+    """What all events of a worker say."""
+
+    at: datetime
+    worker: str
+
+
+class Reporter:
+    """Tells the observers of an app what happens in one of its workers."""
+
+    def __init__(self, observers: Observers, clock: Clock, worker_name: str) -> None:
+        """Reports for a worker, with the times of a clock."""
+        self.observers = observers
+        self._clock = clock
+        self._worker = worker_name
+        self.tell = observers.tell
+
+    def here(self) -> Here:
+        """Returns what an event says that happens now."""
+        return {"at": self._clock.now(), "worker": self._worker}
+
+    async def call(self, operation: str, call: Awaitable[_Answer]) -> _Answer:
+        """Awaits a call of the store, and tells of it."""
+        self.observers.tell_detail(StoreCallBegan(**self.here(), operation=operation))
+        began, error = self._clock.monotonic(), None
+        try:
+            return await call
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.observers.tell_detail(
+                StoreCallEnded(
+                    **self.here(), operation=operation, took=self._since(began), exception=error
+                )
+            )
+
+    @contextmanager
+    def loop_pass(self) -> Iterator[None]:
+        """Tells of a pass of the loop."""
+        if not self.observers.watch_details:
+            yield
+            return
+        self.observers.tell_detail(PassBegan(**self.here()))
+        began, error = self._clock.monotonic(), None
+        try:
+            yield
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self.observers.tell_detail(
+                PassEnded(**self.here(), took=self._since(began), exception=error)
+            )
+
+    def _since(self, began: float) -> timedelta:
+        return timedelta(seconds=self._clock.monotonic() - began)
