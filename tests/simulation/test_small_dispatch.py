@@ -502,7 +502,7 @@ def test_a_limit_leaves_room_for_as_many_as_do_not_run() -> None:
 def test_starts_are_logged_where_the_log_asks_for_them(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         for level, said in ((logging.DEBUG, True), (logging.INFO, False)):
-            caplog.set_level(level, "pyncette.engine")
+            caplog.set_level(level, "pyncette.events")
             caplog.clear()
             async with place_of() as place:
                 await _dispatch(place, _named("a"))
