@@ -4,6 +4,7 @@ from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
+    ArgumentError,
     LeaseLostException,
     PyncetteException,
     StoreError,
@@ -37,6 +38,7 @@ from pyncette.utils import with_heartbeat
 from pyncette.version import __version__
 
 __all__ = [
+    "ArgumentError",
     "At",
     "BulkFailure",
     "BulkResult",

@@ -16,9 +16,9 @@ from contextlib import (
     asynccontextmanager,
 )
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final, NoReturn, TypeVar, overload
+from typing import Any, Concatenate, Final, NoReturn, Protocol, TypeVar, overload
 
-from pyncette.body import check_fixture, check_middleware, name_of
+from pyncette.body import BodyResult, check_fixture, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
 from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.events import Event
@@ -45,7 +45,7 @@ from pyncette.retry import Retry
 from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
 from pyncette.sync import SyncContext
-from pyncette.task import PartitionedTask, Task, default_partition_selector
+from pyncette.task import P, PartitionedTask, Task, default_partition_selector
 from pyncette.task_options import check_pause, duration
 
 logger: Final = logging.getLogger(__name__)
@@ -78,6 +78,22 @@ _PARAMETERS: Final = (
     *("repository_factory", "executor_cls", "poll_interval", "url", "clock", "heartbeat"),
     *("open_timeout", "shutdown_timeout", "thread_limit"),
 )
+
+
+class TaskDecorator(Protocol):
+    """Declares a function as a task."""
+
+    def __call__(self, func: Callable[Concatenate[Any, P], BodyResult], /) -> Task[P]:
+        """Declares ``func``."""
+        ...
+
+
+class PartitionedTaskDecorator(Protocol):
+    """Declares a function as a partitioned task."""
+
+    def __call__(self, func: Callable[Concatenate[Any, P], BodyResult], /) -> PartitionedTask[P]:
+        """Declares ``func``."""
+        ...
 
 
 class Pyncette:
@@ -202,8 +218,9 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], Task]: ...
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> TaskDecorator: ...
     @overload
     def task(
         self,
@@ -228,9 +245,10 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], Task]: ...
-    def task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> TaskDecorator: ...
+    def task(self, *misplaced: object, **options: Any) -> TaskDecorator:
         """Declares a static task. It needs exactly one of ``schedule`` and ``interval``.
 
         May be stacked, each time with another ``name``.
@@ -270,8 +288,9 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], Task]: ...
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> TaskDecorator: ...
     @overload
     def dynamic_task(
         self,
@@ -296,9 +315,10 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], Task]: ...
-    def dynamic_task(self, *misplaced: object, **options: Any) -> Callable[[TaskFunc], Task]:
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> TaskDecorator: ...
+    def dynamic_task(self, *misplaced: object, **options: Any) -> TaskDecorator:
         """Declares the template of a dynamic task.
 
         ``schedule`` or ``interval`` is the default of its instances; otherwise as ``task``.
@@ -334,8 +354,9 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], PartitionedTask]: ...
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> PartitionedTaskDecorator: ...
     @overload
     def partitioned_task(
         self,
@@ -364,15 +385,16 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
-        **args: Json,
-    ) -> Callable[[TaskFunc], PartitionedTask]: ...
+        args: Mapping[str, Any] | Json = ...,
+        **keywords: Json,
+    ) -> PartitionedTaskDecorator: ...
     def partitioned_task(
         self,
         partition_count: int,
         partition_selector: PartitionSelector = default_partition_selector,
         enabled_partitions: Collection[int] | None = None,
         **options: Any,
-    ) -> Callable[[TaskFunc], PartitionedTask]:
+    ) -> PartitionedTaskDecorator:
         """Declares a template whose instances are spread over partitions.
 
         Args:

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Awaitable, Callable
 from types import FunctionType, MethodType
 from typing import Any, Final
@@ -20,6 +21,22 @@ _WRAPPERS_MAX: Final = 100
 
 Handler = Callable[[Any], Awaitable[None]]
 """Takes the context of a run, and returns an awaitable."""
+
+BodyResult = (
+    Awaitable[Any]
+    | None
+    | bool
+    | int
+    | float
+    | str
+    | bytes
+    | list[Any]
+    | tuple[Any, ...]
+    | dict[Any, Any]
+    | set[Any]
+)
+"""What such a function may return, for type checkers: what to await, or what a plain function
+returns to other callers, which is ignored. Not a generator, which would not be run."""
 
 
 class Declared:
@@ -45,9 +62,11 @@ def declared_in(func: object) -> Declared | None:
 def check_body(func: object) -> None:
     """Refuses what cannot be the body of a task.
 
+    Its parameters are looked at by ``pyncette.parameters``.
+
     Raises:
-        TypeError: It is not callable, cannot be called with a context alone, or is a generator
-            function, so that calling it would run nothing.
+        TypeError: It is not callable, or is a generator function, so that calling it would run
+            nothing.
     """
     if not callable(func):
         raise TypeError(f"The function of a task is not callable: {func!r}")
@@ -60,7 +79,6 @@ def check_body(func: object) -> None:
                 f"{name_of(func)} cannot be a task: it is {kind}, so that calling it runs "
                 "nothing of it. Remove the 'yield' (fixtures are declared with @app.fixture())"
             )
-    check_parameters(func, "a task", ("context",))
 
 
 def check_fixture(func: object) -> None:
@@ -99,22 +117,31 @@ def check_parameters(func: Callable[..., Any], role: str, arguments: tuple[str, 
         TypeError: It cannot.
     """
     try:
-        # The parameters of a wrapper count, not those of the wrapped function: it may add
-        # arguments.
-        signature = inspect.signature(func, follow_wrapped=False)
+        signature = signature_of(func)
     except (TypeError, ValueError):
         return  # a builtin without a signature
     try:
         signature.bind(*arguments)
     except TypeError as error:
         call = f"({', '.join(arguments)})"
-        hint = ("; its arguments are in context.args" if len(signature.parameters) > 1 else "") * (
-            role == "a task"
-        )
         raise TypeError(
             f"{name_of(func)} cannot be {role}: it is called with {call}, but its parameters are "
-            f"{signature} ({error}){hint}"
+            f"{signature} ({error})"
         ) from None
+
+
+def signature_of(func: Callable[..., Any]) -> inspect.Signature:
+    """The parameters of a function; of a wrapper its own, since it may add arguments.
+
+    Raises:
+        TypeError, ValueError: It has none that can be known.
+    """
+    if sys.version_info >= (3, 14):
+        # Annotations may name what is there for type checkers only.
+        from annotationlib import Format
+
+        return inspect.signature(func, follow_wrapped=False, annotation_format=Format.FORWARDREF)
+    return inspect.signature(func, follow_wrapped=False)
 
 
 def name_of(func: object) -> str:
@@ -155,21 +182,28 @@ def runs_in_thread(func: Callable[[Any], Any]) -> bool:
 _AWAITABLE: Final = re.compile(r"\b(Awaitable|Coroutine|CoroutineType|Future|Task)\b")
 
 
-def call_body(func: Callable[[Any], Any]) -> Handler:
+def call_body(
+    func: Callable[..., Any], arguments: Callable[[Any], dict[str, Any]] | None = None
+) -> Handler:
     """Returns a body as the engine calls it: it always returns an awaitable.
 
     A plain function is called in a thread of the app, see ``pyncette.threads``. If it returns an
     awaitable, that is awaited in the event loop.
+
+    Args:
+        func: The body.
+        arguments: Returns the arguments that it takes besides the context of a run; None: none.
     """
     if inspect.iscoroutinefunction(func):
-        return func
+        return func if arguments is None else _with_arguments(func, arguments)
     in_thread = runs_in_thread(func)
 
     async def handler(context: Any) -> None:
+        call = func if arguments is None else functools.partial(func, **arguments(context))
         if in_thread:
-            result = await _called_in_thread(func, context)
+            result = await _called_in_thread(call, context)
         else:
-            result = func(context)
+            result = call(context)
         if inspect.isawaitable(result):
             await result
         elif inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -177,6 +211,15 @@ def call_body(func: Callable[[Any], Any]) -> Handler:
                 f"{name_of(func)} returned a generator, which was not run: a task returns an "
                 "awaitable, or nothing"
             )
+
+    return handler
+
+
+def _with_arguments(
+    func: Callable[..., Awaitable[None]], arguments: Callable[[Any], dict[str, Any]]
+) -> Handler:
+    async def handler(context: Any) -> None:
+        await func(context, **arguments(context))
 
     return handler
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, cast
@@ -36,7 +36,8 @@ class Instance:
         start_at: datetime | Json = UNSET,
         end_at: datetime | Json = UNSET,
         jitter: timedelta | Json = UNSET,
-        **args: Json,
+        args: Mapping[str, Any] | Json = UNSET,
+        **keywords: Json,
     ) -> None:
         """Describes an instance; it is checked when it is scheduled.
 
@@ -50,11 +51,14 @@ class Instance:
             start_at: No run is planned before it.
             end_at: No run is planned after it.
             jitter: Each run waits for a part of it.
-            args: Arguments of the task.
+            args: The arguments of the task, as for ``PyncetteContext.schedule_task``.
+            keywords: More of them.
         """
         self.name: str = name
-        options = cast("dict[str, Any]", args)
+        options = cast("dict[str, Any]", keywords)
         self.options: dict[str, Any] = options
+        if args is not UNSET:
+            options["args"] = args
         if schedule is not None:
             options["schedule"] = schedule
         if interval is not None:

@@ -235,7 +235,8 @@ class PyncetteContext:
         end_at: datetime | Json = UNSET,
         jitter: timedelta | Json = UNSET,
         on_existing: OnExisting | None = None,
-        **args: Json,
+        args: Mapping[str, Any] | Json = UNSET,
+        **keywords: Json,
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
 
@@ -261,8 +262,11 @@ class PyncetteContext:
             jitter: Each run waits for a part of it, see ``Schedule.with_jitter``; likewise.
             on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
                 value of another type is an argument of the task.
-            args: Arguments of the task: any other keyword, JSON-serialisable. They stand over those
-                of the template.
+            args: The arguments of the task, as a mapping, apart from the options: for example
+                ``task.args(email="a@example.org")``, which a type checker checks. They stand over
+                those of the template. Each is JSON-serialisable, or of the type that the function
+                asks for. (What is no mapping is an argument of the name ``args``, as in 1.x.)
+            keywords: Any other keyword is an argument of the task as well.
 
         Without any option of when, the instance follows the template's default. If a later release
         changes that, the occurrence that is planned stays, and the new default holds from the next
@@ -279,6 +283,8 @@ class PyncetteContext:
             TaskExistsError: The instance exists, and ``on_existing`` is ``OnExisting.RAISE``.
             TaskUnreadableError: A later release wrote the record of the instance. ``force``
                 replaces it.
+            ArgumentError: The arguments do not fit the parameters of the function: one is missing,
+                is not known, or cannot be converted.
             ValueError: An option or argument is invalid; or both ``force`` and ``on_existing`` are
                 set.
             TypeError: ``name`` was given, or an option that only the template has; or a value is
@@ -286,14 +292,14 @@ class PyncetteContext:
             StoreError: The store failed; it is unknown whether the instance was written.
         """
         check_declared(task)
-        if "name" in args:
+        if "name" in keywords:
             raise TypeError(
-                "name cannot be an argument of a task: the name of the instance is the second "
-                f"argument of schedule_task, instance_name (given: instance_name={instance_name!r}"
-                f", name={args['name']!r})"
+                "name cannot be an argument of a task, unless it is given in args={…}: the name of "
+                "the instance is the second argument of schedule_task, instance_name (given: "
+                f"instance_name={instance_name!r}, name={keywords['name']!r})"
             )
         if on_existing is not None and not isinstance(on_existing, OnExisting):
-            args["on_existing"] = on_existing
+            keywords["on_existing"] = on_existing
             on_existing = None
         if force and on_existing is not None:
             raise ValueError(
@@ -309,7 +315,8 @@ class PyncetteContext:
             start_at=start_at,
             end_at=end_at,
             jitter=jitter,
-            **args,
+            args=args,
+            **keywords,
         )
         return await self._scheduling.schedule(
             task, instance, force, on_existing or OnExisting.SOONER
@@ -435,7 +442,13 @@ class PyncetteContext:
         )
 
     async def retry_parked(
-        self, /, task: Task, instance_name: str | None = None, **args: Json
+        self,
+        /,
+        task: Task,
+        instance_name: str | None = None,
+        *,
+        args: Mapping[str, Any] | Json = UNSET,
+        **keywords: Json,
     ) -> bool:
         """Runs a parked task again, at once, with all of its attempts.
 
@@ -444,13 +457,16 @@ class PyncetteContext:
         Args:
             task: The static task, the template, or the instance.
             instance_name: The name of the instance, if ``task`` is a template.
-            args: New arguments for an instance. They replace all of its arguments; those that are
-                not given are the defaults of the template. Without any, the arguments stay.
+            args: New arguments for an instance, as for ``schedule_task``. They replace all of its
+                arguments; those that are not given are the defaults of the template. Without any,
+                the arguments stay.
+            keywords: More of them.
 
         Returns:
             Whether the task was parked. If not, nothing is changed.
 
         Raises:
+            ArgumentError: The new arguments do not fit the parameters of the function.
             ValueError: A new argument is invalid.
             TypeError: New arguments were given for a static task, whose arguments are in the code;
                 or an option was given.
@@ -458,7 +474,10 @@ class PyncetteContext:
                 must be scheduled anew.
             StoreError: The store failed; it is unknown whether the task runs again.
         """
-        return await rerun_parked(self._requests, task, instance_name, args)
+        given: dict[str, Any] = dict(keywords)
+        if args is not UNSET:
+            given["args"] = args
+        return await rerun_parked(self._requests, task, instance_name, given)
 
     async def drop_parked(self, task: Task, instance_name: str | None = None) -> bool:
         """Gives up the run for which a task is parked: the task continues with its next run.

@@ -184,6 +184,13 @@ class TaskPausedError(PyncetteException):
         self.reason = reason
 
 
+class ArgumentError(PyncetteException, TypeError, ValueError):
+    """The arguments of a task do not fit the parameters of its function.
+
+    One is missing, is not known, or cannot be converted to the type that the function asks for.
+    """
+
+
 class StoreError(PyncetteException):
     """A store could not do what it was asked to."""
 

@@ -464,8 +464,9 @@ Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[A
 UNSET: Final[Any] = object()
 """The default of an option that 1.x did not have: even None would be an argument of the task."""
 
-TaskFunc = Callable[[Any], Awaitable[Any] | None]
-"""The function of a task: takes the context. A plain function runs in a thread."""
+TaskFunc = Callable[..., Any]
+"""The function of a task: takes the context, and arguments of the task by name. A plain function
+runs in a thread."""
 
 NextFunc = Callable[[], Awaitable[None]]
 """The rest of an execution, which a middleware calls."""

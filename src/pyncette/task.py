@@ -12,7 +12,18 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
-from typing import Any, Final, Generic, Literal, NamedTuple, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Self,
+    TypeVar,
+    overload,
+)
 
 from pyncette.body import Declared
 from pyncette.bulk import Instance
@@ -63,8 +74,12 @@ from pyncette.task_options import (
     TEMPLATE_OPTIONS,
     TaskOptions,
     check_arguments,
+    drop_unsaid,
+    hint_of,
+    joined_arguments,
     meant_option,
     new_options_in,
+    split_arguments,
     take_new_options,
 )
 from pyncette.when import NO_SPAN, Span, When, is_single
@@ -86,6 +101,14 @@ _CHECKED_FULLY: Final = NOT_OF_INSTANCES.union(
 
 
 _T = TypeVar("_T")
+
+if TYPE_CHECKING:
+    # With a default, so that a program may write `Task` where it means any of them.
+    from typing_extensions import ParamSpec as ParamSpecWithDefault
+
+    P = ParamSpecWithDefault("P", default=...)
+else:
+    P = ParamSpec("P")
 
 
 class _Option(Generic[_T]):
@@ -142,10 +165,11 @@ class Described(NamedTuple):
 _described_of: Final[Callable[[tuple[Any, ...]], Described]] = partial(tuple.__new__, Described)
 
 
-class Task(Declared):
+class Task(Declared, Generic[P]):
     """A static task, the template of a dynamic one, or an instance of a template.
 
-    Calling it calls its function. Instances share the options of their template.
+    Calling it calls its function. Instances share the options of their template. To a type
+    checker, it is generic in the parameters of its function after the context.
 
     Attributes:
         name: Of a declared task unique in the app; of an instance unique in its template.
@@ -200,6 +224,7 @@ class Task(Declared):
         catch_up: CatchUp | None = UNSET,
         overlap: Overlap | None = UNSET,
         limit: PerWorker | Json = UNSET,
+        args: Mapping[str, Any] | Json = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
@@ -239,15 +264,25 @@ class Task(Declared):
             catch_up: What happens to missed occurrences.
             overlap: What happens to occurrences that come due while the record runs.
             limit: How many of its executions may run at once in one worker.
-            extra_args: Arguments of the task; JSON-serialisable.
+            args: The arguments of the task, as a mapping; of a template, the defaults of its
+                instances, which may give the others. (What is no mapping is an argument of the
+                name ``args``, as in 1.x.)
+            extra_args: More of them. Each is JSON-serialisable, or of the type that the function
+                asks for.
 
         Raises:
             ValueError: An option is invalid; the message has its name and value.
             TypeError: An option is of a wrong type, or the function cannot be a body.
+            ArgumentError: The arguments do not fit the function.
         """
         if not name:
             raise ValueError("Unable to determine name for the task")
-        args: dict[str, Any] = dict(extra_args)
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        keywords: dict[str, Any] = dict(extra_args)
+        if args is not UNSET:
+            keywords["args"] = args
+        given_apart = split_arguments(keywords)
         given = {
             "retry": retry,
             "exhausted": exhausted,
@@ -258,8 +293,8 @@ class Task(Declared):
             "overlap": overlap,
             "limit": limit,
         }
-        args.update((option, value) for option, value in given.items() if value is not UNSET)
-        new_options = take_new_options(args)
+        keywords.update((option, value) for option, value in given.items() if value is not UNSET)
+        new_options = take_new_options(keywords)
         if PARTITIONS_OPTION in new_options:
             raise TypeError(
                 f"partitions={new_options[PARTITIONS_OPTION]} is an option of partitioned tasks, "
@@ -269,12 +304,10 @@ class Task(Declared):
         self._options = TaskOptions.checked(
             func, fast_forward, failure_mode, execution_mode, lease_duration, **new_options
         )
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a string, not {name!r}")
         self.name = name
         self.dynamic = dynamic
         self.parent_task = parent_task
-        self._span = Span.given(start_at, end_at, jitter, args)
+        self._span = Span.given(start_at, end_at, jitter, keywords)
         when = When.checked(
             schedule,
             interval,
@@ -284,13 +317,11 @@ class Task(Declared):
             name=name,
             dynamic=dynamic,
             instance=parent_task is not None,
-            args=args,
+            args=keywords,
         )
         self._when, self._plan = when, when.plan
         if dynamic and when.plan is not None:
             self._default = Inherited(when.plan)
-        check_arguments(args)
-        self._extra_args = args
         self._enabled = enabled
         self._warned: set[str] = set()
         self._unsuspicious: set[str] = set()
@@ -299,7 +330,18 @@ class Task(Declared):
         else:
             self.group = group_of(name) if dynamic else STATIC_GROUP
             check_identity(self.group, name, "The name of a task")
-        self._warn_of_misspelt(args, when, declaring=parent_task is None)
+        declaring = parent_task is None
+        parameters = self._options.parameters
+        if parameters is not None and not parameters.lenient:
+            drop_unsaid(keywords, parameters)
+        own = joined_arguments(keywords, given_apart, name)
+        if parameters is not None:
+            own = parameters.written(own, lambda: name, partial(hint_of, declaring=declaring))
+            if declaring and not dynamic:
+                parameters.check_complete(own, lambda: name)
+        check_arguments(own)
+        self._extra_args = own
+        self._warn_of_misspelt(keywords, when, declaring=declaring)
 
     # Options.
 
@@ -471,6 +513,26 @@ class Task(Declared):
         # As if they had been stored, and read again.
         return {**load_args(dump_args(defaults)), **args} if defaults else args
 
+    def args(self, /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        """Arguments for an instance of this template, which a type checker checks by the function.
+
+        ``schedule_task(report, "x", args=report.args(email="a@example.org"))``. They are checked
+        when they are scheduled. Where the template has defaults and only some arguments are
+        given, pass a dictionary instead, or keywords.
+
+        Raises:
+            TypeError: There are more positional arguments than the function has parameters, or one
+                is given twice.
+        """
+        parameters = self.options.parameters
+        names = [] if parameters is None else [*parameters.names]
+        if len(args) > len(names):
+            raise TypeError(
+                f"The function of '{self}' takes {len(names)} arguments besides the context, not "
+                f"{len(args)}"
+            )
+        return joined_arguments(dict(zip(names, args, strict=False)), kwargs, str(self))
+
     @property
     def args_text(self) -> str:
         """The arguments as a record keeps them: only an instance's own."""
@@ -540,7 +602,8 @@ class Task(Declared):
         start_at: datetime | Json = UNSET,
         end_at: datetime | Json = UNSET,
         jitter: timedelta | Json = UNSET,
-        **args: Json,
+        args: Mapping[str, Any] | Json = UNSET,
+        **keywords: Json,
     ) -> Task:
         """An instance of this template. Nothing is stored.
 
@@ -553,7 +616,9 @@ class Task(Declared):
             start_at: No run is planned before it; the template's if not given.
             end_at: No run is planned after it; likewise.
             jitter: Each run waits for a part of it; likewise.
-            args: Arguments of the task, over the defaults of the template.
+            args: Arguments of the task, over the defaults of the template. One that the function
+                needs may be missing.
+            keywords: More of them.
 
         Without any option of when, the instance follows the template's default, also if that
         changes later. With one of them (if only ``timezone`` or ``jitter``) its schedule is its
@@ -562,6 +627,7 @@ class Task(Declared):
         Raises:
             ValueError: This is no template, or an option is invalid.
             TypeError: An option that only a template can have was given.
+            ArgumentError: The function takes no argument of that name, or of that type.
         """
         instance = Instance(
             name,
@@ -572,16 +638,20 @@ class Task(Declared):
             start_at=start_at,
             end_at=end_at,
             jitter=jitter,
-            **args,
+            args=args,
+            **keywords,
         )
         return self.described_as(self.describe(name, instance.options))
 
-    def describe(self, name: str, options: Mapping[str, Any]) -> Described:
+    def describe(
+        self, name: str, options: Mapping[str, Any], *, complete: bool = False
+    ) -> Described:
         """As ``instantiate``, without making the instance: many are only written.
 
         Args:
             name: The name of the instance.
             options: Its options and arguments.
+            complete: Whether it must have all arguments that the function needs.
 
         Raises:
             ValueError: See ``instantiate``.
@@ -590,28 +660,61 @@ class Task(Declared):
         if not self.dynamic:
             raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
         group = self.identify(name)
+        given_apart: dict[str, Any] | None = None
+        if "args" in options:
+            options = dict(options)
+            given_apart = split_arguments(options)
         execute_at = options.get("execute_at")
         if not _CHECKED_FULLY.isdisjoint(options) or (
             self._plan is None if execute_at is None else self._span is not NO_SPAN
         ):
-            return self._described(name, group, **options)
-        args = dict(options)
+            return self._described(name, group, given_apart, complete, **options)
+        keywords = dict(options)
+        keywords.pop("execute_at", None)
+        args = self._own_arguments(name, keywords, given_apart, complete)
+        text = _args_text(args)
         if execute_at is None:
-            args.pop("execute_at", None)
-            text = _args_text(args)
             plan, when, inherits = self._plan, self.when, True
         else:
-            del args["execute_at"]
-            text = _args_text(args)
             plan, when, inherits = At(execute_at), None, False
-        if args and not self._unsuspicious.issuperset(args):
-            self._warn_of_misspelt(args, when, plan)
+        if keywords and not self._unsuspicious.issuperset(keywords):
+            self._warn_of_misspelt(keywords, when, plan)
         return _described_of((name, group, plan, when, inherits, args, text))
+
+    def _own_arguments(
+        self,
+        name: str,
+        keywords: dict[str, Any],
+        given_apart: dict[str, Any] | None,
+        complete: bool,
+    ) -> dict[str, Any]:
+        """The arguments of an instance, as its record keeps them.
+
+        Raises:
+            ArgumentError: They do not fit the function.
+            TypeError: One was given twice.
+        """
+        parameters = self.options.parameters
+        if parameters is None:
+            return joined_arguments(keywords, given_apart, name)
+
+        def label() -> str:
+            return f"{self.template}:{name}"
+
+        if not parameters.lenient:
+            drop_unsaid(keywords, parameters)
+        args = joined_arguments(keywords, given_apart, name)
+        args = parameters.written(args, label, hint_of)
+        if complete and not parameters.required <= args.keys():
+            parameters.check_complete({**self.template.extra_args, **args}, label)
+        return args
 
     def _described(
         self,
         name: str,
         group: str,
+        given_apart: dict[str, Any] | None,
+        complete: bool,
         /,
         *,
         schedule: str | Schedule | None = None,
@@ -637,7 +740,8 @@ class Task(Declared):
             inherited = self.when.span
         if timezone is None and isinstance(schedule, str):
             timezone = self.timezone
-        text = _args_text(args)
+        own = self._own_arguments(name, args, given_apart, complete)
+        text = _args_text(own)
         if inherits:
             when = self.when
         else:
@@ -652,7 +756,7 @@ class Task(Declared):
                 args=args,
             )
         self._warn_of_misspelt(args, when)
-        return Described(name, group, when.plan, when, inherits, args, text)
+        return Described(name, group, when.plan, when, inherits, own, text)
 
     def described_as(self, described: Described) -> Task:
         """The instance of this template that was described."""
@@ -763,6 +867,9 @@ class Task(Declared):
             plan: When it runs.
             declaring: Whether a task is declared, not an instance made.
         """
+        parameters = self.options.parameters
+        if parameters is not None and not parameters.lenient:
+            return  # all of them are parameters
         for name in args:
             option = meant_option(name, declaring=declaring)
             if option is None:
@@ -806,9 +913,9 @@ class Task(Declared):
             found = self.plan.following(instant_of(last))
         return None if found is None else from_microseconds(found)
 
-    def __call__(self, context: Any) -> Any:
+    def __call__(self, context: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Calls the body, and returns what it returns: what to await, if it is asynchronous."""
-        return self.task_func(context)
+        return self.task_func(context, *args, **kwargs)
 
     def __str__(self) -> str:
         return self.canonical_name
@@ -857,7 +964,7 @@ class Layout(NamedTuple):
     moving: bool = False
 
 
-class PartitionedTask(Task):
+class PartitionedTask(Task[P]):
     """A template whose instances are spread over partitions, which workers may share out.
 
     The number of partitions in force is that of the store, see ``PyncetteContext.rebalance``. It

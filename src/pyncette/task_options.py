@@ -28,6 +28,7 @@ from pyncette.model import (
     PerWorker,
     TaskFunc,
 )
+from pyncette.parameters import Parameters, parameters_of
 from pyncette.retry import Retry
 
 logger: Final = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class TaskOptions:
         catch_up: What happens to missed occurrences; None: as ``fast_forward`` says.
         overlap: What happens to occurrences that come due while the record runs.
         limit: How many of its executions may run at once in one worker; None: no limit.
+        parameters: Which arguments the body takes by name; None: none of them.
     """
 
     func: TaskFunc
@@ -117,6 +119,7 @@ class TaskOptions:
     catch_up: CatchUp | None = None
     overlap: Overlap = Overlap.QUEUE
     limit: PerWorker | None = None
+    parameters: Parameters | None = None
 
     @classmethod
     def checked(
@@ -144,6 +147,7 @@ class TaskOptions:
         if execution_mode is ExecutionMode.AT_MOST_ONCE and failure_mode is not FailureMode.NONE:
             raise ValueError("failure_mode is not applicable when execution_mode is AT_MOST_ONCE")
         check_body(func)
+        parameters = parameters_of(func)
         for option, value, kind in (
             ("failure_mode", failure_mode, FailureMode),
             ("execution_mode", execution_mode, ExecutionMode),
@@ -197,6 +201,7 @@ class TaskOptions:
             catch_up,
             overlap,
             limit,
+            parameters,
         )
 
     def replaced(self, field: str, value: object) -> TaskOptions:
@@ -207,6 +212,7 @@ class TaskOptions:
             TypeError: It is of a wrong type.
         """
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        del values["parameters"]
         return TaskOptions.checked(**{**values, field: value})
 
 
@@ -284,6 +290,66 @@ def duration(option: str, value: timedelta | float, *, zero: bool = False) -> ti
     if option != "interval" and value > DURATION_MAX:
         raise ValueError(f"{option} must be at most {DURATION_MAX.days} days, not {value!r}")
     return value
+
+
+def split_arguments(given: dict[str, Any]) -> dict[str, Any] | None:
+    """Takes the mapping ``args`` out of what was given by name: the arguments without the options.
+
+    What is given as ``args`` and is no mapping is an argument of that name, as it was in 1.x.
+
+    Returns:
+        The arguments; None if there was no such mapping.
+
+    Raises:
+        TypeError: A name in it is no string.
+    """
+    if not isinstance(given.get("args"), Mapping):
+        return None
+    args = dict(given.pop("args"))
+    for name in args:
+        if not isinstance(name, str):
+            raise TypeError(f"args must have strings as keys, not {_shown(name)}")
+    return args
+
+
+def joined_arguments(
+    by_name: dict[str, Any], args: Mapping[str, Any] | None, label: str
+) -> dict[str, Any]:
+    """Returns the arguments that were given by name and those given in ``args``.
+
+    Raises:
+        TypeError: One was given both ways.
+    """
+    if args is None:
+        return by_name
+    if twice := by_name.keys() & args.keys():
+        raise TypeError(
+            f"The argument '{min(twice)}' of '{label}' was given twice: by itself, and in args"
+        )
+    return {**by_name, **args}
+
+
+def drop_unsaid(args: dict[str, Any], parameters: Parameters) -> None:
+    """Removes what is an option that says nothing, and no parameter: ``limit=None``.
+
+    For functions without parameters it stays an argument, as in 1.x.
+    """
+    for option in (*NEW_OPTIONS, *SPAN_OPTIONS, PARTITIONS_OPTION):
+        if option in args and option not in parameters.names:
+            value = args[option]
+            if value is None or (option == "heartbeat" and isinstance(value, bool)):
+                del args[option]
+
+
+def hint_of(name: str, *, declaring: bool = False) -> str:
+    """The end of a message about an argument that is not known, and was perhaps an option."""
+    option = meant_option(name, declaring=declaring)
+    if option is None:
+        return ""
+    if option != name:
+        return f". Did you mean the option '{option}'?"
+    taken = {**NEW_OPTIONS, **SPAN_OPTIONS}.get(option)
+    return "" if taken is None else f". The option '{option}' takes {taken}"
 
 
 def check_arguments(args: Mapping[str, Any]) -> None:

@@ -9,23 +9,28 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
-from pyncette.body import call_body, check_body, declared_in
+from pyncette.body import BodyResult, call_body, check_body, declared_in
 from pyncette.clock import Clock
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.logs import log_exception
+from pyncette.parameters import parameters_of
 
 logger: Final = logging.getLogger(__name__)
 
 _Context = TypeVar("_Context")
+_P = ParamSpec("_P")
 
 
 def with_heartbeat(
     lease_remaining_ratio: float = 0.5, cancel_on_lease_lost: bool = False
-) -> Callable[[Callable[[_Context], Awaitable[Any] | None]], Callable[[_Context], Awaitable[Any]]]:
+) -> Callable[
+    [Callable[Concatenate[_Context, _P], BodyResult]],
+    Callable[Concatenate[_Context, _P], Awaitable[Any]],
+]:
     """Decorates the function of a task: the lease is extended while the function runs.
 
     Write it below the decorator that declares the task. A heartbeat is sent every
@@ -62,8 +67,8 @@ def with_heartbeat(
         )
 
     def decorate(
-        body: Callable[[_Context], Awaitable[Any] | None],
-    ) -> Callable[[_Context], Awaitable[Any]]:
+        body: Callable[Concatenate[_Context, _P], BodyResult],
+    ) -> Callable[Concatenate[_Context, _P], Awaitable[Any]]:
         if (task := declared_in(body)) is not None:
             raise TypeError(
                 f"with_heartbeat was given the task '{task}'. A task runs its own function, which "
@@ -71,16 +76,26 @@ def with_heartbeat(
                 "declares the task, directly above the function"
             )
         check_body(body)
-        run: Callable[[_Context], Awaitable[Any]] = call_body(body)
+        parameters_of(body)
+        run = call_body(body)
 
         @functools.wraps(body)
-        async def beating(context: _Context) -> Any:
+        async def beating(context: _Context, /, *args: _P.args, **arguments: _P.kwargs) -> Any:
+            call = run
+            if args or arguments:
+                call = call_body(functools.wraps(body)(_given(body, args, arguments)))
             async with _Beating(context, lease_remaining_ratio, cancel_on_lease_lost):
-                return await run(context)
+                return await call(context)
 
         return beating
 
     return decorate
+
+
+def _given(
+    body: Callable[..., Any], args: tuple[Any, ...], arguments: Mapping[str, Any]
+) -> Callable[[Any], Any]:
+    return lambda context: body(context, *args, **arguments)
 
 
 class _Beating:

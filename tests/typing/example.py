@@ -6,7 +6,7 @@ end: `# mistake`; both must report these lines, and no others. The file is read,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypedDict
@@ -30,6 +30,7 @@ from pyncette import (
     Retry,
     RetryIn,
     Skip,
+    Task,
     Where,
 )
 from pyncette.schedule import At, Calendar, Cron, Every, Rule
@@ -252,7 +253,80 @@ async def bounds() -> None:
         print(times, await context.preview(opening))
 
 
-# What is wrong.
+# Arguments by name.
+
+
+@app.dynamic_task()
+async def mail(context: Context, email: str, pages: int = 3) -> None:
+    await context.heartbeat()
+
+
+@app.task(interval=5, args={"day": date(2026, 1, 1)})
+def count(context: Context, day: date) -> int:
+    return day.day
+
+
+@app.partitioned_task(4, email="a@example.org")
+@with_heartbeat()
+async def mail_partitioned(context: Context, email: str) -> None: ...
+
+
+async def arguments(context: PyncetteContext, any_task: Task) -> None:
+    await context.schedule_task(mail, "a", interval=60, args=mail.args(email="a@example.org"))
+    await context.schedule_task(mail, "b", interval=60, args={"email": "a", "pages": 4})
+    await context.schedule_task(mail, "c", interval=60, email="a", pages=4)
+    await context.schedule_task(mail, "d", interval=60, args=mail.args("a", 4))
+    await context.schedule_tasks(
+        mail, [Instance("e", args=mail.args("a")), Instance("f", email="a")]
+    )
+    await context.retry_parked(mail, "a", args=mail.args("a"))
+    await mail(Context(), "a", pages=5)
+    app.sync().schedule_task(mail, "g", interval=60, args=mail.args(email="a"))
+    print(mail_partitioned.args(email="a"), mail_partitioned.get_partitions())
+    print(any_task.args(anything=3), any_task.name, count(Context(), date(2026, 1, 1)))
+
+
+# What is wrong: ten mistakes of a newcomer, of which nine are found.
+
+
+async def ten_mistakes(context: PyncetteContext) -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    await context.schedule_task(mail, "a", execut_at=at, email="a")  # mistake
+    await context.schedule_task(mail, "a", execute_at=at, args=mail.args(pages=3))  # mistake
+    await context.schedule_task(mail, "a", execute_at=at, args=mail.args(email=3))  # mistake
+    await context.schedule_task(mail, "a", execute_at=at, args=mail.args("a", page=3))  # mistake
+    await context.schedule_task(mail, "a", interval=60, on_existing=OnExisting.REPLCE)  # mistake
+    await context.count_tasks(mail, Where(sates={"parked"}))  # mistake
+    # The tenth: a misspelt option whose value JSON can hold might be an argument.
+    await context.schedule_task(send, "a", intervall=60)
+
+
+@app.task(interval=5, retry=3)  # mistake
+async def with_a_number_of_retries(context: Context) -> None: ...
+
+
+@app.task(interval=5)  # mistake
+async def without_a_context() -> None: ...
+
+
+@app.task(interval=5)  # mistake
+def with_a_yield(context: Context) -> Iterator[int]:
+    yield 1
+
+
+# What else is wrong.
+
+
+@app.dynamic_task()  # mistake
+async def context_by_name(*, context: Context, email: str) -> None: ...
+
+
+async def wrong_arguments(context: PyncetteContext) -> None:
+    await mail(Context(), 3)  # mistake
+    mail_partitioned.args(mail="a")  # mistake
+    Instance("e", args=mail.args())  # mistake
+    Instance("e", args=mail.args("a", "4"))  # mistake
+    app.sync().schedule_task(mail, "g", interval=60, args=mail.args(mail="a"))  # mistake
 
 
 @app.calendar("anything")  # mistake

@@ -38,6 +38,13 @@ def test_the_example_has_mistakes() -> None:
     assert len(mistakes()) > 20
 
 
+def test_nine_of_ten_mistakes_of_a_newcomer_are_found() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    ten = text.partition("# What is wrong: ten mistakes")[2].partition("# What else is wrong.")[0]
+    assert ten.count("  # mistake\n") == 9
+    assert "# The tenth" in ten
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy is not installed")
 def test_mypy_finds_the_mistakes_and_nothing_else(tmp_path: Path) -> None:
     done = check("mypy", "--strict", f"--cache-dir={tmp_path}", "--no-error-summary")

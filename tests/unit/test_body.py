@@ -160,7 +160,7 @@ class GeneratorObject:
 async def no_parameters() -> None: ...
 
 
-async def too_many(context: Context, email: str) -> None: ...
+async def too_many(context: Context, email: str, /) -> None: ...
 
 
 async def by_name_only(*, context: Context) -> None: ...
@@ -172,7 +172,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "a partial of a generator": (functools.partial(generator), "a generator function"),
     "an object whose call is a generator": (GeneratorObject(), "an async generator function"),
     "no parameters": (no_parameters, r"'no_parameters'.*called with \(context\).*\(\)"),
-    "a parameter too many": (too_many, r"'email'.*in context\.args"),
+    "a parameter that is given by position": (too_many, r"'email'.*remove the '/'"),
     "a parameter that is given by name": (by_name_only, "called with"),
     "a class in place of an object": (Report, r"'Report'.*called with \(context\)"),
     "a partial with everything given": (functools.partial(body, Context()), "called with"),

@@ -73,4 +73,4 @@ def _new_args(task: Task, name: str, args: Mapping[str, Any]) -> str:
             "again. Use schedule_task to give it another schedule"
         )
     # A handle: when it runs is in the record.
-    return template.instantiate(name, interval=timedelta(), **args).args_text
+    return template.describe(name, {"interval": timedelta(), **args}, complete=True).args_text

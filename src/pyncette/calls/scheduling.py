@@ -81,7 +81,7 @@ class Wish:
         if "execute_in" in options:
             options = _with_execute_at(options, clock)
         self.template = template
-        described = template.describe(instance.name, options)
+        described = template.describe(instance.name, options, complete=True)
         name, group, _, _, _, _, args = described
         self.on_existing = on_existing
         self.kept: Record | None = None

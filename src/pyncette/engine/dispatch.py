@@ -470,6 +470,7 @@ class Dispatcher:
                 worker.middlewares,
                 task.task_func,
                 None if timeout is None else lambda body: with_timeout(body, timeout, worker),
+                task.options.parameters,
             ),
             policy,
             max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,

@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pyncette import events
@@ -33,6 +34,7 @@ from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, TaskFunc
+from pyncette.parameters import Parameters
 from pyncette.retry import Retry
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
 from pyncette.store.record import (
@@ -846,6 +848,7 @@ def compose(
     middlewares: Sequence[MiddlewareFunc],
     body: TaskFunc,
     limited: Callable[[Handler], Handler] | None = None,
+    parameters: Parameters | None = None,
 ) -> Handler:
     """Wraps the function of a task in the middlewares; the first middleware is outermost.
 
@@ -853,13 +856,19 @@ def compose(
         middlewares: The middlewares.
         body: The function.
         limited: Wraps the function itself.
+        parameters: Which arguments the function takes by name.
     """
-    handler = call_body(body)
+    arguments = None if parameters is None else partial(_arguments, parameters)
+    handler = call_body(body, arguments)
     if limited is not None:
         handler = limited(handler)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)
     return handler
+
+
+def _arguments(parameters: Parameters, context: Any) -> dict[str, Any]:
+    return parameters.values(context.args, lambda: printable(context.task))
 
 
 def _wrapped(middleware: MiddlewareFunc, inner: Handler) -> Handler:
