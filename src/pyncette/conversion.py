@@ -239,7 +239,10 @@ def _zone(key: str) -> ZoneInfo:
 def _datetime_text(value: datetime) -> str:
     if value.tzinfo is None and value.fold:
         raise ValueError("its fold would be lost: give it a time zone")
-    text = f"{value.isoformat()}{_zone_of(value)}"
+    zone = _zone_of(value)
+    text = f"{value.isoformat()}{zone}"
+    if not zone and type(value) is datetime:
+        return text
     try:
         same = _datetime_of(text).replace(tzinfo=None) == value.replace(tzinfo=None)
     except (ValueError, OverflowError):

@@ -20,7 +20,9 @@ from pyncette.body import name_of, signature_of
 from pyncette.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from pyncette.conversion import Converter
+    from pyncette.conversion import Converter, Mismatch
+
+_Convert = Callable[[Any], Any]
 
 _WRAPPERS_MAX: Final = 100
 _SIGNATURE_MAX: Final = 300
@@ -30,18 +32,29 @@ class Parameters:
     """The parameters of one function.
 
     Attributes:
-        names: The names of those that take arguments.
+        names: The names of those that take arguments, in order.
         required: Those of them without a default.
         lenient: Whether arguments that no parameter takes are left to ``context.args``. So it is
             if every parameter has a default and none an annotation, as functions could have in
             1.x: ``lambda context, n=n: …``.
     """
 
-    __slots__ = ("_closed", "_converters", "_name", "_rest", "_shown", "lenient", "required")
+    __slots__ = (
+        "_closed",
+        "_mismatch",
+        "_name",
+        "_read_rest",
+        "_readers",
+        "_shown",
+        "_write_rest",
+        "_writers",
+        "lenient",
+        "names",
+        "required",
+    )
 
     def __init__(
         self,
-        func: object,
         converters: Mapping[str, Converter],
         required: frozenset[str],
         rest: Converter | None,
@@ -52,7 +65,6 @@ class Parameters:
         """Describes the parameters of a function.
 
         Args:
-            func: The function.
             converters: The converter of each parameter that takes an argument.
             required: Those of them that have no default.
             rest: The converter of all other arguments, which the function takes by ``**``.
@@ -60,17 +72,24 @@ class Parameters:
             lenient: See the attribute.
             shown: The signature, for messages.
         """
-        self._name = name_of(func)
-        self._converters = converters
-        self._rest = rest
+        from pyncette.conversion import Mismatch
+
+        self._mismatch: type[Mismatch] = Mismatch
+        self._writers: dict[str, _Convert | None] = {
+            **dict.fromkeys(closed),
+            **{name: converter.write for name, converter in converters.items()},
+        }
+        self._readers: dict[str, _Convert | None] = {
+            **dict.fromkeys(closed),
+            **{name: converter.read for name, converter in converters.items()},
+        }
+        self._write_rest: _Convert | None = None if rest is None else rest.write
+        self._read_rest: _Convert | None = None if rest is None else rest.read
         self._closed = closed
         self._shown = shown
+        self.names: tuple[str, ...] = tuple(converters)
         self.required: frozenset[str] = required
         self.lenient: bool = lenient
-
-    @property
-    def names(self) -> Iterable[str]:
-        return self._converters.keys()
 
     def written(
         self, args: Mapping[str, Any], label: Callable[[], str], hint: Callable[[str], str]
@@ -86,14 +105,18 @@ class Parameters:
             ArgumentError: No parameter takes one of them, or it cannot be converted.
         """
         found: dict[str, Any] = {}
+        writers, rest = self._writers, self._write_rest
         for name, value in args.items():
-            converter = self._converters.get(name, self._rest)
-            if converter is None or name in self._closed:
+            write = writers.get(name, rest)
+            if write is None:
                 if not self.lenient:
-                    self._refuse(name, label(), hint(name))
+                    raise self._not_taken(name, label(), hint(name))
                 found[name] = value
                 continue
-            found[name] = _converted(converter.write, converter, name, value, label)
+            try:
+                found[name] = write(value)
+            except (self._mismatch, RecursionError) as error:
+                raise _unfit(name, label(), error) from None
         return found
 
     def check_complete(
@@ -106,7 +129,7 @@ class Parameters:
         """
         missing = self.required.difference(names)
         if missing:
-            listed = ", ".join(name for name in self._converters if name in missing)
+            listed = ", ".join(name for name in self.names if name in missing)
             raise ArgumentError(
                 f"'{label()}' needs the argument{'s' * (len(missing) > 1)} {listed}: its function "
                 f"is {self._shown}{hint}"
@@ -119,54 +142,45 @@ class Parameters:
             ArgumentError: They do not fit the function.
         """
         found: dict[str, Any] = {}
+        readers, rest = self._readers, self._read_rest
+        name = ""
         try:
             for name, value in args.items():
-                converter = self._converters.get(name, self._rest)
-                if converter is None or name in self._closed:
-                    if not self.lenient:
-                        self._refuse(name, label(), "")
-                else:
-                    found[name] = _converted(converter.read, converter, name, value, label)
+                read = readers.get(name, rest)
+                if read is not None:
+                    found[name] = read(value)
+                elif not self.lenient:
+                    raise self._not_taken(name, label())
             if not self.required <= found.keys():
                 self.check_complete(found, label)
+        except (self._mismatch, RecursionError) as error:
+            raise _of_earlier(_unfit(name, label(), error)) from None
         except ArgumentError as error:
-            raise ArgumentError(
-                f"{error}. If it was scheduled for an earlier version of the function, schedule it "
-                "again, or let the function take these arguments too"
-            ) from None
+            raise _of_earlier(error) from None
         return found
 
-    def _refuse(self, name: str, label: str, hint: str) -> typing.NoReturn:
+    def _not_taken(self, name: str, label: str, hint: str = "") -> ArgumentError:
         reason = self._closed.get(name)
-        raise ArgumentError(
+        return ArgumentError(
             f"'{label}' takes no argument '{name[:100]}'"
             + (f" ({reason})" if reason else "")
             + f": its function is {self._shown}{hint}"
         )
 
 
-def _converted(
-    convert: Callable[[Any], Any],
-    converter: Converter,
-    name: str,
-    value: Any,
-    label: Callable[[], str],
-) -> Any:
-    from pyncette.conversion import Mismatch
+def _unfit(name: str, label: str, error: Mismatch | RecursionError) -> ArgumentError:
+    about = f"The argument '{name}' of '{label}'"
+    if isinstance(error, RecursionError):
+        return ArgumentError(f"{about} is nested too deeply")
+    where = f", at {name}{error.path}" if error.path else ""
+    return ArgumentError(f"{about} must be {error.expected}, not {error.found}{where}")
 
-    try:
-        return convert(value)
-    except Mismatch as error:
-        where = f", at {name}{error.path}" if error.path else ""
-        raise ArgumentError(
-            f"The argument '{name}' of '{label()}' must be {error.expected}, not "
-            f"{error.found}{where}"
-        ) from None
-    except RecursionError:
-        raise ArgumentError(
-            f"The argument '{name}' of '{label()}' must be {converter.name}, and is nested too "
-            "deeply"
-        ) from None
+
+def _of_earlier(error: ArgumentError) -> ArgumentError:
+    return ArgumentError(
+        f"{error}. If it was scheduled for an earlier version of the function, schedule it again, "
+        "or let the function take these arguments too"
+    )
 
 
 def parameters_of(func: Callable[..., Any]) -> Parameters | None:
@@ -217,7 +231,6 @@ def parameters_of(func: Callable[..., Any]) -> Parameters | None:
     if not converters and rest is None:
         return None
     return Parameters(
-        func,
         converters,
         frozenset(required),
         rest,

@@ -334,11 +334,16 @@ def drop_unsaid(args: dict[str, Any], parameters: Parameters) -> None:
 
     For functions without parameters it stays an argument, as in 1.x.
     """
-    for option in (*NEW_OPTIONS, *SPAN_OPTIONS, PARTITIONS_OPTION):
-        if option in args and option not in parameters.names:
+    if _MAY_SAY_NOTHING.isdisjoint(args):
+        return
+    for option in _MAY_SAY_NOTHING.intersection(args):
+        if option not in parameters.names:
             value = args[option]
             if value is None or (option == "heartbeat" and isinstance(value, bool)):
                 del args[option]
+
+
+_MAY_SAY_NOTHING: Final = frozenset({*NEW_OPTIONS, *SPAN_OPTIONS, PARTITIONS_OPTION})
 
 
 def hint_of(name: str, *, declaring: bool = False) -> str:
