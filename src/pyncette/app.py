@@ -18,7 +18,7 @@ from contextlib import (
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Concatenate, Final, NoReturn, Protocol, TypeVar, overload
 
-from pyncette.body import BodyResult, check_fixture, check_middleware, name_of
+from pyncette.body import BodyResult, check_fixture, check_found, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
 from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.events import Event
@@ -36,6 +36,7 @@ from pyncette.model import (
     Partitions,
     PartitionSelector,
     PerWorker,
+    Process,
     TaskFunc,
 )
 from pyncette.observers import Observers
@@ -218,6 +219,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> TaskDecorator: ...
@@ -245,6 +247,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> TaskDecorator: ...
@@ -288,6 +291,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> TaskDecorator: ...
@@ -315,6 +319,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> TaskDecorator: ...
@@ -354,6 +359,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> PartitionedTaskDecorator: ...
@@ -385,6 +391,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
     ) -> PartitionedTaskDecorator: ...
@@ -549,6 +556,8 @@ class Pyncette:
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
         for task in self._tasks:
+            if task.executor is not None:
+                check_found(task.task_func)
             if self._heartbeat is not None and task.heartbeat is None:
                 check_pause(self._heartbeat, task.lease_duration)
         parts = AppParts(
@@ -630,7 +639,11 @@ class Pyncette:
 
         Outside the main thread no signal handler can be installed; that is logged. Such an app is
         stopped by ``shutdown`` of its context.
+
+        Raises:
+            RuntimeError: A process that this program has started imports the program.
         """
+        _check_not_imported()
         logging.basicConfig(
             level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -661,6 +674,15 @@ class Pyncette:
             except asyncio.CancelledError:
                 if not stop.received or main.uncancel():
                     raise
+
+
+def _check_not_imported() -> None:
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "app.main() was called while a process of this program imports it: call it under "
+            'if __name__ == "__main__": only'
+        )
 
 
 class _StopSignals:

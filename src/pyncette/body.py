@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import inspect
 import re
 import sys
 from collections.abc import Awaitable, Callable
 from types import FunctionType, MethodType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 _WRAPPERS_MAX: Final = 100
 """Maximum wrappers that are followed, since a chain of them may be a circle."""
@@ -43,6 +44,9 @@ class Declared:
     """A declared task, which has a body but is not one. The base class of ``Task``."""
 
     __slots__ = ()
+
+    if TYPE_CHECKING:
+        task_func: Any
 
 
 def declared_in(func: object) -> Declared | None:
@@ -222,6 +226,63 @@ def _with_arguments(
         await func(context, **arguments(context))
 
     return handler
+
+
+def check_importable(func: object) -> None:
+    """Refuses a body that another process cannot import, or that is not a plain function.
+
+    Raises:
+        TypeError: It is so.
+    """
+    name = getattr(func, "__qualname__", None)
+    module = getattr(func, "__module__", None)
+    if not callable(func) or not runs_in_thread(func):
+        why = "it is asynchronous, and a function that computes is a plain one: write 'def'"
+    elif isinstance(func, MethodType) and not isinstance(func.__self__, type):
+        why = "it is a method of an object"
+    elif not isinstance(name, str) or not isinstance(module, str):
+        why = "it has no name by which it could be imported"
+    elif "<" in name:
+        why = f"it is defined inside of {name.partition('.<locals>')[0]}"
+        why = "it is a lambda" if name.endswith("<lambda>") else why
+    else:
+        return
+    raise TypeError(
+        f"{name_of(func)} cannot run in a process of its own (executor=Process()): {why}. It must "
+        "be a function at the top of a module, which the process imports"
+    )
+
+
+def check_found(func: Callable[..., Any]) -> None:
+    """Refuses a body that is not what its module has under its name.
+
+    Raises:
+        TypeError: It is so.
+    """
+    try:
+        found = function_named(func.__module__, func.__qualname__)
+    except (ImportError, AttributeError) as error:
+        found, why = None, f"{type(error).__name__}: {error}"
+    else:
+        why = "there is another object of that name"
+    if found is not func:
+        raise TypeError(
+            f"{name_of(func)} cannot run in a process of its own (executor=Process()): it is not "
+            f"found as '{func.__qualname__}' in the module '{func.__module__}' ({why})"
+        )
+
+
+def function_named(module: str, name: str) -> Any:
+    """Imports a function; of a declared task, its function.
+
+    Raises:
+        ImportError: There is no such module.
+        AttributeError: There is no such function in it.
+    """
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found.task_func if isinstance(found, Declared) else found
 
 
 async def _called_in_thread(func: Callable[[Any], Any], context: Any) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette.bulk import (
     BulkResult,
@@ -47,6 +47,7 @@ from pyncette.model import (
     MiddlewareFunc,
     OnExisting,
     PauseState,
+    Process,
     TaskCount,
     TaskState,
     UnknownTask,
@@ -63,6 +64,9 @@ from pyncette.store.record import (
 )
 from pyncette.task import PartitionedTask, Task
 from pyncette.threads import Threads
+
+if TYPE_CHECKING:
+    from pyncette.processes import Processes
 
 logger: Final = logging.getLogger(__name__)
 
@@ -143,6 +147,7 @@ class PyncetteContext:
         self._previewing = Previewing(self._requests, parts.calendars)
         self._background = background
         self._threads = Threads(parts.thread_limit or settings.concurrency_limit, clock)
+        self._processes: Processes | None = None
         self._shutdown_timeout = parts.shutdown_timeout
         self._started = False
         self._cancelled = False
@@ -899,8 +904,20 @@ class PyncetteContext:
         """Closing was cancelled or took too long: cancels running tasks and releases leases."""
         self._worker.dispatcher.cancel(give_back=True)
 
+    async def _run_in_process(
+        self, option: Process, function: tuple[str, str], context: Any, view: Mapping[str, Any]
+    ) -> None:
+        if self._processes is None:
+            # What starts processes takes longer to import than it is worth without any.
+            from pyncette.processes import Processes
+
+            self._processes = Processes(self.clock)
+        await self._processes.run(option, function, context, view)
+
     async def _write_what_is_left(self) -> None:
         self._threads.close()
+        if self._processes is not None:
+            await self._processes.close()
         started = realtime.monotonic()
         await self._worker.membership.left()
         await self._worker.writes.close(CLOSING_PATIENCE_S)

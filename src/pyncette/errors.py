@@ -191,6 +191,28 @@ class ArgumentError(PyncetteException, TypeError, ValueError):
     """
 
 
+class ProcessEndedError(PyncetteException):
+    """The process in which a task's function ran (``executor=Process()``) ended before it did.
+
+    Attributes:
+        exit_code: The exit code of the process; if a signal has ended it, the negative number of
+            that; None if it is not known.
+    """
+
+    def __init__(self, exit_code: int | None) -> None:
+        if exit_code is not None and exit_code < 0:
+            how = f"signal {-exit_code} has ended it"
+            if exit_code == -9:
+                how += ": it was killed, perhaps because the machine had no memory left"
+        else:
+            how = f"exit code {exit_code}: what it wrote to stderr says more"
+        super().__init__(f"The process of the task ended before its function did ({how})")
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[ProcessEndedError], tuple[int | None]]:
+        return type(self), (self.exit_code,)
+
+
 class StoreError(PyncetteException):
     """A store could not do what it was asked to."""
 

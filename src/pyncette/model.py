@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -144,6 +145,47 @@ class PerWorker:
                 f"PerWorker must be at least 1, not {self.executions}; to stop a task, set "
                 "enabled=False or pause it"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Runs the plain function of a task in another process: for functions that compute.
+
+    Python computes in one thread at a time, so a function that computes for long slows down
+    everything else in its worker. Tasks with an equal option share processes. The function must be
+    importable, and gets what can travel: its parameters, and of the context ``args``,
+    ``scheduled_at``, ``attempt``, ``execution_id``, ``fencing_token``, ``deadline``,
+    ``previous_error`` and ``task_name``.
+
+    Attributes:
+        max_workers: How many processes there may be; other executions wait. None: as many as there
+            are processors for this program.
+    """
+
+    max_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the value.
+
+        Raises:
+            ValueError: It is below 1.
+            TypeError: It is not a whole number.
+        """
+        if self.max_workers is None:
+            return
+        if isinstance(self.max_workers, bool) or not isinstance(self.max_workers, int):
+            raise TypeError(f"max_workers must be a whole number, not {self.max_workers!r}")
+        if self.max_workers < 1:
+            raise ValueError(f"max_workers must be at least 1, not {self.max_workers}")
+
+    @property
+    def limit(self) -> int:
+        """How many processes there may be."""
+        if self.max_workers is not None:
+            return self.max_workers
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

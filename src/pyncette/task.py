@@ -40,6 +40,7 @@ from pyncette.model import (
     Partitions,
     PartitionSelector,
     PerWorker,
+    Process,
     TaskFunc,
 )
 from pyncette.retry import Retry
@@ -224,12 +225,13 @@ class Task(Declared, Generic[P]):
         catch_up: CatchUp | None = UNSET,
         overlap: Overlap | None = UNSET,
         limit: PerWorker | Json = UNSET,
+        executor: Process | None = UNSET,
         args: Mapping[str, Any] | Json = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
 
-        A value that JSON can hold, given for one of the options from ``retry`` to ``limit``, is
+        A value that JSON can hold, given for one of the options from ``retry`` to ``executor``, is
         an argument of the task, as it was in 1.x. (``heartbeat=True`` is both. So is None, which
         as an option means that it is not given.)
 
@@ -264,6 +266,7 @@ class Task(Declared, Generic[P]):
             catch_up: What happens to missed occurrences.
             overlap: What happens to occurrences that come due while the record runs.
             limit: How many of its executions may run at once in one worker.
+            executor: ``Process()`` runs the function, a plain one, in another process.
             args: The arguments of the task, as a mapping; of a template, the defaults of its
                 instances, which may give the others. (What is no mapping is an argument of the
                 name ``args``, as in 1.x.)
@@ -292,6 +295,7 @@ class Task(Declared, Generic[P]):
             "catch_up": catch_up,
             "overlap": overlap,
             "limit": limit,
+            "executor": executor,
         }
         keywords.update((option, value) for option, value in given.items() if value is not UNSET)
         new_options = take_new_options(keywords)
@@ -389,6 +393,9 @@ class Task(Declared, Generic[P]):
     limit: _Option[PerWorker | None] = _Option("limit")
     """How many of its executions may run at once in one worker; None: no limit. If it is set while
     the app runs, it applies from the next poll on; executions that run already go on."""
+
+    executor: _Option[Process | None] = _Option("executor")
+    """The processes that the body runs in; None: it runs in the worker."""
 
     @property
     def fast_forward(self) -> bool:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final, Literal
 
-from pyncette.body import check_body
+from pyncette.body import check_body, check_importable
 from pyncette.model import (
     CatchUp,
     ExecutionMode,
@@ -26,6 +26,7 @@ from pyncette.model import (
     Heartbeat,
     Overlap,
     PerWorker,
+    Process,
     TaskFunc,
 )
 from pyncette.parameters import Parameters, parameters_of
@@ -68,6 +69,7 @@ NEW_OPTIONS: Final = {
     "catch_up": "a pyncette.CatchUp",
     "overlap": "a pyncette.Overlap",
     "limit": "a pyncette.PerWorker",
+    "executor": "a pyncette.Process",
 }
 """Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
 of the task, as it was in 1.x."""
@@ -103,6 +105,7 @@ class TaskOptions:
         catch_up: What happens to missed occurrences; None: as ``fast_forward`` says.
         overlap: What happens to occurrences that come due while the record runs.
         limit: How many of its executions may run at once in one worker; None: no limit.
+        executor: The processes that the body runs in; None: it runs in the worker.
         parameters: Which arguments the body takes by name; None: none of them.
     """
 
@@ -119,6 +122,7 @@ class TaskOptions:
     catch_up: CatchUp | None = None
     overlap: Overlap = Overlap.QUEUE
     limit: PerWorker | None = None
+    executor: Process | None = None
     parameters: Parameters | None = None
 
     @classmethod
@@ -137,6 +141,7 @@ class TaskOptions:
         catch_up: CatchUp | None = None,
         overlap: Overlap = Overlap.QUEUE,
         limit: PerWorker | None = None,
+        executor: Process | None = None,
     ) -> TaskOptions:
         """The options, if they are valid.
 
@@ -166,6 +171,7 @@ class TaskOptions:
             ("catch_up", catch_up, CatchUp),
             ("overlap", overlap, Overlap),
             ("limit", limit, PerWorker),
+            ("executor", executor, Process),
         ):
             if new is not None and not isinstance(new, expected):
                 raise TypeError(f"{option} must be {NEW_OPTIONS[option]}, not {new!r}")
@@ -176,6 +182,8 @@ class TaskOptions:
             )
         if execution_mode is ExecutionMode.AT_MOST_ONCE:
             _check_at_most_once(retry, exhausted, heartbeat, overlap)
+        if executor is not None:
+            check_importable(func)
         if timeout is not None:
             timeout = duration("timeout", timeout)
         if misfire_grace is not None:
@@ -201,6 +209,7 @@ class TaskOptions:
             catch_up,
             overlap,
             limit,
+            executor,
             parameters,
         )
 

@@ -25,6 +25,7 @@ from pyncette import (
     Overlap,
     Partitions,
     PerWorker,
+    Process,
     Pyncette,
     PyncetteContext,
     Retry,
@@ -271,6 +272,11 @@ def count(context: Context, day: date) -> int:
 async def mail_partitioned(context: Context, email: str) -> None: ...
 
 
+@app.task(interval=5, executor=Process(max_workers=2), number=7)
+def compute(context: Context, number: int) -> int:
+    return number**number
+
+
 async def arguments(context: PyncetteContext, any_task: Task) -> None:
     await context.schedule_task(mail, "a", interval=60, args=mail.args(email="a@example.org"))
     await context.schedule_task(mail, "b", interval=60, args={"email": "a", "pages": 4})
@@ -319,6 +325,10 @@ def with_a_yield(context: Context) -> Iterator[int]:
 
 @app.dynamic_task()  # mistake
 async def context_by_name(*, context: Context, email: str) -> None: ...
+
+
+@app.task(interval=5, executor="process")  # mistake
+def compute_wrongly(context: Context) -> None: ...
 
 
 async def wrong_arguments(context: PyncetteContext) -> None:

@@ -36,7 +36,7 @@ from pyncette.errors import describe, printable
 from pyncette.events import NotStartedAgain, Unreadable
 from pyncette.executor import DefaultExecutor
 from pyncette.logs import log_exception
-from pyncette.model import ExecutionMode, Overlap
+from pyncette.model import ExecutionMode, Overlap, Process
 from pyncette.schedule import At, UnreadableHere
 from pyncette.store import Applied, Failed, Identity, Refused, Result, Write
 from pyncette.store.record import (
@@ -76,6 +76,9 @@ while another one runs."""
 
 PACE_MAX: Final = 1_000_000
 """Maximum delay, in microseconds, between two runs of a record that is behind its schedule."""
+
+
+_THREADS: Final = "threads"
 
 
 class Claim(NamedTuple):
@@ -122,32 +125,47 @@ class Dispatcher:
             free: The number of free slots of the worker.
         """
         running = Counter(execution.declared for execution in self.executions)
-        threads = self._worker.settings.thread_limit or 0
-        threads -= sum(count for task, count in running.items() if self._in_threads(task))
+        taken = Counter[object]()
+        for task, count in running.items():
+            taken[self._places(task)] += count
         room: dict[Task, int] = {}
         for task in filter(self.is_limited, tasks):
             slots = free
             if task.limit is not None:
                 slots = min(slots, max(task.limit.executions - running[task], 0))
-            if self._in_threads(task):
-                slots = min(slots, max(threads, 0))
-                threads -= slots
+            places = self._places(task)
+            if places is not None:
+                slots = min(slots, max(self._limit_of(places) - taken[places], 0))
+                taken[places] += slots
             room[task] = slots
         return room
 
     def is_limited(self, task: Task) -> bool:
         """Returns whether fewer of its executions may run at once than the worker has slots."""
-        return task.limit is not None or self._in_threads(task)
+        return task.limit is not None or self._places(task) is not None
 
     def wait_for(self, task: Task, held: Iterable[Task]) -> list[Task]:
         """Returns the tasks that may have had to wait for an execution of this one."""
-        if not self._in_threads(task):
+        places = self._places(task)
+        if places is None:
             return [task]
-        return [task, *(other for other in held if other is not task and self._in_threads(other))]
+        return [
+            task,
+            *(other for other in held if other is not task and self._places(other) == places),
+        ]
 
-    def _in_threads(self, task: Task) -> bool:
-        limit = self._worker.settings.thread_limit
-        return limit is not None and self._task_parts(task).in_thread
+    def _places(self, task: Task) -> Process | str | None:
+        """Returns the threads or processes that executions of a task have to share."""
+        if task.executor is not None:
+            return task.executor
+        if self._worker.settings.thread_limit is not None and self._task_parts(task).in_thread:
+            return _THREADS
+        return None
+
+    def _limit_of(self, places: Process | str) -> int:
+        if isinstance(places, Process):
+            return places.limit
+        return self._worker.settings.thread_limit or 0
 
     def catch_up_at_once(self, value: bool) -> None:
         """Sets whether what a record has missed runs without pauses."""
@@ -471,6 +489,7 @@ class Dispatcher:
                 task.task_func,
                 None if timeout is None else lambda body: with_timeout(body, timeout, worker),
                 task.options.parameters,
+                task.executor,
             ),
             policy,
             max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,
@@ -479,7 +498,7 @@ class Dispatcher:
             None if at_most_once else beat_plan(task, worker.settings.heartbeat),
             retry is not None or policy.misfire_grace is not None,
             task.fast_forward or policy.skip_overlap,
-            runs_in_thread(task.task_func),
+            task.executor is None and runs_in_thread(task.task_func),
         )
 
 

@@ -33,7 +33,7 @@ from pyncette.engine.run_events import (
 from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
-from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, TaskFunc
+from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, Process, TaskFunc
 from pyncette.parameters import Parameters
 from pyncette.retry import Retry
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
@@ -115,7 +115,7 @@ class TaskParts:
         beats: Its automatic heartbeats.
         selective: Whether a record may be claimed and not run: too many attempts, or too late.
         skips: Whether an outcome may skip occurrences.
-        in_thread: Whether the function is a plain one.
+        in_thread: Whether the function runs in a thread.
     """
 
     worker: Worker
@@ -849,6 +849,7 @@ def compose(
     body: TaskFunc,
     limited: Callable[[Handler], Handler] | None = None,
     parameters: Parameters | None = None,
+    process: Process | None = None,
 ) -> Handler:
     """Wraps the function of a task in the middlewares; the first middleware is outermost.
 
@@ -857,13 +858,27 @@ def compose(
         body: The function.
         limited: Wraps the function itself.
         parameters: Which arguments the function takes by name.
+        process: The processes in which the function runs.
     """
-    arguments = None if parameters is None else partial(_arguments, parameters)
-    handler = call_body(body, arguments)
+    if process is None:
+        arguments = None if parameters is None else partial(_arguments, parameters)
+        handler = call_body(body, arguments)
+    else:
+        handler = _in_process(process, (body.__module__, body.__qualname__))
     if limited is not None:
         handler = limited(handler)
     for middleware in reversed(middlewares):
         handler = _wrapped(middleware, handler)
+    return handler
+
+
+def _in_process(process: Process, function: tuple[str, str]) -> Handler:
+    async def handler(context: Any) -> None:
+        execution: Execution = context._execution
+        view = {name: value(execution) for name, value in _ATTRIBUTES.items()}
+        view.update(task_name=execution.label, args=context.args, scheduled_at=context.scheduled_at)
+        await context.app_context._run_in_process(process, function, context, view)
+
     return handler
 
 
