@@ -48,7 +48,7 @@ class Observers:
 
     def __init__(self) -> None:
         """Has one handler, which writes the log."""
-        self.failures = 0
+        self.failures: int = 0
         self._log = EventLog()
         self._observers: list[_Observer] = []
         self._of_details: list[_Observer] = []
@@ -149,7 +149,7 @@ class Reporter:
         self.observers = observers
         self._clock = clock
         self._worker = worker_name
-        self.tell = observers.tell
+        self.tell: Callable[[Event], None] = observers.tell
 
     def here(self) -> Here:
         """Returns what an event says that happens now."""

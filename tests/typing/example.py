@@ -274,7 +274,7 @@ async def mail_partitioned(context: Context, email: str) -> None: ...
 
 @app.task(interval=5, executor=Process(max_workers=2), number=7)
 def compute(context: Context, number: int) -> int:
-    return number**number
+    return number * number
 
 
 async def arguments(context: PyncetteContext, any_task: Task) -> None:
