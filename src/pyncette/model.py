@@ -503,7 +503,13 @@ Lease = NewType("Lease", str)
 Json = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]
 """The type of a task's argument; the exact rules are stricter than the type."""
 
-UNSET: Final[Any] = object()
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+UNSET: Final[Any] = _Unset()
 """The default of an option that 1.x did not have: even None would be an argument of the task."""
 
 TaskFunc = Callable[..., Any]

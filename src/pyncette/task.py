@@ -166,7 +166,25 @@ class Described(NamedTuple):
 _described_of: Final[Callable[[tuple[Any, ...]], Described]] = partial(tuple.__new__, Described)
 
 
-class Task(Declared, Generic[P]):
+class _Shown(type):
+    """Leaves what is for the engine only out of ``help()``."""
+
+    def __dir__(cls) -> list[str]:
+        return [name for name in super().__dir__() if name not in FOR_THE_ENGINE]
+
+
+FOR_THE_ENGINE: Final = frozenset(
+    {
+        *("active_groups", "args_text", "bound", "calendars", "claims_from", "default", "describe"),
+        *("described_as", "from_parts", "from_record", "groups", "identify", "key", "layout"),
+        *("lease", "locate", "moved_to", "named_plan", "options", "parent_of", "places", "plan"),
+        *("planned_for", "reading_of", "stored_plan", "when"),
+    }
+)
+"""Attributes of tasks that no program needs."""
+
+
+class Task(Declared, Generic[P], metaclass=_Shown):
     """A static task, the template of a dynamic one, or an instance of a template.
 
     Calling it calls its function. Instances share the options of their template. To a type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pydoc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -14,7 +15,7 @@ from tests.support import START, after, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette
 from pyncette.store.record import load_args
-from pyncette.task import PartitionedTask, Task, default_partition_selector
+from pyncette.task import FOR_THE_ENGINE, PartitionedTask, Task, default_partition_selector
 
 AMO = ExecutionMode.AT_MOST_ONCE
 
@@ -943,3 +944,16 @@ def test_arguments_that_hold_themselves_are_refused() -> None:
     value.append(value)
     with pytest.raises(ValueError, match="must be JSON serializable, but 'value' is list"):
         template().instantiate("a", interval=5, value=value)
+
+
+def test_help_shows_what_programs_need_and_not_what_the_engine_needs() -> None:
+    every = {name for kind in (Task, PartitionedTask) for name in type.__dir__(kind)}
+    assert every >= FOR_THE_ENGINE
+    for kind in (Task, PartitionedTask):
+        text = pydoc.plain(pydoc.render_doc(kind))
+        for name in FOR_THE_ENGINE:
+            assert f"\n |  {name}(" not in text
+            assert f"\n |  {name}\n" not in text
+        for name in ("args(", "instantiate(", "get_next_execution(", "canonical_name\n"):
+            assert f"\n |  {name}" in text
+        assert "<object object at" not in text
