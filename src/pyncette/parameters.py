@@ -17,7 +17,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Final
 
 from pyncette.body import name_of, signature_of
-from pyncette.errors import ArgumentError
+from pyncette.errors import ArgumentError, printable
 
 if TYPE_CHECKING:
     from pyncette.conversion import Converter, Mismatch
@@ -162,13 +162,14 @@ class Parameters:
     def _not_taken(self, name: str, label: str, hint: str = "") -> ArgumentError:
         reason = self._closed.get(name)
         return ArgumentError(
-            f"'{label}' takes no argument '{name[:100]}'"
+            f"'{label}' takes no argument '{printable(name[:100])}'"
             + (f" ({reason})" if reason else "")
             + f": its function is {self._shown}{hint}"
         )
 
 
 def _unfit(name: str, label: str, error: Mismatch | RecursionError) -> ArgumentError:
+    name = printable(name[:100])
     about = f"The argument '{name}' of '{label}'"
     if isinstance(error, RecursionError):
         return ArgumentError(f"{about} is nested too deeply")
@@ -392,14 +393,11 @@ def _converter(parameter: Parameter, source: Callable[..., Any]) -> Converter:
 
 def _resolved(annotation: Any, source: Callable[..., Any]) -> Any:
     """Evaluates an annotation that is text: only this one, since others may name anything."""
-    module = _globals_of(source)
-    holder = _Holder()
+
+    def holder() -> None: ...
+
     holder.__annotations__ = {"it": annotation}
-    return typing.get_type_hints(holder, module, include_extras=True)["it"]
-
-
-class _Holder:
-    """Has one annotation."""
+    return typing.get_type_hints(holder, _globals_of(source), include_extras=True)["it"]
 
 
 def _globals_of(func: Any) -> dict[str, Any]:

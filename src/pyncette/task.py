@@ -28,6 +28,7 @@ from typing import (
 from pyncette.body import Declared
 from pyncette.bulk import Instance
 from pyncette.clock import from_microseconds
+from pyncette.errors import printable
 from pyncette.model import (
     UNSET,
     CatchUp,
@@ -724,7 +725,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             return joined_arguments(keywords, given_apart, name)
 
         def label() -> str:
-            return f"{self.template}:{name}"
+            return printable(f"{self.template}:{name}")
 
         if not parameters.lenient:
             drop_unsaid(keywords, parameters)
@@ -896,6 +897,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         if parameters is not None and not parameters.lenient:
             return  # all of them are parameters
         for name in args:
+            if parameters is not None and name in parameters.names:
+                continue
             option = meant_option(name, declaring=declaring)
             if option is None:
                 if not declaring and len(self._unsuspicious) < _WARNINGS_MAX:

@@ -6,16 +6,28 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from tests.stores.every_store import STORES, place_of
 
-from pyncette import Context, Instance, OnExisting, PerWorker, Pyncette, PyncetteContext, Where
+from pyncette import (
+    Context,
+    Instance,
+    OnExisting,
+    PerWorker,
+    Pyncette,
+    PyncetteContext,
+    Retry,
+    Where,
+)
 from pyncette.dynamodb import dynamodb_repository
 from pyncette.errors import TaskPausedError
+from pyncette.model import TaskCount
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, default_partition_selector
 from pyncette.testing import VirtualClock
@@ -389,5 +401,38 @@ def test_calls_find_instances_that_are_on_their_way(place: Place) -> None:
             assert (await move).waiting == 0
             names = [state.task.name async for state in context.iter_tasks(job)]
             assert len(names) == len(set(names)) == 80
+
+    asyncio.run(main())
+
+
+def test_arguments_by_name(place: Place) -> None:
+    async def main() -> None:
+        clock = VirtualClock(START)
+        app = Pyncette(place.factory, clock=clock, **place.configuration)
+        at = datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1)
+        values = {"at": at, "price": Decimal("1.50"), "names": {"söme \U0001f40d", "[a]"}}
+        seen: list[dict[str, Any]] = []
+
+        @app.dynamic_task(retry=Retry(attempts=1))
+        async def job(context: Context, at: datetime, price: Decimal, names: set[str]) -> None:
+            seen.append({"at": at, "price": price, "names": names})
+            assert at.fold == 1
+
+        async with app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await context.schedule_task(job, "x", execute_at=START + seconds(1), args=values)
+            result = await context.schedule_tasks(
+                job,
+                (
+                    Instance(str(n), execute_at=START + seconds(1), args=values | {"price": n})
+                    for n in range(3)
+                ),
+            )
+            assert (result.created, result.failed) == (0, 3)
+            await clock.advance(seconds(1))
+            context.shutdown()
+            await loop
+            assert await context.count_tasks(job) == TaskCount(0, True)
+        assert seen == [values]
 
     asyncio.run(main())

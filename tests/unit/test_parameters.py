@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -437,6 +438,39 @@ def test_arguments_that_do_not_fit_are_refused_where_they_are_scheduled(
             assert await context.get_task(template, "x") is None
 
     run(main())
+
+
+def test_calls_without_asyncio_refuse_the_same(tmp_path: Path) -> None:
+    app = Pyncette(url=f"sqlite:///{tmp_path / 'tasks.db'}")
+    template = app.dynamic_task(interval=1)(report)
+    with app.sync() as calls:
+        with pytest.raises(ArgumentError, match="'email' of 'report:x' must be a str, not int 3"):
+            calls.schedule_task(template, "x", email=3)
+        result = calls.schedule_tasks(template, [Instance("x", args={"mail": "a"})])
+        assert isinstance(result.failures[0].error, ArgumentError)
+        calls.schedule_task(template, "x", args=template.args("a", pages=4))
+        state = calls.get_task(template, "x")
+    assert state is not None
+    assert state.args == {"email": "a", "pages": 4}
+
+
+def test_a_refusal_is_in_one_line_whatever_the_names_are() -> None:
+    template = Pyncette().dynamic_task(interval=1)(report)
+    for args in ({"a\nb": 1}, {"email": "a\n", "pages": "\x1b[31m"}):
+        with pytest.raises(ArgumentError) as caught:
+            template.instantiate("x\ny", args=args)
+        assert str(caught.value).isprintable()
+
+
+def test_a_parameter_is_no_misspelt_option(caplog: pytest.LogCaptureFixture) -> None:
+    async def job(context, lease=3):  # type: ignore[no-untyped-def]
+        pass
+
+    template = Pyncette().dynamic_task(interval=1, lease=4)(job)
+    template.instantiate("x", lease=5)
+    assert not caplog.records
+    template.instantiate("x", lease_seconds=5)
+    assert logged(caplog, "did you mean 'lease_duration'")
 
 
 def test_a_handle_needs_no_arguments() -> None:
