@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import ipaddress
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import (
     Annotated,
     Any,
     Literal,
+    LiteralString,
     NamedTuple,
     NewType,
     NotRequired,
@@ -31,6 +33,9 @@ from hypothesis import strategies as st
 from pyncette.conversion import Mismatch, Unconvertible, converter_of
 
 BERLIN = ZoneInfo("Europe/Berlin")
+
+with importlib.resources.files("tzdata").joinpath("zoneinfo/Europe/Berlin").open("rb") as data:
+    NAMELESS = ZoneInfo.from_file(data)
 
 
 class Color(Enum):
@@ -75,6 +80,28 @@ class Order:
 @dataclass
 class SpecialLine(Line):
     note: str = ""
+
+
+class Composed(Flag):
+    LEFT = 1
+    RIGHT = 2
+    BOTH = 3
+
+
+@dataclass
+class Picky:
+    pages: int
+
+    def __post_init__(self) -> None:
+        if self.pages < 0:
+            raise ValueError("not below zero")
+
+
+class Finer(datetime):
+    """As other libraries have it: its text says more than a datetime can hold."""
+
+    def isoformat(self, sep: str = "T", timespec: str = "auto") -> str:
+        return f"{super().isoformat(sep, timespec)[:19]}.000001+00:00"
 
 
 class Point(NamedTuple):
@@ -210,6 +237,10 @@ def test_a_dataclass_of_dataclasses_is_read_back(order: Order) -> None:
         (ZoneInfo, BERLIN, "Europe/Berlin"),
         (PurePosixPath, PurePosixPath("/a/b"), "/a/b"),
         (ipaddress.IPv4Address, ipaddress.IPv4Address("10.0.0.1"), "10.0.0.1"),
+        (Literal[b"a", 1], b"a", "YQ=="),
+        (LiteralString, "a", "a"),
+        (Composed, Composed.LEFT, 1),
+        (list[int | str] | None, [1, "a"], [1, "a"]),
         (Any, {"a": [1]}, {"a": [1]}),
         (dict, {"a": [1]}, {"a": [1]}),
         (Annotated[int, "of pages"], 3, 3),
@@ -305,6 +336,21 @@ def test_either_of_two_times_that_a_clock_shows_twice_is_kept() -> None:
         (Movie, {"seen": date(2026, 1, 1)}, "a Movie, not one without it"),
         (int | None, "x", "an int or None, not str 'x'"),
         (str | datetime, "2026-01-01T00:00:00+00:00", "it would be read as datetime"),
+        (list[int] | dict[str, date], {"a": "x"}, "a date, not str 'x'"),
+        (list[int] | int, [1, "x"], "an int, not str 'x'"),
+        (datetime, Finer(2026, 1, 1, tzinfo=UTC), "finer than a microsecond"),
+        (timedelta, timedelta.min, "too long"),
+        (ZoneInfo, NAMELESS, "it has no name"),
+        (Corner, Composed.BOTH, "a Corner"),
+        (Composed, 8, "a Composed"),
+        (tuple[int, str], 3, "a tuple of 2"),
+        (tuple[int, str], [1, 2], "a str, not int 2"),
+        (dict[str, int], 3, "a dict of"),
+        (dict[UUID, int], {"x": 3}, "a UUID, not str 'x'"),
+        (dict[int, int], {"x": 3}, "an int as key"),
+        (Movie, 3, "a Movie"),
+        (Movie, {"name": 3}, "a str, not int 3"),
+        (Picky, {"pages": -1}, "ValueError: not below zero"),
     ],
 )
 def test_what_does_not_fit_is_refused(annotation: Any, value: Any, words: str) -> None:
@@ -384,6 +430,7 @@ class WithMissing:
         (type[int], "type"),
         (complex, "complex"),
         (dict[Unknown, int], "Unknown"),
+        (Literal[1j], "Literal[1j]"),
     ],
 )
 def test_what_has_no_converter_says_which_part(annotation: Any, words: str) -> None:

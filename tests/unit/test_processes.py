@@ -34,9 +34,11 @@ from pyncette import (
     RetryIn,
     Skip,
 )
+from pyncette.clock import SystemClock
+from pyncette.errors import LeaseLostException
 from pyncette.memory import MemoryRepository
 from pyncette.model import Outcome
-from pyncette.processes import ProcessContext
+from pyncette.processes import ProcessContext, Processes
 
 T = TypeVar("T")
 
@@ -426,6 +428,65 @@ def test_closing_waits_for_the_function_and_then_kills_it(tmp_path: Path) -> Non
             state = await context.get_task(job, "x")
             assert state is not None
             assert state.state == "scheduled"  # given back at once
+
+    run(main())
+
+
+def test_a_function_that_waited_for_a_process_extends_its_lease_or_does_not_run(
+    tmp_path: Path,
+) -> None:
+    class Waiting:
+        def __init__(self, lost: bool) -> None:
+            self.lost = lost
+            self.beats = 0
+
+        async def heartbeat(self) -> None:
+            self.beats += 1
+            if self.lost:
+                raise LeaseLostException(None)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        processes = Processes(SystemClock())
+
+        def started(body: Any, context: Any, name: str, path: Path) -> asyncio.Task[None]:
+            view = {"task_name": name, "attempt": 1, "args": {"path": str(path)}}
+            function = (body.__module__, body.__qualname__)
+            return asyncio.create_task(processes.run(ONE, function, context, view))
+
+        at_once, later, lost = Waiting(False), Waiting(False), Waiting(True)
+        runs = [
+            started(stay, at_once, "first", tmp_path),
+            started(note, later, "second", tmp_path / "later"),
+            started(note, lost, "third", tmp_path / "lost"),
+        ]
+        await exists(tmp_path / "begun first")
+        (tmp_path / "go").touch()
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        assert isinstance(results[2], LeaseLostException)
+        assert (tmp_path / "later").exists()
+        assert not (tmp_path / "lost").exists()
+        assert [at_once.beats, later.beats, lost.beats] == [0, 1, 1]
+        await processes.close()
+
+    run(main())
+
+
+def test_what_cannot_be_pickled_is_the_failure_of_its_run() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        @bench.app.middleware
+        async def spoil(context: Context, rest: Any) -> None:
+            context.args["path"] = lambda: None
+            await rest()
+
+        job = bench.app.dynamic_task(name="job", executor=ONE)(note)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", interval=1, path="x")
+            await bench.advance(1)
+            state = await context.get_task(job, "x")
+        assert state is not None
+        assert "pickle" in str(state.last_error)
 
     run(main())
 
