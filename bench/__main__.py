@@ -6,7 +6,7 @@
     tools/servers run -- python bench drain latency  # with real servers
 
 Figures of different days or machines cannot be compared, for machines differ and drift: compare
-ratios within one run. docs/performance.md says what the figures mean.
+ratios within one run. docs/explanation/performance.md says what the figures mean.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from tests.faulty_store import Faults, faulty
 
 from pyncette import Context, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
@@ -19,7 +20,6 @@ from pyncette.store.record import ANY, MEMBERS_GROUP, Put, Record, dump_args, du
 from pyncette.store.record import Progress as Progress
 from pyncette.task import Task
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Faults, faulty
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 """A Monday, at noon."""

@@ -1,10 +1,10 @@
 """The wrapper that injects faults, without any: it changes nothing that a store promises."""
 
 import pytest
+from tests.faulty_store import Faults, faulty
 
 from pyncette.memory import MemoryRepository
 from pyncette.testing.conformance import Place, StoreConformance
-from pyncette.testing.faults import Faults, faulty
 
 
 class TestFaultyStoreWithoutFaults(StoreConformance):

@@ -27,7 +27,9 @@ from pyncette import Pyncette, PyncetteContext
 from pyncette.testing import VirtualClock
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TESTED_ELSEWHERE = {"daily_reports.py", "healthcheck.py", "heartbeat.py", "prometheus.py"}
+TESTED_ELSEWHERE = {
+    *("daily_reports.py", "healthcheck.py", "heartbeat.py", "prometheus.py", "working_week.py")
+}
 PATIENCE_S = 30
 LEASE_S = 60
 

@@ -6,7 +6,7 @@ import re
 
 from tests.docs.named_tests import ROOT, exists, named_tests
 
-PAGE = (ROOT / "docs" / "guarantees.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "guarantees.md").read_text()
 OWN = "tests/system/test_guarantees.py"
 
 

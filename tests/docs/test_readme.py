@@ -25,7 +25,7 @@ from pyncette.testing import VirtualClock
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-STATIC, DYNAMIC, FAILING = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+STATIC, FAILING, DYNAMIC = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 PATIENCE_S = 30
 
 
@@ -108,6 +108,47 @@ def test_noon_on_a_working_day_is_noon_whatever_the_clocks_did(
     assert ran == noons
 
 
+def test_the_heartbeats_that_were_missed_run_first_when_the_program_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = declared(STATIC)
+    clock = program["app"].clock = VirtualClock(datetime(2026, 11, 28, tzinfo=UTC))
+    printed: list[str] = []
+    program["print"] = printed.append
+
+    async def run(seconds: int) -> None:
+        async with program["app"].running():
+            await clock.advance(timedelta(seconds=seconds))
+
+    async def main() -> None:
+        await run(20)
+        await clock.advance(timedelta(minutes=1))
+        del printed[:]
+        await run(0)
+
+    asyncio.run(main())
+    assert printed == [f"Planned for 00:{second // 60:02}:{second % 60:02}" for second in SECONDS]
+
+
+SECONDS = range(30, 90, 10)
+"""After midnight: the heartbeats of the minute in which the program did not run."""
+
+
+def test_the_badges_say_what_the_package_says() -> None:
+    said = re.findall(
+        r"^!\[([^\]]*)\]\(https://img\.shields\.io/badge/([^)]*)-blue\)$", README, re.M
+    )
+    versions = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if " 3." in line]
+    expected = f"{versions[0]} to {versions[-1]}"
+    assert said == [
+        (f"Python {expected}", f"python-{expected.replace(' ', '%20')}"),
+        (f"Licence: {PROJECT['license']}", f"licence-{PROJECT['license']}"),
+        ("Typed", "typed-strict"),
+    ]
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+
+
 def test_an_instance_is_created_listed_and_removed_at_run_time(tmp_path: Path) -> None:
     in_a_file = DYNAMIC.replace("Pyncette()", 'Pyncette(sqlite_database="tasks.db")')
     assert in_a_file != DYNAMIC
@@ -124,7 +165,7 @@ def test_an_instance_is_created_listed_and_removed_at_run_time(tmp_path: Path) -
 
 
 def test_the_extras_are_those_of_the_package() -> None:
-    listed = README.partition("with the extras that you need: ")[2].partition(". ")[0]
+    listed = README.partition("the extras are ")[2].partition(". ")[0]
     assert set(re.findall(r"`(\w+)`", listed)) == set(PROJECT["optional-dependencies"])
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "writing-a-store.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "writing-a-store.md"
 
 
 def test_the_example_store_passes_the_suite_as_the_page_says(tmp_path: Path) -> None:

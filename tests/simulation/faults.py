@@ -1,6 +1,6 @@
 """Faults that were mended, put back one by one: each is still found by a history.
 
-python -m tests.simulation.faults             prints the table of docs/simulation.md
+python -m tests.simulation.faults             prints the table of docs/explanation/simulation.md
 python -m tests.simulation.faults --search    for each fault, every history that finds it
 python -m tests.simulation.faults --search --only ab --seeds 300
 
@@ -446,7 +446,7 @@ ELSEWHERE: Final = {
 
 
 def rows() -> list[str]:
-    """The table of docs/simulation.md, a line each."""
+    """The table of docs/explanation/simulation.md, a line each."""
     found = [
         *(f"| {fault.letter} | {fault.what} | {fault.history} |" for fault in FAULTS),
         *(f"| {letter} | not in a simulation | `{test}` |" for letter, test in ELSEWHERE.items()),

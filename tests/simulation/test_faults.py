@@ -1,4 +1,4 @@
-"""Every fault that was mended is found again when it is put back, as docs/simulation.md says."""
+"""Every fault that was mended is found when it is put back: docs/explanation/simulation.md."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ def test_a_fault_that_needs_a_real_store_has_a_test(letter: str) -> None:
 
 
 def test_the_documentation_lists_what_finds_each_fault() -> None:
-    assert "\n".join(rows()) in (ROOT / "docs" / "simulation.md").read_text()
+    assert "\n".join(rows()) in (ROOT / "docs" / "explanation" / "simulation.md").read_text()

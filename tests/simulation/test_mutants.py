@@ -46,4 +46,4 @@ def test_what_is_known_to_survive_still_exists(survivor: Survivor, found: list[M
 
 
 def test_the_documentation_lists_what_survives_and_why() -> None:
-    assert "\n".join(rows()) in (ROOT / "docs" / "simulation.md").read_text()
+    assert "\n".join(rows()) in (ROOT / "docs" / "explanation" / "simulation.md").read_text()

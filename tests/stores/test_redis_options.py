@@ -27,6 +27,7 @@ from pyncette.store.record import ANY
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW, a_group, new, put
 
+DOCS = Path(__file__).parents[2] / "docs" / "explanation" / "stores"
 SECRET = "s3cret"
 
 
@@ -187,7 +188,7 @@ def test_a_wrong_password_is_an_error_that_does_not_tell_it(tmp_path: Path) -> N
 
 
 def test_the_privileges_in_the_documentation_are_enough(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "stores" / "redis.md").read_text()
+    page = (DOCS / "redis.md").read_text()
     [rules] = [line for line in page.splitlines() if line.startswith("ACL SETUSER")]
     with a_server(tmp_path) as server:
 

@@ -166,7 +166,7 @@ def test_a_table_made_by_hand_from_the_printed_schema_is_used(tmp_path: Path) ->
 
 
 def test_the_documentation_shows_the_schema_as_it_is_printed() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "stores" / "sqlite.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "explanation" / "stores" / "sqlite.md"
     assert f"```sql\n{schema_sql()}```" in page.read_text()
 
 

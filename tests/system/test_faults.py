@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+from tests.faulty_store import Delay, Fail, Fault, Gate, LoseAnswer, faulty
 from tests.support import BenchFaults
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
@@ -21,7 +22,6 @@ from pyncette.memory import MemoryRepository
 from pyncette.store import Group, Write, scan_all
 from pyncette.store.record import Delete, Patch, State
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Delay, Fail, Fault, Gate, LoseAnswer, faulty
 
 SECOND = timedelta(seconds=1)
 LEASE = timedelta(seconds=60)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faulty_store import Faults, faulty
 from tests.support import run
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext, Retry
@@ -33,7 +34,6 @@ from pyncette.memory import MemoryRepository
 from pyncette.store import Write
 from pyncette.store.record import ANY, STATIC_GROUP, Put
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Faults, faulty
 
 PATIENCE_S = 180
 SECOND = timedelta(seconds=1)

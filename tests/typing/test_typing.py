@@ -94,7 +94,6 @@ PUBLIC = {
     "testing",
     "testing.clocks",
     "testing.conformance",
-    "testing.faults",
     "utils",
 }
 """The modules that programs import from; the others are the inside of the package."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from tests.faulty_store import AnswerWrites, Fail, LoseAnswer
 from tests.support import START, Bench, after, run, seconds
 
 from pyncette import ExecutionMode, Instance, OnExisting, PyncetteContext, Where
@@ -16,7 +17,6 @@ from pyncette.errors import StoreUnavailableError, TaskExistsError, TaskLockedEx
 from pyncette.schedule import At, Cron, Every, Schedule
 from pyncette.store import Unknown
 from pyncette.task import Task
-from pyncette.testing.faults import AnswerWrites, Fail, LoseAnswer
 
 
 def counts(result: BulkResult) -> tuple[int, int, int, int, int]:

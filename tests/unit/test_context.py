@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail, Gate, LoseAnswer, faulty
 from tests.support import START, Bench, Progress, after, looping, micros, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
@@ -19,7 +20,6 @@ from pyncette.model import ContinuationToken, ListTasksResponse, OnExisting, Out
 from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.task import Task
-from pyncette.testing.faults import Fail, Gate, LoseAnswer, faulty
 
 # Scheduling.
 

@@ -1,7 +1,7 @@
 """Cron against two independent libraries: where they differ, and that they differ nowhere else.
 
 Each disagreement has a rule that tells from the expression (and from what the clocks do) whether
-it may show. docs/cron.md lists the same rules with the same examples.
+it may show. docs/explanation/cron.md lists the same rules with the same examples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.exhaustive
 
 CASES = int(os.environ.get("PYNCETTE_TEST_CRON_CASES", "1"))
 
-DOCS = Path(__file__).parents[2] / "docs" / "cron.md"
+DOCS = Path(__file__).parents[2] / "docs" / "explanation" / "cron.md"
 
 COUNT = 5
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail
 from tests.support import START, Bench, after, logged, run, seconds
 
 from pyncette import (
@@ -25,7 +26,6 @@ from pyncette import (
     Skip,
     events,
 )
-from pyncette.testing.faults import Fail
 
 
 class Told:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail, Gate, LoseAnswer
 from tests.support import START, Bench, Progress, after, logged, looping, micros, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode
@@ -22,7 +23,6 @@ from pyncette.schedule import At
 from pyncette.store import Refused, Result, Write
 from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Fail, Gate, LoseAnswer
 
 AMO = ExecutionMode.AT_MOST_ONCE
 

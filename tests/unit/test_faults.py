@@ -7,13 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
-
-from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
-from pyncette.memory import MemoryRepository
-from pyncette.store import EVERYTHING, Applied, Failed, Group, Store, Unknown, Write
-from pyncette.store.record import ABSENT, Put
-from pyncette.testing import VirtualClock
-from pyncette.testing.faults import (
+from tests.faulty_store import (
     AnswerWrites,
     Delay,
     Fail,
@@ -23,6 +17,12 @@ from pyncette.testing.faults import (
     Truncate,
     faulty,
 )
+
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.memory import MemoryRepository
+from pyncette.store import EVERYTHING, Applied, Failed, Group, Store, Unknown, Write
+from pyncette.store.record import ABSENT, Put
+from pyncette.testing import VirtualClock
 
 CREATION = [Write("reports", "a", Put(5, "scheduled", None, 0, "p", "a", "s"), ABSENT)]
 IDENTITY = [("reports", "a")]
@@ -282,7 +282,7 @@ def test_wrong_plans_are_refused() -> None:
 
 def test_the_test_tools_load_neither_pytest_nor_hypothesis() -> None:
     program = (
-        "import sys, pyncette.testing, pyncette.testing.faults\n"
+        "import sys, pyncette.testing, tests.faulty_store\n"
         "sys.exit(bool({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,12 +13,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.faulty_store import Faults, faulty
 
 from pyncette import Pyncette, PyncetteContext, healthcheck
 from pyncette.healthcheck import HealthcheckServer, default_healthcheck, use_healthcheck_server
 from pyncette.memory import MemoryRepository
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Faults, faulty
 
 HERE = "127.0.0.1"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"

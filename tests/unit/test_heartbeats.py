@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail
 from tests.support import Bench, after, logged, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, Heartbeat
@@ -18,7 +19,6 @@ from pyncette.schedule import At
 from pyncette.store import Write
 from pyncette.store.record import ANY, DELETE
 from pyncette.task import Task
-from pyncette.testing.faults import Fail
 
 
 @pytest.fixture(params=[False, True], ids=["", "synchronous"])

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail, Gate, LoseAnswer
 from tests.support import START, Bench, after, logged, looping, micros, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode
@@ -21,7 +22,6 @@ from pyncette.schedule import Every
 from pyncette.store import Applied, Write
 from pyncette.store.record import read
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Fail, Gate, LoseAnswer
 
 
 def test_a_task_runs_exactly_when_it_is_due() -> None:

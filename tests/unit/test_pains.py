@@ -1,7 +1,7 @@
 """What users of other schedulers complain about does not happen here.
 
-One test for each complaint that no other test answers; docs/coming-from.md lists all of them, and
-names the tests.
+One test for each complaint that no other test answers; docs/coming-from/index.md lists all of
+them, and names the tests.
 """
 
 from __future__ import annotations

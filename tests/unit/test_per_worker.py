@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.faulty_store import LoseAnswer
 from tests.support import START, Bench, after, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, PerWorker, Retry
@@ -15,7 +16,6 @@ from pyncette.engine.polling import NEVER, Sources
 from pyncette.executor import SynchronousExecutor
 from pyncette.model import TaskFunc
 from pyncette.task import Task
-from pyncette.testing.faults import LoseAnswer
 
 
 class Counted:

@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.faulty_store import Fail, Faults, Gate, faulty
 from tests.support import START, Bench, after, micros, run
 
 from pyncette import Context, Pyncette, PyncetteContext
@@ -30,7 +31,6 @@ from pyncette.schedule import At
 from pyncette.store import EVERYTHING
 from pyncette.store.deadline import DeadlineStore
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Fail, Faults, Gate, faulty
 
 STALENESS_BUCKETS = [
     *("0.05", "0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "7.5", "10.0", "25.0", "50.0"),

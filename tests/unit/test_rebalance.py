@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import pytest
+from tests.faulty_store import AnswerWrites, Fail, Fault, LoseAnswer
 from tests.support import START, Bench, after, logged, micros, run, seconds
 
 from pyncette import Context, Instance, OnExisting, Pyncette, PyncetteContext, Where
@@ -24,7 +25,6 @@ from pyncette.model import ExecutionMode, TaskState
 from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Record, load_args
 from pyncette.task import PartitionedTask
-from pyncette.testing.faults import AnswerWrites, Fail, Fault, LoseAnswer
 
 WAITS: Final = 200
 """Seconds that a move may take, on a clock that is moved."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.faulty_store import Fail
 from tests.support import Bench, after, run, seconds
 
 from pyncette import Context, PyncetteException, Retry
-from pyncette.testing.faults import Fail
 
 
 def test_what_is_due_runs_and_what_is_not_stays() -> None:

@@ -1,4 +1,4 @@
-"""What a change of the clocks does to a cron schedule: the table of docs/cron.md, row by row."""
+"""What a change of the clocks does to a cron schedule: docs/explanation/cron.md, row by row."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.faulty_store import AnswerWrites
 from tests.support import Bench, after, logged, micros, run, seconds
 from tests.unit.test_workers import plant_member
 
@@ -19,7 +20,6 @@ from pyncette.engine.polling import NEVER, Share, Sources
 from pyncette.store import Failed, Group
 from pyncette.store.record import MEMBERS_GROUP
 from pyncette.task import PartitionedTask, Task
-from pyncette.testing.faults import AnswerWrites
 
 COUNT = 8
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import pytest
+from tests.faulty_store import Gate, LoseAnswer
 from tests.support import Bench, after, logged, run, seconds
 
 from pyncette import (
@@ -29,7 +30,6 @@ from pyncette.model import PauseState, TaskState
 from pyncette.store import Result, Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put
 from pyncette.task import PartitionedTask, Task
-from pyncette.testing.faults import Gate, LoseAnswer
 
 T = TypeVar("T")
 

@@ -9,6 +9,7 @@ import socket
 from typing import Any
 
 import pytest
+from tests.faulty_store import AnswerWrites, Fail, Gate
 from tests.support import Bench, after, lines, logged, looping, micros, run, seconds
 
 import pyncette
@@ -28,7 +29,6 @@ from pyncette.errors import StoreUnavailableError
 from pyncette.model import RunningTask, WorkerState
 from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ANY, MEMBERS_GROUP, Put, Record, State
-from pyncette.testing.faults import AnswerWrites, Fail, Gate
 
 
 def members_in(bench: Bench, name: str = "worker") -> list[Any]:

@@ -1,6 +1,6 @@
 """What runs in one directory: written as JSON after every change, readable by test fixtures.
 
-The layout of `state.json` is documented in docs/development-servers.md and carries a version.
+The layout of `state.json` carries a version; docs/contributing/development-servers.md has it.
 """
 
 import contextlib

@@ -1,6 +1,7 @@
 """Migrates the data of release 1.x in a store.
 
-``python -m pyncette migrate`` is ``migrate`` as a command; docs/from-1.x.md is its manual.
+``python -m pyncette migrate`` is ``migrate`` as a command; its manual is
+docs/coming-from/from-1.x.md.
 
 SQL stores: all records are copied to a second table. Then, in one step, the old table is renamed to
 ``<table>_1x`` and the copy gets its name. Until then the data of 1.x are unchanged. Redis and

@@ -70,7 +70,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "again.",
         epilog="Each option of a store can be given in the environment, for example "
         "PYNCETTE_POSTGRES_URL. Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage; 3 "
-        "workers seem to be running. See docs/from-1.x.md.",
+        "workers seem to be running. See docs/coming-from/from-1.x.md.",
     )
     parser.add_argument("--dry-run", action="store_true", help="only count; change nothing")
     parser.add_argument(

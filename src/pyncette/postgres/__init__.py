@@ -51,8 +51,7 @@ class PostgresOptions:
         postgres_skip_table_create: Never create the table, see ``schema_sql``.
         postgres_pool_size: Maximum number of connections, without the one that listens; at least 3.
         postgres_listen_url: Where to listen for notifications, if ``postgres_url`` is the address
-        of
-            a pooler that does not keep sessions. Without it, such a worker polls.
+            of a pooler that does not keep sessions. Without it, such a worker polls.
         postgres_pool: An ``asyncpg.Pool`` of the application, which stays open. The store listens
             only if a URL is given, too.
 

@@ -10,7 +10,7 @@ text, and a write of outcomes binds all rows at once.
 
 The table keeps its rowid: rows are stored in the order in which they were created, which is often
 about the order in which they come due. So a claim reads few pages, whatever the keys are
-(docs/stores/sqlite.md has the figures of both layouts).
+(docs/explanation/stores/sqlite.md has the figures of both layouts).
 """
 
 from __future__ import annotations
