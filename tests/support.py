@@ -26,6 +26,9 @@ START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 T = TypeVar("T")
 
+every_poll = True
+"""Whether the workers of a bench make polls that can find nothing new, too."""
+
 loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 """What ``run`` runs on; None: asyncio's own."""
 
@@ -94,7 +97,7 @@ class Bench:
     """An app in memory, on a virtual clock, whose store fails on demand."""
 
     def __init__(self, repository: MemoryRepository | None = None, **configuration: Any) -> None:
-        self.clock = VirtualClock(START)
+        self.clock = VirtualClock(START, every_poll=every_poll)
         self.faults = BenchFaults()
         self.repository = MemoryRepository() if repository is None else repository
         self.runs: list[Run] = []

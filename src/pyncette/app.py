@@ -77,7 +77,7 @@ _STORE_OF: Final = {
 KNOWN_OPTIONS: Final = ("batch_size", "concurrency_limit", "worker_name", *_STORE_OF)
 _PARAMETERS: Final = (
     *("repository_factory", "executor_cls", "poll_interval", "url", "clock", "heartbeat"),
-    *("open_timeout", "shutdown_timeout", "thread_limit"),
+    *("open_timeout", "shutdown_timeout", "thread_limit", "raise_task_errors"),
 )
 
 
@@ -116,6 +116,7 @@ class Pyncette:
         open_timeout: timedelta | float = timedelta(seconds=10),
         shutdown_timeout: timedelta | float | None = None,
         thread_limit: int | None = None,
+        raise_task_errors: bool = False,
         **configuration: Any,
     ) -> None:
         """Declares an app without tasks.
@@ -138,6 +139,11 @@ class Pyncette:
                 cancelled, and other workers may run them at once. None: until they end.
             thread_limit: How many plain functions run at once, each in a thread; others wait. By
                 default, as many as ``concurrency_limit`` lets run.
+            raise_task_errors: For tests: whether an error of a task is raised in the program that
+                runs the app as well, even if the task is tried again. The first one is raised, at
+                the next of these: a ``VirtualClock`` is moved, ``run_until_idle`` returns, the
+                open app is left. Its notes name the others. ``Skip``, ``RetryIn`` and ``GiveUp``
+                are not raised: with these, a task says itself what follows.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
 
@@ -176,6 +182,9 @@ class Pyncette:
         self._thread_limit = (
             None if thread_limit is None else at_least_one("thread_limit", thread_limit)
         )
+        if not isinstance(raise_task_errors, bool):
+            raise TypeError(f"raise_task_errors must be True or False, not {raise_task_errors!r}")
+        self._raise_task_errors = raise_task_errors
         self.clock: Clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
@@ -575,6 +584,7 @@ class Pyncette:
             None if self._shutdown_timeout is None else self._shutdown_timeout.total_seconds(),
             self._thread_limit,
             self._heartbeat,
+            self._raise_task_errors,
         )
         return open_context(parts, context_items or {})
 

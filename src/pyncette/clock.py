@@ -15,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final, Protocol
 
 from pyncette.schedule.instant import from_microseconds, to_microseconds
 
@@ -27,6 +27,7 @@ __all__ = [
     "Clock",
     "StoreClock",
     "SystemClock",
+    "Work",
     "corrected",
     "from_microseconds",
     "realtime",
@@ -53,6 +54,18 @@ def _monotonic_source() -> Callable[[], float]:
 _monotonic: Final = _monotonic_source()
 
 
+class Work(Protocol):
+    """Work that runs by a clock, for a clock that a test moves."""
+
+    def under_way(self) -> Iterable[tuple[str, asyncio.Task[Any]]]:
+        """Returns the bodies that run, each with its name: the clock waits for them."""
+        ...
+
+    def check(self) -> None:
+        """Called when nothing is left to do at an instant; what it raises, the move raises."""
+        ...
+
+
 class Clock(ABC):
     """The source of time of the library.
 
@@ -73,6 +86,17 @@ class Clock(ABC):
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`. Zero or less only lets other tasks run."""
 
+    async def sleep_until_poll(self, seconds: float) -> None:
+        """Wait before something is looked at again that is expected to be as it was.
+
+        As `sleep`. A clock that a test moves may let it last longer, while nothing happens that
+        could change what is looked at.
+        """
+        await self.sleep(seconds)
+
+    def changed(self) -> None:  # noqa: B027 - only a clock that a test moves needs to know
+        """Something was written that a poll may find."""
+
     def microseconds(self) -> int:
         """The current instant as whole microseconds since 1970-01-01 UTC."""
         return to_microseconds(self.now())
@@ -89,6 +113,10 @@ class Clock(ABC):
     def moves_by_hand(self) -> bool:
         """Whether time passes only when a test moves this clock."""
         return False
+
+    def attend(self, work: Work) -> AbstractContextManager[None]:
+        """Tell the clock of work that runs by it, until the block ends."""
+        return _NO_HOLD
 
     def hold(self) -> AbstractContextManager[None]:
         """Hold the clock during work that does not sleep on it, such as a call to a store.
@@ -153,6 +181,11 @@ class _Realtime:
     def timer(seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
         """Calls a function of no arguments in `seconds`, unless the handle is cancelled before."""
         return asyncio.get_running_loop().call_later(seconds, callback)
+
+    @staticmethod
+    def left(timer: asyncio.TimerHandle) -> float:
+        """Seconds until a timer of the running event loop fires."""
+        return timer.when() - asyncio.get_running_loop().time()
 
 
 realtime: Final = _Realtime()

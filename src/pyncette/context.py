@@ -48,6 +48,7 @@ from pyncette.model import (
     OnExisting,
     PauseState,
     Process,
+    RunCounts,
     TaskCount,
     TaskState,
     UnknownTask,
@@ -102,6 +103,7 @@ class AppParts(NamedTuple):
     shutdown_timeout: float | None
     thread_limit: int | None
     heartbeat: Heartbeat | None = None
+    raise_task_errors: bool = False
 
 
 class PyncetteContext:
@@ -180,21 +182,41 @@ class PyncetteContext:
             self._started = True
             await self._loop(until_idle=False)
 
-    async def run_until_idle(self) -> None:
+    async def run_until_idle(self, *, raise_task_errors: bool | None = None) -> RunCounts:
         """Runs what is due, and what comes due meanwhile, then returns.
 
         For programs that another scheduler starts now and then, for functions that are billed by
         time, and for tests. It returns when no task runs, no outcome is left to be written, and
         nothing is due that this context runs. What waits for a later time stays in the store: a
         retry that is due in a minute, for example. It may be called again. While the store is not
-        available, it goes on trying.
+        available, it goes on trying. After ``shutdown`` it claims nothing more and returns;
+        closing the context waits for what runs then.
+
+        Args:
+            raise_task_errors: Whether to raise the first error of a task at the end, even if the
+                task is tried again; None: as the app says, see ``Pyncette``.
+
+        Returns:
+            How many runs were started by this call, and how many of their attempts have failed.
 
         Raises:
             PyncetteException: ``run`` is under way on this context.
+            Exception: What a task has raised, with ``raise_task_errors``.
         """
-        if not self._worker.stopping:
-            await self._loop(until_idle=True)
-            await self._worker.membership.left()
+        worker = self._worker
+        dispatcher, bodies = worker.dispatcher, worker.bodies
+        started, failures = dispatcher.started, bodies.failures
+        if not worker.stopping:
+            usual = bodies.raises_errors
+            if raise_task_errors is not None:
+                bodies.raises_errors = raise_task_errors
+            try:
+                await self._loop(until_idle=True)
+            finally:
+                bodies.raises_errors = usual
+            await worker.membership.left()
+            bodies.check()
+        return RunCounts(dispatcher.started - started, bodies.failures - failures)
 
     async def _loop(self, until_idle: bool) -> None:
         try:

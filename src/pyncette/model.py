@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Final, Literal, NewType, Protocol, TypeVar, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NewType,
+    Protocol,
+    TypeVar,
+    get_args,
+)
 
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
@@ -103,6 +113,18 @@ class Partitions(Enum):
     """The workers that run the task share its partitions among themselves. When a worker ends, the
     others take over its partitions within two lease times. A worker also claims from the partitions
     of others what is overdue by two poll intervals."""
+
+
+class RunCounts(NamedTuple):
+    """What ``run_until_idle`` has done.
+
+    Attributes:
+        runs: The number of executions that it has started: attempts, each retry included.
+        failures: How many of them have failed. Those that were skipped or postponed have not.
+    """
+
+    runs: int
+    failures: int
 
 
 class Outcome(StrEnum):

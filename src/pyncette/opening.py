@@ -111,7 +111,14 @@ async def open_context(
             stack.push_async_callback(
                 closing.see_through, partial(context._end_runs, False), give_up
             )
-            yield context
+            bodies = context._worker.bodies
+            stack.enter_context(clock.attend(bodies))
+            try:
+                yield context
+            except BaseException as error:
+                bodies.note_on(error)
+                raise
+    bodies.check()
 
 
 class _Closing:
@@ -244,6 +251,7 @@ def _settings(parts: AppParts) -> Settings:
         ),
         parts.heartbeat,
         parts.thread_limit,
+        parts.raise_task_errors,
     )
 
 

@@ -320,6 +320,7 @@ def test_backup_at_noon_is_one_copy_however_long_it_takes_and_whoever_else_works
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = example("backup_at_noon", NOON_IN_BERLIN - MINUTE)["app"]
+    app.clock = VirtualClock(NOON_IN_BERLIN - MINUTE, waits_for_tasks=False)
     stock_the_shop()
 
     async def main() -> None:

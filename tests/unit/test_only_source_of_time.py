@@ -109,6 +109,7 @@ def test_the_one_source_of_time_is_seen_as_one() -> None:
     found = sources_of_time(SOURCE_OF_TIME.read_text(encoding="utf-8"))
     assert {what.partition(": ")[2] for what in found} == {
         "asyncio.get_running_loop().call_later",
+        "asyncio.get_running_loop().time",
         "asyncio.sleep",
         "asyncio.timeout",
         "datetime.datetime.now",

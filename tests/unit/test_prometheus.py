@@ -88,7 +88,8 @@ def clock_of(app: Pyncette) -> VirtualClock:
 
 def new_app(faults: Faults | None = None, **measured: bool) -> Pyncette:
     store = MemoryRepository()
-    app = Pyncette(store if faults is None else faulty(store, faults), clock=VirtualClock())
+    clock = VirtualClock(every_poll=True)
+    app = Pyncette(store if faults is None else faulty(store, faults), clock=clock)
     use_prometheus(app, **measured)
     return app
 

@@ -106,6 +106,8 @@ class Dispatcher:
         self._parts: dict[Task, TaskParts] = {}
         self._catches_up_at_once = False
         self.suspect: Execution | None = None
+        # How many executions were started; counted once for each claim.
+        self.started = 0
         # How often each record was released because this worker cannot read it.
         self._released: dict[Identity, int] = {}
         # Until when, by the monotonic clock, other workers claim first from these groups.
@@ -211,10 +213,12 @@ class Dispatcher:
                     else:
                         batch = batches[group] = self._batch(groups[group], claim)
                 if worker.stopping or (paused and pauses.holds(group, now)):
+                    self.started -= 1
                     self.give_back(record)
                     continue
                 execution = self._execution(batch, record, now)
                 if execution is None:
+                    self.started -= 1
                     continue
                 run = executions[execution] = execution.run()
                 try:
@@ -227,6 +231,7 @@ class Dispatcher:
         except BaseException:
             # The loop is cancelled, or the process is ending.
             for record in left:
+                self.started -= 1
                 self.give_back(record)
             raise
 

@@ -414,20 +414,20 @@ class Execution:
             self._tell_cancelled(True, "its lease is lost")  # there is no outcome
             return
         parts = self._parts
-        failure, what_follows = failure_of(
-            error,
-            Attempt(
-                self.reading,
-                parts.retry,
-                parts.policy,
-                parts.at_most_once,
-                self.label,
-                self.planned_at().isoformat(),
-                parts.worker.clock.microseconds(),
-            ),
+        attempt = Attempt(
+            self.reading,
+            parts.retry,
+            parts.policy,
+            parts.at_most_once,
+            self.label,
+            self.planned_at().isoformat(),
+            parts.worker.clock.microseconds(),
         )
+        failure, what_follows = failure_of(error, attempt)
         self.rarely().failure = failure
         self._tell_failure(error, failure, what_follows)
+        if failure.outcome is None:
+            parts.worker.bodies.failed(error, attempt.name)
 
     # What is told of the body. The handlers are called in the asyncio task of the run.
 

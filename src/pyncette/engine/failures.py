@@ -53,6 +53,13 @@ class Attempt(NamedTuple):
         """The first attempt is 1."""
         return rules.attempt_of(self.reading)
 
+    @property
+    def name(self) -> str:
+        """The attempt in words, for people."""
+        return (
+            f"task {self.label}, in attempt {self.number} of the run planned for {self.planned_at}"
+        )
+
 
 class Judgement(NamedTuple):
     """What an exception of a task means.

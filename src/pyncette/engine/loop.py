@@ -163,13 +163,15 @@ class Loop:
         free = self._free_slots()
         until_poll = self._poll_at - monotonic
         now = worker.clock.microseconds()
-        pause = until_poll
+        pause, until_look = NEVER, until_poll
         if not self._failures:
-            pause = min(pause, worker.membership.beat_at - monotonic)
+            until_look = min(until_look, worker.membership.beat_at - monotonic)
             if free:
-                pause = min(pause, worker.sources.soonest() - now, worker.pauses.next_end() - now)
-        if pause > 0:
-            await worker.alarm.wait_for(pause)
+                pause = min(worker.sources.soonest(), worker.pauses.next_end()) - now
+        if min(pause, until_look) > 0:
+            if not self._only_looks():
+                pause = min(pause, until_look)
+            await worker.alarm.wait_for(pause, until_look)
             return
         polls = until_poll <= 0 or worker.pauses.next_end() <= now
         try:
@@ -186,6 +188,14 @@ class Loop:
                     await self._watch_changes()
         except Exception as error:
             self._store_failed(error)
+
+    def _only_looks(self) -> bool:
+        """Returns whether the next poll only looks whether anything has changed."""
+        if self._failures or self._unanswered is not None:
+            return False
+        # From some groups, records are claimed because they are overdue by some polls.
+        worker = self._worker
+        return not worker.dispatcher.yields and not worker.membership.sharing
 
     async def _is_idle(self) -> bool:
         """Returns whether there is nothing to do now; it has polled once more to be sure."""
@@ -409,6 +419,7 @@ class Loop:
             records = self._park_too_large(claimed.records, answered_at - asked_at)
         else:
             records = claimed.records
+        worker.dispatcher.started += len(records)
         await worker.dispatcher.dispatch(
             records,
             {source.group: source.task for source in question.asked if source.key is None},

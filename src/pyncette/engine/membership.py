@@ -265,6 +265,7 @@ class Membership:
     Attributes:
         id: The name of the worker, and what makes it unique: the key of its record.
         beat_at: When the record is to be written again, in monotonic microseconds.
+        sharing: Whether it shares partitions with other workers, as far as they are alive.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -272,6 +273,7 @@ class Membership:
         self._worker = worker
         self.id = f"{worker.settings.worker_name}:{chance.new_id(4)}"
         self.beat_at = 0
+        self.sharing = False
         self._since: int | None = None
         self._writing: _Beat | None = None
         self._failing = False
@@ -302,6 +304,7 @@ class Membership:
         if self._since is None:
             self._since = worker.clock.microseconds()
         shared = _shared(worker.tasks())
+        self.sharing = bool(shared)
         self._said = self._enabled()
         self.beat_at = monotonic + self._lease(shared) // BEATS_PER_LEASE
         if self._writing is None:  # else the store is slow

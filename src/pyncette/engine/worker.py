@@ -16,6 +16,7 @@ from pyncette.clock import Clock, StoreClock
 from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background
 from pyncette.engine.backlog import Backlogs
+from pyncette.engine.bodies import Bodies
 from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
 from pyncette.engine.heartbeats import Heartbeats
@@ -53,6 +54,7 @@ class Settings(NamedTuple):
         concurrency_limit: Maximum executions at once.
         heartbeat: The automatic heartbeats of tasks that do not say; None: they have none.
         thread_limit: Maximum plain functions at once; None: as many as there are slots.
+        raise_task_errors: Whether errors of bodies are raised in the program that runs the app.
     """
 
     worker_name: str
@@ -61,6 +63,7 @@ class Settings(NamedTuple):
     concurrency_limit: int
     heartbeat: Heartbeat | None = None
     thread_limit: int | None = None
+    raise_task_errors: bool = False
 
 
 class Worker:
@@ -84,6 +87,7 @@ class Worker:
         backlogs: Detects tasks that are behind their schedule.
         heartbeats: Sends automatic heartbeats.
         dispatcher: Turns records into executions.
+        bodies: The bodies that run, and the errors of those that have failed.
         membership: Says in the store that this worker is alive.
         loop: Waits, claims, dispatches.
     """
@@ -119,6 +123,7 @@ class Worker:
         self.writes.on_written = self._written
         self.backlogs = Backlogs(clock, self._behind)
         self.heartbeats = Heartbeats(self)
+        self.bodies = Bodies(self, settings.raise_task_errors)
         self.dispatcher = Dispatcher(self)
         self.membership = Membership(self)
         self.loop = Loop(self)

@@ -107,7 +107,9 @@ class DeadlineStore:
     async def write(
         self, batch: Sequence[Write], now: int, wake: Collection[str] = ()
     ) -> list[Result]:
-        return await self._bounded("write", self._store.write(batch, now, wake))
+        results = await self._bounded("write", self._store.write(batch, now, wake))
+        self._clock.changed()
+        return results
 
     async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
         return await self._bounded("get", self._store.get(identities))

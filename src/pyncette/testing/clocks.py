@@ -7,20 +7,25 @@ Both are `Clock`s and know nothing of applications or stores. Pass one of them t
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
-from pyncette.clock import Clock, from_microseconds, realtime, to_microseconds
+from pyncette.clock import Clock, Work, from_microseconds, realtime, to_microseconds
+from pyncette.testing.waits import OutsideWait, outside_wait
 
 __all__ = ["ScaledClock", "VirtualClock"]
 
+logger: Final = logging.getLogger(__name__)
+
 _SECOND: Final = 1_000_000
+_NEVER: Final = 1 << 63
 _DEFAULT_START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 # Longer than datetime can represent: a longer sleep, or an infinite one, never ends.
@@ -34,6 +39,10 @@ _PASSES_WHEN_VISIBLE: Final = 3
 _PASSES_WHEN_HIDDEN: Final = 50
 
 
+# When the log names a task for which the clock waits.
+_WORD_AFTER_S: Final = 5.0
+
+
 class VirtualClock(Clock):
     """A clock that stands still until it is moved, and then moves at once.
 
@@ -43,16 +52,18 @@ class VirtualClock(Clock):
     instant. Sleeps that begin while the clock moves count too. No real time passes, except for the
     work itself.
 
-    If work waits for something outside (a thread, a socket, another process), hold the clock, see
-    `hold`: the clock then waits for it. The library does this around every call to a store and
-    around tasks that run in threads, so that a real server may be slow.
+    While a task of an app waits for something outside (a socket, a thread, `asyncio.sleep`), time
+    stands still, and the clock really waits for it, for up to `patience`. Then `advance` raises an
+    error that names the task and the line where it waits. So a test server or a database may be
+    slow. Other code that waits for something outside must hold the clock, see `hold`. The library
+    does this around every call to a store.
 
-    When the result is misleading: the clock does not see a task that waits for something outside
-    without `hold`, such as an HTTP call, `asyncio.to_thread` or `asyncio.sleep`. Time moves on
-    while the task waits, to its next heartbeat or past the end of its lease. Put such a wait under
-    `with clock.hold():`, or sleep on the clock instead. On a loop other than asyncio's own, such as
-    uvloop, the clock cannot see either whether something is ready to run. It lets the loop run 50
-    iterations after the last use of the clock, then assumes that the loop is idle.
+    When the result is misleading: what a task waits for is read from its stack. Locks, events and
+    queues of asyncio count as waits for other work in the process, during which time moves on; so
+    put a task that waits in that way for something outside under `with clock.hold():`. On a loop
+    other than asyncio's own, such as uvloop, the clock cannot see whether something is ready to
+    run. It lets the loop run 50 iterations after the last use of the clock, then assumes that the
+    loop is idle.
 
     A clock belongs to one event loop at a time. `hold` may be used from any thread.
     """
@@ -63,6 +74,8 @@ class VirtualClock(Clock):
         *,
         passes_max: int = 250_000,
         patience: timedelta = timedelta(minutes=1),
+        every_poll: bool = False,
+        waits_for_tasks: bool = True,
     ) -> None:
         """Create a clock that stands at `start`.
 
@@ -70,7 +83,12 @@ class VirtualClock(Clock):
             start: an aware datetime; 2026-01-01 00:00 UTC by default, the same on every run.
             passes_max: maximum iterations of the event loop at one instant; with more, the work is
                 assumed to be endless.
-            patience: real time after which a hold is assumed never to be released.
+            patience: real time after which a hold is assumed never to be released, and a task
+                is assumed to wait for ever.
+            every_poll: whether workers poll as often as in production. By default they leave out
+                polls that cannot find anything new, see `sleep_until_poll`.
+            waits_for_tasks: whether the clock stands still while a task waits for something
+                outside. If not, time moves on meanwhile, also past the end of its lease.
 
         Raises:
             ValueError: `start` is naive, so it is not an instant.
@@ -78,14 +96,25 @@ class VirtualClock(Clock):
         self._start = self._now = to_microseconds(_DEFAULT_START if start is None else start)
         self._passes_max = passes_max
         self._patience = patience
+        self._every_poll = every_poll
+        self._waits_for_tasks = waits_for_tasks
         self._passes = 0
         self._uses = 0
         self._moving = False
         # Sorted by instant, then by the number of the sleep, which is unique.
         self._sleepers: list[tuple[int, int, asyncio.Future[None]]] = []
+        # Of sleeps until a poll also when they began.
+        self._pollers: list[tuple[int, int, asyncio.Future[None], int]] = []
+        # The last instant at which anything but a poll happened.
+        self._active_at = self._now
         self._holds = 0
         self._holds_lock = threading.Lock()
         self._released: asyncio.Future[None] | None = None
+        self._attended: list[Work] = []
+        # Since when, in real time, tasks wait for something outside.
+        self._waits_since: dict[asyncio.Future[Any], float] = {}
+        # Those of them that the log has named.
+        self._told: set[asyncio.Future[Any]] = set()
 
     def now(self) -> datetime:
         return from_microseconds(self._now)
@@ -105,16 +134,41 @@ class VirtualClock(Clock):
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        due = self._now + max(round(min(seconds, _FOREVER_S) * _SECOND), 1)
         woken = asyncio.get_running_loop().create_future()
         self._uses += 1
-        sleeper = (due, self._uses, woken)
+        sleeper = (self._end_of(seconds), self._uses, woken)
         insort(self._sleepers, sleeper)
         try:
             await woken
         finally:
             if woken.cancelled() or not woken.done():
                 del self._sleepers[bisect_left(self._sleepers, sleeper)]
+
+    async def sleep_until_poll(self, seconds: float) -> None:
+        """Wait as `sleep`, or longer: until something happens that a poll may find.
+
+        That is: another sleep ends, something is written to a store, or the clock is moved once
+        more. It ends at the latest when the clock has reached the instant to which it is moved. So
+        a day in which nothing happens takes one poll, not 86,400.
+        """
+        if self._every_poll:
+            await self.sleep(seconds)
+            return
+        woken = asyncio.get_running_loop().create_future()
+        self._uses += 1
+        poller = (self._end_of(max(seconds, 0.0)), self._uses, woken, self._now)
+        insort(self._pollers, poller)
+        try:
+            await woken
+        finally:
+            if woken.cancelled() or not woken.done():
+                del self._pollers[bisect_left(self._pollers, poller)]
+
+    def changed(self) -> None:
+        self._active_at = self._now
+
+    def _end_of(self, seconds: float) -> int:
+        return self._now + max(round(min(seconds, _FOREVER_S) * _SECOND), 1)
 
     def moves_by_hand(self) -> bool:
         """True: only the test moves this clock."""
@@ -140,6 +194,14 @@ class VirtualClock(Clock):
                     released, self._released = self._released, None
                     released.get_loop().call_soon_threadsafe(_resolve, released)
 
+    @contextmanager
+    def attend(self, work: Work) -> Iterator[None]:
+        self._attended.append(work)
+        try:
+            yield
+        finally:
+            self._attended.remove(work)
+
     async def advance(self, by: timedelta) -> None:
         """Move the clock by `by`; return when everything that came due has been done.
 
@@ -149,7 +211,9 @@ class VirtualClock(Clock):
             ValueError: `by` is negative.
             OverflowError: the new instant is out of the range of datetime.
             RuntimeError: the clock is already being moved; or work at one instant does not end,
-                or a hold is not released. The clock then stands at that instant.
+                or a hold is not released, or a task waits for something else than this clock and
+                does not get it. The clock then stands at that instant.
+            Exception: what a task has raised, if the app has `raise_task_errors`; likewise.
         """
         if by < timedelta():
             raise ValueError(f"a clock moves forward only, not by {by}")
@@ -183,17 +247,39 @@ class VirtualClock(Clock):
             )
         self._moving = True
         try:
+            self._active_at = self._now
             self._passes = 0
             await self._until_idle()
-            while self._sleepers and self._sleepers[0][0] <= target:
-                self._now = self._sleepers[0][0]
-                self._passes = 0
-                while self._sleepers and self._sleepers[0][0] == self._now:
-                    self._sleepers.pop(0)[2].set_result(None)
-                await self._until_idle()
+            while (instant := self._next_instant()) <= target:
+                self._now = max(instant, self._now)
+                await self._wake(self._polls_now)
             self._now = target
+            if self._pollers and self._pollers[0][0] <= target:
+                await self._wake(lambda began: True)
         finally:
             self._moving = False
+
+    def _next_instant(self) -> int:
+        """The instant to which time moves next."""
+        instants = [due for due, _, _, began in self._pollers if self._polls_now(began)][:1]
+        instants += [due for due, _, _ in self._sleepers[:1]]
+        return min(instants, default=_NEVER)
+
+    def _polls_now(self, began: int) -> bool:
+        """Whether anything has happened since a sleep until a poll began."""
+        return began <= self._active_at
+
+    async def _wake(self, polls: Callable[[int], bool]) -> None:
+        """End the sleeps that end now, and return when nothing is left to do."""
+        self._passes = 0
+        while self._sleepers and self._sleepers[0][0] <= self._now:
+            self._active_at = self._now
+            self._sleepers.pop(0)[2].set_result(None)
+        due = [one for one in self._pollers if one[0] <= self._now and polls(one[3])]
+        for poller in due:
+            self._pollers.remove(poller)
+            poller[2].set_result(None)
+        await self._until_idle()
 
     async def _until_idle(self) -> None:
         """Return when nothing holds the clock and nothing is ready to run."""
@@ -218,6 +304,68 @@ class VirtualClock(Clock):
                 idle_passes = 0
             else:
                 idle_passes += 1
+                enough = _PASSES_WHEN_VISIBLE if visible else _PASSES_WHEN_HIDDEN
+                if idle_passes == enough and await self._waited_outside():
+                    idle_passes = 0
+        for work in self._attended:
+            work.check()
+
+    async def _waited_outside(self) -> bool:
+        """Wait until something happens that a task waits for; False if no task waits outside."""
+        if not self._waits_for_tasks:
+            return False
+        waits = [
+            (name, wait)
+            for work in self._attended
+            for name, task in work.under_way()
+            if (wait := outside_wait(task)) is not None
+        ]
+        if not waits:
+            self._waits_since.clear()
+            return False
+        now = realtime.monotonic()
+        self._waits_since = {
+            wait.future: self._waits_since.get(wait.future, now) for _, wait in waits
+        }
+        patience = self._patience.total_seconds()
+        for name, wait in waits:
+            left = self._waits_since[wait.future] + patience - now
+            ends_in = wait.ends_in
+            if left <= 0 or (ends_in is not None and ends_in > left):
+                raise RuntimeError(self._never_ends(name, wait, ends_in))
+        soonest = min(self._waits_since.values()) + patience - now
+        futures = {wait.future for _, wait in waits}
+        self._told &= futures
+        with suppress(TimeoutError):
+            async with realtime.timeout(min(max(soonest, 0.001), _WORD_AFTER_S)):
+                await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        for name, wait in waits:
+            waited_s = realtime.monotonic() - self._waits_since[wait.future]
+            if waited_s >= _WORD_AFTER_S and not (wait.future.done() or wait.future in self._told):
+                self._told.add(wait.future)
+                logger.warning(
+                    "The clock at %s stands still, because task %s waits for something that is "
+                    "not this clock, for up to %s (patience):\n%s",
+                    self.now(),
+                    name,
+                    self._patience,
+                    wait.where,
+                )
+        return True
+
+    def _never_ends(self, name: str, wait: OutsideWait, ends_in: float | None) -> str:
+        how_long = (
+            f"has waited for {self._patience} of real time"
+            if ends_in is None
+            else f"would wait for {ends_in:.1f} s of real time"
+        )
+        return (
+            f"task {name} {how_long} for something that is not this clock, which stands at "
+            f"{self.now()}:\n{wait.where}\n"
+            "Sleep on the clock (await context.app_context.clock.sleep(…)), replace what it waits "
+            "for in the test, or create the clock with a longer patience= or with "
+            "waits_for_tasks=False"
+        )
 
     def _next_release(self) -> asyncio.Future[None] | None:
         """Resolved when no block holds the clock any more; None if no block holds it now."""
@@ -226,6 +374,10 @@ class VirtualClock(Clock):
                 self._released = asyncio.get_running_loop().create_future()
             return self._released
 
+    def _running(self) -> str:
+        names = sorted({name for work in self._attended for name, _ in work.under_way()})
+        return f" Tasks that run: {', '.join(names[:10])}" if names else ""
+
     async def _until(self, released: asyncio.Future[None]) -> None:
         try:
             async with realtime.timeout(self._patience.total_seconds()):
@@ -233,7 +385,7 @@ class VirtualClock(Clock):
         except TimeoutError:
             raise RuntimeError(
                 f"the clock at {self.now()} has been held for {self._patience}: a call that does "
-                f"not return, or a sleep on this clock inside `with clock.hold()`?"
+                f"not return, or a sleep on this clock inside `with clock.hold()`?{self._running()}"
             ) from None
         finally:
             self._released = None
