@@ -9,14 +9,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Set
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncContextDecorator,
     asynccontextmanager,
 )
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Concatenate, Final, NoReturn, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Final, Literal, NoReturn, Protocol, TypeVar, overload
 
 from pyncette.body import BodyResult, check_fixture, check_found, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
@@ -37,6 +37,7 @@ from pyncette.model import (
     PartitionSelector,
     PerWorker,
     Process,
+    RunCounts,
     TaskFunc,
 )
 from pyncette.observers import Observers
@@ -47,7 +48,7 @@ from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
 from pyncette.sync import SyncContext
 from pyncette.task import P, PartitionedTask, Task, default_partition_selector
-from pyncette.task_options import check_pause, duration
+from pyncette.task_options import check_pause, duration, tags_of
 
 logger: Final = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ KNOWN_OPTIONS: Final = ("batch_size", "concurrency_limit", "worker_name", *_STOR
 _PARAMETERS: Final = (
     *("repository_factory", "executor_cls", "poll_interval", "url", "clock", "heartbeat"),
     *("open_timeout", "shutdown_timeout", "thread_limit", "raise_task_errors"),
+    *("worker_tags", "block_warning"),
 )
 
 
@@ -117,6 +119,8 @@ class Pyncette:
         shutdown_timeout: timedelta | float | None = None,
         thread_limit: int | None = None,
         raise_task_errors: bool = False,
+        worker_tags: Collection[str] = (),
+        block_warning: timedelta | float | None = timedelta(seconds=1),
         **configuration: Any,
     ) -> None:
         """Declares an app without tasks.
@@ -144,6 +148,11 @@ class Pyncette:
                 the next of these: a ``VirtualClock`` is moved, ``run_until_idle`` returns, the
                 open app is left. Its notes name the others. ``Skip``, ``RetryIn`` and ``GiveUp``
                 are not raised: with these, a task says itself what follows.
+            worker_tags: What this worker has, for tasks with ``tags``: it runs those all of whose
+                tags are among these, and all tasks without tags.
+            block_warning: For how long something may block the event loop before the log names it,
+                with its stack; None: nothing is named. Nothing is, either, with a clock that is
+                moved by hand.
             configuration: Options of the store and of the executor, and ``batch_size``,
                 ``concurrency_limit`` and ``worker_name``.
 
@@ -185,6 +194,10 @@ class Pyncette:
         if not isinstance(raise_task_errors, bool):
             raise TypeError(f"raise_task_errors must be True or False, not {raise_task_errors!r}")
         self._raise_task_errors = raise_task_errors
+        self._worker_tags = tags_of("worker_tags", worker_tags)
+        self._block_warning = (
+            None if block_warning is None else duration("block_warning", block_warning)
+        )
         self.clock: Clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
@@ -228,6 +241,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -256,6 +270,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -300,6 +315,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -328,6 +344,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -368,6 +385,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -400,6 +418,7 @@ class Pyncette:
         catch_up: CatchUp | None = ...,
         overlap: Overlap | None = ...,
         limit: PerWorker | Json = ...,
+        tags: Set[str] | Json = ...,
         executor: Process | None = ...,
         args: Mapping[str, Any] | Json = ...,
         **keywords: Json,
@@ -585,6 +604,8 @@ class Pyncette:
             self._thread_limit,
             self._heartbeat,
             self._raise_task_errors,
+            self._worker_tags,
+            None if self._block_warning is None else self._block_warning.total_seconds(),
         )
         return open_context(parts, context_items or {})
 
@@ -640,7 +661,11 @@ class Pyncette:
             "example: def work(): app.main()"
         )
 
-    def main(self) -> None:
+    @overload
+    def main(self) -> None: ...
+    @overload
+    def main(self, *, until_idle: Literal[True]) -> RunCounts: ...
+    def main(self, *, until_idle: bool = False) -> RunCounts | None:
         """Runs the app as a program, until SIGINT or SIGTERM.
 
         The first signal stops it gracefully; a second one ends the process at once, with a
@@ -650,8 +675,17 @@ class Pyncette:
         Outside the main thread no signal handler can be installed; that is logged. Such an app is
         stopped by ``shutdown`` of its context.
 
+        Args:
+            until_idle: Runs what is due and returns, see ``PyncetteContext.run_until_idle``: for
+                programs that cron or another scheduler starts now and then. A signal stops it
+                earlier, likewise.
+
+        Returns:
+            With ``until_idle``, what was done.
+
         Raises:
             RuntimeError: A process that this program has started imports the program.
+            Exception: What ``create`` and ``run_until_idle`` raise.
         """
         _check_not_imported()
         logging.basicConfig(
@@ -669,9 +703,10 @@ class Pyncette:
                 ) from error
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(self._main())
+            return runner.run(self._main(until_idle))
 
-    async def _main(self) -> None:
+    async def _main(self, until_idle: bool) -> RunCounts | None:
+        counts = RunCounts(0, 0) if until_idle else None
         main = asyncio.current_task()
         assert main is not None
         with _StopSignals() as stop:
@@ -680,10 +715,14 @@ class Pyncette:
             try:
                 async with self.create() as context:
                     stop.call(context.shutdown)
-                    await context.run()
+                    if until_idle:
+                        counts = await context.run_until_idle()
+                    else:
+                        await context.run()
             except asyncio.CancelledError:
                 if not stop.received or main.uncancel():
                     raise
+        return counts
 
 
 def _check_not_imported() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -29,7 +30,7 @@ from pyncette.calls.rebalancing import Rebalancing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
 from pyncette.calls.steering import Steering
-from pyncette.calls.workers import workers
+from pyncette.calls.workers import without_worker, workers
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
@@ -37,6 +38,7 @@ from pyncette.engine.worker import Executor, Settings, Worker
 from pyncette.errors import (
     PyncetteException,
 )
+from pyncette.events import LoopAnswered
 from pyncette.model import (
     UNSET,
     Context,
@@ -65,6 +67,7 @@ from pyncette.store.record import (
 )
 from pyncette.task import PartitionedTask, Task
 from pyncette.threads import Threads
+from pyncette.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from pyncette.processes import Processes
@@ -104,6 +107,8 @@ class AppParts(NamedTuple):
     thread_limit: int | None
     heartbeat: Heartbeat | None = None
     raise_task_errors: bool = False
+    worker_tags: frozenset[str] = frozenset()
+    block_warning: float | None = None
 
 
 class PyncetteContext:
@@ -150,6 +155,11 @@ class PyncetteContext:
         self._background = background
         self._threads = Threads(parts.thread_limit or settings.concurrency_limit, clock)
         self._processes: Processes | None = None
+        self._watchdog = (
+            None
+            if parts.block_warning is None or clock.moves_by_hand()
+            else Watchdog(parts.block_warning, self._worker.bodies.name_of, self._lagged)
+        )
         self._shutdown_timeout = parts.shutdown_timeout
         self._started = False
         self._cancelled = False
@@ -219,8 +229,10 @@ class PyncetteContext:
         return RunCounts(dispatcher.started - started, bodies.failures - failures)
 
     async def _loop(self, until_idle: bool) -> None:
+        watching = nullcontext() if self._watchdog is None else self._watchdog.watching()
         try:
-            await self._worker.loop.run(until_idle)
+            with watching:
+                await self._worker.loop.run(until_idle)
         except asyncio.CancelledError:
             self._cancelled = True
             if self._closing:
@@ -233,6 +245,13 @@ class PyncetteContext:
         May also be called from a signal handler and from another thread.
         """
         self._worker.shutdown()
+
+    def _lagged(self, lag_s: float) -> None:
+        # Called in the thread of the watchdog.
+        reporter = self._worker.reporter
+        if reporter.observers.watch_details:
+            event = LoopAnswered(**reporter.here(), lag=timedelta(seconds=lag_s))
+            reporter.observers.tell_detail(event)
 
     def _run_in_background(self) -> asyncio.Task[None]:
         def ended(task: asyncio.Task[None]) -> None:
@@ -795,6 +814,18 @@ class PyncetteContext:
             StoreError: The store failed.
         """
         return await workers(self._requests)
+
+    async def tasks_without_worker(self) -> list[Task]:
+        """Returns the declared tasks that no living worker runs, in the order of declaration.
+
+        Either none has all of their ``tags``, or no worker has enabled them, or none is alive. See
+        ``workers`` for which workers count as alive. Of a worker with more than 200 tasks, it is
+        taken for granted that it runs them.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return await without_worker(self._requests, self._worker.declared())
 
     async def rebalance(
         self,

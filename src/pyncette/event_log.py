@@ -31,6 +31,13 @@ def _joined(event: events.WorkerJoined) -> None:
     name = printable(event.worker)
     if event.tasks:
         logger.info("Worker %s starts with %d tasks", name, event.tasks)
+    elif event.left_to_others:
+        logger.warning(
+            "Worker %s starts and runs nothing, because all %d tasks need tags that it does not "
+            "have (worker_tags)",
+            name,
+            event.left_to_others,
+        )
     else:
         logger.warning(
             "Worker %s starts with 0 tasks and runs nothing: import the modules that declare "

@@ -27,6 +27,7 @@ __all__ = [
     "Failed",
     "GivenUp",
     "LeaseLost",
+    "LoopAnswered",
     "Missed",
     "NotRecorded",
     "NotStarted",
@@ -71,10 +72,12 @@ class WorkerJoined(Event):
     """The loop of a worker starts.
 
     Attributes:
-        tasks: The number of tasks that are declared.
+        tasks: The number of tasks that it runs.
+        left_to_others: The number of declared tasks that need tags which it does not have.
     """
 
     tasks: int
+    left_to_others: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +141,20 @@ class PassEnded(Detail):
 
     took: timedelta
     exception: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopAnswered(Detail):
+    """The event loop was asked for a sign of life; told twice a second, in a thread of its own.
+
+    Also told while it does not answer, because something blocks it for longer than
+    ``block_warning``. Not told without that option.
+
+    Attributes:
+        lag: How late it has answered, or how late it is.
+    """
+
+    lag: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

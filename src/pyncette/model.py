@@ -486,6 +486,7 @@ class WorkerState:
         task_count: The number of these tasks.
         running_count: How many executions it ran when it wrote this.
         running: The longest of them, at most 20.
+        tags: Its ``worker_tags``.
     """
 
     name: str
@@ -500,6 +501,7 @@ class WorkerState:
     task_count: int = 0
     running_count: int = 0
     running: tuple[RunningTask, ...] = ()
+    tags: frozenset[str] = frozenset()
 
 
 ContinuationToken = NewType("ContinuationToken", str)

@@ -252,6 +252,7 @@ def _settings(parts: AppParts) -> Settings:
         parts.heartbeat,
         parts.thread_limit,
         parts.raise_task_errors,
+        parts.worker_tags,
     )
 
 

@@ -54,7 +54,8 @@ def use_prometheus(
     Args:
         app: The app.
         measure_repository: Whether to measure the calls of the storage contract.
-        measure_ticks: Whether to measure the passes of the loop that call the store.
+        measure_ticks: Whether to measure the passes of the loop that call the store, and by how
+            much the event loop lags (see ``block_warning`` of the app).
         measure_tasks: Whether to measure executions, with their middlewares, and backlogs. An
             exception that a middleware catches is no failure.
 
@@ -70,6 +71,7 @@ def use_prometheus(
         passes = metrics.ticks
         app.on_event(lambda _: passes.begin(), events.PassBegan)
         app.on_event(lambda event: passes.end(event.took, event.exception), events.PassEnded)
+        app.on_event(lambda event: metrics.lag.set(event.lag.total_seconds()), events.LoopAnswered)
     if measure_tasks:
         runs = _Runs(metrics)
         app.on_event(runs.started, events.Started)
@@ -161,12 +163,13 @@ class _Metrics(NamedTuple):
     staleness: Histogram
     ticks: _Series
     repository: _Operations
+    lag: Gauge
 
 
 @functools.cache
 def _metrics() -> _Metrics:
     try:
-        from prometheus_client import Histogram
+        from prometheus_client import Gauge, Histogram
     except ImportError as error:
         raise ImportError(
             "use_prometheus needs the package prometheus-client, which is not installed: "
@@ -183,6 +186,11 @@ def _metrics() -> _Metrics:
         ),
         _Operations("ticks", "Passes of the loop").labelled(),
         _Operations("repository_ops", "Calls to the store", ["operation"]),
+        Gauge(
+            "pyncette_event_loop_lag_seconds",
+            "How late the event loop of the worker answered when it was asked last",
+            multiprocess_mode="livemax",
+        ),
     )
 
 

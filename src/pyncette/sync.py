@@ -286,6 +286,10 @@ class SyncContext:
     def workers(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.workers``."""
 
+    @_blocking(PyncetteContext.tasks_without_worker)
+    def tasks_without_worker(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.tasks_without_worker``."""
+
     @_served(PyncetteContext.schedule_tasks)
     def schedule_tasks(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.schedule_tasks``.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from typing import (
@@ -244,6 +244,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         catch_up: CatchUp | None = UNSET,
         overlap: Overlap | None = UNSET,
         limit: PerWorker | Json = UNSET,
+        tags: Set[str] | Json = UNSET,
         executor: Process | None = UNSET,
         args: Mapping[str, Any] | Json = UNSET,
         **extra_args: Json,
@@ -285,6 +286,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             catch_up: What happens to missed occurrences.
             overlap: What happens to occurrences that come due while the record runs.
             limit: How many of its executions may run at once in one worker.
+            tags: Only workers that have all of these run it, see ``worker_tags`` of ``Pyncette``.
+                A set: a list is an argument of the task.
             executor: ``Process()`` runs the function, a plain one, in another process.
             args: The arguments of the task, as a mapping; of a template, the defaults of its
                 instances, which may give the others. (What is no mapping is an argument of the
@@ -314,6 +317,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             "catch_up": catch_up,
             "overlap": overlap,
             "limit": limit,
+            "tags": tags,
             "executor": executor,
         }
         keywords.update((option, value) for option, value in given.items() if value is not UNSET)
@@ -408,6 +412,9 @@ class Task(Declared, Generic[P], metaclass=_Shown):
 
     overlap: _Option[Overlap] = _Option("overlap")
     """What happens to occurrences that come due while the record runs."""
+
+    tags: _Option[frozenset[str]] = _Option("tags")
+    """Only workers that have all of these run it."""
 
     limit: _Option[PerWorker | None] = _Option("limit")
     """How many of its executions may run at once in one worker; None: no limit. If it is set while

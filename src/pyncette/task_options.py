@@ -11,7 +11,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -37,6 +37,9 @@ logger: Final = logging.getLogger(__name__)
 DEFAULT_LEASE_DURATION: Final = timedelta(seconds=60)
 DURATION_MAX: Final = timedelta(days=3_660)
 """The longest lease and the longest pause that an option may ask for: ten years."""
+
+TAGS_MAX: Final = 100
+TAG_CHARACTERS_MAX: Final = 100
 
 INSTANCE_OPTIONS: Final = ("schedule", "interval", "execute_at", "timezone")
 """The options that an instance may set for itself."""
@@ -70,6 +73,7 @@ NEW_OPTIONS: Final = {
     "overlap": "a pyncette.Overlap",
     "limit": "a pyncette.PerWorker",
     "executor": "a pyncette.Process",
+    "tags": "a set of strings",
 }
 """Options that 1.x did not have, and what they take. A value that JSON can hold stays an argument
 of the task, as it was in 1.x."""
@@ -105,6 +109,7 @@ class TaskOptions:
         catch_up: What happens to missed occurrences; None: as ``fast_forward`` says.
         overlap: What happens to occurrences that come due while the record runs.
         limit: How many of its executions may run at once in one worker; None: no limit.
+        tags: What a worker must have, all of it, to run it.
         executor: The processes that the body runs in; None: it runs in the worker.
         parameters: Which arguments the body takes by name; None: none of them.
     """
@@ -124,6 +129,7 @@ class TaskOptions:
     limit: PerWorker | None = None
     executor: Process | None = None
     parameters: Parameters | None = None
+    tags: frozenset[str] = frozenset()
 
     @classmethod
     def checked(
@@ -142,6 +148,7 @@ class TaskOptions:
         overlap: Overlap = Overlap.QUEUE,
         limit: PerWorker | None = None,
         executor: Process | None = None,
+        tags: Set[str] | None = None,
     ) -> TaskOptions:
         """The options, if they are valid.
 
@@ -172,6 +179,7 @@ class TaskOptions:
             ("overlap", overlap, Overlap),
             ("limit", limit, PerWorker),
             ("executor", executor, Process),
+            ("tags", tags, Set),
         ):
             if new is not None and not isinstance(new, expected):
                 raise TypeError(f"{option} must be {NEW_OPTIONS[option]}, not {new!r}")
@@ -211,6 +219,7 @@ class TaskOptions:
             limit,
             executor,
             parameters,
+            tags_of("tags", tags or ()),
         )
 
     def replaced(self, field: str, value: object) -> TaskOptions:
@@ -223,6 +232,28 @@ class TaskOptions:
         values: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         del values["parameters"]
         return TaskOptions.checked(**{**values, field: value})
+
+
+def tags_of(option: str, tags: Collection[str]) -> frozenset[str]:
+    """Tags, of a task or of a worker.
+
+    Raises:
+        ValueError: There are too many, or one is empty or too long.
+        TypeError: It is no collection of strings.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Collection):
+        raise TypeError(f"{option} must be a set of strings, not {tags!r}")
+    for tag in tags:
+        if not isinstance(tag, str):
+            raise TypeError(f"{option} must hold strings only, not {tag!r}")
+        if not 1 <= len(tag) <= TAG_CHARACTERS_MAX or not tag.isprintable():
+            raise ValueError(
+                f"A tag in {option} must have 1 to {TAG_CHARACTERS_MAX} printable characters, "
+                f"not {tag!r}"
+            )
+    if len(tags) > TAGS_MAX:
+        raise ValueError(f"{option} must have at most {TAGS_MAX} tags, not {len(tags)}")
+    return frozenset(tags)
 
 
 def _check_at_most_once(

@@ -282,7 +282,7 @@ def test_only_static_tasks_that_are_enabled_have_records_of_their_own() -> None:
             one = place.worker.loop
             static = [Task(name=name, func=_body, interval=timedelta(seconds=1)) for name in "ab"]
             static[1].enabled = False
-            place.worker.tasks = lambda: [place.template, *static]
+            place.worker.declared = lambda: [place.template, *static]
             assert one._static_tasks() == static[:1]
 
     _run(main)

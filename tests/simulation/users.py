@@ -210,6 +210,7 @@ class Apps:
             worker_name=process,
             batch_size=plan.batch_size,
             concurrency_limit=plan.concurrency_limit,
+            block_warning=None,  # no thread: a seed replays exactly
         )
         note = self._world.note
 

@@ -36,9 +36,11 @@ def program(tmp_path: Path) -> Iterator[Program]:
     """Starts a program: the preamble, and what the test adds."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(code: str, **environment: str) -> subprocess.Popen[str]:
+    def start(
+        code: str, main: str = "app.main()\nsay('returned')", **environment: str
+    ) -> subprocess.Popen[str]:
         path = tmp_path / "program.py"
-        path.write_text(PREAMBLE + textwrap.dedent(code) + "\napp.main()\nsay('returned')\n")
+        path.write_text(f"{PREAMBLE}{textwrap.dedent(code)}\n{main}\n")
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -324,3 +326,52 @@ def test_main_returns_with_the_handlers_of_before(program: Program) -> None:
     code, output, _ = ended(process)
     assert code == 0
     assert output.splitlines() == ["ran", "mine", "returned"]
+
+
+UNTIL_IDLE = """
+counts = app.main(until_idle=True)
+say(counts)
+sys.exit(1 if counts.failures else 0)
+"""
+
+
+def test_a_program_that_runs_until_idle_ends_by_itself_with_what_it_has_done(
+    program: Program,
+) -> None:
+    tasks = """
+    from pyncette import Every
+
+    @app.task(schedule=Every(timedelta(hours=1), at_once=True))
+    async def fine(context): ...
+
+    @app.task(schedule=Every(timedelta(hours=1), at_once=True))
+    async def wrong(context):
+        raise ValueError("wrong")
+    """
+    code, output, errors = ended(program(tasks, UNTIL_IDLE))
+    assert (code, output) == (1, "RunCounts(runs=2, failures=1)\n")
+    assert "ValueError: wrong" in errors
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_program_that_runs_until_idle_stops_gracefully_by_a_signal(
+    program: Program, number: signal.Signals
+) -> None:
+    tasks = """
+    from pyncette import Every
+
+    @app.task(schedule=Every(timedelta(seconds=0.001), at_once=True))
+    async def endless(context):
+        say("began")
+        await asyncio.sleep(0.3)
+        say("ended")
+    """
+    process = program(tasks, UNTIL_IDLE)
+    heard(process, "began")
+    process.send_signal(number)
+    code, output, errors = ended(process)
+    assert code == 0
+    assert output.splitlines()[-2] == "ended"
+    assert "failures=0" in output
+    assert "Stopping" in errors
+    assert "Traceback" not in errors

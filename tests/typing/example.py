@@ -426,6 +426,16 @@ async def limited(context: Context) -> None:
     print(limit)
 
 
+@app.dynamic_task(tags={"gpu"})
+async def tagged(context: Context) -> None:
+    tags: frozenset[str] = tagged.tags
+    print(tags)
+
+
+@app.dynamic_task(tags={1})  # mistake
+async def tagged_by_numbers(context: Context) -> None: ...
+
+
 @app.partitioned_task(4, limit=PerWorker(2))
 async def limited_partitions(context: Context) -> None: ...
 

@@ -22,6 +22,7 @@ from tests.faulty_store import Fail, Faults, Gate, faulty
 from tests.support import START, Bench, after, micros, run
 
 from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.events import LoopAnswered
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
 from pyncette.observers import Reporter
@@ -503,3 +504,21 @@ def test_a_backlog_is_told_until_it_has_been_caught_up_with(scrape: Callable[[],
 
     asyncio.run(main())
     assert during == [(3, 1501), (2, 902), (0, 0)], "a second of pause before the second one"
+
+
+def test_the_lag_of_the_event_loop_is_a_gauge(scrape: Callable[[], Scrape]) -> None:
+    async def main() -> None:
+        app = Pyncette(MemoryRepository(), block_warning=seconds(0.02))
+        use_prometheus(app)
+        measured = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(event: LoopAnswered) -> None:
+            loop.call_soon_threadsafe(measured.set)
+
+        app.on_event(note, LoopAnswered)
+        async with app.running():
+            await measured.wait()
+
+    asyncio.run(main())
+    assert scrape().value("event_loop_lag_seconds") > 0

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
 from tests.support import START, logged, looping, run
 
@@ -68,7 +66,7 @@ async def for_a_thread(clock: VirtualClock) -> None:
 async def for_a_thread_of_anyio(clock: VirtualClock) -> None:
     done = threading.Event()
     asyncio.get_running_loop().call_later(0.01, done.set)
-    await anyio.to_thread.run_sync(done.wait)
+    await pytest.importorskip("anyio.to_thread").run_sync(done.wait)
 
 
 async def for_a_socket(clock: VirtualClock) -> None:
@@ -84,6 +82,8 @@ async def for_a_socket(clock: VirtualClock) -> None:
 
 
 async def for_a_socket_of_anyio(clock: VirtualClock) -> None:
+    anyio = pytest.importorskip("anyio")
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.01)
         writer.write(b"answer")
@@ -105,6 +105,8 @@ async def in_a_group(clock: VirtualClock) -> None:
 
 
 async def in_a_group_of_anyio(clock: VirtualClock) -> None:
+    anyio = pytest.importorskip("anyio")
+
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(for_a_future, clock)
 
@@ -169,6 +171,9 @@ async def with_heartbeats(clock: VirtualClock) -> None:
     ],
 )
 def test_time_stands_still_while_a_task_waits_for_something_outside(wait: Wait) -> None:
+    if wait.__name__.endswith("anyio"):
+        pytest.importorskip("anyio")
+
     async def main() -> None:
         day = Day(wait)
         await day.passes(days=2)
@@ -212,6 +217,8 @@ async def for_a_queue(clock: VirtualClock) -> None:
 
 
 async def for_an_event_of_anyio(clock: VirtualClock) -> None:
+    anyio = pytest.importorskip("anyio")
+
     event = anyio.Event()
 
     async def later() -> None:
@@ -234,6 +241,9 @@ async def for_an_event_of_anyio(clock: VirtualClock) -> None:
     ],
 )
 def test_time_moves_on_while_a_task_waits_for_other_work_of_the_process(wait: Wait) -> None:
+    if wait.__name__.endswith("anyio"):
+        pytest.importorskip("anyio")
+
     async def main() -> None:
         day = Day(wait)
         await day.passes(days=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
-from pyncette.engine.membership import Member, read_members
+from pyncette.engine.membership import Member, read_members, served
 from pyncette.model import RunningTask, WorkerState
 from pyncette.store.record import LATEST_INSTANT
+from pyncette.task import Task
 
 
 async def workers(requests: Requests) -> list[WorkerState]:
@@ -15,6 +18,14 @@ async def workers(requests: Requests) -> list[WorkerState]:
     found = [member for _, member in await read_members(requests.store) if member is not None]
     alive = [member for member in found if member.alive(now)]
     return [_shown(member) for member in sorted(alive, key=_order)]
+
+
+async def without_worker(requests: Requests, tasks: Sequence[Task]) -> list[Task]:
+    """Returns the tasks that no living worker runs; see ``PyncetteContext``."""
+    now = await requests.now()
+    found = [member for _, member in await read_members(requests.store) if member is not None]
+    alive = [member for member in found if member.alive(now)]
+    return [task for task in tasks if not served(task.name, alive)]
 
 
 def _order(member: Member) -> tuple[str, str]:
@@ -35,4 +46,5 @@ def _shown(member: Member) -> WorkerState:
         member.task_count,
         member.running,
         tuple(RunningTask(name, from_microseconds(started)) for name, started in member.runs),
+        frozenset(member.tags),
     )

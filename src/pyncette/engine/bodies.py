@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from pyncette.errors import describe
+from pyncette.errors import describe, printable
 from pyncette.retry import GiveUp
 
 if TYPE_CHECKING:
@@ -37,6 +37,13 @@ class Bodies:
             for execution in self._worker.dispatcher.executions
             if execution.in_body and execution.runner is not None
         ]
+
+    def name_of(self, task: asyncio.Task[Any]) -> str | None:
+        """Returns the task whose body a task of asyncio runs, by name. Safe in other threads."""
+        for execution in list(self._worker.dispatcher.executions):
+            if execution.runner is task:
+                return printable(execution.declared)
+        return None
 
     def failed(self, error: BaseException, attempt: str) -> None:
         """An attempt has failed with an error."""

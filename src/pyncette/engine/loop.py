@@ -135,7 +135,9 @@ class Loop:
         worker = self._worker
         worker.dispatcher.catch_up_at_once(until_idle)
         reporter = worker.reporter
-        reporter.tell(WorkerJoined(**reporter.here(), tasks=len(worker.tasks())))
+        tasks = len(worker.tasks())
+        left = len(worker.declared()) - tasks
+        reporter.tell(WorkerJoined(**reporter.here(), tasks=tasks, left_to_others=left))
         try:
             await worker.membership.join()
             await self._watch_changes()

@@ -51,6 +51,7 @@ from pyncette.store.record import (
     load_args,
 )
 from pyncette.task import PartitionedTask, Task
+from pyncette.task_options import TAGS_MAX
 from pyncette.version import __version__
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ DEAD_MAX: Final = 100
 TIDY_INTERVAL: Final = 3_600_000_000
 """How often a worker looks for such records, in microseconds."""
 
+UNSERVED_INTERVAL: Final = 60_000_000
+"""How often a worker looks whether others run the tasks whose tags it does not have. At first it
+waits for this time, because other workers may start later."""
+
 REMOVALS_MAX: Final = 1_000
 """Maximum records that a worker removes at once."""
 
@@ -108,6 +113,7 @@ class Member(NamedTuple):
         task_count: The number of these tasks.
         running: The number of its executions.
         runs: The names of some of them, and when each was claimed.
+        tags: What it has, for tasks that ask for it.
     """
 
     id: str
@@ -122,6 +128,7 @@ class Member(NamedTuple):
     task_count: int = 0
     running: int = 0
     runs: tuple[tuple[str, int], ...] = ()
+    tags: tuple[str, ...] = ()
 
     def alive(self, now: int) -> bool:
         """Returns whether the worker counts as alive.
@@ -166,6 +173,7 @@ def read_member(record: Record) -> Member | None:
         _count(said.get("task_count"), len(tasks)),
         _count(said.get("running"), len(runs)),
         tuple(runs[:RUNS_MAX]),
+        tuple(_items(said.get("tags"), str)[:TAGS_MAX]),
     )
 
 
@@ -199,6 +207,7 @@ def member_record(member: Member) -> Put:
         "task_count": member.task_count,
         "running": member.running,
         "runs": member.runs,
+        "tags": member.tags,
     }
     # Without an instant: no index has to be written, and no claim ever finds it.
     return Put(None, State.FINISHED, None, 0, "", dump_args(args), "")
@@ -249,6 +258,11 @@ def shares_of(names: Iterable[str], members: Collection[Member], own_id: str) ->
     return shares
 
 
+def served(name: str, members: Iterable[Member]) -> bool:
+    """Returns whether one of these workers runs a task, as far as their records say."""
+    return any(name in member.tasks or member.task_count > len(member.tasks) for member in members)
+
+
 def _shared(tasks: Iterable[Task]) -> list[Task]:
     return [
         task
@@ -280,6 +294,9 @@ class Membership:
         self._left = False
         self._leaving: Any = None
         self._tidy_at: int | None = None
+        self._ask_at: int | None = None
+        # Tasks that no worker runs, of which the log has told.
+        self._unserved: set[Task] = set()
         self._shares: dict[str, Share] = {}
         self._unread = False
         self._said: list[str] = []
@@ -315,17 +332,43 @@ class Membership:
         tidies = self._tidy_at <= monotonic
         if tidies:
             self._tidy_at = monotonic + TIDY_INTERVAL
-        if not shared and not tidies:
+        asks = self._asks(monotonic)
+        if not shared and not tidies and not asks:
             self._shares = {}
             return False
-        return await self._read(shared, tidies)
+        return await self._read(shared, tidies, asks)
+
+    def _asks(self, monotonic: int) -> bool:
+        """Returns whether to look now if other workers run the tasks that this one may not."""
+        if not self._left_to_others():
+            return False
+        asks = self._ask_at is not None and self._ask_at <= monotonic
+        if asks or self._ask_at is None:
+            self._ask_at = monotonic + UNSERVED_INTERVAL
+        return asks
+
+    def _left_to_others(self) -> list[Task]:
+        worker = self._worker
+        return [task for task in worker.declared() if task.enabled and not worker.may_run(task)]
+
+    def _name_unserved(self, alive: Collection[Member]) -> None:
+        unserved = {task for task in self._left_to_others() if not served(task.name, alive)}
+        for task in self._left_to_others():
+            if task in unserved and task not in self._unserved:
+                logger.warning(
+                    "Task '%s' does not run: no worker that is alive has all of its tags (%s). "
+                    "Start one with worker_tags=",
+                    printable(task),
+                    ", ".join(sorted(task.tags)),
+                )
+        self._unserved = unserved
 
     def _lease(self, shared: Sequence[Task]) -> int:
         if not shared:
             return max(LEASE, BEATS_PER_LEASE * self._worker.settings.poll_interval)
         return min(max(min(task.lease for task in shared), LEASE_MIN), LEASE)
 
-    async def _read(self, shared: Sequence[Task], tidies: bool) -> bool:
+    async def _read(self, shared: Sequence[Task], tidies: bool, asks: bool) -> bool:
         worker = self._worker
         names = [task.name for task in shared]
         try:
@@ -347,6 +390,8 @@ class Membership:
             now = worker.clock.microseconds()
             alive = [member for _, member in found if member is not None and member.alive(now)]
             shares = shares_of(names, alive, self.id)
+            if asks:
+                self._name_unserved(alive)
             if tidies:
                 for record in forgotten(found, now):
                     worker.writes.add(_Removal(record))
@@ -410,6 +455,7 @@ class Membership:
                 )
                 for execution in islice(executions, RUNS_MAX)
             ),
+            tuple(sorted(worker.settings.tags)),
         )
 
     # The ends of the record.

@@ -55,6 +55,7 @@ class Settings(NamedTuple):
         heartbeat: The automatic heartbeats of tasks that do not say; None: they have none.
         thread_limit: Maximum plain functions at once; None: as many as there are slots.
         raise_task_errors: Whether errors of bodies are raised in the program that runs the app.
+        tags: What the worker has, for tasks that ask for it.
     """
 
     worker_name: str
@@ -64,6 +65,7 @@ class Settings(NamedTuple):
     heartbeat: Heartbeat | None = None
     thread_limit: int | None = None
     raise_task_errors: bool = False
+    tags: frozenset[str] = frozenset()
 
 
 class Worker:
@@ -74,7 +76,7 @@ class Worker:
         executor: Runs executions.
         clock: Decides which records are due.
         settings: See ``Settings``.
-        tasks: Returns the tasks that are declared now.
+        declared: Returns the tasks that are declared now.
         middlewares: Wrapped around each task, the first outermost.
         context_class: The app's class of contexts.
         reporter: Tells the handlers of events what happens.
@@ -109,7 +111,7 @@ class Worker:
         self.executor = executor
         self.clock = clock
         self.settings = settings
-        self.tasks = tasks
+        self.declared = tasks
         self.middlewares = middlewares
         self.context_class = context_class
         self.reporter = reporter
@@ -129,6 +131,14 @@ class Worker:
         self.loop = Loop(self)
         self.partitions.on_change = self.loop.sources_changed
         self._changed = asyncio.Event()
+
+    def tasks(self) -> list[Task]:
+        """Returns the tasks that are declared now, but for those that need other tags."""
+        return [task for task in self.declared() if self.may_run(task)]
+
+    def may_run(self, task: Task) -> bool:
+        """Returns whether the worker has the tags that a task needs."""
+        return task.options.tags <= self.settings.tags
 
     async def measure_clock(self) -> bool:
         """Measures the store's clock; returns whether it has one.

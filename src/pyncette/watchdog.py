@@ -1,0 +1,167 @@
+"""Names what blocks the event loop, and measures by how much the event loop lags.
+
+A body that computes, or that calls a function that blocks, stops everything else in its process:
+other tasks, heartbeats, the web server beside it. A thread asks the event loop for a sign of life
+now and then. If that is late, it logs which task runs, and where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+from pyncette.clock import realtime
+
+logger: Final = logging.getLogger(__name__)
+
+PAUSE_MAX_S: Final = 0.5
+"""Longest pause between two questions. At this pace they take 0.05 % of a processor."""
+
+SILENCE_INITIAL_S: Final = 60.0
+"""How long a body is not named again after it was; doubles each time."""
+
+SILENCE_MAX_S: Final = 3_600.0
+STILL_AFTER_S: Final = 10.0
+"""When the log says that the event loop is still blocked; then at each doubling."""
+
+NAMES_MAX: Final = 1_000
+FRAMES_MAX: Final = 12
+
+
+class Watchdog:
+    """Watches one event loop."""
+
+    def __init__(
+        self,
+        threshold_s: float,
+        name_of: Callable[[asyncio.Task[Any]], str | None],
+        on_lag: Callable[[float], None],
+    ) -> None:
+        """Watches nothing yet.
+
+        Args:
+            threshold_s: For how long something may block the event loop before it is named.
+            name_of: Returns the name of the body that a task of asyncio runs; None: it runs none.
+                Called in another thread.
+            on_lag: Called with how late the event loop has answered, in seconds; in another thread.
+        """
+        self._threshold_s = threshold_s
+        self._pause_s = min(threshold_s / 2, PAUSE_MAX_S)
+        self._name_of = name_of
+        self._on_lag = on_lag
+        # When each was named last, and for how long it is not named again.
+        self._named: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches the running event loop, which runs in this thread."""
+        ended = threading.Event()
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(
+            target=self._watch,
+            args=(loop, threading.get_ident(), ended),
+            name="pyncette watchdog",
+            daemon=True,
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _watch(
+        self, loop: asyncio.AbstractEventLoop, thread_id: int, ended: threading.Event
+    ) -> None:
+        try:
+            while not ended.wait(self._pause_s):
+                self._ask(loop, thread_id, ended)
+        except RuntimeError:
+            # The event loop is closed: this app was not.
+            logger.debug("The watchdog ends with its event loop", exc_info=True)
+
+    def _ask(self, loop: asyncio.AbstractEventLoop, thread_id: int, ended: threading.Event) -> None:
+        answer = _Answer()
+        asked_at = realtime.monotonic()
+        loop.call_soon_threadsafe(answer.give)
+        patience_s, named = self._threshold_s, False
+        while not answer.given.wait(patience_s) and not ended.is_set():
+            lag_s = realtime.monotonic() - asked_at
+            self._on_lag(lag_s)
+            named = self._name(loop, thread_id, lag_s, still=named) or named
+            patience_s = max(STILL_AFTER_S, lag_s)
+        if not ended.is_set():
+            lag_s = answer.given_at - asked_at
+            self._on_lag(lag_s)
+            if named:
+                logger.info("The event loop goes on, after %.1f s", lag_s)
+
+    def _name(
+        self, loop: asyncio.AbstractEventLoop, thread_id: int, lag_s: float, still: bool
+    ) -> bool:
+        frame = sys._current_frames().get(thread_id)
+        if frame is None:
+            return False
+        try:
+            task = asyncio.current_task(loop)
+            body = None if task is None else self._name_of(task)
+        except Exception:  # the event loop goes on meanwhile
+            body = None
+        name = f"task {body}" if body else f"code that is no task of Pyncette ({_place(frame)})"
+        if not still and self._is_silent(name):
+            return False
+        logger.warning(
+            "The event loop %s blocked for %.1f s by %s. Nothing else runs meanwhile, no heartbeat "
+            "either. Await what blocks, or make the task a plain function (def), which runs in a "
+            "thread. It is here:\n%s",
+            "is still" if still else "has been",
+            lag_s,
+            name,
+            _stack(frame),
+        )
+        return True
+
+    def _is_silent(self, name: str) -> bool:
+        now = realtime.monotonic()
+        named_at, silence_s = self._named.get(name, (now, 0.0))
+        if now < named_at + silence_s:
+            return True
+        if len(self._named) >= NAMES_MAX:
+            self._named.clear()
+        following_s = min(2 * silence_s, SILENCE_MAX_S) or SILENCE_INITIAL_S
+        self._named[name] = now, following_s
+        return False
+
+
+class _Answer:
+    """The sign of life of an event loop."""
+
+    def __init__(self) -> None:
+        self.given = threading.Event()
+        self.given_at = 0.0
+
+    def give(self) -> None:
+        self.given_at = realtime.monotonic()
+        self.given.set()
+
+
+def _stack(frame: FrameType) -> str:
+    """The innermost frames; if a body is among them, from there on."""
+    frames: list[tuple[FrameType, int]] = []
+    following: FrameType | None = frame
+    while following is not None and len(frames) < FRAMES_MAX:
+        if frames and following.f_globals.get("__name__", "").startswith("pyncette."):
+            break
+        frames.append((following, following.f_lineno))
+        following = following.f_back
+    return "".join(traceback.StackSummary.extract(reversed(frames)).format()).rstrip()
+
+
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
