@@ -45,6 +45,8 @@ PAGE: Final = 1_000
 EXIT_PATIENCE_S: Final = 10.0
 """How long the end of the process waits for connections to close."""
 
+EXIT_GRACE_S: Final = 1.0
+
 
 class _Thread:
     """The thread with the event loop."""
@@ -114,12 +116,24 @@ class _Process:
         self.opened.clear()
 
     def ends(self) -> None:
-        """Closes what is open."""
-        for context in list(self.opened):
-            try:
-                context._close(EXIT_PATIENCE_S)
-            except Exception as error:
-                logger.warning("The store was not closed in time: %s", describe(error))
+        """Closes what is open, side by side: a store that does not answer delays no other one."""
+        closing = [
+            future
+            for context in list(self.opened)
+            if (future := context._begin_closing(EXIT_PATIENCE_S)) is not None
+        ]
+        # A cancelled step of closing may take a moment longer.
+        done, left = concurrent.futures.wait(closing, EXIT_PATIENCE_S + EXIT_GRACE_S)
+        for future in done:
+            error = None if future.cancelled() else future.exception()
+            if error is not None:
+                logger.warning("An app was not closed as it should be: %s", describe(error))
+        if left:
+            logger.warning(
+                "%d apps were not closed within %g s: their stores do not answer",
+                len(left),
+                EXIT_PATIENCE_S,
+            )
 
 
 _process: Final = _Process()
@@ -346,7 +360,7 @@ class SyncContext:
 
     def close(self) -> None:
         """Closes the app. The next call opens it again."""
-        self._close(None)
+        self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -361,12 +375,24 @@ class SyncContext:
                 _process.opened.add(self)
             return self._open
 
-    def _close(self, patience: float | None) -> None:
+    def _close(self) -> None:
         with self._lock:
             opened, self._open = self._open, None
             _process.opened.discard(self)
         if opened is not None:
-            opened.thread.do(opened.close(patience))
+            opened.thread.do(opened.close(None))
+
+    def _begin_closing(self, patience: float) -> concurrent.futures.Future[None] | None:
+        """At the end of the process: closes the app, if it is open."""
+        # Another thread may be opening it, from a store that does not answer.
+        if not self._lock.acquire(timeout=EXIT_GRACE_S):
+            return None
+        opened, self._open = self._open, None
+        self._lock.release()
+        _process.opened.discard(self)
+        if opened is None or not opened.thread.thread.is_alive():
+            return None
+        return asyncio.run_coroutine_threadsafe(opened.close(patience), opened.thread.loop)
 
     def _abandon(self) -> object:
         """After a fork, in the child: forgets what the parent has opened."""

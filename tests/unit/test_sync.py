@@ -350,3 +350,100 @@ def test_a_call_that_is_cancelled_by_the_closing_of_its_app_says_so() -> None:
 
     with pytest.raises(StoreUnavailableError, match="closed while the call was under way"):
         _process.shared_thread().do(closed())
+
+
+SIDE_BY_SIDE = """
+import asyncio
+from pyncette import sync
+from pyncette.memory import MemoryRepository
+
+sync.EXIT_PATIENCE_S = 20.0
+closing = []
+
+def another(number):
+    other = Pyncette(MemoryRepository())
+
+    @other.fixture()
+    async def slow(context):
+        yield
+        closing.append(number)
+        while len(closing) < 3:  # it ends only if the others close meanwhile
+            await asyncio.sleep(0.001)
+        print("closed", flush=True)
+
+    other.sync().static_tasks()
+
+for number in range(3):
+    another(number)
+"""
+
+
+def test_at_the_end_of_the_process_apps_are_closed_side_by_side(tmp_path: Path) -> None:
+    ended = program(tmp_path, SIDE_BY_SIDE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == ["closed"] * 3
+
+
+FROZEN = """
+import asyncio
+from pyncette import sync
+from pyncette.memory import MemoryRepository
+
+sync.EXIT_PATIENCE_S = sync.EXIT_GRACE_S = 0.1
+
+for _ in range(3):
+    frozen = Pyncette(MemoryRepository())
+
+    @frozen.fixture()
+    async def endless(context):
+        yield
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                pass
+
+    frozen.sync().static_tasks()
+schedule("a")
+print("ends", flush=True)
+"""
+
+
+def test_an_app_that_cannot_be_closed_does_not_keep_the_process_nor_the_others(
+    tmp_path: Path,
+) -> None:
+    ended = program(tmp_path, FROZEN)
+    assert ended.returncode == 0
+    assert ended.stdout.split() == ["ends"]
+    assert "3 apps were not closed within 0.1 s" in ended.stderr
+    assert names(tmp_path) == ["a"]
+    assert not (tmp_path / "tasks.db-wal").exists()
+
+
+SPAWNING = """
+import multiprocessing
+
+def in_child(number):
+    schedule(f"child {number}")
+
+if __name__ == "__main__":
+    schedule("parent")
+    spawned = multiprocessing.get_context("spawn")
+    children = [spawned.Process(target=in_child, args=(number,)) for number in range(2)]
+    for child in children:
+        child.start()
+    schedule("parent again")
+    for child in children:
+        child.join()
+    with spawned.Pool(1) as pool:
+        pool.map(in_child, [2])
+        pool.close()
+        pool.join()
+    sys.exit(max(child.exitcode for child in children))
+"""
+
+
+def test_spawned_processes_have_connections_of_their_own(tmp_path: Path) -> None:
+    ended = program(tmp_path, SPAWNING)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert names(tmp_path) == ["child 0", "child 1", "child 2", "parent", "parent again"]
