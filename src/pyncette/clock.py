@@ -183,6 +183,11 @@ class _Realtime:
         return asyncio.get_running_loop().call_later(seconds, callback)
 
     @staticmethod
+    def of(loop: asyncio.AbstractEventLoop) -> float:
+        """The time by which an event loop sleeps."""
+        return loop.time()
+
+    @staticmethod
     def left(timer: asyncio.TimerHandle) -> float:
         """Seconds until a timer of the running event loop fires."""
         return timer.when() - asyncio.get_running_loop().time()

@@ -58,6 +58,8 @@ class Watchdog:
         self._on_lag = on_lag
         # When each was named last, and for how long it is not named again.
         self._named: dict[str, tuple[float, float]] = {}
+        # The event loop's own time at its last answer.
+        self._loop_time: float | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -87,7 +89,7 @@ class Watchdog:
             logger.debug("The watchdog ends with its event loop", exc_info=True)
 
     def _ask(self, loop: asyncio.AbstractEventLoop, thread_id: int, ended: threading.Event) -> None:
-        answer = _Answer()
+        answer = _Answer(loop)
         asked_at = realtime.monotonic()
         loop.call_soon_threadsafe(answer.give)
         patience_s, named = self._threshold_s, False
@@ -101,6 +103,18 @@ class Watchdog:
             self._on_lag(lag_s)
             if named:
                 logger.info("The event loop goes on, after %.1f s", lag_s)
+            self._notice_frozen(answer.loop_time)
+
+    def _notice_frozen(self, loop_time: float) -> None:
+        """Between two answers, time has passed: the event loop must know of it."""
+        if loop_time == self._loop_time and not self._is_silent("frozen time"):
+            logger.error(
+                "The time of the event loop stands still, so nothing that waits for a time goes "
+                "on: asyncio.sleep, timeouts, the polls of this worker. Has a test frozen "
+                "time.monotonic()? With freezegun, pass real_asyncio=True to freeze_time; or use "
+                "pyncette.testing.VirtualClock instead"
+            )
+        self._loop_time = loop_time
 
     def _name(
         self, loop: asyncio.AbstractEventLoop, thread_id: int, lag_s: float, still: bool
@@ -142,12 +156,13 @@ class Watchdog:
 class _Answer:
     """The sign of life of an event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.given = threading.Event()
-        self.given_at = 0.0
+        self.given_at = self.loop_time = 0.0
+        self._loop = loop
 
     def give(self) -> None:
-        self.given_at = realtime.monotonic()
+        self.given_at, self.loop_time = realtime.monotonic(), realtime.of(self._loop)
         self.given.set()
 
 

@@ -110,6 +110,7 @@ def test_the_one_source_of_time_is_seen_as_one() -> None:
     assert {what.partition(": ")[2] for what in found} == {
         "asyncio.get_running_loop().call_later",
         "asyncio.get_running_loop().time",
+        "loop.time",
         "asyncio.sleep",
         "asyncio.timeout",
         "datetime.datetime.now",

@@ -1,5 +1,6 @@
 """Tools to test a program that uses Pyncette, or a store written for it."""
 
 from pyncette.testing.clocks import ScaledClock, VirtualClock
+from pyncette.testing.isolation import IsolatedApp, isolated
 
-__all__ = ["ScaledClock", "VirtualClock"]
+__all__ = ["IsolatedApp", "ScaledClock", "VirtualClock", "isolated"]

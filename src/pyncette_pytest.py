@@ -1,0 +1,40 @@
+"""Fixtures for pytest. pytest loads this module in every project where Pyncette is installed.
+
+So it imports nothing of Pyncette before a fixture is used. The fixtures are ordinary ones, not
+asynchronous: they work in any test, with pytest-asyncio, with anyio, and without both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyncette import Pyncette
+    from pyncette.testing import IsolatedApp, VirtualClock
+
+__all__ = ["pyncette_clock", "pyncette_isolated"]
+
+
+@pytest.fixture
+def pyncette_clock() -> VirtualClock:
+    """A clock that stands at 2026-01-01 00:00 UTC until the test moves it."""
+    from pyncette.testing import VirtualClock
+
+    return VirtualClock()
+
+
+@pytest.fixture
+def pyncette_isolated(pyncette_clock: VirtualClock) -> Iterator[Callable[[Pyncette], IsolatedApp]]:
+    """Isolates apps for the test, on the clock of ``pyncette_clock``.
+
+    It is called with an app, see ``pyncette.testing.isolated``. After the test, the app is as it
+    was.
+    """
+    from pyncette.testing import isolated
+
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(isolated(app, clock=pyncette_clock))
