@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
+from tests.faulty_store import Faults, faulty
 from tests.support import START, after, looping, run, seconds
 
 from pyncette import Context, Partitions, Pyncette, PyncetteContext
 from pyncette.memory import MemoryRepository
 from pyncette.testing import VirtualClock
-from pyncette.testing.faults import Faults, faulty
 
 
 class Programs:
