@@ -20,18 +20,20 @@ from pyncette.bulk import (
     RebalanceProgress,
     RebalanceResult,
 )
-from pyncette.calls.bulk import Bulk
+from pyncette.calls.bulk import Bulk, remove_one
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.inventory import Inventory
+from pyncette.calls.joined import JoinedRequests, joined_requests
 from pyncette.calls.listing import Listing
 from pyncette.calls.parked import drop_parked, rerun_parked
 from pyncette.calls.previewing import Previewing
 from pyncette.calls.rebalancing import Rebalancing
 from pyncette.calls.requests import Requests
 from pyncette.calls.scheduling import Scheduling
-from pyncette.calls.steering import Steering
+from pyncette.calls.steering import Steering, trigger_one
 from pyncette.calls.workers import without_worker, workers
 from pyncette.clock import Clock, from_microseconds, realtime
+from pyncette.connections import is_argument, link_of
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
 from pyncette.engine.worker import Executor, Settings, Worker
@@ -281,6 +283,7 @@ class PyncetteContext:
         end_at: datetime | Json = UNSET,
         jitter: timedelta | Json = UNSET,
         on_existing: OnExisting | None = None,
+        connection: Any = UNSET,
         args: Mapping[str, Any] | Json = UNSET,
         **keywords: Json,
     ) -> Task:
@@ -308,6 +311,10 @@ class PyncetteContext:
             jitter: Each run waits for a part of it, see ``Schedule.with_jitter``; likewise.
             on_existing: What to do if the instance exists; default is ``OnExisting.SOONER``. A
                 value of another type is an argument of the task.
+            connection: A connection of your own, or a session of SQLAlchemy, in whose open
+                transaction this is done: the instance is scheduled when you commit, or not at all.
+                It must be to the database of the app's store; see "In your own transaction" in the
+                documentation. (A value that JSON can hold is an argument of the task.)
             args: The arguments of the task, as a mapping, apart from the options: for example
                 ``task.args(email="a@example.org")``, which a type checker checks. They stand over
                 those of the template. Each is JSON-serialisable, or of the type that the function
@@ -336,8 +343,18 @@ class PyncetteContext:
             TypeError: ``name`` was given, or an option that only the template has; or a value is
                 of a wrong type.
             StoreError: The store failed; it is unknown whether the instance was written.
+
+        With ``connection``, errors of the driver are raised as they are, and:
+
+        Raises:
+            NoTransactionError: The connection is not in a transaction.
+            StoreMisconfiguredError: It finds no records of the app's store.
+            StoreUnavailableError: Another transaction holds the instance.
         """
         check_declared(task)
+        if connection is not UNSET and is_argument(connection):
+            keywords["connection"] = connection
+            connection = UNSET
         if "name" in keywords:
             raise TypeError(
                 "name cannot be an argument of a task, unless it is given in args={…}: the name of "
@@ -364,16 +381,23 @@ class PyncetteContext:
             args=args,
             **keywords,
         )
-        return await self._scheduling.schedule(
-            task, instance, force, on_existing or OnExisting.SOONER
-        )
+        scheduling = self._scheduling
+        if connection is not UNSET:
+            scheduling = Scheduling(await self._joined(connection), self._worker)
+        return await scheduling.schedule(task, instance, force, on_existing or OnExisting.SOONER)
 
-    async def unschedule_task(self, task: Task, instance_name: str | None = None) -> None:
+    async def _joined(self, connection: Any) -> JoinedRequests:
+        return await joined_requests(self._requests, self._worker, link_of(connection))
+
+    async def unschedule_task(
+        self, task: Task, instance_name: str | None = None, *, connection: Any = None
+    ) -> None:
         """Removes an instance, even if it is running. Does nothing if the instance does not exist.
 
         Args:
             task: The template, or the instance itself.
             instance_name: The name of the instance, if ``task`` is a template.
+            connection: In whose transaction this is done, as in ``schedule_task``.
 
         Raises:
             ValueError: The name of the instance is missing, or the task is static.
@@ -383,8 +407,11 @@ class PyncetteContext:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         await self._requests.now()
         group, key = identity_of(task, instance_name)
+        if connection is not None:
+            await remove_one(await self._joined(connection), self._worker, group, key)
+            return
         if self._requests.places.several(group, key):
-            await self._bulk.remove_one(group, key)
+            await remove_one(self._requests, self._worker, group, key)
             return
         self._worker.replaced(group, key)
         await self._requests.submit(Write(group, key, DELETE, ANY))
@@ -767,7 +794,9 @@ class PyncetteContext:
         """
         await self._steering.resume(task, instance_name)
 
-    async def trigger(self, task: Task, instance_name: str | None = None) -> int:
+    async def trigger(
+        self, task: Task, instance_name: str | None = None, *, connection: Any = None
+    ) -> int:
         """Runs a static task or an instance once now; of a template, each of its instances.
 
         The schedule is not changed by it: the next planned run happens as well. What is running
@@ -780,6 +809,8 @@ class PyncetteContext:
         Args:
             task: A static task, a template, an instance, or one of ``get_partitions()``.
             instance_name: The name of the instance, if ``task`` is a template.
+            connection: In whose transaction this is done, as in ``schedule_task``; not for all
+                instances of a template.
 
         Returns:
             How many runs were added; 0 if such a run was requested already.
@@ -790,7 +821,9 @@ class PyncetteContext:
             TaskUnreadableError: The record cannot be read, by this process or by any.
             StoreError: The store failed.
         """
-        return await self._steering.trigger(task, instance_name)
+        if connection is None:
+            return await self._steering.trigger(task, instance_name)
+        return await trigger_one(await self._joined(connection), task, instance_name)
 
     async def pauses(self) -> list[PauseState]:
         """Returns the templates and partitions that are paused now, of all apps on this store.

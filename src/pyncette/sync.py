@@ -28,6 +28,7 @@ from itertools import islice
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pyncette.clock import realtime
+from pyncette.connections import is_argument, link_of
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, StoreUnavailableError, describe
 from pyncette.model import TaskState, Where
@@ -190,9 +191,28 @@ def _blocking(
 
     def call(self: SyncContext, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         opened = self._opened_here()
+        connection = kwargs.get("connection")
+        if connection is not None and not is_argument(connection):
+            return _call_joined(opened, method, connection, args, kwargs)
         return opened.thread.do(method(opened.context, *args, **kwargs))
 
     return lambda _: update_wrapper(call, method)
+
+
+def _call_joined(
+    opened: _Open,
+    method: Callable[..., Coroutine[Any, Any, _T]],
+    connection: Any,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> _T:
+    """Makes a call in a transaction of the caller, who alone uses its connection.
+
+    The statements are run in this thread; the event loop decides which.
+    """
+    with _Desk() as desk:
+        options = {**options, "connection": link_of(connection, desk.do)}
+        return desk.serve(opened, lambda context: method(context, *args, **options))
 
 
 _READ_BY_CALLER: Final = ("instances", "names")
@@ -428,7 +448,7 @@ class _Desk:
         finally:
             future.cancel()
 
-    async def _done_by_caller(self, work: Callable[[], _T]) -> _T:
+    async def do(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[_T] = loop.create_future()
 
@@ -454,7 +474,7 @@ class _Desk:
     async def read(self, items: Iterable[_Item]) -> AsyncIterator[_Item]:
         """Goes through these items, which the caller reads."""
         iterator = iter(items)
-        while page := await self._done_by_caller(lambda: list(islice(iterator, PAGE))):
+        while page := await self.do(lambda: list(islice(iterator, PAGE))):
             for item in page:
                 yield item
 

@@ -21,6 +21,7 @@ from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
 from pyncette.calls.names import Names
 from pyncette.calls.requests import Decide, Outcome, Requests, Wish, write_after
+from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
@@ -202,16 +203,6 @@ class Bulk:
         for wish in wishes:
             self._worker.replaced(wish.group, wish.key)
         await self._change(wishes, tally)
-
-    async def remove_one(self, group: str, key: str) -> None:
-        """Removes an instance that may lie in several places."""
-
-        def decide(current: Record | None, now: int) -> Change | None:
-            if current is not None:
-                self._worker.replaced(current.group, key)
-            return removed(current, now)
-
-        await self._requests.change(group, key, decide)
 
     async def _change(self, wishes: Sequence[Wish], tally: Tally) -> None:
         tally.add_batch(wishes, await self._requests.change_all(wishes))
@@ -431,6 +422,17 @@ class _Filling(Generic[T]):
         if name is not None:
             self._names.add(name)
         return full
+
+
+async def remove_one(requests: Writer, worker: Worker, group: str, key: str) -> None:
+    """Removes an instance, wherever it lies."""
+
+    def decide(current: Record | None, now: int) -> Change | None:
+        if current is not None:
+            worker.replaced(current.group, key)
+        return removed(current, now)
+
+    await change_record(requests, group, key, decide)
 
 
 def removed(current: Record | None, now: int) -> Change | None:

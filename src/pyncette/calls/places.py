@@ -26,6 +26,7 @@ from pyncette.calls.writing import (
     PAUSE_MAX_S,
     Decide,
     Holding,
+    Writer,
     write_after,
 )
 from pyncette.clock import realtime
@@ -54,7 +55,7 @@ from pyncette.store import (
 from pyncette.store.record import ABSENT, Change, Delete, Put, Record
 
 if TYPE_CHECKING:
-    from pyncette.calls.requests import Outcome, Requests, Wish
+    from pyncette.calls.requests import Outcome, Wish
 
 LOOKS_MAX: Final = 20
 """How often a call looks for an instance that moves at the same time."""
@@ -130,7 +131,7 @@ class Moved(NamedTuple):
 class Places:
     """Finds and changes instances that may lie in several places, and moves them."""
 
-    def __init__(self, requests: Requests, worker: Worker) -> None:
+    def __init__(self, requests: Writer, worker: Worker) -> None:
         """Works on the store of a worker."""
         self._requests = requests
         self._worker = worker
@@ -216,7 +217,7 @@ class Places:
                 write = Write(target, key, change, ABSENT)
             result = await requests.submit(write)
             if isinstance(result, Applied):
-                self._worker.wrote(write)
+                requests.wrote(write)
                 return None if confirmed else write
             await holding.wait(write, result)
         raise StoreUnavailableError(

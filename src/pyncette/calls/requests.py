@@ -17,6 +17,7 @@ from pyncette.calls.writing import (
     PAUSE_MAX_S,
     Decide,
     Holding,
+    change_record,
     write_after,
 )
 from pyncette.clock import Clock, realtime
@@ -118,6 +119,10 @@ class Requests:
         await self._measure()
         await self._worker.partitions.fresh()
         return self.clock.microseconds()
+
+    async def fresh(self) -> None:
+        """Lets what is known of partitions be fresh enough to decide by."""
+        await self._worker.partitions.fresh()
 
     async def _measure(self) -> None:
         monotonic = self.clock.monotonic()
@@ -230,27 +235,7 @@ class Requests:
         Raises:
             StoreUnavailableError: As in ``submit``; or an open transaction holds the record.
         """
-        await self.now()
-        await self.settled(((group, key),))
-        [current] = await self.store.get([(group, key)])
-        holding = Holding(self, f"{key} of {group}")
-        while True:
-            if self.places.several(group, key) or (current is not None and in_transit(current)):
-                return await self.places.change(group, key, decide)
-            change = decide(current, self.clock.microseconds())
-            confirmed = change is None
-            if change is None:
-                change = self.confirmation(current, group, key)
-                if change is None:
-                    return None
-            write = write_after(group, key, current, change)
-            result = await self.submit(write)
-            if isinstance(result, Applied):
-                self._worker.wrote(write)
-                return None if confirmed else write
-            await holding.wait(write, result)
-            current = result.current
-            await self._worker.partitions.fresh()
+        return await change_record(self, group, key, decide)
 
     def wrote(self, write: Write) -> None:
         """A write was applied: the worker of this context may have to claim it soon."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from pyncette import chance
 from pyncette.bulk import Instance
-from pyncette.calls.requests import Holding, Requests, write_after
 from pyncette.calls.unreadable import reading_record
+from pyncette.calls.writing import Holding, Writer, change_record, write_after
 from pyncette.clock import Clock, from_microseconds, realtime
 from pyncette.engine import rules
 from pyncette.engine.moves import in_transit
@@ -182,7 +182,7 @@ class Wish:
 class Scheduling:
     """The call; see ``PyncetteContext.schedule_task`` for what it promises."""
 
-    def __init__(self, requests: Requests, worker: Worker) -> None:
+    def __init__(self, requests: Writer, worker: Worker) -> None:
         """Schedules instances on the store of a worker."""
         self._requests = requests
         self._worker = worker
@@ -236,7 +236,7 @@ class Scheduling:
         patience = realtime.monotonic() + ADVANCE_PATIENCE_S
         while True:
             try:
-                write = await self._requests.change(group, key, decide)
+                write = await change_record(self._requests, group, key, decide)
             except TaskLockedException:
                 if (
                     wish.template.execution_mode is not ExecutionMode.AT_MOST_ONCE

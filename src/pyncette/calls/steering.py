@@ -16,6 +16,7 @@ from pyncette import chance
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Requests, Wish
 from pyncette.calls.unreadable import reading_record
+from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
@@ -80,24 +81,23 @@ class Steering:
             write = Write(*pause_identity(task.group), pause_record(pause, now), ANY)
             await self._change_control(write)
             return
-        await self._change(task, name, lambda reading, now: rules.paused(reading, now, pause))
+        await _change(
+            self._requests, task, name, lambda reading, now: rules.paused(reading, now, pause)
+        )
 
     async def resume(self, task: Task, name: str | None) -> None:
         check_declared(task)
         if task.dynamic and name is None:
             await self._change_control(Write(*pause_identity(task.group), DELETE, ANY))
             return
-        await self._change(task, name, rules.resumed, creates=False)
+        await _change(self._requests, task, name, rules.resumed, creates=False)
 
     async def trigger(self, task: Task, name: str | None) -> int:
         check_declared(task)
-        if task.dynamic:
-            await self._refuse_if_paused(task, name)
-            if name is None:
-                return await self._trigger_all(task)
-        elif task.parent_task is not None:
-            await self._refuse_if_paused(task.parent_task, task.name)
-        return int(await self._change(task, name, rules.triggered))
+        if task.dynamic and name is None:
+            await _refuse_if_paused(self._requests, task, name)
+            return await self._trigger_all(task)
+        return await trigger_one(self._requests, task, name)
 
     async def pauses(self) -> list[PauseState]:
         now = await self._requests.now()
@@ -130,53 +130,12 @@ class Steering:
             raise ValueError(f"until must lie before the year 2255, not {until.isoformat()}")
         return Pause(instant, reason)
 
-    async def _change(self, task: Task, name: str | None, rule: Rule, creates: bool = True) -> bool:
-        """Changes one record by a rule; returns whether it was changed.
-
-        Raises:
-            TaskNotFoundError: There is no such instance.
-            TaskUnreadableError: The record cannot be read.
-        """
-        group, key = identity_of(task, name)
-        static = not task.dynamic and task.parent_task is None
-
-        def decide(current: Record | None, now: int) -> Change | None:
-            if current is not None:
-                return _ruled(task, current, rule, now)
-            if not static:
-                raise TaskNotFoundError(f"{task}" if name is None else f"{task}:{name}")
-            if not creates:
-                return None
-            # No worker has started with it yet: the record is created as a worker would.
-            return _created(task, rule, now)
-
-        return await self._requests.change(group, key, decide) is not None
-
     # A whole template.
 
     async def _change_control(self, write: Write) -> None:
         self._requests.notify(CONTROL_GROUP)
         await self._requests.submit(write)
         self._worker.wake_groups((CONTROL_GROUP,))
-
-    async def _refuse_if_paused(self, task: Task, name: str | None) -> None:
-        """Refuses to trigger what would wait for the end of a pause.
-
-        Raises:
-            TaskPausedError: The template or the partition is paused.
-        """
-        group = task.group if name is None else task.identify(name)
-        now = await self._requests.now()
-        identities = [pause_identity(name) for name in covering(group)]
-        await self._requests.settled(identities)
-        found = await self._requests.store.get(identities)
-        for record in found:
-            if record is None:
-                continue
-            pause = read_pause(record)
-            if not pause.pause.ended(now):
-                state = _shown(pause)
-                raise TaskPausedError(state.name, state.until, state.reason)
 
     async def _trigger_all(self, task: Task) -> int:
         count = failed = 0
@@ -203,6 +162,68 @@ class Steering:
         if failed:
             logger.warning("%d instances of %s were not triggered", failed, printable(task))
         return count
+
+
+async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
+    """Triggers a static task or an instance; returns 1, or 0 if that was requested already.
+
+    Raises:
+        TaskNotFoundError: There is no such instance.
+        TaskPausedError: Its template, or its partition, is paused.
+        TaskUnreadableError: The record cannot be read.
+        ValueError: The name of the instance is missing.
+    """
+    check_declared(task)
+    if task.dynamic:
+        await _refuse_if_paused(requests, task, name)
+    elif task.parent_task is not None:
+        await _refuse_if_paused(requests, task.parent_task, task.name)
+    return int(await _change(requests, task, name, rules.triggered))
+
+
+async def _change(
+    requests: Writer, task: Task, name: str | None, rule: Rule, creates: bool = True
+) -> bool:
+    """Changes one record by a rule; returns whether it was changed.
+
+    Raises:
+        TaskNotFoundError: There is no such instance.
+        TaskUnreadableError: The record cannot be read.
+    """
+    group, key = identity_of(task, name)
+    static = not task.dynamic and task.parent_task is None
+
+    def decide(current: Record | None, now: int) -> Change | None:
+        if current is not None:
+            return _ruled(task, current, rule, now)
+        if not static:
+            raise TaskNotFoundError(f"{task}" if name is None else f"{task}:{name}")
+        if not creates:
+            return None
+        # No worker has started with it yet: the record is created as a worker would.
+        return _created(task, rule, now)
+
+    return await change_record(requests, group, key, decide) is not None
+
+
+async def _refuse_if_paused(requests: Writer, task: Task, name: str | None) -> None:
+    """Refuses to trigger what would wait for the end of a pause.
+
+    Raises:
+        TaskPausedError: The template or the partition is paused.
+    """
+    group = task.group if name is None else task.identify(name)
+    now = await requests.now()
+    identities = [pause_identity(name) for name in covering(group)]
+    await requests.settled(identities)
+    found = await requests.store.get(identities)
+    for record in found:
+        if record is None:
+            continue
+        pause = read_pause(record)
+        if not pause.pause.ended(now):
+            state = _shown(pause)
+            raise TaskPausedError(state.name, state.until, state.reason)
 
 
 def _triggered_if_there(task: Task, current: Record | None, now: int) -> Change | None:

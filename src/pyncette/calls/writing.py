@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pyncette.clock import Clock, realtime
+from pyncette.engine.moves import in_transit
 from pyncette.errors import StoreUnavailableError, printable
-from pyncette.store import Refused, Write, expectation_holds
-from pyncette.store.deadline import DeadlineStore
-from pyncette.store.record import ABSENT, Change, Record
+from pyncette.store import (
+    Applied,
+    Identity,
+    Refused,
+    Result,
+    Write,
+    expectation_holds,
+)
+from pyncette.store.record import ABSENT, Change, Patch, Record
+
+if TYPE_CHECKING:
+    from pyncette.calls.places import Places
 
 PAUSE_INITIAL_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.5
@@ -22,11 +32,21 @@ Decide = Callable[[Record | None, int], Change | None]
 """Decides what to write, from the current record and the current instant; None: nothing."""
 
 
+class Reading(Protocol):
+    """Where records are read."""
+
+    deadline_s: float
+
+    async def get(self, identities: Sequence[Identity]) -> list[Record | None]:
+        """See ``pyncette.store.Store.get``."""
+        ...
+
+
 class Calling(Protocol):
     """What makes calls to a store."""
 
     @property
-    def store(self) -> DeadlineStore:
+    def store(self) -> Reading:
         """The store."""
         ...
 
@@ -34,6 +54,73 @@ class Calling(Protocol):
     def clock(self) -> Clock:
         """The app's clock."""
         ...
+
+
+class Writer(Calling, Protocol):
+    """Where one record is changed: in batches with other callers, or in a transaction of its own.
+
+    Attributes:
+        places: Finds and changes instances that may lie in several places.
+    """
+
+    places: Places
+
+    async def now(self) -> int:
+        """Returns the current instant, by which a call decides."""
+        ...
+
+    async def fresh(self) -> None:
+        """Lets what is known of partitions be fresh enough to decide by."""
+
+    async def settled(self, identities: Collection[Identity]) -> None:
+        """Waits until writes of these records that are under way have been answered."""
+
+    def confirmation(self, current: Record | None, group: str, key: str) -> Patch | None:
+        """Returns what to write to a record that is to stay as it is; None: nothing."""
+        ...
+
+    async def submit(self, write: Write) -> Applied | Refused:
+        """Makes one write."""
+        ...
+
+    async def write_all(self, writes: Sequence[Write], floor: int) -> list[Result]:
+        """Makes writes of different records, whose versions are at least ``floor``."""
+        ...
+
+    def wrote(self, write: Write) -> None:
+        """A write was applied: the worker of this context may have to claim it soon."""
+
+
+async def change_record(requests: Writer, group: str, key: str, decide: Decide) -> Write | None:
+    """Changes one record, from what it is now.
+
+    Returns:
+        The write that was applied; None if there was nothing to change.
+
+    Raises:
+        StoreUnavailableError: The store does not answer; or an open transaction holds the record.
+    """
+    await requests.now()
+    await requests.settled(((group, key),))
+    [current] = await requests.store.get([(group, key)])
+    holding = Holding(requests, f"{key} of {group}")
+    while True:
+        if requests.places.several(group, key) or (current is not None and in_transit(current)):
+            return await requests.places.change(group, key, decide)
+        change = decide(current, requests.clock.microseconds())
+        confirmed = change is None
+        if change is None:
+            change = requests.confirmation(current, group, key)
+            if change is None:
+                return None
+        write = write_after(group, key, current, change)
+        result = await requests.submit(write)
+        if isinstance(result, Applied):
+            requests.wrote(write)
+            return None if confirmed else write
+        await holding.wait(write, result)
+        current = result.current
+        await requests.fresh()
 
 
 class Holding:

@@ -13,18 +13,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from pyncette.connections import Dialect, Link
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.mysql.connection import (
     Address,
     Connection,
     LentConnections,
     OwnConnections,
+    database_of,
     driver_of,
     server_of,
 )
+from pyncette.mysql.joined import JoinedMysql
 from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
 from pyncette.options import store_factory, whole_number
+from pyncette.store.sql.joined import check_dialect
 from pyncette.store.sql.pool import Pool
 from pyncette.store.sql.rows import check_layout, check_table_name
 from pyncette.store.sql.store import POOL_SIZE_MIN, SqlStore
@@ -163,7 +167,7 @@ def mysql_repository(options: MysqlOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.mysql_pool
     size = options.mysql_pool_size if lender is None else lender.maxsize
-    return SqlStore(table, server.pool, size, server.open)
+    return SqlStore(table, server.pool, size, server.open, server.join)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -183,6 +187,7 @@ class _Server:
         self._table = table
         lent = options.mysql_pool is not None
         self._place = "MySQL" if lent else options.address().place
+        self._database: str | None = None
 
     def pool(self, size: int, kept: int) -> Pool:
         """A pool with this maximum number of connections."""
@@ -195,6 +200,13 @@ class _Server:
     async def open(self, users: Pool) -> None:
         """See ``pyncette.store.sql.store.SqlStore``. These servers send no notifications."""
         await users.run(self._prepare)
+
+    async def join(self, users: Pool, link: Link) -> JoinedMysql:
+        """See ``pyncette.store.sql.store.SqlStore``."""
+        check_dialect(link, Dialect.MYSQL, self._place)
+        if self._database is None:
+            self._database = await users.run(database_of, reads=True)
+        return JoinedMysql(link, self._table.name, self._database, self._place)
 
     async def _prepare(self, connection: Connection) -> None:
         if server_of(connection.get_server_info(), self._place).mariadb:

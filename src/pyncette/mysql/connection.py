@@ -211,6 +211,12 @@ async def _trip(connection: Connection, statements: tuple[str, ...]) -> Results:
             return results
 
 
+async def database_of(connection: Connection) -> str:
+    """Returns the database that a connection uses."""
+    [[[database]]] = await query(connection, "SELECT DATABASE()")
+    return str(database)
+
+
 async def settled(connection: Connection) -> None:
     """Waits until the server has answered a round trip that was given up."""
     trip = _trips.pop(connection, None)

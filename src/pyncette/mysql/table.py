@@ -99,7 +99,7 @@ class MysqlTable:
     def use_mariadb(self) -> None:
         """Prepares for MariaDB, once the server is known to be one."""
         self._names = names_of(self.name, mariadb=True)
-        self._record = _decoded
+        self._record = decoded
 
     async def _run(self, connection: Connection, *statements: str) -> Results:
         """Runs statements, and retries them if another transaction made the first one fail.
@@ -227,7 +227,7 @@ class MysqlTable:
         part: Sequence[int],
     ) -> None:
         """Makes all these changes of one kind, or none, and stores the results in the batch."""
-        rows = [_row(batch.batch[at], batch.expected[at], now) for at in part]
+        rows = [row_of(batch.batch[at], batch.expected[at], now) for at in part]
         if await self._change(connection, kind, rows):
             for at, row in zip(part, rows, strict=True):
                 batch.results[at] = Applied(ABSENT if kind is DELETION else row[4])
@@ -392,7 +392,7 @@ class MysqlTable:
         return counted(int(examined), int(found), examined_max, limit)
 
 
-def _row(write: Write, expect: int, now: int) -> tuple[Any, ...]:
+def row_of(write: Write, expect: int, now: int) -> tuple[Any, ...]:
     """A write as a row of its batch.
 
     Raises:
@@ -418,7 +418,7 @@ def _is_deadlock(error: Exception) -> bool:
     return code_of(error) == DEADLOCK
 
 
-def _decoded(row: tuple[Any, ...]) -> Record:
+def decoded(row: tuple[Any, ...]) -> Record:
     """Makes a record of a row of bytes. Bytes that are not UTF-8 are replaced: it is unreadable."""
     return record_of(
         tuple(

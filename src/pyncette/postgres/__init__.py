@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from pyncette.connections import Dialect, Link
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import store_factory, whole_number
 from pyncette.postgres.connection import (
@@ -27,8 +28,10 @@ from pyncette.postgres.connection import (
     set_up,
     translated,
 )
+from pyncette.postgres.joined import JoinedPostgres
 from pyncette.postgres.sql import schema_sql as _schema_sql
 from pyncette.postgres.table import PostgresTable
+from pyncette.store.sql.joined import check_dialect
 from pyncette.store.sql.listener import Listener
 from pyncette.store.sql.pool import Pool
 from pyncette.store.sql.rows import check_layout, check_table_name
@@ -101,7 +104,7 @@ def postgres_repository(options: PostgresOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.postgres_pool
     size = options.postgres_pool_size if lender is None else lender.get_max_size()
-    return SqlStore(table, server.pool, size, server.open)
+    return SqlStore(table, server.pool, size, server.open, server.join)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -122,6 +125,8 @@ class _Server:
         self._place = place_of(options.postgres_url or "")
         # Whether there is a pooler that shares sessions.
         self._pooled = False
+        # The schema of the table, and the database: where they are does not change.
+        self._located: tuple[str, str] | None = None
 
     def pool(self, size: int, kept: int) -> Pool:
         """A pool with this maximum number of connections."""
@@ -144,6 +149,13 @@ class _Server:
         place = place_of(url)
         open_one = partial(connect, url, place, named=False)
         return Listener(place, partial(listen, open_one, self._table.name))
+
+    async def join(self, users: Pool, link: Link) -> JoinedPostgres:
+        """See ``pyncette.store.sql.store.SqlStore``."""
+        check_dialect(link, Dialect.POSTGRES, self._place)
+        if self._located is None:
+            self._located = await users.run(self._table.locate, reads=True)
+        return JoinedPostgres(link, self._table.name, *self._located, self._place)
 
     async def _connect(self) -> Connection:
         url = self._options.postgres_url or ""

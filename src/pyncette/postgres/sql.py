@@ -57,6 +57,11 @@ _LAYOUT: Final = """\
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
 
+# The schema of that table, and the database.
+_PLACE: Final = """\
+SELECT relnamespace::regnamespace::text, current_database()::text FROM pg_class
+WHERE oid = to_regclass($1)"""
+
 # Creates the table unless it exists. If several workers start together, one creates it while the
 # others wait.
 _MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
@@ -150,8 +155,8 @@ WITH gone AS (
     DELETE FROM {table} AS t WHERE t.ctid = ANY(ARRAY(SELECT w.place FROM ({expected}) AS w))
     RETURNING t."group", t."key"
 )
-SELECT count(*), CASE WHEN count(*) < cardinality($1) THEN array_agg("group") END,
-    CASE WHEN count(*) < cardinality($1) THEN array_agg("key") END
+SELECT count(*), CASE WHEN count(*) < cardinality($1::text[]) THEN array_agg("group") END,
+    CASE WHEN count(*) < cardinality($1::text[]) THEN array_agg("key") END
 FROM gone"""
 
 _UPDATE: Final = """\
@@ -254,6 +259,7 @@ class Statements:
 
     def __init__(self, table: str) -> None:
         self.layout = _LAYOUT
+        self.place = _PLACE
         self.make = _MAKE.format(schema=schema_sql(table))
         self.claim = _CLAIM.format(
             table=table,

@@ -61,6 +61,11 @@ class PostgresTable:
         """The names of the columns of the table; none if there is no such table."""
         return [row[0] for row in await connection.fetch(self._statements.layout, self.name)]
 
+    async def locate(self, connection: Connection) -> tuple[str, str]:
+        """Returns the schema of the table, and the database."""
+        [(schema, database)] = await connection.fetch(self._statements.place, self.name)
+        return schema, database
+
     async def make(self, connection: Connection) -> None:
         """Creates the table and its index, unless they exist."""
         await connection.execute(self._statements.make)

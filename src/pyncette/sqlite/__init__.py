@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyncette.connections import Link
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
 from pyncette.sqlite.errors import is_busy
+from pyncette.sqlite.joined import JoinedSqlite
 from pyncette.sqlite.table import SqliteTable
 from pyncette.sqlite.thread import ConnectionThread
 from pyncette.store import (
@@ -32,6 +34,7 @@ from pyncette.store import (
     Write,
 )
 from pyncette.store.record import Record
+from pyncette.store.sql.joined import Joined
 from pyncette.store.sql.rows import check_table_name
 
 MEMORY: Final = ":memory:"
@@ -215,6 +218,15 @@ class SqliteStore:
 
     async def now(self) -> int | None:
         return None
+
+    async def joined(self, link: Link) -> Joined:
+        """Returns the calls of this store on a connection of the application.
+
+        Raises:
+            TypeError: It is connected to another kind of database.
+            StoreMisconfiguredError: The store is in memory.
+        """
+        return JoinedSqlite(link, self._table, self._path, self._place)
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> _Watch:
         watch = _Watch(groups, on_wake, self._forget)

@@ -187,19 +187,19 @@ class SqliteTable:
         self._of_keys = f'SELECT {columns} {keyed} AND t."key" = j.value'
         # One record, by the primary key.
         one = 'WHERE "group" = ? AND "key" = ?'
-        self._one = f"SELECT {columns} FROM {name} AS t {one}"
+        self.select_one = f"SELECT {columns} FROM {name} AS t {one}"
         self._take_key = (
             f"UPDATE {name} SET due_at = ?, token = ?, {running} {one} AND {unfinished} <= ?"
         )
-        self._put = (
+        self.put_one = (
             f"UPDATE {name} SET version = ?, due_at = ?, state = ?, token = ?, "
             f"unfinished_attempts = ?, schedule = ?, args = ?, progress = ? {one}"
         )
-        self._patch = (
+        self.patch_one = (
             f"UPDATE {name} SET version = ?, due_at = ?, state = ?, unfinished_attempts = ?, "
             f"progress = coalesce(?, progress) {one}"
         )
-        self._delete = f"DELETE FROM {name} {one}"
+        self.delete_one = f"DELETE FROM {name} {one}"
         # Many at once.
         unchanged = '"group" = ? AND version = ? AND (? IS NULL OR token = ?)'
         self._deletes = (
@@ -223,6 +223,9 @@ class SqliteTable:
             )
             for size in _STEPS
         }
+        self.insert_one = self._inserts[1]
+        # Changes nothing, but takes the lock of those that write.
+        self.touch = f"UPDATE {name} SET due_at = due_at WHERE rowid = -1"
         # A range of keys, by the primary key. The bounds are bytes: a cursor may be a key that is
         # not UTF-8. No text is greater than a blob.
         keys = (
@@ -480,7 +483,7 @@ class SqliteTable:
 
     def one(self, connection: sqlite3.Connection, group: str, key: str) -> Record | None:
         """One record, or None."""
-        row = connection.execute(self._one, (group, key)).fetchone()
+        row = connection.execute(self.select_one, (group, key)).fetchone()
         return None if row is None else _record(connection, row)
 
     def write(
@@ -557,7 +560,7 @@ class SqliteTable:
             )
         else:
             version = next_version(ABSENT, now)
-            rows = [_row(write, version) for write in writes]
+            rows = [insert_row(write, version) for write in writes]
             steps = _in_steps(self._inserts, (), rows, ())
         if len(writes) == 1:
             return version if _written(connection, steps) == 1 else None
@@ -580,14 +583,14 @@ class SqliteTable:
         if current is None:
             if not isinstance(change, Put):
                 return Applied(ABSENT)
-            connection.execute(self._inserts[1], _row(write, version))
+            connection.execute(self.insert_one, insert_row(write, version))
         elif isinstance(change, Delete):
-            connection.execute(self._delete, (group, key))
+            connection.execute(self.delete_one, (group, key))
             return Applied(ABSENT)
         elif isinstance(change, Patch):
-            connection.execute(self._patch, (version, *change, group, key))
+            connection.execute(self.patch_one, (version, *change, group, key))
         else:
-            connection.execute(self._put, (version, *change, group, key))
+            connection.execute(self.put_one, (version, *change, group, key))
         return Applied(version)
 
     def get(
@@ -736,7 +739,7 @@ def _written(
         return None
 
 
-def _row(write: Write, version: int) -> tuple[Any, ...]:
+def insert_row(write: Write, version: int) -> tuple[Any, ...]:
     group, key, change, _, _ = write
     assert isinstance(change, Put)
     due_at, state, token, unfinished_attempts, schedule, args, progress = change

@@ -7,10 +7,11 @@ call the app's clock is held, in case a test moves it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeVar
 
 from pyncette.clock import Clock, realtime
+from pyncette.connections import Link
 from pyncette.errors import StoreUnavailableError, describe
 from pyncette.observers import Reporter
 from pyncette.store import (
@@ -27,6 +28,7 @@ from pyncette.store import (
     Write,
 )
 from pyncette.store.record import Record
+from pyncette.store.sql.joined import Joined
 
 _Answer = TypeVar("_Answer")
 
@@ -122,6 +124,21 @@ class DeadlineStore:
 
     async def now(self) -> int | None:
         return await self._bounded("now", self._store.now())
+
+    async def joined(self, link: Link) -> Joined:
+        """Returns the calls of the store on a connection of the application.
+
+        Raises:
+            TypeError: The store has no transactions, or the connection is to another database.
+            StoreUnavailableError: The store does not answer.
+        """
+        join: Callable[[Link], Awaitable[Joined]] | None = getattr(self._store, "joined", None)
+        if join is None:
+            raise TypeError(
+                f"The store of this app ({type(self._store).__name__}) cannot take part in a "
+                "transaction: those in SQLite files, PostgreSQL, MySQL and MariaDB can"
+            )
+        return await self._bounded("joining a transaction", join(link))
 
     @property
     def now_uncertainty(self) -> int:

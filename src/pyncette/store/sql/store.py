@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, Protocol
 
+from pyncette.connections import Link
 from pyncette.errors import StoreError
 from pyncette.store import (
     Claimed,
@@ -25,6 +26,7 @@ from pyncette.store import (
 )
 from pyncette.store.record import Record
 from pyncette.store.sql.conditional import ConditionalWrite
+from pyncette.store.sql.joined import Joined
 from pyncette.store.sql.listener import Listener
 from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.store.sql.pool import Connection, Pool
@@ -85,6 +87,7 @@ class SqlStore:
         size: Maximum number of connections of all pools together, at least ``POOL_SIZE_MIN``.
         opening: Connects to the server with the pool of users' calls, and creates the table if it
             is missing. Returns the function that listens, if the server can notify.
+        joining: Returns the calls on a connection of the application.
     """
 
     def __init__(
@@ -93,12 +96,14 @@ class SqlStore:
         pool: Callable[[int, int], Pool],
         size: int,
         opening: Callable[[Pool], Awaitable[Listener | None]],
+        joining: Callable[[Pool, Link], Awaitable[Joined]],
     ) -> None:
         self._table = table
         self._claims = pool(1, 1)
         self._outcomes = pool(1, 1)
         self._users = pool(max(size - RESERVED, 1), 0)
         self._opening = opening
+        self._joining = joining
         self._listener: Listener | None = None
 
     async def open(self) -> None:
@@ -178,6 +183,14 @@ class SqlStore:
 
     async def now(self) -> int | None:
         return await self._claims.run(self._table.now, reads=True)
+
+    async def joined(self, link: Link) -> Joined:
+        """Returns the calls of this store on a connection of the application.
+
+        Raises:
+            TypeError: It is connected to another kind of database.
+        """
+        return await self._joining(self._users, link)
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         if self._listener is None:

@@ -1,0 +1,212 @@
+"""Connections for the event loop, each with what is special about its driver."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from pyncette.connections.blocking import SQLALCHEMY, core_answer, known, style_of
+from pyncette.connections.links import Answer, Dialect
+from pyncette.connections.placeholders import Style, rendered
+
+
+class _Given:
+    """What all drivers have in common."""
+
+    style = Style.PERCENT
+
+    def __init__(self, connection: Any, name: str) -> None:
+        self.connection = connection
+        self.name = name
+        self._transaction: Any = None
+
+    async def flush(self) -> None:
+        """Nothing is held back."""
+
+    async def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        text, ordered = rendered(statement, parameters, self.style)
+        async with self._cursor() as cursor:
+            await (cursor.execute(text) if ordered is None else cursor.execute(text, ordered))
+            rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+            return Answer(rows, cursor.rowcount)
+
+    def _cursor(self) -> Any:
+        return self.connection.cursor()
+
+
+class Asyncpg(_Given):
+    """asyncpg: a connection, or one of a pool."""
+
+    def dialect(self) -> Dialect:
+        return Dialect.POSTGRES
+
+    async def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        rows = await self.connection.fetch(statement, *parameters)
+        return Answer([tuple(row) for row in rows], -1)
+
+    def is_outside(self) -> bool:
+        return not self.has_begun()
+
+    def has_begun(self) -> bool:
+        return bool(self.connection.is_in_transaction())
+
+    async def begin(self) -> None:
+        self._transaction = self.connection.transaction()
+        await self._transaction.start()
+
+    async def commit(self) -> None:
+        await self._transaction.commit()
+
+    async def rollback(self, error: BaseException | None) -> None:
+        await self._transaction.rollback()
+
+
+class AsyncPsycopg(_Given):
+    """psycopg 3."""
+
+    def dialect(self) -> Dialect:
+        return Dialect.POSTGRES
+
+    def _cursor(self) -> Any:
+        return self.connection.cursor(row_factory=sys.modules["psycopg"].rows.tuple_row)
+
+    def is_outside(self) -> bool:
+        return not self.has_begun()
+
+    def has_begun(self) -> bool:
+        return bool(self.connection.info.transaction_status)
+
+    async def begin(self) -> None:
+        self._transaction = AsyncExitStack()
+        await self._transaction.enter_async_context(self.connection.transaction())
+
+    async def commit(self) -> None:
+        await self._transaction.aclose()
+
+    async def rollback(self, error: BaseException | None) -> None:
+        error = error or sys.modules["psycopg"].Rollback()
+        await self._transaction.__aexit__(type(error), error, None)
+
+
+class AsyncMysql(_Given):
+    """asyncmy and aiomysql."""
+
+    def dialect(self) -> Dialect:
+        return Dialect.MYSQL
+
+    def _cursor(self) -> Any:
+        module = sys.modules[type(self.connection).__module__.partition(".")[0] + ".cursors"]
+        return self.connection.cursor(module.Cursor)
+
+    def is_outside(self) -> bool:
+        return bool(self.connection.get_autocommit()) and not self.has_begun()
+
+    def has_begun(self) -> bool:
+        return bool(self.connection.get_transaction_status())
+
+    async def begin(self) -> None:
+        await self.connection.begin()
+
+    async def commit(self) -> None:
+        await self.connection.commit()
+
+    async def rollback(self, error: BaseException | None) -> None:
+        await self.connection.rollback()
+
+
+class Aiosqlite(_Given):
+    """aiosqlite."""
+
+    style = Style.QUESTION
+
+    def dialect(self) -> Dialect:
+        return Dialect.SQLITE
+
+    async def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        async with self.connection.cursor() as cursor:
+            cursor.row_factory = None
+            await cursor.execute(statement, parameters)
+            rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+            return Answer(rows, cursor.rowcount)
+
+    def is_outside(self) -> bool:
+        return not self.has_begun() and self.connection.isolation_level is None
+
+    def has_begun(self) -> bool:
+        return bool(self.connection.in_transaction)
+
+    async def begin(self) -> None:
+        await self.connection.execute("BEGIN IMMEDIATE")
+
+    async def commit(self) -> None:
+        await self.connection.commit()
+
+    async def rollback(self, error: BaseException | None) -> None:
+        await self.connection.rollback()
+
+
+class AsyncSqlalchemyConnection(_Given):
+    """An ``AsyncConnection`` of SQLAlchemy.
+
+    Args:
+        connection: It.
+        name: What it is, for messages.
+        native: Returns the driver of what lies below; None if that is not known.
+    """
+
+    def __init__(self, connection: Any, name: str, native: Callable[[Any], Any | None]) -> None:
+        super().__init__(connection, name)
+        self._native = native
+        self._below: Any = None
+
+    def dialect(self) -> Dialect:
+        name = self._dialect().name
+        return known(SQLALCHEMY.get(name), self.name, name)
+
+    def _dialect(self) -> Any:
+        return self.connection.dialect
+
+    async def _core(self) -> Any:
+        return self.connection
+
+    async def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        core = await self._core()
+        self._below = core
+        text, ordered = rendered(statement, parameters, style_of(core.dialect, self.name))
+        given = () if ordered is None else (tuple(ordered),)
+        return core_answer(await core.exec_driver_sql(text, *given))
+
+    def is_outside(self) -> bool:
+        native = self._native(self._below.sync_connection.connection.driver_connection)
+        return native is not None and bool(native.is_outside())
+
+    def has_begun(self) -> bool:
+        return bool(self.connection.in_transaction())
+
+    async def begin(self) -> None:
+        self._transaction = await self.connection.begin()
+        if self.dialect() is Dialect.SQLITE:
+            raw = (await (await self._core()).get_raw_connection()).driver_connection
+            if not raw.in_transaction:
+                await raw.execute("BEGIN IMMEDIATE")
+
+    async def commit(self) -> None:
+        await self._transaction.commit()
+
+    async def rollback(self, error: BaseException | None) -> None:
+        await self._transaction.rollback()
+
+
+class AsyncSqlalchemySession(AsyncSqlalchemyConnection):
+    """An ``AsyncSession`` of SQLAlchemy."""
+
+    def _dialect(self) -> Any:
+        return self.connection.get_bind().dialect
+
+    async def _core(self) -> Any:
+        return await self.connection.connection()
+
+    async def flush(self) -> None:
+        await self.connection.flush()
