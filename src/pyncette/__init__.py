@@ -6,6 +6,7 @@ from pyncette.context import PyncetteContext
 from pyncette.errors import (
     ArgumentError,
     LeaseLostException,
+    NoTransactionError,
     ProcessEndedError,
     PyncetteException,
     StoreError,
@@ -57,6 +58,7 @@ __all__ = [
     "Heartbeat",
     "Instance",
     "LeaseLostException",
+    "NoTransactionError",
     "OnExisting",
     "Overlap",
     "PartitionedTask",

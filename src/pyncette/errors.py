@@ -115,6 +115,10 @@ class TaskLockedException(PyncetteException):
         self.failed = failed
 
 
+class NoTransactionError(PyncetteException):
+    """A connection is not in a transaction that a call could join, or is in one already."""
+
+
 class TaskExistsError(PyncetteException):
     """There is an instance of this name already, and it was to be created.
 

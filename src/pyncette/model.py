@@ -19,8 +19,11 @@ from typing import (
     get_args,
 )
 
+from pyncette.errors import PyncetteException
+
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
+    from pyncette.engine.transaction import Transaction
     from pyncette.task import Task
 
 
@@ -311,6 +314,37 @@ class Context:
             ValueError: ``n`` is out of range, or a calendar fails.
         """
         return []
+
+    def transaction(self, connection: Any = None) -> Transaction:
+        """Begins a transaction that this run commits together with its outcome.
+
+        What the block does in that database happens exactly once for each occurrence, whatever
+        dies meanwhile. See "In your own transaction" in the documentation::
+
+            async with context.transaction() as connection:
+                await connection.execute("UPDATE account SET ...")
+
+        At the end of the block the run is settled as succeeded in the transaction, which is then
+        committed. If the block raises, it is rolled back, and the run fails as usual. A function
+        that runs in a thread writes ``with``. A fixture or a context item of the name
+        ``transaction`` takes the place of this method.
+
+        Args:
+            connection: A connection of your own, or a session of SQLAlchemy, to the database of
+                the app's store; no transaction may be open on it. None: the store lends one, as
+                its driver has them (asyncpg, asyncmy, sqlite3).
+
+        Raises:
+            PyncetteException: The run has had its transaction; its task is at most once; the block
+                has ended the transaction itself.
+            LeaseLostException: Another worker has claimed the record, or it was replaced or
+                removed. All that was done in the block is undone.
+            NoTransactionError: A transaction is open on the connection already.
+            StoreMisconfiguredError: The connection finds no records of the app's store; or its
+                isolation is not that of READ COMMITTED on PostgreSQL.
+            TypeError: The store has no transactions, or the connection cannot be used here.
+        """
+        raise PyncetteException("This context belongs to no run, so there is nothing to settle")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import concurrent.futures
 import inspect
 import logging
 import os
-import queue
 import threading
 import weakref
 from collections.abc import (
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
     Iterable,
 )
 from contextlib import AbstractAsyncContextManager
-from functools import partial, update_wrapper
-from itertools import islice
+from functools import update_wrapper
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pyncette.clock import realtime
 from pyncette.connections import is_argument, link_of
 from pyncette.context import PyncetteContext
-from pyncette.errors import PyncetteException, StoreUnavailableError, describe
+from pyncette.desk import PAGE, Desk, result_of
+from pyncette.errors import PyncetteException, describe
 from pyncette.model import TaskState, Where
 from pyncette.task import Task
 
@@ -39,9 +36,6 @@ logger: Final = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
-
-PAGE: Final = 1_000
-"""Items that are handed from one thread to the other together."""
 
 EXIT_PATIENCE_S: Final = 10.0
 """How long the end of the process waits for connections to close."""
@@ -77,18 +71,9 @@ class _Thread:
             )
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
-            return _result_of(future)
+            return result_of(future)
         finally:
             future.cancel()
-
-
-def _result_of(future: concurrent.futures.Future[_T]) -> _T:
-    try:
-        return future.result()
-    except concurrent.futures.CancelledError as error:
-        raise StoreUnavailableError(
-            "The app was closed while the call was under way: what it has done is not known"
-        ) from error
 
 
 class _Process:
@@ -210,9 +195,9 @@ def _call_joined(
 
     The statements are run in this thread; the event loop decides which.
     """
-    with _Desk() as desk:
+    with Desk() as desk:
         options = {**options, "connection": link_of(connection, desk.do)}
-        return desk.serve(opened, lambda context: method(context, *args, **options))
+        return desk.serve(opened.thread.loop, method(opened.context, *args, **options))
 
 
 _READ_BY_CALLER: Final = ("instances", "names")
@@ -227,7 +212,7 @@ def _served(
     signature = inspect.signature(method)
 
     def call(self: SyncContext, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        with _Desk() as desk:
+        with Desk() as desk:
             given = signature.bind(None, *args, **kwargs).arguments
             for name in _READ_BY_CALLER:
                 if isinstance(given.get(name), Iterable):
@@ -237,7 +222,8 @@ def _served(
                     given[name] = desk.told(given[name])
             del given["self"]
             many: Callable[..., Coroutine[Any, Any, _T]] = method
-            return desk.serve(self._opened_here(), lambda context: many(context, **given))
+            opened = self._opened_here()
+            return desk.serve(opened.thread.loop, many(opened.context, **given))
 
     return lambda _: update_wrapper(call, method)
 
@@ -419,65 +405,3 @@ class SyncContext:
         opened, self._open = self._open, None
         self._lock = threading.Lock()
         return opened
-
-
-class _Desk:
-    """Serves a bulk call that runs in the thread: what is the caller's is done by the caller."""
-
-    def __init__(self) -> None:
-        self._asked: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._asked.put(None)
-
-    def serve(
-        self, opened: _Open, call: Callable[[PyncetteContext], Coroutine[Any, Any, _T]]
-    ) -> _T:
-        """Makes the call, and does what it asks for until it has ended."""
-        future: concurrent.futures.Future[_T] = asyncio.run_coroutine_threadsafe(
-            call(opened.context), opened.thread.loop
-        )
-        future.add_done_callback(lambda _: self._asked.put(None))
-        try:
-            while (wanted := self._asked.get()) is not None:
-                wanted()
-            return _result_of(future)
-        finally:
-            future.cancel()
-
-    async def do(self, work: Callable[[], _T]) -> _T:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[_T] = loop.create_future()
-
-        def settle(result: _T | None, error: BaseException | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)  # type: ignore[arg-type]
-
-        def do() -> None:
-            try:
-                result = work()
-            except Exception as error:
-                loop.call_soon_threadsafe(settle, None, error)
-            else:
-                loop.call_soon_threadsafe(settle, result, None)
-
-        self._asked.put(do)
-        return await answer
-
-    async def read(self, items: Iterable[_Item]) -> AsyncIterator[_Item]:
-        """Goes through these items, which the caller reads."""
-        iterator = iter(items)
-        while page := await self.do(lambda: list(islice(iterator, PAGE))):
-            for item in page:
-                yield item
-
-    def told(self, callback: Callable[[_Item], object]) -> Callable[[_Item], None]:
-        """Returns a callback that lets the caller call this one."""
-        return lambda item: self._asked.put(partial(callback, item))

@@ -154,8 +154,17 @@ class _Django(Client):
 
 
 @asynccontextmanager
-async def client(store: str, driver: str, place: Place) -> AsyncIterator[Client]:
-    """A connection to the database of a store; closed afterwards."""
+async def client(
+    store: str, driver: str, place: Place, shared: bool = False
+) -> AsyncIterator[Client]:
+    """A connection to the database of a store; closed afterwards.
+
+    Args:
+        store: The store.
+        driver: The driver.
+        place: Where the store is.
+        shared: Whether another thread uses it, one at a time.
+    """
     lite = store == "sqlite-file"
     address = str(place.configuration["sqlite_database"]) if lite else url(store)
     parts = urlsplit(address)
@@ -173,6 +182,8 @@ async def client(store: str, driver: str, place: Place) -> AsyncIterator[Client]
         return
     if kind[0] == "django":
         connection = django_connection(store, address)
+        if shared:
+            connection.inc_thread_sharing()
         try:
             yield _Django(connection, blocking=True)
         finally:
@@ -224,14 +235,14 @@ async def client(store: str, driver: str, place: Place) -> AsyncIterator[Client]
                 file.row_factory = aiosqlite.Row
                 yield _Async(file)
         case "sqlite3":
-            lent = sqlite3.connect(address)
+            lent = sqlite3.connect(address, check_same_thread=not shared)
             lent.row_factory = sqlite3.Row
             try:
                 yield Client(lent)
             finally:
                 lent.close()
         case _:
-            lent = sqlite3.connect(address, isolation_level=None)
+            lent = sqlite3.connect(address, isolation_level=None, check_same_thread=not shared)
             try:
                 yield _ByHand(lent)
             finally:

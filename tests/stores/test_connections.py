@@ -19,9 +19,9 @@ from tests.stores.every_store import place_of
 
 from pyncette import Context, Pyncette, PyncetteContext, Task
 from pyncette.clock import realtime
-from pyncette.connections import NoTransactionError
 from pyncette.engine.partitions import Fact, fact_identity, fact_record
 from pyncette.errors import (
+    NoTransactionError,
     StoreMisconfiguredError,
     StoreUnavailableError,
     TaskExistsError,

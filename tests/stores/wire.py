@@ -20,9 +20,13 @@ class Wire:
         self._frozen: set[asyncio.Task[None]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self._requests: set[asyncio.Task[None]] = set()
+        # For what carries requests, what carries their answers.
+        self._partners: dict[asyncio.Task[None] | None, list[asyncio.Task[None]]] = {}
         self.connections = 0
         self.cut_before: bytes | None = None
         """A connection ends before it carries anything that contains this."""
+        self.cut_after: bytes | None = None
+        """A connection ends after a request that contains this was carried: its answer is lost."""
         self.keep_open = False
         """Whether this side stays open when the other one has ended."""
         self.ended = asyncio.Event()
@@ -59,7 +63,9 @@ class Wire:
         there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
         requests = asyncio.create_task(self._pump(reader, back))
         self._requests.add(requests)
-        self._pumps |= {requests, asyncio.create_task(self._pump(there, writer))}
+        answers = asyncio.create_task(self._pump(there, writer))
+        self._partners[requests] = [answers]
+        self._pumps |= {requests, answers}
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -70,6 +76,9 @@ class Wire:
                     await asyncio.Event().wait()
                 writer.write(data)
                 await writer.drain()
+                if self.cut_after is not None and self.cut_after in data:
+                    for pump in self._partners.pop(asyncio.current_task(), ()):
+                        pump.cancel()
             self.ended.set()
             if self.keep_open:
                 await asyncio.Event().wait()

@@ -35,7 +35,6 @@ from pyncette.connections.links import (
     Dialect,
     Do,
     Link,
-    NoTransactionError,
     at_once,
 )
 
@@ -156,7 +155,7 @@ __all__ = [
     "Dialect",
     "Do",
     "Link",
-    "NoTransactionError",
+    "at_once",
     "is_argument",
     "link_of",
 ]

@@ -189,6 +189,11 @@ class Django(_Given):
 
     def begin(self) -> None:
         transaction = sys.modules["django.db.transaction"]
+        if transaction.get_connection(self.connection.alias) is not self.connection:
+            raise TypeError(
+                f"{self.name} is not the one that this thread has under {self.connection.alias!r}: "
+                "pass django.db.connection, or django.db.connections[alias]"
+            )
         self._atomic = transaction.atomic(using=self.connection.alias, durable=True)
         self._atomic.__enter__()
 

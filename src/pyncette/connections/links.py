@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from pyncette.errors import NoTransactionError
+
 _T = TypeVar("_T")
 
 
@@ -36,10 +38,6 @@ class Answer(NamedTuple):
 
     rows: list[tuple[Any, ...]]
     changed: int
-
-
-class NoTransactionError(ValueError):
-    """A call was to be made in a transaction of a connection, but there is none."""
 
 
 class _Described(Protocol):

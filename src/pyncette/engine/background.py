@@ -25,7 +25,7 @@ class Background:
 
     def __init__(self) -> None:
         """Takes the current event loop and a copy of the current context."""
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -39,7 +39,7 @@ class Background:
             name: The name of the task.
             awaited: Whether the caller takes its result. If not, an error is logged.
         """
-        task = asyncio.Task(coroutine, loop=self._loop, name=name, context=self._context.copy())
+        task = asyncio.Task(coroutine, loop=self.loop, name=name, context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard if awaited else self._ended)
         return task
@@ -47,7 +47,7 @@ class Background:
     def call(self, function: Callable[[], None]) -> None:
         """Calls a function in the event loop soon; safe in signal handlers and other threads."""
         with suppress(RuntimeError):  # the event loop is closed already
-            self._loop.call_soon_threadsafe(function)
+            self.loop.call_soon_threadsafe(function)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -30,6 +30,7 @@ from pyncette.engine.run_events import (
     tell_exhausted,
     tell_missed,
 )
+from pyncette.engine.transaction import Transaction
 from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
@@ -82,6 +83,9 @@ class RunContext(Context):
 
     def upcoming(self, n: int = 1) -> list[datetime]:
         return self._execution.upcoming(n)
+
+    def transaction(self, connection: Any = None) -> Transaction:
+        return Transaction(self._execution, connection)
 
 
 def _deadline(execution: Execution) -> datetime | None:
@@ -169,6 +173,9 @@ class _Rare:
         timed_out: Whether the body was cancelled at its timeout.
         replaced_by_body: Whether the body itself has replaced or removed the record.
         give_back: Whether to release the lease when the execution, which is cancelled, has ended.
+        in_transaction: Whether a transaction of the body is open.
+        settling: Whether the outcome is being written in a transaction of the body.
+        settled: Whether it was written so, and committed.
     """
 
     __slots__ = (
@@ -180,9 +187,12 @@ class _Rare:
         "failure",
         "fencing_token",
         "give_back",
+        "in_transaction",
         "interrupted",
         "loss",
         "replaced_by_body",
+        "settled",
+        "settling",
         "timed_out",
     )
 
@@ -199,6 +209,9 @@ class _Rare:
         self.timed_out = False
         self.replaced_by_body = False
         self.give_back = False
+        self.in_transaction = False
+        self.settling = False
+        self.settled = False
 
 
 class Execution:
@@ -261,6 +274,11 @@ class Execution:
         return shown(found, self.reading.schedule.timezone)
 
     @property
+    def parts(self) -> TaskParts:
+        """What it shares with the other executions of its task."""
+        return self._parts
+
+    @property
     def declared(self) -> Task:
         """The declared task: a static task, or the template."""
         return self._parts.task
@@ -293,6 +311,11 @@ class Execution:
         """Whether the lease is lost."""
         return self.rare is not None and self.rare.loss is not None
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a transaction of the body has the outcome, or is about to have it."""
+        return self.rare is not None and (self.rare.settling or self.rare.settled)
+
     def rarely(self) -> _Rare:
         """Returns what only few executions need, to change it."""
         if self.rare is None:
@@ -304,7 +327,7 @@ class Execution:
     @property
     def beats(self) -> BeatPlan | None:
         """The automatic heartbeats of the task, as long as they make sense."""
-        return None if self.is_lost or not self.begun else self._parts.beats
+        return None if self.is_lost or self.is_settled or not self.begun else self._parts.beats
 
     @property
     def claimed_at(self) -> float:
@@ -413,6 +436,15 @@ class Execution:
         if self._interrupted and isinstance(error, asyncio.CancelledError):
             self._tell_cancelled(True, "its lease is lost")  # there is no outcome
             return
+        if self.is_settled:
+            logger.warning(
+                "Task %s raised after its transaction was committed; the run has succeeded all "
+                "the same: %s",
+                self.label,
+                describe(error),
+                exc_info=error,
+            )
+            return
         parts = self._parts
         attempt = Attempt(
             self.reading,
@@ -501,6 +533,11 @@ class Execution:
             return True
         if not self._is_cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited
+        if self.is_settled:
+            logger.debug("Task %s was cancelled after its transaction was committed", self.label)
+            if self._batch.watched:
+                self._tell_success()
+            return False
         if not self._is_cancelled:
             self._tell_cancelled(
                 False,
@@ -571,17 +608,30 @@ class Execution:
         started = self._started or 0
         if rare is None:
             return self.write(rules.succeeded(self.reading, parts.policy, now, (started, now)))
+        if rare.settled:
+            return None
         if rare.loss is not None:
             self._tell_lost()
             return None
         failure, ran = rare.failure, (started, rare.ended or now)
         if failure is None:
-            change = rules.succeeded(self.reading, parts.policy, now, ran)
-        elif failure.outcome is Outcome.SKIPPED:
+            return self.outcome(now)
+        if failure.outcome is Outcome.SKIPPED:
             change = rules.skipped(self.reading, parts.policy, now, failure.error, ran)
         else:
             change = rules.failed(self.reading, parts.policy, now, failure, ran)
         return self.write(change)
+
+    def outcome(self, now: int) -> Write:
+        """Returns the change of a run that has succeeded."""
+        ended = (self.rare and self.rare.ended) or now
+        ran = (self._started or 0, ended)
+        return self.write(rules.succeeded(self.reading, self._parts.policy, now, ran))
+
+    def was_settled(self, write: Write, version: int) -> None:
+        """A transaction of the body was committed, which has written the outcome."""
+        self.rarely().settled = True
+        self.answered(Applied(version), write, self._parts.worker.clock.microseconds())
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         """Handles the store's answer to the outcome."""
@@ -716,6 +766,9 @@ class _Extension:
             execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
             self._finish(None)
         elif isinstance(answer, Refused):
+            if execution.is_settled:
+                self._finish(None)
+                return Next.DONE
             found = execution.compare(answer.current)
             if found is Verdict.HELD:
                 return again(write, answer)
@@ -745,7 +798,7 @@ class _Heartbeat(_Extension):
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if execution.ended or self.done.done():
+        if execution.ended or execution.is_settled or self.done.done():
             # The outcome supersedes the heartbeat.
             self._finish(None)
             return None
@@ -774,7 +827,7 @@ class _AutomaticHeartbeat(_Extension):
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
-        if execution.ended or execution.is_lost:
+        if execution.ended or execution.is_lost or execution.is_settled:
             execution.rarely().beating = False
             return None
         return super().build(now)

@@ -20,6 +20,8 @@ from pyncette.mysql.connection import (
     Connection,
     LentConnections,
     OwnConnections,
+    PlainConnections,
+    PlainlyLent,
     database_of,
     driver_of,
     server_of,
@@ -167,7 +169,7 @@ def mysql_repository(options: MysqlOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.mysql_pool
     size = options.mysql_pool_size if lender is None else lender.maxsize
-    return SqlStore(table, server.pool, size, server.open, server.join)
+    return SqlStore(table, server.pool, size, server.open, server.join, server.lend)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -196,6 +198,14 @@ class _Server:
         if lender is not None:
             return Pool(self._place, size, kept, LentConnections(self._place, lender), driver)
         return Pool(self._place, size, size, OwnConnections(self._options.address()), driver)
+
+    def lend(self, size: int) -> Pool:
+        """A pool whose sessions have no settings of the store."""
+        driver = driver_of(self._place)
+        lender = self._options.mysql_pool
+        if lender is not None:
+            return Pool(self._place, max(size - 1, 1), 0, PlainlyLent(lender), driver)
+        return Pool(self._place, size, 0, PlainConnections(self._options.address()), driver)
 
     async def open(self, users: Pool) -> None:
         """See ``pyncette.store.sql.store.SqlStore``. These servers send no notifications."""

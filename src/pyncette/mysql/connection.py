@@ -256,8 +256,8 @@ def packet_bytes_max(connection: Connection) -> int:
     return _packets[connection] - _PACKET_MARGIN
 
 
-async def connect(address: Address) -> Connection:
-    """Opens a connection and sets up its session.
+async def connect(address: Address, plainly: bool = False) -> Connection:
+    """Opens a connection and sets up its session, unless it is to be as the server makes it.
 
     Raises:
         StoreUnavailableError: The server cannot be reached now.
@@ -281,8 +281,9 @@ async def connect(address: Address) -> Connection:
                 connect_timeout=CONNECT_TIMEOUT_S,
                 program_name="pyncette",
             )
-            [*_, [limits]] = await query(connection, *SESSION)
-            _note_limits(connection, *limits)
+            if not plainly:
+                [*_, [limits]] = await query(connection, *SESSION)
+                _note_limits(connection, *limits)
     except BaseException as error:
         if connection is not None:
             dropped(connection)
@@ -335,6 +336,34 @@ class OwnConnections:
 
     def drop(self, connection: Connection) -> None:
         dropped(connection)
+
+
+class PlainConnections(OwnConnections):
+    """The same for a transaction of the application, whose session it is."""
+
+    async def open(self) -> Connection:
+        return await connect(self._address, plainly=True)
+
+
+class PlainlyLent:
+    """The same from the application's pool.
+
+    Args:
+        lender: An ``asyncmy.Pool``.
+    """
+
+    def __init__(self, lender: Any) -> None:
+        self._lender = lender
+
+    async def open(self) -> Connection:
+        return await self._lender.acquire()
+
+    async def close(self, connection: Connection) -> None:
+        self._lender.release(connection)
+
+    def drop(self, connection: Connection) -> None:
+        dropped(connection)
+        self._lender.release(connection)
 
 
 class LentConnections:

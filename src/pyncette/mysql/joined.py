@@ -74,7 +74,7 @@ class JoinedMysql(JoinedTable):
         self._mariadb = False
         self._lock_wait_s = 0
 
-    async def check(self) -> None:
+    async def check(self, settles: bool = False) -> None:
         """See ``Joined.check``."""
         [(there, charset, lock_wait_s, version)], _ = await self._link.run(
             _CHECK, self._database, self._table

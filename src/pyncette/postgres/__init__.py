@@ -104,7 +104,7 @@ def postgres_repository(options: PostgresOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.postgres_pool
     size = options.postgres_pool_size if lender is None else lender.get_max_size()
-    return SqlStore(table, server.pool, size, server.open, server.join)
+    return SqlStore(table, server.pool, size, server.open, server.join, server.lend)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -136,6 +136,14 @@ class _Server:
             return Pool(self._place, size, 0, LentConnections(lender), driver)
         return Pool(self._place, size, size, OwnConnections(self._connect), driver)
 
+    def lend(self, size: int) -> Pool:
+        """A pool whose sessions have no settings of the store."""
+        driver = driver_of(self._place)
+        lender = self._options.postgres_pool
+        if lender is not None:
+            return Pool(self._place, max(size - 1, 1), 0, LentConnections(lender), driver)
+        return Pool(self._place, size, 0, OwnConnections(self._connect_plainly), driver)
+
     async def open(self, users: Pool) -> Listener | None:
         """See ``pyncette.store.sql.store.SqlStore``."""
         if self._options.postgres_pool is None:
@@ -157,9 +165,12 @@ class _Server:
             self._located = await users.run(self._table.locate, reads=True)
         return JoinedPostgres(link, self._table.name, *self._located, self._place)
 
-    async def _connect(self) -> Connection:
+    async def _connect_plainly(self) -> Connection:
         url = self._options.postgres_url or ""
-        connection = await connect(url, self._place, named=not self._pooled)
+        return await connect(url, self._place, named=not self._pooled)
+
+    async def _connect(self) -> Connection:
+        connection = await self._connect_plainly()
         return connection if self._pooled else await set_up(connection, self._place)
 
     async def _look_for_a_pooler(self, users: Pool) -> None:

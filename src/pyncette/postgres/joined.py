@@ -22,7 +22,8 @@ from pyncette.store.sql.joined import (
 # Whether the table of the store is there, the name of the database, and settings of the session.
 _CHECK: Final = """\
 SELECT to_regclass($1::text) IS NOT NULL, current_database()::text,
-    current_setting('transaction_read_only'), current_setting('lock_timeout')"""
+    current_setting('transaction_read_only'), current_setting('lock_timeout'),
+    current_setting('transaction_isolation')"""
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -49,9 +50,10 @@ class JoinedPostgres(JoinedTable):
         self._statements = Statements(self._name)
         self._lock_timeout = "0"
 
-    async def check(self) -> None:
+    async def check(self, settles: bool = False) -> None:
         """See ``Joined.check``."""
-        [(there, database, read_only, lock_timeout)], _ = await self._link.run(_CHECK, self._name)
+        [answer], _ = await self._link.run(_CHECK, self._name)
+        there, database, read_only, lock_timeout, isolation = answer
         await self._link.check_inside()
         if database != self._database:
             raise StoreMisconfiguredError(
@@ -63,6 +65,12 @@ class JoinedPostgres(JoinedTable):
         if read_only == "on":
             raise StoreMisconfiguredError(
                 f"{self._link.name} is in a transaction that may only read"
+            )
+        if settles and isolation not in ("read committed", "read uncommitted"):
+            raise StoreMisconfiguredError(
+                f"{self._link.name} is in a transaction at {isolation.upper()}: it could not be "
+                "committed once a heartbeat, or a call, has changed the record of the run. Use "
+                "READ COMMITTED"
             )
         self._lock_timeout = lock_timeout
 

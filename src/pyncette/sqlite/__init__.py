@@ -14,13 +14,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pyncette.connections import Link
+from pyncette.connections import Do, Link
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
 from pyncette.sqlite.errors import is_busy
 from pyncette.sqlite.joined import JoinedSqlite
 from pyncette.sqlite.table import SqliteTable
-from pyncette.sqlite.thread import ConnectionThread
+from pyncette.sqlite.thread import BUSY_DEADLINE_S, ConnectionThread
 from pyncette.store import (
     Claimed,
     Counted,
@@ -227,6 +227,30 @@ class SqliteStore:
             StoreMisconfiguredError: The store is in memory.
         """
         return JoinedSqlite(link, self._table, self._path, self._place)
+
+    @asynccontextmanager
+    async def lent(self, do: Do) -> AsyncIterator[sqlite3.Connection]:
+        """Lends a connection to the file, for a transaction of a run.
+
+        Raises:
+            StoreMisconfiguredError: The store is in memory.
+        """
+        path = self._path
+        if path is None:
+            raise StoreMisconfiguredError(
+                f"{self._place} has a single connection: use a file to have transactions in it"
+            )
+        # It waits for others as long as they wait for it.
+        connection = await do(
+            lambda: sqlite3.connect(path, timeout=BUSY_DEADLINE_S, isolation_level=None)
+        )
+        try:
+            await do(
+                lambda: connection.execute(f"PRAGMA synchronous = {self._options.synchronous}")
+            )
+            yield connection
+        finally:
+            await do(connection.close)
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> _Watch:
         watch = _Watch(groups, on_wake, self._forget)

@@ -13,6 +13,7 @@ from pyncette.connections import Dialect, Link
 from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.sqlite.errors import is_busy
 from pyncette.sqlite.table import SqliteTable, insert_row
+from pyncette.sqlite.thread import BUSY_DEADLINE_S
 from pyncette.store import Write, next_version
 from pyncette.store.record import ABSENT, Delete, Patch, Put, Record, record_of
 from pyncette.store.sql.joined import (
@@ -27,12 +28,16 @@ from pyncette.store.sql.joined import (
 class JoinedSqlite(JoinedTable):
     """See ``pyncette.store.sql.joined.Joined``.
 
+    Others wait for the file for ``BUSY_DEADLINE_S``, then fail.
+
     Args:
         link: The connection.
         table: The statements on the table.
         path: The file of the store; None if it is in memory.
         place: The file, for messages.
     """
+
+    seconds_max: float | None = BUSY_DEADLINE_S / 2
 
     def __init__(self, link: Link, table: SqliteTable, path: str | None, place: str) -> None:
         check_dialect(link, Dialect.SQLITE, place)
@@ -45,7 +50,7 @@ class JoinedSqlite(JoinedTable):
         self._path = path
         self._place = place
 
-    async def check(self) -> None:
+    async def check(self, settles: bool = False) -> None:
         """See ``Joined.check``."""
         files, _ = await self._link.run("PRAGMA database_list")
         await self._link.check_inside()

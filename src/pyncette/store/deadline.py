@@ -8,10 +8,11 @@ call the app's clock is held, in case a test moves it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from pyncette.clock import Clock, realtime
-from pyncette.connections import Link
+from pyncette.connections import Do, Link
 from pyncette.errors import StoreUnavailableError, describe
 from pyncette.observers import Reporter
 from pyncette.store import (
@@ -134,11 +135,29 @@ class DeadlineStore:
         """
         join: Callable[[Link], Awaitable[Joined]] | None = getattr(self._store, "joined", None)
         if join is None:
-            raise TypeError(
-                f"The store of this app ({type(self._store).__name__}) cannot take part in a "
-                "transaction: those in SQLite files, PostgreSQL, MySQL and MariaDB can"
-            )
+            raise self._without_transactions()
         return await self._bounded("joining a transaction", join(link))
+
+    def lent(self, do: Do) -> AbstractAsyncContextManager[Any]:
+        """Lends a connection of the store's driver, for a transaction of a run.
+
+        Args:
+            do: Where a blocking connection is used.
+
+        Raises:
+            TypeError: The store has no transactions, or its connections cannot be used there.
+        """
+        lend = getattr(self._store, "lent", None)
+        if lend is None:
+            raise self._without_transactions()
+        lent: AbstractAsyncContextManager[Any] = lend(do)
+        return lent
+
+    def _without_transactions(self) -> TypeError:
+        return TypeError(
+            f"The store of this app ({type(self._store).__name__}) cannot take part in a "
+            "transaction: those in SQLite files, PostgreSQL, MySQL and MariaDB can"
+        )
 
     @property
     def now_uncertainty(self) -> int:

@@ -18,10 +18,21 @@ from pyncette.store.record import ABSENT, ANY, Patch, Put, Record
 
 
 class Joined(Protocol):
-    """A store on a connection of the application."""
+    """A store on a connection of the application.
 
-    async def check(self) -> None:
+    Attributes:
+        seconds_max: How long a transaction of a run may last, since nobody else can write
+            meanwhile; None: as long as it likes.
+    """
+
+    seconds_max: float | None
+
+    async def check(self, settles: bool = False) -> None:
         """Checks the connection; called before the other calls.
+
+        Args:
+            settles: Whether the outcome of a run will be written at the end of the transaction,
+                perhaps after others have changed its record.
 
         Raises:
             NoTransactionError: No transaction is open, and none begins by itself.
@@ -48,6 +59,8 @@ class Joined(Protocol):
 
 class JoinedTable:
     """What the dialects have in common: how a write is refused."""
+
+    seconds_max: float | None = None
 
     async def get(self, group: str, key: str) -> Record | None:
         """See ``Joined.get``."""

@@ -19,7 +19,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -142,6 +143,26 @@ class Pool:
                     f"{self._place}: the store was closed while a call was under way"
                 ) from error
             raise self._driver.translated(error) from error
+
+    @asynccontextmanager
+    async def lent(self) -> AsyncIterator[Connection]:
+        """Lends a new connection, which is closed afterwards: its session may have been changed.
+
+        Raises:
+            StoreError: It cannot be opened.
+        """
+        await self._room.acquire()
+        try:
+            connection = await self._take(kept=False)
+        except BaseException as error:
+            self._room.release()
+            if isinstance(error, self._driver.errors):
+                raise self._driver.translated(error) from error
+            raise
+        try:
+            yield connection
+        finally:
+            self._close_aside(connection, self._room.release)
 
     async def keep(self, connection: Connection) -> None:
         """Adds a connection that the same supply has opened."""

@@ -7,10 +7,11 @@ statements of a call are in ``Table``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from pyncette.connections import Link
+from pyncette.connections import Do, Link, at_once
 from pyncette.errors import StoreError
 from pyncette.store import (
     Claimed,
@@ -88,6 +89,7 @@ class SqlStore:
         opening: Connects to the server with the pool of users' calls, and creates the table if it
             is missing. Returns the function that listens, if the server can notify.
         joining: Returns the calls on a connection of the application.
+        lending: Makes a pool of this size, whose sessions are as the driver makes them.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class SqlStore:
         size: int,
         opening: Callable[[Pool], Awaitable[Listener | None]],
         joining: Callable[[Pool, Link], Awaitable[Joined]],
+        lending: Callable[[int], Pool],
     ) -> None:
         self._table = table
         self._claims = pool(1, 1)
@@ -104,6 +107,7 @@ class SqlStore:
         self._users = pool(max(size - RESERVED, 1), 0)
         self._opening = opening
         self._joining = joining
+        self._lent = lending(max(size - RESERVED, 1))
         self._listener: Listener | None = None
 
     async def open(self) -> None:
@@ -112,7 +116,7 @@ class SqlStore:
 
     async def close(self) -> None:
         """Closes every connection, also if it is cancelled."""
-        pools = (self._claims, self._outcomes, self._users)
+        pools = (self._claims, self._outcomes, self._users, self._lent)
         listener = self._listener
         try:
             await asyncio.gather(
@@ -191,6 +195,22 @@ class SqlStore:
             TypeError: It is connected to another kind of database.
         """
         return await self._joining(self._users, link)
+
+    @asynccontextmanager
+    async def lent(self, do: Do) -> AsyncIterator[Connection]:
+        """Lends a connection of the driver, for a transaction of a run.
+
+        Raises:
+            TypeError: It is wanted in a thread.
+            StoreError: It cannot be opened.
+        """
+        if do is not at_once:
+            raise TypeError(
+                "The connections of this store belong to the event loop: in a function that runs "
+                "in a thread, pass a blocking connection of your own to context.transaction()"
+            )
+        async with self._lent.lent() as connection:
+            yield connection
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         if self._listener is None:

@@ -1,0 +1,323 @@
+"""The transaction of a run: what its body does in a database, and its outcome, commit together.
+
+The last statement of the transaction writes the outcome, with the condition that this worker still
+holds the record. If it does not, the transaction is rolled back. So whatever happens, either both
+are there or neither, and a run whose worker died is repeated without a trace of the first one.
+
+It is the same change as that of the write queue, which skips a run that was settled here. If the
+answer to the commit is lost, the record tells what became of it: a heartbeat that is applied proves
+that it was rolled back, since the transaction would hold the record, or would have changed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pyncette.clock import realtime
+from pyncette.connections import Link, link_of
+from pyncette.connections.links import Do, at_once
+from pyncette.desk import Desk
+from pyncette.engine import rules
+from pyncette.engine.background import finished
+from pyncette.engine.rules import Verdict
+from pyncette.engine.writes import Next, again
+from pyncette.errors import PyncetteException, StoreUnavailableError, describe
+from pyncette.store import Applied, Refused, Result, Write, expectation_holds
+from pyncette.store.record import DELETE
+from pyncette.store.sql.joined import Joined
+
+if TYPE_CHECKING:
+    from pyncette.engine.execution import Execution
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+SAVEPOINT: Final = "pyncette_run"
+"""It is gone at the end if the block has ended the transaction itself, or a statement has."""
+
+PAUSE_INITIAL_S: Final = 0.01
+PAUSE_MAX_S: Final = 0.2
+"""Delay between retries of the outcome while another transaction holds the record."""
+
+
+class Transaction:
+    """The transaction of a run; see ``pyncette.model.Context.transaction``.
+
+    A context manager: ``async with`` in the event loop, ``with`` in a thread. It gives the
+    connection.
+    """
+
+    def __init__(self, execution: Execution, connection: Any) -> None:
+        """Begins nothing yet."""
+        self._execution = execution
+        self._connection = connection
+        self._worker = execution.parts.worker
+        self._ending = AsyncExitStack()
+        self._link: Link
+        self._joined: Joined
+        self._limit: asyncio.Timeout | None = None
+        self._desk: Desk | None = None
+
+    # In the event loop.
+
+    async def __aenter__(self) -> Any:
+        await self._begin(None)
+        if self._joined.seconds_max is not None:
+            self._limit = realtime.timeout(self._joined.seconds_max)
+            await self._limit.__aenter__()
+        return self._link.connection
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._limit is not None:
+            try:
+                await self._limit.__aexit__(kind, error, traceback)
+            except TimeoutError as late:
+                late.args = (
+                    f"The transaction of {self._execution.label} was open for more than "
+                    f"{self._joined.seconds_max:g} s, in which nobody else could write to the "
+                    "file: do what takes long before it or after it",
+                )
+                await self._to_its_end(late)
+                raise
+        if error is None:
+            try:
+                await self._link.flush()
+            except BaseException as failed:
+                await self._to_its_end(failed)
+                raise
+        await self._to_its_end(error)
+
+    async def _to_its_end(self, error: BaseException | None) -> None:
+        """Ends the transaction, also if the run is cancelled meanwhile."""
+        ending = asyncio.Task(self._end(error), name="pyncette transaction")
+        if await finished(ending, lambda: None):
+            with suppress(Exception):
+                ending.result()
+            raise asyncio.CancelledError
+        ending.result()
+
+    # In a thread.
+
+    def __enter__(self) -> Any:
+        self._served(lambda: self._begin(self._do))
+        return self._link.connection
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        async def end(error: BaseException | None) -> None:
+            try:
+                if error is None:
+                    await self._link.flush()
+            except BaseException as failed:
+                await self._end(failed)
+                raise
+            await self._end(error)
+
+        self._served(lambda: end(error))
+
+    def _served(self, call: Callable[[], Any]) -> None:
+        loop = self._worker.background.loop
+        with suppress(RuntimeError):
+            if asyncio.get_running_loop() is loop:
+                raise PyncetteException(
+                    "In the event loop, write 'async with context.transaction()': 'with' is for "
+                    "functions that run in a thread"
+                )
+        with Desk() as self._desk:
+            self._desk.serve(loop, call())
+
+    async def _do(self, work: Callable[[], _T]) -> _T:
+        assert self._desk is not None
+        return await self._desk.do(work)
+
+    # Both.
+
+    async def _begin(self, do: Do | None) -> None:
+        """Begins the transaction, and checks that its end can settle the run."""
+        execution = self._execution
+        rare = execution.rarely()
+        if execution.parts.at_most_once:
+            raise PyncetteException(
+                f"{execution.label} is at most once: its run was settled before it began. "
+                "context.transaction() is for tasks that run at least once"
+            )
+        if rare.settled or rare.in_transaction:
+            raise PyncetteException(
+                f"The run of {execution.label} has had its transaction: do all that belongs "
+                "together in one"
+            )
+        if execution.is_lost:
+            raise execution.lost()
+        if execution.ended:
+            raise PyncetteException(f"The run of {execution.label} has ended already")
+        store, clock = self._worker.store, self._worker.clock
+        try:
+            rare.in_transaction = True
+            self._ending.callback(self._left)
+            with clock.hold():
+                connection = self._connection
+                if connection is None:
+                    lent = store.lent(do or at_once)
+                    connection = await self._ending.enter_async_context(lent)
+                self._link = link_of(connection, do)
+                self._joined = await store.joined(self._link)
+                await self._link.begin()
+                try:
+                    await self._joined.check(settles=True)
+                    await self._link.run(f"SAVEPOINT {SAVEPOINT}")
+                except BaseException as error:
+                    await self._rolled_back(error)
+                    raise
+        except BaseException:
+            await self._ending.aclose()
+            raise
+
+    def _left(self) -> None:
+        self._execution.rarely().in_transaction = False
+
+    async def _end(self, error: BaseException | None) -> None:
+        """Settles the run and commits; or undoes everything."""
+        async with self._ending:
+            with self._worker.clock.hold():
+                if error is not None:
+                    await self._rolled_back(error)
+                    return
+                rare = self._execution.rarely()
+                rare.settling = True
+                try:
+                    settled = await self._settled()
+                    await self._committed(settled)
+                finally:
+                    rare.settling = False
+
+    async def _settled(self) -> tuple[Write, int] | None:
+        """Writes the outcome; returns it, and the version of the record after it."""
+        try:
+            try:
+                await self._link.run(f"RELEASE SAVEPOINT {SAVEPOINT}")
+            except Exception as error:
+                raise PyncetteException(
+                    f"The transaction of {self._execution.label} cannot be settled: the block has "
+                    "ended it (by a commit, a rollback, or a statement that commits by itself), "
+                    f"or a statement in it has failed: {describe(error)}"
+                ) from error
+            return await self._write_outcome()
+        except BaseException as error:
+            await self._rolled_back(error)
+            raise
+
+    async def _write_outcome(self) -> tuple[Write, int] | None:
+        execution = self._execution
+        pause = PAUSE_INITIAL_S
+        while True:
+            now = self._worker.clock.microseconds()
+            write = execution.outcome(now)
+            result = await self._joined.write(write, now)
+            if isinstance(result, Applied):
+                return write, result.version
+            found = execution.compare(result.current)
+            if found is not Verdict.HELD:
+                rare = execution.rarely()
+                if rare.replaced_by_body:
+                    # What the body has put in the place of its own run holds.
+                    return None
+                raise execution.lost()
+            if expectation_holds(write, result.current):
+                if now >= (execution.reading.record.due_at or 0):
+                    raise StoreUnavailableError(
+                        f"The record of {execution.label} was locked by an open transaction until "
+                        "its lease ended"
+                    )
+                await realtime.sleep(pause)
+                pause = min(2 * pause, PAUSE_MAX_S)
+
+    async def _committed(self, settled: tuple[Write, int] | None) -> None:
+        try:
+            async with realtime.timeout(self._worker.store.deadline_s):
+                await self._link.commit()
+        except BaseException as error:
+            if settled is None or not await self._was_committed(settled[0]):
+                with suppress(Exception):
+                    await self._link.rollback(error)
+                raise
+            logger.info(
+                "The answer to the commit of %s was lost; its record tells that it was made: %s",
+                self._execution.label,
+                describe(error),
+            )
+        if settled is not None:
+            self._execution.was_settled(*settled)
+
+    async def _was_committed(self, write: Write) -> bool:
+        """Returns whether a commit without an answer was made."""
+        probe = _Probe(self._execution, write)
+        self._worker.writes.add(probe)
+        return await probe.committed
+
+    async def _rolled_back(self, error: BaseException) -> None:
+        """Undoes everything. If that fails, the connection is lost, and the server does it."""
+        try:
+            async with realtime.timeout(self._worker.store.deadline_s):
+                await self._link.rollback(error)
+        except Exception as failed:
+            logger.debug("A transaction was not rolled back: %s", describe(failed))
+
+
+class _Probe:
+    """An entry of the write queue: a heartbeat whose answer tells what became of a commit.
+
+    It is retried while the transaction may still be open at the server.
+    """
+
+    def __init__(self, execution: Execution, write: Write) -> None:
+        self.committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._execution = execution
+        self._written = write
+
+    def build(self, now: int) -> Write | None:
+        execution = self._execution
+        return execution.write(
+            rules.heartbeat(execution.reading.record, now, execution.parts.lease)
+        )
+
+    def answered(self, answer: Result, write: Write, now: int) -> Next:
+        execution = self._execution
+        if isinstance(answer, Applied):
+            record = execution.reading.record
+            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
+            self._finish(False)
+        elif isinstance(answer, Refused):
+            if answer.current is None and self._written.change is DELETE:
+                self._finish(True)
+                return Next.DONE
+            found = execution.compare(answer.current)
+            if found is Verdict.HELD:
+                return again(write, answer)
+            self._finish(found is Verdict.SETTLED)
+        elif execution.may_repeat(answer, now):
+            return Next.BACK_OFF
+        else:
+            self._finish(False)
+        return Next.DONE
+
+    def abandon(self, error: Exception) -> None:
+        self._finish(False)
+
+    def _finish(self, committed: bool) -> None:
+        if not self.committed.done():
+            self.committed.set_result(committed)
