@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -34,6 +35,7 @@ from pyncette.engine.transaction import Transaction
 from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
+from pyncette.logs import log_exception
 from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, Process, TaskFunc
 from pyncette.parameters import Parameters
 from pyncette.retry import Retry
@@ -50,6 +52,8 @@ from pyncette.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from pyncette.engine.worker import Worker
+
+logger = logging.getLogger(__name__)
 
 # Before Python 3.12, to read a member from its class takes as long as a call.
 _DONE: Final = Next.DONE
@@ -437,12 +441,14 @@ class Execution:
             self._tell_cancelled(True, "its lease is lost")  # there is no outcome
             return
         if self.is_settled:
-            logger.warning(
+            log_exception(
+                logger,
+                logging.WARNING,
+                error,
                 "Task %s raised after its transaction was committed; the run has succeeded all "
                 "the same: %s",
                 self.label,
                 describe(error),
-                exc_info=error,
             )
             return
         parts = self._parts
