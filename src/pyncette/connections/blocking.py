@@ -201,8 +201,7 @@ class Django(_Given):
         self._atomic.__exit__(None, None, None)
 
     def rollback(self, error: BaseException | None) -> None:
-        error = error or RuntimeError("undone")
-        self._atomic.__exit__(type(error), error, None)
+        self._atomic.__exit__(Exception if error is None else type(error), error, None)
 
 
 SQLALCHEMY: Final = {
