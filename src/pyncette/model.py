@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
+from types import TracebackType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -23,7 +24,6 @@ from pyncette.errors import PyncetteException
 
 if TYPE_CHECKING:
     from pyncette.context import PyncetteContext
-    from pyncette.engine.transaction import Transaction
     from pyncette.task import Task
 
 
@@ -245,6 +245,33 @@ class Heartbeat:
             )
 
 
+class RunTransaction(Protocol):
+    """The transaction of a run: a context manager that gives the connection.
+
+    ``async with`` in the event loop, ``with`` in a function that runs in a thread.
+    """
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
 class Context:
     """The argument of a task: one object for each execution.
 
@@ -315,7 +342,7 @@ class Context:
         """
         return []
 
-    def transaction(self, connection: Any = None) -> Transaction:
+    def transaction(self, connection: Any = None) -> RunTransaction:
         """Begins a transaction that this run commits together with its outcome.
 
         What the block does in that database happens exactly once for each occurrence, whatever

@@ -25,7 +25,7 @@ class Background:
 
     def __init__(self) -> None:
         """Takes the current event loop and a copy of the current context."""
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._tasks: set[asyncio.Task[Any]] = set()
 
