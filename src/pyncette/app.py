@@ -571,13 +571,20 @@ class Pyncette:
 
     # Running.
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The static tasks and the templates that were declared, in this order."""
+        return tuple(self._tasks)
+
     def create(
-        self, context_items: Mapping[str, Any] | None = None
+        self, context_items: Mapping[str, Any] | None = None, *, fixtures: bool = True
     ) -> AbstractAsyncContextManager[PyncetteContext]:
         """Opens the app.
 
         Args:
             context_items: Attributes of the context of every execution.
+            fixtures: Whether to open the fixtures. A program that only schedules, or looks, needs
+                none of them; a context without them must not run tasks.
 
         Raises:
             ValueError: An option is invalid.
@@ -595,7 +602,7 @@ class Pyncette:
             self._configuration,
             self.clock,
             self._tasks,
-            list(self._fixtures),
+            list(self._fixtures) if fixtures else [],
             list(self._middlewares),
             self._observers,
             self._calendars,

@@ -404,6 +404,7 @@ class TaskState:
         last_error: The error of that attempt, or the reason that it gave, as text; else None.
         last_traceback: The end of the traceback of an attempt that failed; else None.
         skipped: How many occurrences were skipped, or ran together with another one.
+        inherited: Whether it is an instance that follows the default schedule of its template.
     """
 
     task: Task
@@ -421,6 +422,7 @@ class TaskState:
     last_error: str | None = None
     last_traceback: str | None = None
     skipped: int = 0
+    inherited: bool = False
 
     @property
     def args(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pyncette.engine.moves import in_transit
 from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
+from pyncette.schedule import INHERITED_MARK
 from pyncette.store import EVERYTHING, Filter, Store
 from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
@@ -192,6 +193,7 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         progress.error,
         progress.traceback,
         progress.skipped,
+        task.template.dynamic and record.schedule.startswith(INHERITED_MARK),
     )
 
 

@@ -57,6 +57,9 @@ _STORES: Final = {
         "to-table": "the table to copy to (required)",
     },
 }
+_NAMES: Final = frozenset(
+    option.replace("-", "_") for options in _STORES.values() for option in options
+)
 _NUMBERS: Final = frozenset({"mysql-port"})
 
 
@@ -98,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     configuration = {
         name: value
         for name, value in vars(arguments).items()
-        if value is not None and name not in ("run", "command", "dry_run", "force", "drop_old")
+        if value is not None and name in _NAMES
     }
     try:
         report = asyncio.run(

@@ -1,0 +1,344 @@
+"""What may be given on the command line, and how a command runs and ends."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from pyncette.app import Pyncette
+from pyncette.cli import completion, doctor, looking, moving, scheduling, steering, values
+from pyncette.cli.failures import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    NOT_FOUND,
+    PIPE_CLOSED,
+    REFUSED,
+    USAGE,
+    CommandError,
+    usage,
+)
+from pyncette.cli.loading import app_of_url, load_app
+from pyncette.cli.printing import Printer
+from pyncette.cli.session import Session
+from pyncette.errors import (
+    PyncetteException,
+    TaskExistsError,
+    TaskLockedException,
+    TaskNotFoundError,
+    TaskPausedError,
+    describe,
+    printable,
+)
+from pyncette.migrate import command as migrate
+from pyncette.model import STATES, OnExisting
+from pyncette.version import __version__
+
+Verb = Callable[[Session], Awaitable[int]]
+
+_EPILOG: Final = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused (running, paused, exists "
+    "already, or not confirmed), 130 interrupted."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: What follows the name of the program; those of this process by default.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: The arguments are wrong (2), or help was asked for (0).
+    """
+    parser = parser_of()
+    given = parser.parse_args(arguments)
+    debug = given.debug or (os.environ.get("LOG_LEVEL") or "").upper() == "DEBUG"
+    try:
+        code: int = given.run(given)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\npyncette: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What reads has ended, as `head` does. The interpreter must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _failure(error)
+        print(f"pyncette: {message}", file=sys.stderr)
+    return code
+
+
+def _failure(error: Exception) -> tuple[int, str]:
+    message = printable(error)
+    match error:
+        case CommandError():
+            return error.code, message
+        case TaskNotFoundError():
+            return NOT_FOUND, message
+        case TaskLockedException() | TaskExistsError() | TaskPausedError():
+            return REFUSED, message
+        case PyncetteException() | ImportError():
+            return FAILED, message
+        case ValueError() | TypeError():
+            return USAGE, message
+    return FAILED, f"{describe(error)} (--debug shows where)"
+
+
+def parser_of() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="pyncette",
+        description="Looks at the tasks of an app, and steers them.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"pyncette {__version__}")
+    _add_common(parser, known=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_looking(commands)
+    _add_scheduling(commands)
+    _add_steering(commands)
+    _add_moving(commands)
+
+    run = _plain(commands, "run", "run a worker until SIGINT or SIGTERM")
+    run.set_defaults(run=_run_worker)
+    check = _command(commands, "doctor", "check what goes wrong in practice", None)
+    check.add_argument("--strict", action="store_true", help="a warning is a failure, too")
+    check.set_defaults(run=_doctor)
+
+    migrate.add_to(commands)
+    shell = _plain(commands, "completion", "print a script that completes commands in a shell")
+    shell.add_argument("shell", choices=sorted(completion.SHELLS))
+    shell.set_defaults(run=lambda given: _complete(given.shell))
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, known: bool = False) -> None:
+    """The options that may stand before and after the command."""
+
+    def default(value: object) -> Any:
+        return value if known else argparse.SUPPRESS
+
+    parser.add_argument(
+        "--app",
+        default=default(None),
+        metavar="MODULE:APP",
+        help="the app, or a function that returns it; default: PYNCETTE_APP of the environment",
+    )
+    parser.add_argument(
+        "--url",
+        default=default(None),
+        help="the store alone, without the tasks of a program: for list, workers, doctor, purge",
+    )
+    for option, text in (
+        ("--json", "JSON for programs: one object, or one line for each row"),
+        ("--utc", "show times in UTC instead of the local time zone"),
+        ("--yes", "do not ask before something is destroyed"),
+        ("--debug", "show the traceback of an error"),
+    ):
+        parser.add_argument(option, action="store_true", default=default(False), help=text)
+
+
+def _plain(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EPILOG
+    )
+    _add_common(parser)
+    return parser
+
+
+def _command(commands: Any, name: str, text: str, verb: Verb | None) -> argparse.ArgumentParser:
+    parser = _plain(commands, name, text)
+    parser.set_defaults(run=lambda given: _run(given, verb) if verb else FAILED)
+    return parser
+
+
+def _add_task(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument("task", nargs="?" if optional else None, help="the name of the task")
+    parser.add_argument("instance", nargs="?", help="the name of the instance")
+
+
+def _add_where(parser: argparse.ArgumentParser, states: bool = True) -> None:
+    parser.add_argument("--prefix", help="only instances whose name begins with this")
+    if states:
+        parser.add_argument(
+            "--state", action="append", choices=STATES, help="only these; may be repeated"
+        )
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arg", action="append", metavar="NAME=VALUE", help="an argument; JSON, or else text"
+    )
+    parser.add_argument("--args", metavar="JSON", help="all arguments as one JSON object")
+
+
+def _add_looking(commands: Any) -> None:
+    parser = _command(
+        commands, "list", "list the tasks, or the instances of a template", looking.list_tasks
+    )
+    parser.add_argument("task", nargs="?", help="a template")
+    _add_where(parser)
+    parser.add_argument("--due-before", type=values.instant, metavar="TIME")
+    parser.add_argument("--failing", action="store_true", help="only those that fail, or parked")
+    parser.add_argument(
+        "--limit", type=values.at_least(0), default=100, help="at most so many (100); 0: all"
+    )
+    _add_task(_command(commands, "show", "show a task, a template or an instance", looking.show))
+    parser = _command(commands, "next", "show which occurrences come next", looking.upcoming)
+    _add_task(parser, optional=True)
+    parser.add_argument("--count", type=values.at_least(1), default=10, help="how many (10)")
+    parser.add_argument("--schedule", metavar="CRON", help="a cron expression, instead of a task")
+    parser.add_argument("--timezone", help="its time zone (UTC)")
+    parser.add_argument("--interval", type=values.span, help="an interval, instead of a task")
+    _command(commands, "workers", "show the workers that are alive", looking.workers)
+
+
+def _add_scheduling(commands: Any) -> None:
+    parser = _command(
+        commands, "schedule", "create or change an instance of a template", scheduling.schedule
+    )
+    parser.add_argument("task")
+    parser.add_argument("instance")
+    parser.add_argument("--schedule", metavar="CRON")
+    parser.add_argument("--timezone", help="the time zone of the cron expression (UTC)")
+    parser.add_argument("--interval", type=values.span, help="for example 90m")
+    parser.add_argument("--at", type=values.instant, metavar="TIME", help="run once, then")
+    parser.add_argument(
+        "--in", type=values.span, dest="after", metavar="DURATION", help="run once, after this"
+    )
+    parser.add_argument("--start-at", type=values.instant, metavar="TIME")
+    parser.add_argument("--end-at", type=values.instant, metavar="TIME")
+    parser.add_argument("--jitter", type=values.span)
+    parser.add_argument("--on-existing", choices=[choice.value for choice in OnExisting])
+    parser.add_argument("--force", action="store_true", help="also if it is running")
+    _add_task_arguments(parser)
+
+    parser = _command(
+        commands, "unschedule", "remove instances of a template", scheduling.unschedule
+    )
+    parser.add_argument("task")
+    parser.add_argument("instances", nargs="*", metavar="instance")
+    _add_where(parser)
+    parser.add_argument("--all", action="store_true", help="all instances")
+
+    parser = _command(
+        commands, "purge", "remove what a task that is not declared has left", scheduling.purge
+    )
+    parser.add_argument("task")
+    parser = _command(
+        commands,
+        "rebalance",
+        "move instances to another number of partitions",
+        scheduling.rebalance,
+    )
+    parser.add_argument("task")
+    parser.add_argument("partitions", type=values.at_least(1))
+
+
+def _add_steering(commands: Any) -> None:
+    def steer(name: str, text: str, verb: Verb) -> argparse.ArgumentParser:
+        parser = _command(commands, name, text, verb)
+        _add_task(parser)
+        parser.add_argument(
+            "--partition", type=values.at_least(0), help="one partition of a template"
+        )
+        return parser
+
+    parser = steer("pause", "pause a task, an instance or a template", steering.pause)
+    parser.add_argument("--until", type=values.instant, metavar="TIME")
+    parser.add_argument("--for", type=values.span, dest="lasting", metavar="DURATION")
+    parser.add_argument("--reason")
+    steer("resume", "end a pause", steering.resume)
+    steer("trigger", "run a task or an instance once now", steering.trigger)
+    parser = steer("retry", "run what is parked again, or give it up", steering.retry)
+    parser.add_argument("--drop", action="store_true", help="give up the parked run instead")
+    _add_where(parser, states=False)
+    _add_task_arguments(parser)
+
+
+def _add_moving(commands: Any) -> None:
+    parser = _command(commands, "export", "write instances as JSON lines", moving.export)
+    parser.add_argument("tasks", nargs="*", metavar="task", help="templates; default: all")
+    parser.add_argument("--output", metavar="FILE", help="a file, instead of standard output")
+    parser = _command(commands, "import", "schedule what export has written", moving.take_in)
+    parser.add_argument("file", nargs="?", help="a file; default: standard input")
+    parser.add_argument(
+        "--on-existing",
+        choices=["keep", "replace", "sooner"],
+        default="keep",
+        help="what to do with instances that exist (keep)",
+    )
+    parser.add_argument(
+        "--parked",
+        choices=["skip", "run"],
+        default="skip",
+        help="leave out what was parked (skip), or schedule it anew, which runs it",
+    )
+
+
+def _printer(given: argparse.Namespace) -> Printer:
+    return Printer(given.json, given.utc, given.yes)
+
+
+def chosen_app(given: argparse.Namespace) -> tuple[Pyncette, bool]:
+    """The app to work on, and whether it has the tasks of a program.
+
+    Raises:
+        CommandError: None was named, or it cannot be loaded.
+    """
+    if given.app is not None and given.url is not None:
+        raise usage("Pass either --app, which knows its store, or --url")
+    if given.url is not None:
+        return app_of_url(given.url), False
+    name = given.app or os.environ.get("PYNCETTE_APP")
+    if not name:
+        raise usage("Pass --app module:attribute, or set PYNCETTE_APP")
+    return load_app(name), True
+
+
+def _run(given: argparse.Namespace, verb: Verb) -> int:
+    if verb is looking.upcoming and given.task is None:
+        if given.schedule is None and given.interval is None:
+            raise usage("next takes a task, or --schedule, or --interval")
+        app, declares = Pyncette(), False
+    else:
+        app, declares = chosen_app(given)
+
+    async def work() -> int:
+        # The fixtures are for tasks that run. None does here.
+        async with app.create(fixtures=False) as context:
+            return await verb(Session(app, context, given, _printer(given), declares))
+
+    return asyncio.run(work())
+
+
+def _run_worker(given: argparse.Namespace) -> int:
+    if given.url is not None:
+        raise usage("run needs the tasks of your program: pass --app module:attribute")
+    app, _ = chosen_app(given)
+    number = len(app.tasks)
+    print(f"pyncette {__version__}: starting a worker with {number} tasks", file=sys.stderr)
+    app.main()
+    print("pyncette: the worker has stopped", file=sys.stderr)
+    return DONE
+
+
+def _doctor(given: argparse.Namespace) -> int:
+    return asyncio.run(doctor.examine(lambda: chosen_app(given), _printer(given), given.strict))
+
+
+def _complete(shell: str) -> int:
+    print(completion.script(shell, parser_of()), end="")
+    return DONE

@@ -1,0 +1,95 @@
+"""Finds the app that ``--app module:attribute`` names, as other command lines of this kind do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from pyncette.app import Pyncette
+from pyncette.cli.failures import CommandError, usage
+from pyncette.errors import describe, printable
+from pyncette.sqlite import sqlite_repository
+
+
+def load_app(name: str) -> Pyncette:
+    """Returns the app of this name; a module of the current directory is found.
+
+    The attribute is an app, or a function without parameters that returns one. Without an
+    attribute, it is ``app``.
+
+    Raises:
+        CommandError: There is no such app; the message says what is wrong.
+    """
+    module_name, _, attribute = name.partition(":")
+    attribute = attribute or "app"
+    if not module_name or module_name.startswith(".") or "/" in module_name:
+        raise usage(f"--app must be module:attribute, for example tasks:app, not {printable(name)}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: object = import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing == module_name or module_name.startswith(f"{missing}."):
+            raise usage(
+                f"There is no module '{printable(missing)}' in {printable(here)} nor installed; "
+                "go to the directory of your program, or set PYTHONPATH"
+            ) from error
+        raise CommandError(
+            f"'{printable(module_name)}' imports '{printable(missing)}', which is not installed "
+            "in this environment"
+        ) from error
+    except Exception as error:
+        raise CommandError(
+            f"Importing '{printable(module_name)}' failed: {describe(error)} (--debug shows where)"
+        ) from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise usage(
+                f"'{printable(module_name)}' has no '{printable(part)}'{_apps_in(module_name)}"
+            ) from error
+    if not isinstance(found, Pyncette) and callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise CommandError(
+                f"'{printable(name)}' is called to make the app, and failed: {describe(error)}"
+            ) from error
+    if not isinstance(found, Pyncette):
+        raise usage(
+            f"'{printable(name)}' is no app, but {printable(type(found).__name__)}: name a "
+            f"pyncette.Pyncette, or a function that returns one{_apps_in(module_name)}"
+        )
+    return found
+
+
+def app_of_url(url: str) -> Pyncette:
+    """An app without tasks on the store of this URL.
+
+    Raises:
+        CommandError: It names a file that does not exist, which opening would create.
+        ValueError: It names no store.
+        ImportError: The driver is not installed.
+    """
+    app = Pyncette(url=url)
+    if app._repository_factory is sqlite_repository:
+        path = app._configuration["sqlite_database"]
+        if path == ":memory:":
+            raise usage("A store in memory cannot be looked at from another process")
+        if not Path(path).exists():
+            raise CommandError(f"There is no file {printable(path)}")
+    return app
+
+
+def _apps_in(module_name: str) -> str:
+    names = [
+        name
+        for name, value in vars(sys.modules[module_name]).items()
+        if isinstance(value, Pyncette)
+    ]
+    return f"; it has {', '.join(f'{module_name}:{name}' for name in names[:5])}" if names else ""

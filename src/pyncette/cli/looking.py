@@ -1,0 +1,279 @@
+"""``list``, ``show``, ``next`` and ``workers``."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pyncette.cli.failures import DONE, not_found, usage
+from pyncette.cli.session import Session, named, schedule_text, state_data, utc
+from pyncette.errors import printable
+from pyncette.model import PauseState, TaskState, Where
+from pyncette.schedule import Cron, Every, Schedule
+from pyncette.task import Task
+
+
+async def list_tasks(session: Session) -> int:
+    """Lists the tasks of the app, or the instances of a template."""
+    if session.arguments.task is None:
+        return await _overview(session)
+    template = session.task()
+    if not template.dynamic:
+        raise usage(f"'{printable(template)}' is a static task: pyncette show shows it")
+    limit = session.arguments.limit
+    table = session.out.table(["instance", "state", "next", "attempt", "last outcome", "reason"])
+    shown = 0
+    more = False
+    async with aclosing(session.context.iter_tasks(template, session.where())) as states:
+        async for state in states:
+            if limit and shown >= limit:
+                more = True
+                break
+            shown += 1
+            session.out.data(state_data(state))
+            table.add(
+                state.task.name,
+                state.state,
+                session.out.time(state.next),
+                state.attempt,
+                state.last_outcome,
+                state.reason or state.last_error,
+            )
+    table.flush()
+    if more:
+        session.out.note(f"There are more than {shown}: --limit 0 shows all of them")
+    elif not shown:
+        session.out.text("No instances")
+    return DONE
+
+
+async def _overview(session: Session) -> int:
+    table = session.out.table(["task", "kind", "instances", "state", "next", "schedule"])
+    context = session.context
+    states = {state.task.name: state for state in await context.static_tasks()}
+    pauses: dict[str, PauseState] = {}
+    for pause in await context.pauses():
+        if pause.partition is None or pause.name not in pauses:
+            pauses[pause.name] = pause
+    for task in session.app.tasks:
+        schedule = schedule_text(task)
+        data: dict[str, Any] = {"task": task.name, "kind": "static", "schedule": schedule}
+        if task.dynamic:
+            count = await context.count_tasks(task)
+            state = _pause_state(pauses.get(task.name))
+            data |= {"kind": "template", "state": state}
+            data |= {"instances": count.count, "exact": count.exact}
+            table.add(task.name, "template", count, state or "-", "-", schedule)
+        else:
+            found = states.get(task.name)
+            if found is None:
+                state = "never started"
+                data |= {"state": None, "next": None}
+            else:
+                state = found.state
+                data |= {"state": state, "next": utc(found.next), "reason": found.reason}
+            when = session.out.time(found.next if found else None)
+            table.add(task.name, "static", "-", state, when, schedule)
+        session.out.data(data)
+    for left in await context.unknown():
+        kind = "template" if left.dynamic else "static"
+        state = _pause_state(pauses.get(left.name))
+        session.out.data(
+            {
+                "task": left.name,
+                "kind": "unknown",
+                "state": state,
+                "instances": left.count.count,
+                "exact": left.count.exact,
+            }
+        )
+        table.add(left.name, f"unknown {kind}", left.count, state or "-", "-", "-")
+    table.flush()
+    return DONE
+
+
+def _pause_state(pause: PauseState | None) -> str | None:
+    if pause is None:
+        return None
+    return "paused" if pause.partition is None else "partly paused"
+
+
+async def show(session: Session) -> int:
+    """Shows all that is known of a static task, a template or an instance."""
+    task, instance = session.chosen()
+    if task.dynamic and instance is None:
+        return await _show_template(session, task)
+    state = await session.context.get_task(task, instance)
+    if state is None:
+        if not task.dynamic:
+            raise not_found(f"No worker has started '{printable(task)}' yet: it has no state")
+        raise not_found(f"There is no '{named(task, instance)}': it was not scheduled, or is done")
+    session.out.data(state_data(state))
+    for label, value in _lines(session, state):
+        if value is not None:
+            session.out.text(f"{label:<16}{printable(value)}")
+    if state.last_traceback:
+        session.out.text("last traceback")
+        for line in state.last_traceback.splitlines():
+            session.out.text(f"  {printable(line)}")
+    return DONE
+
+
+def _lines(session: Session, state: TaskState) -> list[tuple[str, Any]]:
+    time = session.out.time
+    data = state_data(state)
+    schedule = data["schedule"]
+    return [
+        ("task", data["task"]),
+        ("instance", data["instance"]),
+        ("state", state.state),
+        ("schedule", f"{schedule} (the template's default)" if state.inherited else schedule),
+        ("next", time(state.next)),
+        ("planned for", time(state.scheduled_at)),
+        ("arguments", "cannot be read" if data["args"] is None else data["args"]),
+        ("attempt", state.attempt),
+        ("reason", state.reason),
+        ("paused until", state.paused_until and time(state.paused_until)),
+        ("run by", state.locked_by),
+        ("leased until", state.locked_until and time(state.locked_until)),
+        ("last started", state.last_started_at and time(state.last_started_at)),
+        ("last finished", state.last_finished_at and time(state.last_finished_at)),
+        ("last outcome", state.last_outcome),
+        ("last error", state.last_error),
+        ("skipped", state.skipped or None),
+    ]
+
+
+async def _show_template(session: Session, task: Task) -> int:
+    context = session.context
+    count = await context.count_tasks(task)
+    parked = await context.count_tasks(task, Where(states={"parked"}))
+    failing = await context.count_tasks(task, Where(failing=True))
+    pauses = [pause for pause in await context.pauses() if pause.name == task.name]
+    session.out.data(
+        {
+            "task": task.name,
+            "kind": "template",
+            "schedule": schedule_text(task),
+            "instances": count.count,
+            "exact": count.exact,
+            "parked": parked.count,
+            "failing": failing.count,
+            "pauses": [
+                {"partition": pause.partition, "until": utc(pause.until), "reason": pause.reason}
+                for pause in pauses
+            ],
+        }
+    )
+    session.out.text(f"task            {printable(task.name)}")
+    session.out.text(f"schedule        {printable(schedule_text(task))}")
+    session.out.text(f"instances       {count}")
+    session.out.text(f"parked          {parked}")
+    session.out.text(f"failing         {failing}")
+    for pause in pauses:
+        what = "all" if pause.partition is None else f"partition {pause.partition}"
+        until = "until it is resumed" if pause.until is None else session.out.time(pause.until)
+        why = f" ({printable(pause.reason)})" if pause.reason else ""
+        session.out.text(f"paused          {what}, {until}{why}")
+    return DONE
+
+
+def given_schedule(session: Session) -> Schedule | None:
+    """The schedule that ``next`` was given instead of a task."""
+    given = session.arguments
+    if given.schedule is not None and given.interval is not None:
+        raise usage("Pass either --schedule or --interval")
+    if given.schedule is not None:
+        return Cron(given.schedule, given.timezone or "UTC")
+    if given.timezone is not None:
+        raise usage("--timezone goes with --schedule")
+    return None if given.interval is None else Every(given.interval)
+
+
+async def upcoming(session: Session) -> int:
+    """Shows which occurrences come next."""
+    schedule = given_schedule(session)
+    number = session.arguments.count
+    if schedule is not None:
+        times = await session.context.preview(schedule, number)
+    else:
+        task, instance = session.chosen()
+        if instance is not None and await session.context.get_task(task, instance) is None:
+            raise not_found(f"There is no '{named(task, instance)}'")
+        times = await session.context.preview(task, number, instance)
+    table = session.out.table(["in its zone", "zone", "local", "clocks"])
+    before: datetime | None = None
+    for time in times:
+        change = _change(before, time)
+        session.out.data(
+            {
+                "at": utc_of(time),
+                "in_zone": time.isoformat(),
+                "zone": str(time.tzinfo),
+                "clocks_changed": None if change is None else change.total_seconds(),
+            }
+        )
+        moved = "" if change is None else _moved(change)
+        table.add(time.isoformat(" "), time.tzinfo, session.out.time(time), moved)
+        before = time
+    table.flush()
+    if not times:
+        session.out.text("No further occurrence")
+    return DONE
+
+
+def utc_of(time: datetime) -> str:
+    """The instant in UTC, as programs get it."""
+    return time.astimezone(UTC).isoformat()
+
+
+def _change(before: datetime | None, time: datetime) -> timedelta | None:
+    """By how much the clocks of the zone were moved between two occurrences."""
+    if before is None:
+        return None
+    earlier, later = before.utcoffset(), time.utcoffset()
+    return None if earlier is None or later is None or earlier == later else later - earlier
+
+
+def _moved(change: timedelta) -> str:
+    forward = change > timedelta()
+    return f"{'forward' if forward else 'back'} by {abs(change)} before this"
+
+
+async def workers(session: Session) -> int:
+    """Shows the workers that are alive."""
+    table = session.out.table(["worker", "host", "process", "since", "seen", "running", "tasks"])
+    found = await session.context.workers()
+    for worker in found:
+        session.out.data(
+            {
+                "worker": worker.name,
+                "id": worker.id,
+                "host": worker.host,
+                "process_id": worker.process_id,
+                "version": worker.version,
+                "since": utc(worker.since),
+                "seen_at": utc(worker.seen_at),
+                "expires_at": utc(worker.expires_at),
+                "running_count": worker.running_count,
+                "running": [
+                    {"task": run.name, "started_at": utc(run.started_at)} for run in worker.running
+                ],
+                "tasks": list(worker.tasks),
+                "task_count": worker.task_count,
+            }
+        )
+        table.add(
+            worker.name,
+            worker.host,
+            worker.process_id,
+            session.out.time(worker.since),
+            session.out.time(worker.seen_at),
+            worker.running_count,
+            ", ".join(worker.tasks),
+        )
+    table.flush()
+    if not found:
+        session.out.text("No worker is alive")
+    return DONE

@@ -1,0 +1,167 @@
+"""What a command works with: the app, its open context, and the printer."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pyncette.app import Pyncette
+from pyncette.bulk import BulkFailure, BulkResult
+from pyncette.cli.failures import DONE, FAILED, not_found, usage
+from pyncette.cli.printing import Printer
+from pyncette.context import PyncetteContext
+from pyncette.errors import describe, printable
+from pyncette.model import TaskState, Where
+from pyncette.schedule import Schedule
+from pyncette.task import PartitionedTask, Task
+
+
+class Session(NamedTuple):
+    """What a command gets.
+
+    Attributes:
+        app: The app.
+        context: The same, open.
+        arguments: What was given.
+        out: Where it shows its results.
+        declares: Whether the app is that of a program, with its tasks; not that of a bare URL.
+    """
+
+    app: Pyncette
+    context: PyncetteContext
+    arguments: argparse.Namespace
+    out: Printer
+    declares: bool
+
+    def task(self, name: str | None = None) -> Task:
+        """The declared task that was named.
+
+        Raises:
+            CommandError: There is none.
+        """
+        name = self.arguments.task if name is None else name
+        if not self.declares:
+            raise usage("This needs the tasks of your program: pass --app module:attribute")
+        for task in self.app.tasks:
+            if task.name == name:
+                return task
+        near = difflib.get_close_matches(name, [task.name for task in self.app.tasks], 1)
+        hint = f"; did you mean '{printable(near[0])}'?" if near else ""
+        raise not_found(f"The app declares no task '{printable(name)}'{hint}")
+
+    def chosen(self) -> tuple[Task, str | None]:
+        """The task, template, or partition that was named, and the name of the instance."""
+        task, instance = self.task(), self.arguments.instance
+        if instance is not None and not task.dynamic:
+            raise usage(f"'{printable(task)}' is a static task: it has no instances")
+        number = getattr(self.arguments, "partition", None)
+        if number is not None:
+            if not isinstance(task, PartitionedTask):
+                raise usage(f"'{printable(task)}' has no partitions")
+            if instance is not None:
+                raise usage("Name either an instance or a partition")
+            partitions = task.get_partitions()
+            if number >= len(partitions):
+                raise not_found(
+                    f"'{printable(task)}' has the partitions 0 to {len(partitions) - 1}"
+                )
+            task = partitions[number]
+        return task, instance
+
+    def where(self) -> Where:
+        """Which instances were chosen."""
+        given = self.arguments
+        return Where(
+            states=getattr(given, "state", None) or None,
+            prefix=given.prefix or "",
+            due_before=getattr(given, "due_before", None),
+            failing=True if getattr(given, "failing", False) else None,
+        )
+
+    def bulk_progress(self, result: BulkResult) -> None:
+        """Shows how far a bulk call is."""
+        self.out.progress(f"{result.handled:,} instances handled")
+
+    def bulk_failure(self, failure: BulkFailure) -> None:
+        """Tells of an instance that a bulk call could not handle."""
+        self.out.note(f"pyncette: {printable(failure.name)}: {describe(failure.error)}")
+
+    def bulk_end(self, result: BulkResult) -> int:
+        """Shows what a bulk call has done; returns the exit code."""
+        self.out.end_progress()
+        counts = {
+            "created": result.created,
+            "updated": result.updated,
+            "removed": result.removed,
+            "unchanged": result.unchanged,
+            "failed": result.failed,
+        }
+        self.out.data(counts)
+        said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        self.out.text(said or "nothing to do")
+        return FAILED if result.failed else DONE
+
+
+def named(task: Task, instance: str | None) -> str:
+    """A task, or one of its instances, for people."""
+    return printable(f"{task}:{instance}" if instance is not None else task)
+
+
+def schedule_text(task: Task) -> str:
+    """When a task runs, for people."""
+    when = task.when
+    if isinstance(when.schedule, Schedule):
+        text = repr(when.schedule)
+    elif when.schedule is not None:
+        text = f"{when.schedule} {when.timezone or 'UTC'}"
+    elif when.interval:
+        text = f"every {when.interval}"
+    elif when.execute_at is not None:
+        text = f"once at {when.execute_at.isoformat()}"
+    else:
+        return "-"
+    if when.span.start_at is not None:
+        text += f" from {when.span.start_at.isoformat()}"
+    if when.span.end_at is not None:
+        text += f" until {when.span.end_at.isoformat()}"
+    if when.span.jitter is not None:
+        text += f" jitter {when.span.jitter}"
+    return text
+
+
+def state_data(state: TaskState) -> dict[str, Any]:
+    """A state, as programs get it."""
+    task = state.task
+    try:
+        args: dict[str, Any] | None = state.args
+    except ValueError:
+        args = None
+    instance = task.parent_task is not None
+    return {
+        "task": task.template.name if instance else task.name,
+        "instance": task.name if instance else None,
+        "state": state.state,
+        "schedule": schedule_text(task),
+        "inherited": state.inherited,
+        "args": args,
+        "scheduled_at": utc(state.scheduled_at),
+        "next": utc(state.next),
+        "locked_by": state.locked_by,
+        "locked_until": utc(state.locked_until),
+        "attempt": state.attempt,
+        "reason": state.reason,
+        "paused_until": utc(state.paused_until),
+        "last_started_at": utc(state.last_started_at),
+        "last_finished_at": utc(state.last_finished_at),
+        "last_outcome": None if state.last_outcome is None else str(state.last_outcome),
+        "last_error": state.last_error,
+        "last_traceback": state.last_traceback,
+        "skipped": state.skipped,
+    }
+
+
+def utc(instant: datetime | None) -> str | None:
+    """An instant, as programs get it."""
+    return None if instant is None else instant.isoformat()

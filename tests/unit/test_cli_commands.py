@@ -1,0 +1,604 @@
+"""The command line, through its entry function, on SQLite files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyncette.app import Pyncette
+from pyncette.cli.arguments import main
+from pyncette.context import PyncetteContext
+from pyncette.model import Where
+
+PROGRAM = """
+import os
+from datetime import timedelta
+from pyncette import Context, Pyncette, Retry
+
+def create_app():
+    app = Pyncette(url="sqlite:///" + os.environ["CLI_TEST_STORE"], worker_name="one")
+
+    @app.task(schedule="0 9 * * *", timezone="Europe/Berlin")
+    async def report(context: Context) -> None:
+        pass
+
+    @app.dynamic_task(interval=timedelta(hours=1))
+    async def reminder(context: Context) -> None:
+        if context.args.get("fail"):
+            raise RuntimeError("no mail today")
+
+    @app.dynamic_task(retry=Retry(attempts=1))
+    async def once(context: Context) -> None:
+        if context.args.get("fail"):
+            raise RuntimeError("no mail today")
+
+    @app.partitioned_task(2, interval=timedelta(hours=1))
+    async def spread(context: Context) -> None:
+        pass
+
+    @app.fixture()
+    async def database(context):
+        raise RuntimeError("the fixture was opened")
+        yield
+
+    return app
+
+app = create_app()
+number = 5
+"""
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with an app, on a store of its own; it is named in the environment."""
+    name = f"program_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("CLI_TEST_STORE", str(tmp_path / "tasks.db"))
+    monkeypatch.setenv("PYNCETTE_APP", name)
+    monkeypatch.setenv("TZ", "UTC")
+    return name
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def with_app(program: str, work: Callable[[Pyncette, PyncetteContext], Awaitable[Any]]) -> Any:
+    """Does something with the app of a program, and runs what is due."""
+
+    async def run() -> Any:
+        app: Pyncette = sys.modules[program].create_app()
+        async with app.create(fixtures=False) as context:
+            return await work(app, context)
+
+    return asyncio.run(run())
+
+
+def run_what_is_due(program: str) -> None:
+    with_app(program, lambda app, context: context.run_until_idle())
+
+
+# What is shown.
+
+
+def test_tasks_are_listed_with_their_kind(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("TASK")
+    assert "0 9 * * * Europe/Berlin" in out
+    assert main(["--json", "list"]) == 0
+    found = {row["task"]: row for row in rows(capsys)}
+    assert found["report"] == {
+        "task": "report",
+        "kind": "static",
+        "schedule": "0 9 * * * Europe/Berlin",
+        "state": None,
+        "next": None,
+    }
+    assert found["reminder"] == {
+        "task": "reminder",
+        "kind": "template",
+        "schedule": "every 1:00:00",
+        "state": None,
+        "instances": 1,
+        "exact": True,
+    }
+
+
+def test_instances_are_listed_up_to_the_limit(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a1", "a2", "b1"):
+        assert main(["schedule", "reminder", name, "--arg", "n=5", "--arg", "to=x@y"]) == 0
+    capsys.readouterr()
+    assert main(["list", "reminder", "--prefix", "a", "--json"]) == 0
+    found = rows(capsys)
+    assert sorted(row["instance"] for row in found) == ["a1", "a2"]
+    assert found[0]["args"] == {"n": 5, "to": "x@y"}
+    assert found[0]["inherited"] is True
+    assert main(["list", "reminder", "--limit", "1"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert "--limit 0" in shown.err
+    assert main(["list", "reminder", "--state", "parked"]) == 0
+    assert capsys.readouterr().out == "No instances\n"
+
+
+def test_names_are_printed_escaped(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "reminder", "bad\x1b[2Jname\nline"]) == 0
+    assert main(["list", "reminder"]) == 0
+    assert main(["show", "reminder", "bad\x1b[2Jname\nline"]) == 0
+    assert main(["show", "reminder", "gone\x1b[2J"]) == 3
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert "bad\\x1b[2Jname\\nline" in shown.out
+
+
+def test_an_instance_is_shown_with_its_schedule(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["schedule", "reminder", "a", "--schedule", "0 8 * * 1", "--timezone", "Asia/Tokyo"]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main(["show", "reminder", "a"]) == 0
+    assert "schedule        0 8 * * 1 Asia/Tokyo\n" in capsys.readouterr().out
+    assert main(["show", "reminder", "a", "--json"]) == 0
+    (row,) = rows(capsys)
+    assert row["task"] == "reminder"
+    assert row["inherited"] is False
+    assert main(["show", "reminder", "--json"]) == 0
+    (row,) = rows(capsys)
+    assert (row["instances"], row["parked"], row["failing"]) == (1, 0, 0)
+    assert main(["show", "reminder"]) == 0
+
+
+def test_occurrences_are_shown_with_changes_of_the_clocks_marked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["next", "--schedule", "0 12 1 * *", "--timezone", "Europe/Berlin", "--count", "13"]
+    assert main([*command, "--json"]) == 0
+    found = rows(capsys)
+    assert len(found) == 13
+    assert set(found[0]) == {"at", "in_zone", "zone", "clocks_changed"}
+    assert {row["clocks_changed"] for row in found} == {None, 3600.0, -3600.0}
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "forward by 1:00:00 before this" in shown
+    assert "back by 1:00:00 before this" in shown
+
+
+def test_occurrences_of_a_task_and_of_an_interval_are_shown(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["next", "report", "--count", "3", "--json"]) == 0
+    assert [row["in_zone"][11:16] for row in rows(capsys)] == ["09:00"] * 3
+    assert main(["next", "--interval", "90m", "--count", "2", "--json"]) == 0
+    assert len(rows(capsys)) == 2
+    assert main(["next"]) == 2
+    assert main(["next", "reminder", "gone"]) == 3
+    assert main(["next", "--schedule", "not cron"]) == 2
+
+
+def test_without_workers_that_is_said(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["workers"]) == 0
+    assert capsys.readouterr().out == "No worker is alive\n"
+
+    async def look(app: Pyncette, context: PyncetteContext) -> None:
+        loop = asyncio.create_task(context.run())
+        while not await context.workers():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert await asyncio.to_thread(main, ["workers", "--json"]) == 0
+        context.shutdown()
+        await loop
+
+    assert main(["list"]) == 0
+    capsys.readouterr()
+    with_app(program, look)
+    (row,) = rows(capsys)
+    assert row["worker"] == "one"
+    assert "reminder" in row["tasks"]
+
+
+# What is changed.
+
+
+def test_an_instance_runs_once_at_a_time(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "once", "a", "--at", "2090-01-01T09:00+01:00", "--json"]) == 0
+    (row,) = rows(capsys)
+    assert row == {"task": "once", "instance": "a", "next": "2090-01-01T08:00:00+00:00"}
+    assert main(["schedule", "once", "b", "--in", "90m"]) == 0
+    assert main(["schedule", "once", "a", "--in", "1h", "--on-existing", "raise"]) == 4
+    assert main(["schedule", "once", "c"]) == 2
+    assert main(["schedule", "report", "c", "--in", "1h"]) == 2
+    assert main(["schedule", "reminders", "c", "--in", "1h"]) == 3
+    assert "did you mean 'reminder'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", [["--in", "soon"], ["--at", "today"], ["--interval", "5x"], ["--count", "0"]]
+)
+def test_a_value_that_cannot_be_read_is_wrong_usage(option: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["schedule", "once", "a", *option])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("arguments", ["[]", "{"])
+def test_arguments_that_are_no_object_are_refused(program: str, arguments: str) -> None:
+    assert main(["schedule", "reminder", "a", "--args", arguments]) == 2
+    assert main(["schedule", "reminder", "a", "--arg", arguments]) == 2
+
+
+def test_nothing_is_removed_without_a_yes(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b", "c", "d"):
+        assert main(["schedule", "reminder", name]) == 0
+    assert main(["unschedule", "reminder", "a"]) == 4
+    assert "--yes" in capsys.readouterr().err
+    assert main(["show", "reminder", "a"]) == 0
+    assert main(["unschedule", "reminder", "a", "--yes"]) == 0
+    assert main(["show", "reminder", "a"]) == 3
+    assert main(["unschedule", "reminder", "a", "--yes"]) == 3
+    assert main(["unschedule", "reminder", "--yes"]) == 2
+    assert main(["unschedule", "reminder", "a", "--all", "--yes"]) == 2
+    assert main(["unschedule", "reminder", "--prefix", "b", "--yes"]) == 0
+    capsys.readouterr()
+    assert main(["--yes", "unschedule", "reminder", "--all", "--json"]) == 0
+    assert rows(capsys) == [{"created": 0, "updated": 0, "removed": 2, "unchanged": 0, "failed": 0}]
+
+
+def test_a_question_on_a_terminal_is_answered(
+    program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["n\n", "y\n"]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin.readline", lambda: answers.pop(0), raising=False)
+    assert main(["schedule", "reminder", "a"]) == 0
+    assert main(["unschedule", "reminder", "a"]) == 4
+    assert main(["show", "reminder", "a"]) == 0
+    assert main(["unschedule", "reminder", "a"]) == 0
+    assert main(["show", "reminder", "a"]) == 3
+
+
+def test_a_pause_is_made_and_ended(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    assert main(["pause", "reminder", "a", "--reason", "moving", "--for", "2h"]) == 0
+    capsys.readouterr()
+    assert main(["show", "reminder", "a", "--json"]) == 0
+    (row,) = rows(capsys)
+    assert (row["state"], row["reason"]) == ("paused", "moving")
+    assert main(["resume", "reminder", "a"]) == 0
+    assert main(["pause", "reminder", "gone"]) == 3
+    assert main(["pause", "reminder", "a", "--for", "2h", "--until", "2090-01-01"]) == 2
+    assert main(["pause", "reminder"]) == 0
+    assert main(["trigger", "reminder", "a"]) == 4
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    assert {row["task"]: row["state"] for row in rows(capsys)}["reminder"] == "paused"
+    assert main(["show", "reminder"]) == 0
+    assert "paused          all, until it is resumed" in capsys.readouterr().out
+    assert main(["resume", "reminder"]) == 0
+
+
+def test_one_partition_is_paused(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pause", "spread", "--partition", "1"]) == 0
+    assert main(["pause", "spread", "--partition", "2"]) == 3
+    assert main(["pause", "reminder", "--partition", "0"]) == 2
+    assert main(["pause", "spread", "a", "--partition", "0"]) == 2
+    capsys.readouterr()
+    assert main(["list", "--json"]) == 0
+    assert {row["task"]: row["state"] for row in rows(capsys)}["spread"] == "partly paused"
+
+
+def test_an_instance_is_triggered(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    capsys.readouterr()
+    assert main(["trigger", "reminder", "a", "--json"]) == 0
+    assert rows(capsys) == [{"task": "reminder", "instance": "a", "added": 1}]
+    assert main(["trigger", "reminder"]) == 4
+    assert main(["trigger", "reminder", "--yes"]) == 0
+    assert main(["trigger", "reminder", "gone"]) == 3
+
+
+def test_parked_instances_run_again_or_are_given_up(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b", "c"):
+        assert main(["schedule", "once", name, "--in", "0s", "--arg", "fail=true"]) == 0
+    run_what_is_due(program)
+    capsys.readouterr()
+    assert main(["show", "once", "a"]) == 0
+    shown = capsys.readouterr().out
+    assert "RuntimeError: no mail today" in shown
+    assert "last traceback" in shown
+    assert main(["retry", "once", "a", "--args", "{}", "--arg", "fail=false"]) == 0
+    assert main(["retry", "once", "a"]) == 3
+    assert main(["retry", "once", "b", "--drop"]) == 4
+    assert main(["retry", "once", "b", "--drop", "--yes"]) == 0
+    assert main(["show", "once", "b"]) == 3
+    assert main(["retry", "once", "--arg", "x=1"]) == 2
+    assert main(["retry", "once", "c", "--drop", "--arg", "x=1"]) == 2
+    capsys.readouterr()
+    assert main(["retry", "once", "--json"]) == 0
+    assert rows(capsys)[0]["updated"] == 1
+    run_what_is_due(program)
+    assert main(["show", "once", "a"]) == 3
+    assert main(["retry", "once", "--drop", "--yes"]) == 0
+
+
+def test_what_a_task_of_old_has_left_is_purged(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    assert main(["purge", "reminder", "--yes"]) == 2
+    url = f"sqlite:///{tmp_path / 'tasks.db'}"
+    assert main(["purge", "gone", "--url", url]) == 3
+    capsys.readouterr()
+    assert main(["list", "--url", url, "--json"]) == 0
+    found = {row["task"]: row for row in rows(capsys)}
+    assert (found["reminder"]["kind"], found["reminder"]["instances"]) == ("unknown", 1)
+    assert main(["purge", "reminder", "--url", url]) == 4
+    assert main(["purge", "reminder", "--url", url, "--yes"]) == 0
+    assert main(["show", "reminder", "a"]) == 3
+
+
+# Which app.
+
+
+@pytest.mark.parametrize("name", ["", ":app", ":create_app"])
+def test_an_app_or_a_function_that_makes_one_is_found(program: str, name: str) -> None:
+    assert main(["--app", f"{program}{name}", "list"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("no_such_module_here:app", 2, "There is no module 'no_such_module_here'"),
+        ("PROGRAM:wrong", 2, "has no 'wrong'; it has PROGRAM:app"),
+        ("PROGRAM:number", 2, "is no app, but int"),
+        ("./tasks.py", 2, "module:attribute"),
+        ("broken:app", 1, "ZeroDivisionError"),
+        ("lacking:app", 1, "imports 'not_installed_at_all'"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_told_in_words(
+    program: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: int,
+    words: str,
+) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "lacking.py").write_text("import not_installed_at_all\n")
+    assert main(["--app", name.replace("PROGRAM", program), "list"]) == code
+    err = capsys.readouterr().err
+    assert words.replace("PROGRAM", program) in err
+    assert len(err.splitlines()) == 1
+
+
+def test_with_debug_the_traceback_is_shown(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_too.py").write_text("1 / 0\n")
+    assert main(["--app", "broken_too:app", "--debug", "list"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_without_an_app_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PYNCETTE_APP", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert main(["list"]) == 2
+    assert main(["list", "--url", "sqlite://"]) == 2
+    assert main(["list", "--url", "sqlite:///none.db"]) == 1
+    assert not (tmp_path / "none.db").exists()
+    assert main(["list", "--url", "oracle://x"]) == 2
+    assert main(["list", "--url", "sqlite:///none.db", "--app", "x:y"]) == 2
+    assert main(["run", "--url", "sqlite:///none.db"]) == 2
+    (tmp_path / "none.db").touch()
+    assert main(["show", "x", "--url", "sqlite:///none.db"]) == 2
+    assert main(["export", "--url", "sqlite:///none.db"]) == 2
+    assert main(["import", "--url", "sqlite:///none.db"]) == 2
+
+
+def test_an_interrupt_ends_the_command_with_130(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyncette.cli.arguments.load_app", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "\npyncette: interrupted\n"
+
+
+def test_a_reader_that_ends_early_is_no_error(program: str) -> None:
+    command = f"{sys.executable} -m pyncette next --interval 1s --count 1000 | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("unschedule", "rebalance", "doctor", "import", "on-existing"):
+        assert word in script
+    if shell == "bash":
+        checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+        assert checked.returncode == 0
+
+
+def test_instances_are_moved_to_more_partitions_only_where_there_are_some(program: str) -> None:
+    assert main(["rebalance", "reminder", "4"]) == 2
+    assert main(["rebalance", "gone", "4"]) == 3
+
+
+# Moving.
+
+
+def test_instances_move_to_another_store(
+    program: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["schedule", "reminder", "default", "--arg", "n=1"]) == 0
+    own = ["--schedule", "0 8 * * *", "--timezone", "Asia/Tokyo", "--jitter", "5m"]
+    assert main(["schedule", "reminder", "own", *own]) == 0
+    assert main(["schedule", "reminder", "resting", "--interval", "1s"]) == 0
+    assert main(["pause", "reminder", "resting", "--reason", "why not"]) == 0
+    assert main(["schedule", "once", "later", "--at", "2090-01-01T00:00Z"]) == 0
+    assert main(["schedule", "once", "stuck", "--in", "0s", "--arg", "fail=true"]) == 0
+    run_what_is_due(program)
+    assert main(["pause", "spread", "--partition", "1", "--reason", "repair"]) == 0
+    assert main(["pause", "report"]) == 0
+    assert main(["export", "--output", "all.jsonl"]) == 0
+    assert not (tmp_path / "all.jsonl.part").exists()
+    monkeypatch.setenv("CLI_TEST_STORE", str(tmp_path / "other.db"))
+    capsys.readouterr()
+    command = ["--app", f"{program}:create_app", "--json"]
+    assert main([*command, "import", "all.jsonl"]) == 0
+    assert rows(capsys) == [{"created": 4, "updated": 0, "unchanged": 0, "failed": 0, "parked": 1}]
+    assert main([*command, "list", "reminder"]) == 0
+    found = {row["instance"]: row for row in rows(capsys)}
+    assert found["default"]["inherited"]
+    assert found["default"]["args"] == {"n": 1}
+    assert found["own"]["schedule"] == "0 8 * * * Asia/Tokyo jitter 0:05:00"
+    assert (found["resting"]["state"], found["resting"]["reason"]) == ("paused", "why not")
+    assert found["resting"]["schedule"] == "every 0:00:01"
+    assert main([*command, "list"]) == 0
+    states = {row["task"]: row["state"] for row in rows(capsys)}
+    assert (states["report"], states["spread"]) == ("paused", "partly paused")
+    # Once more: nothing is left to do, and nothing of it is done twice.
+    assert main([*command, "import", "all.jsonl", "--parked", "run"]) == 0
+    assert rows(capsys) == [{"created": 1, "updated": 0, "unchanged": 4, "failed": 0, "parked": 0}]
+
+
+def test_an_export_that_was_cut_off_is_noticed(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        assert main(["schedule", "reminder", name]) == 0
+    capsys.readouterr()
+    assert main(["export", "reminder"]) == 0
+    lines = capsys.readouterr().out.splitlines(keepends=True)
+    assert [json.loads(line)["kind"] for line in lines] == ["export", "instance", "instance", "end"]
+    (tmp_path / "cut.jsonl").write_text("".join(lines[:2]))
+    assert main(["import", "cut.jsonl"]) == 1
+    assert "not complete" in capsys.readouterr().err
+    (tmp_path / "wrong.jsonl").write_text("no json\n")
+    assert main(["import", "wrong.jsonl"]) == 1
+    assert "Line 1" in capsys.readouterr().err
+    (tmp_path / "newer.jsonl").write_text('{"kind": "export", "format": 99}\n')
+    assert main(["import", "newer.jsonl"]) == 1
+    assert main(["import", "gone.jsonl"]) == 1
+    assert main(["export", "report"]) == 2
+    assert main(["export", "--output", "no/such/place"]) == 1
+
+
+def test_an_instance_of_a_task_that_is_not_declared_is_no_success(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[dict[str, Any]] = [
+        {"kind": "pause", "task": "gone"},
+        {"kind": "pause", "task": "spread", "partition": 7},
+        {"kind": "instance", "task": "gone", "instance": "a", "schedule": None, "args": {}},
+        {"kind": "instance", "task": "once", "instance": "a", "schedule": "9 x", "args": {}},
+        {"kind": "end", "instances": 2},
+    ]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["import", "lines.jsonl", "--json"]) == 1
+    assert rows(capsys)[0]["failed"] == 4
+
+
+def test_a_paused_instance_is_replaced_if_that_is_wished(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    assert main(["pause", "reminder", "a"]) == 0
+    assert main(["export", "--output", "all.jsonl"]) == 0
+    assert main(["schedule", "reminder", "a", "--interval", "2h", "--on-existing", "replace"]) == 0
+    capsys.readouterr()
+    assert main(["import", "all.jsonl", "--on-existing", "replace", "--json"]) == 0
+    assert rows(capsys)[0]["updated"] == 1
+    state = with_app(
+        program, lambda app, context: context.count_tasks(app.tasks[1], Where(states={"paused"}))
+    )
+    assert state.count == 1
+
+
+# Health.
+
+
+def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in rows(capsys)}
+
+
+def test_the_doctor_says_what_to_do(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "once", "a", "--in", "0s", "--arg", "fail=true"]) == 0
+    run_what_is_due(program)
+    assert main(["schedule", "once", "b", "--at", "2020-01-01"]) == 0
+    assert main(["pause", "reminder", "--reason", "forgotten"]) == 0
+    assert main(["pause", "report"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 0
+    found = checks(capsys)
+    assert set(found["store"]) == {"name", "level", "found", "advice"}
+    levels = {name: check["level"] for name, check in found.items()}
+    assert levels["store"] == levels["rights"] == levels["time zones"] == "ok"
+    for name in ("workers", "paused templates", "paused tasks", "parked"):
+        assert (levels[name], bool(found[name]["advice"])) == ("warn", True), name
+    assert found["parked"]["found"] == "once (1)"
+    assert "forgotten" in found["paused templates"]["found"]
+    assert main(["doctor", "--strict"]) == 1
+    assert "warn  workers: none is alive\n      Start one: pyncette run" in capsys.readouterr().out
+
+
+def test_the_doctor_finds_what_is_overdue(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schedule", "once", "b", "--at", "2020-01-01"]) == 0
+
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 0
+    found = checks(capsys)["overdue"]
+    assert (found["level"], found["found"]) == ("warn", "once (1)")
+
+
+def test_the_doctor_looks_at_a_store_alone(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "--url", f"sqlite:///{tmp_path / 'tasks.db'}", "--json"]) == 0
+    assert "reminder (1)" in checks(capsys)["tasks in the store"]["found"]
+
+
+def test_the_doctor_fails_where_nothing_can_work(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--app", "no_such_module_here"]) == 1
+    assert main(["doctor", "--url", "sqlite:///none.db"]) == 1
+    (tmp_path / "tasks.db").write_text("this is no database, but a text that is long enough" * 30)
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 1
+    assert checks(capsys)["store"]["level"] == "fail"
