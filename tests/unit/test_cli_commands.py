@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -602,3 +603,53 @@ def test_the_doctor_fails_where_nothing_can_work(
     capsys.readouterr()
     assert main(["doctor", "--json"]) == 1
     assert checks(capsys)["store"]["level"] == "fail"
+
+
+def test_the_doctor_warns_of_an_app_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "forgetful.py").write_text("import pyncette\napp = pyncette.Pyncette()\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "--app", "forgetful", "--json"]) == 0
+    found = checks(capsys)
+    assert (found["in memory"]["level"], found["tasks"]["level"]) == ("warn", "warn")
+
+
+def test_a_worker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "ticking.py").write_text(
+        "import pyncette\n"
+        "app = pyncette.Pyncette()\n"
+        "@app.task(interval=0.01)\n"
+        "async def tick(context): print('ticked', flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "pyncette", "--app", "ticking", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stdout is not None
+        assert worker.stderr is not None
+        assert worker.stdout.readline() == "ticked\n"
+        worker.send_signal(signal.SIGTERM)
+        said = worker.stderr.read()
+    assert worker.returncode == 0
+    assert "starting a worker with 1 tasks" in said
+    assert said.endswith("pyncette: the worker has stopped\n")
+
+
+def test_the_last_column_gives_way_to_the_width_of_a_terminal(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a-name-that-is-long-" * 5
+    assert main(["schedule", "reminder", name]) == 0
+    assert main(["pause", "reminder", name, "--reason", "a reason that is long " * 9]) == 0
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "150")
+    assert main(["list", "reminder"]) == 0
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.startswith(f"{name}  paused")
+    assert row.endswith("…")
+    assert len(row) <= 150

@@ -21,6 +21,7 @@ from pyncette.errors import (
 )
 from pyncette.model import Partitions, TaskState, Where, WorkerState
 from pyncette.schedule import parse_timezone
+from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 
 OVERDUE_AFTER: Final = timedelta(minutes=1)
@@ -90,6 +91,15 @@ async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Ch
             "warn",
             "the app declares no task",
             "Is this the module that imports those that declare tasks?",
+        )
+    if app._repository_factory is sqlite_repository and app._configuration.get(
+        "sqlite_database"
+    ) in (None, ":memory:"):
+        yield Check(
+            "in memory",
+            "warn",
+            "the app keeps its records in memory: no other process sees them",
+            "Name a file or a server, for example url='sqlite:///tasks.db'",
         )
     try:
         async with app.create(fixtures=False) as context:

@@ -1,0 +1,52 @@
+"""The command line looks at every store, and the doctor finds it in order."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from tests.stores.every_store import STORES, place_of
+
+from pyncette import Context, Pyncette
+from pyncette.cli.arguments import main
+
+
+@pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
+def test_the_command_line_schedules_lists_moves_and_checks(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def reminder(context: Context) -> None:
+        pass
+
+    def rows() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    with place_of(store, tmp_path) as place:
+        app = Pyncette(place.factory, **place.configuration)
+        app.dynamic_task(interval=timedelta(hours=1))(reminder)
+        module = ModuleType("program_on_a_store")
+        module.app = app  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "program_on_a_store", module)
+        monkeypatch.setenv("PYNCETTE_APP", "program_on_a_store:app")
+        assert main(["schedule", "reminder", "a", "--arg", "n=1"]) == 0
+        assert main(["schedule", "reminder", "b", "--interval", "2h"]) == 0
+        assert main(["pause", "reminder", "b"]) == 0
+        capsys.readouterr()
+        assert main(["list", "reminder", "--json"]) == 0
+        states = {row["instance"]: (row["state"], row["inherited"]) for row in rows()}
+        assert states == {"a": ("scheduled", True), "b": ("paused", False)}
+        file = str(tmp_path / "all.jsonl")
+        assert main(["export", "--output", file]) == 0
+        assert main(["unschedule", "reminder", "--all", "--yes"]) == 0
+        assert main(["import", file]) == 0
+        capsys.readouterr()
+        assert main(["list", "reminder", "--json"]) == 0
+        assert {row["instance"]: (row["state"], row["inherited"]) for row in rows()} == states
+        assert main(["doctor", "--json"]) == 0
+        levels = {row["name"]: row["level"] for row in rows()}
+        assert levels["store"] == levels["rights"] == levels["clock"] == "ok"
