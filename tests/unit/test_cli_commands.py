@@ -639,6 +639,18 @@ def test_a_worker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     assert said.endswith("pyncette: the worker has stopped\n")
 
 
+def test_what_is_due_runs_and_the_worker_ends(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("logging.basicConfig", lambda **options: None)
+    assert main(["schedule", "once", "a", "--in", "0s"]) == 0
+    sys.modules[program].app._fixtures.clear()
+    capsys.readouterr()
+    assert main(["run", "--until-idle", "--json"]) == 0
+    assert rows(capsys) == [{"runs": 1, "failures": 0}]
+    assert main(["show", "once", "a"]) == 3
+
+
 def test_the_last_column_gives_way_to_the_width_of_a_terminal(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

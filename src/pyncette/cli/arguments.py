@@ -112,6 +112,9 @@ def parser_of() -> argparse.ArgumentParser:
     _add_moving(commands)
 
     run = _plain(commands, "run", "run a worker until SIGINT or SIGTERM")
+    run.add_argument(
+        "--until-idle", action="store_true", help="run what is due, and end when nothing is left"
+    )
     run.set_defaults(run=_run_worker)
     check = _command(commands, "doctor", "check what goes wrong in practice", None)
     check.add_argument("--strict", action="store_true", help="a warning is a failure, too")
@@ -330,7 +333,12 @@ def _run_worker(given: argparse.Namespace) -> int:
     app, _ = chosen_app(given)
     number = len(app.tasks)
     print(f"pyncette {__version__}: starting a worker with {number} tasks", file=sys.stderr)
-    app.main()
+    if given.until_idle:
+        done = app.main(until_idle=True)
+        _printer(given).data(done._asdict())
+        _printer(given).text(f"{done.runs:,} runs, {done.failures:,} of them failed")
+    else:
+        app.main()
     print("pyncette: the worker has stopped", file=sys.stderr)
     return DONE
 

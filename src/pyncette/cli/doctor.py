@@ -229,7 +229,8 @@ async def _of_tasks(
                 "tasks without a worker",
                 "warn",
                 _names(left),
-                "Workers of an older release of your program? Deploy this one to them",
+                "Are the workers of an older release of your program, or have none of them its "
+                "worker_tags? Deploy this release, or start one with these tags",
             )
         else:
             yield Check("tasks without a worker", "ok", "none")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from pyncette.cli.failures import DONE, not_found, usage
@@ -208,7 +208,7 @@ async def upcoming(session: Session) -> int:
         change = _change(before, time)
         session.out.data(
             {
-                "at": utc_of(time),
+                "at": utc(time),
                 "in_zone": time.isoformat(),
                 "zone": str(time.tzinfo),
                 "clocks_changed": None if change is None else change.total_seconds(),
@@ -221,11 +221,6 @@ async def upcoming(session: Session) -> int:
     if not times:
         session.out.text("No further occurrence")
     return DONE
-
-
-def utc_of(time: datetime) -> str:
-    """The instant in UTC, as programs get it."""
-    return time.astimezone(UTC).isoformat()
 
 
 def _change(before: datetime | None, time: datetime) -> timedelta | None:
@@ -262,6 +257,7 @@ async def workers(session: Session) -> int:
                 ],
                 "tasks": list(worker.tasks),
                 "task_count": worker.task_count,
+                "tags": sorted(worker.tags),
             }
         )
         table.add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pyncette.app import Pyncette
@@ -164,4 +164,4 @@ def state_data(state: TaskState) -> dict[str, Any]:
 
 def utc(instant: datetime | None) -> str | None:
     """An instant, as programs get it."""
-    return None if instant is None else instant.isoformat()
+    return None if instant is None else instant.astimezone(UTC).isoformat()

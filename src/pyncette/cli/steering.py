@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyncette.cli.failures import DONE, not_found, usage
-from pyncette.cli.session import Session, named
+from pyncette.cli.session import Session, named, utc
 from pyncette.cli.values import arguments_of
 
 
@@ -17,9 +17,7 @@ async def pause(session: Session) -> int:
     if given.lasting is not None:
         until = session.context.clock.now() + given.lasting
     await session.context.pause(task, instance, until=until, reason=given.reason)
-    session.out.data(
-        {"task": given.task, "instance": instance, "until": until and until.isoformat()}
-    )
+    session.out.data({"task": given.task, "instance": instance, "until": utc(until)})
     end = "until it is resumed" if until is None else f"until {session.out.time(until)}"
     session.out.text(f"Paused {named(task, instance)} {end}")
     return DONE
