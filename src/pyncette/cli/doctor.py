@@ -110,19 +110,19 @@ async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Ch
         yield Check(
             "store",
             "fail",
-            describe(error),
+            str(error),
             "Is the server up, is its name right, and does a firewall let this machine through?",
         )
     except StoreMisconfiguredError as error:
         yield Check(
             "store",
             "fail",
-            describe(error),
+            str(error),
             "Rights, the version of the server, or the layout of the table: see the message and "
             "the page of the store in the documentation",
         )
     except StoreError as error:
-        yield Check("store", "fail", describe(error), "See the log of the server")
+        yield Check("store", "fail", str(error), "See the log of the server")
     except (ValueError, TypeError) as error:
         yield Check("app", "fail", describe(error), "Correct the declaration")
 
