@@ -67,7 +67,7 @@ class Report(NamedTuple):
 T = TypeVar("T", bound=Hashable)
 
 
-class _Interned(Generic[T]):
+class Interned(Generic[T]):
     """Values and the small integers that stand for them."""
 
     def __init__(self) -> None:
@@ -75,6 +75,7 @@ class _Interned(Generic[T]):
         self._ids: dict[T, int] = {}
 
     def __call__(self, value: T) -> int:
+        """Returns the number of a value."""
         found = self._ids.get(value)
         if found is None:
             found = self._ids[value] = len(self.values)
@@ -107,10 +108,10 @@ class Explorer:
         self.scenario = scenario
         self.protocol = protocol(scenario)
         self.pauses = scenario.exhausted is Exhausted.PAUSE
-        self._records: _Interned[Record | None] = _Interned()
-        self._ledgers: _Interned[Ledger] = _Interned()
-        self._workers: _Interned[Worker] = _Interned()
-        self._messages: _Interned[Message] = _Interned()
+        self._records: Interned[Record | None] = Interned()
+        self._ledgers: Interned[Ledger] = Interned()
+        self._workers: Interned[Worker] = Interned()
+        self._messages: Interned[Message] = Interned()
         self._steps: dict[tuple[int, ...], list[_Step]] = {}
         self._arrivals: dict[tuple[int, ...], _Step | None] = {}
         self._asks: dict[tuple[int, ...], list[tuple[str, int, int]]] = {}

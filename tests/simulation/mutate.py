@@ -65,6 +65,11 @@ EXPLORER: Final = (
     "tests/simulation/test_small_entries.py",
     "tests/simulation/test_small_dispatch.py",
     "tests/simulation/test_small_loop.py",
+    "tests/simulation/test_small_members.py",
+    "tests/simulation/test_small_moves.py",
+    "tests/simulation/test_small_openings.py",
+    "tests/simulation/test_small_timeouts.py",
+    "tests/simulation/test_explorer_moves.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
 )
@@ -79,9 +84,11 @@ SEARCH: Final = "test_no_interleaving_breaks_a_promise"
 """The searches to a stated depth: the longest pieces."""
 
 UNIT: Final = (
-    *("backlog", "bodies", "body", "closing", "executor", "execution", "failures", "heartbeats"),
-    *("large_records", "log_lines", "loop", "polling", "retry", "rules", "steering", "task"),
-    *("templates", "timeouts", "virtual_clock", "writes", "clock_of_the_store"),
+    *("backlog", "bodies", "body", "bulk", "closing", "context", "executor", "execution"),
+    *("failures", "heartbeats", "inventory", "large_records", "log_lines", "loop", "moves"),
+    *("on_existing", "per_worker", "polling", "rebalance", "retry", "rules", "run_until_idle"),
+    *("shared_partitions", "steering", "task", "templates", "timeouts", "virtual_clock"),
+    *("workers", "writes", "clock_of_the_store"),
 )
 """The unit tests of the engine."""
 

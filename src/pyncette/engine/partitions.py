@@ -196,8 +196,7 @@ class Partitions:
     @property
     def quiet(self) -> bool:
         """Whether all instances lie, and have always lain, where the declarations say."""
-        tasks = self.tasks
-        return not tasks or not any(task.relocated for task in tasks.values())
+        return not any(task.relocated for task in self.tasks.values())
 
     def places(self, group: str, key: str) -> Sequence[str]:
         """Returns the groups that may hold a record; it is created in the first one.
