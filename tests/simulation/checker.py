@@ -24,6 +24,9 @@ __all__ = ["Checker", "Promise", "Violation", "check"]
 BEHIND_S: Final = 60.0
 """What is later than this is behind."""
 
+MEMBER_LEASE_MIN_S: Final = 2.0
+"""The shortest time for which a worker counts as alive after it has told of itself."""
+
 _SHUTDOWNS: Final = (Death.SHUTDOWN, Death.CANCEL_CLOSING)
 
 _CANCELS: Final = (Death.CANCEL, Death.CANCEL_TWICE, "cancel while it closes")
@@ -102,6 +105,7 @@ class Checker:
             *self._cancelled(),
             *self._frugal(),
             *self._limits(),
+            *self._members(),
         ]
         if not self._stepped:
             found += self._time()
@@ -287,6 +291,48 @@ class Checker:
                 yield Violation(
                     Promise.FRUGAL, second, f"{process}: {number} calls in a second, work {busy}"
                 )
+
+    # Workers that know each other.
+
+    def _members(self) -> Iterator[Violation]:
+        if not self._calm:
+            return
+        told = {event.process: event.time for event in self._kinds["told to stop"]}
+        for event in self._kinds["workers"]:
+            running = sorted(
+                other.process
+                for other in self._kinds["opened"]
+                if other.process != "users" and told.get(other.process, event.time) >= event.time
+            )
+            if event.details["names"] != running:
+                yield Violation(
+                    Promise.SEEN, event.time, f"{event.details['names']}, not {running}"
+                )
+        changes = [
+            event.time
+            for kind in ("opened", "told to stop", "leaving")
+            for event in self._kinds[kind]
+            if event.process != "users"
+        ]
+        shared = [task for task in self._plan.tasks if task.shared and task.dynamic]
+        for subject, claims in self._claims.items():
+            task = self._task(subject)
+            if task not in shared:
+                continue
+            # Each worker tells of itself three times per lease, the shortest of all it shares.
+            lease_s = max(min(task.lease_s for task in shared), MEMBER_LEASE_MIN_S)
+            known_s = lease_s / 3 + self._plan.poll_s + 1
+            late = 2 * self._plan.poll_s * SECOND
+            for first, second in pairwise(claims):
+                due = second.details["was_due"]
+                if (
+                    first.process != second.process
+                    and due is not None
+                    and second.store_time < due + late
+                    and not any(first.time - known_s <= at <= second.time for at in changes)
+                ):
+                    where = f"{subject} is claimed by {first.process} and by {second.process}"
+                    yield Violation(Promise.OWNED, second.time, where)
 
     # Time.
 

@@ -322,9 +322,13 @@ class _ending:  # noqa: N801
 
         signal.signal(signal.SIGVTALRM, ended)
         signal.setitimer(signal.ITIMER_VIRTUAL, 1.5 + 8 * self._piece.seconds)
+        # One that waits for what never comes takes no time of the processor.
+        signal.signal(signal.SIGALRM, ended)
+        signal.setitimer(signal.ITIMER_REAL, 20 + 40 * self._piece.seconds)
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 _telling: Final[list[int]] = []

@@ -55,6 +55,8 @@ class Promise(StrEnum):
     PLANNED = "a schedule plans its own instants, and all of them"
     SPREAD = "jitter spreads the runs, and no further than it says"
     BOUNDED = "after its end, a schedule is gone or finished"
+    OWNED = "a shared partition is claimed from by one worker, while none comes or goes"
+    SEEN = "all workers that run are listed, and no other"
     ONE_PLACE = "an instance lies in one partition only"
     ANSWERED = "every call of a user is answered"
     ENDS = "the simulation ends"

@@ -141,6 +141,8 @@ class _Director:
         loop.at(plan.end - ALONE_S, self._leave_alone)
         await asyncio.sleep(plan.end)
         self._look()
+        if not plan.faults:
+            await asyncio.wait([loop.start("users", self._apps.list_workers(), "list workers")])
         world.note(WORLD, "closing")
         for process in self._mains:
             self._ask_to_stop(process, Death.SHUTDOWN)

@@ -441,6 +441,12 @@ class Apps:
 
     # Users.
 
+    async def list_workers(self) -> None:
+        """Notes which workers a user is told of."""
+        context, _ = self.open["users"]
+        names = sorted(state.name for state in await context.workers())
+        self._world.note("users", "workers", names=names)
+
     async def act(self, action: Action) -> None:
         """Makes a call, and notes what came of it."""
         world = self._world
