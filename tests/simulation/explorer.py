@@ -50,7 +50,7 @@ class Report(NamedTuple):
     """What came of an exploration.
 
     Attributes:
-        states: How many different ones were seen.
+        states: How many different ones were seen, but for those after the last step.
         depth: Steps of the longest history.
         complete: Whether nothing new was left at that depth.
         violation: The first one found, if any.
@@ -152,16 +152,21 @@ class Explorer:
         while begin < len(states) and depth < self.scenario.depth:
             end = len(states)
             depth += 1
+            # What the last step leads to is checked on the way there, and never looked at again.
+            # Most states are of this kind.
+            last = depth == self.scenario.depth
             for index in range(begin, end):
                 try:
                     for name, state in self._successors(states[index]):
-                        if state not in seen:
+                        if not last and state not in seen:
                             seen.add(state)
                             states.append(state)
                             parents.append((index, name))
                 except Violation as violation:
                     trace = (*self._history(parents, index), f"{violation}")
                     return Report(len(states), depth, False, violation, trace)
+            if last:
+                return Report(len(states), depth, False)
             begin = end
             if len(states) > self.scenario.states_max:
                 break

@@ -69,6 +69,7 @@ EXPLORER: Final = (
     "tests/simulation/test_small_moves.py",
     "tests/simulation/test_small_openings.py",
     "tests/simulation/test_small_timeouts.py",
+    "tests/simulation/test_small_turns.py",
     "tests/simulation/test_explorer_moves.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",

@@ -56,8 +56,8 @@ def pause_identity(group: str) -> Identity:
 def covering(group: str) -> list[str]:
     """Returns the groups whose pause holds for a group: itself, and that of its template."""
     # A colon in the name of a template is encoded.
-    template, divided, _ = group.rpartition(":")
-    return [group, template] if divided and template else [group]
+    template, _, _ = group.rpartition(":")
+    return [group, template] if template else [group]
 
 
 def pause_record(pause: Pause, now: int) -> Put:
