@@ -61,6 +61,7 @@ MEMORY_MAX_BYTES: Final = 3 << 30
 
 EXPLORER: Final = (
     "tests/simulation/test_small_records.py",
+    "tests/simulation/test_small_rules.py",
     "tests/simulation/test_small_parts.py",
     "tests/simulation/test_small_entries.py",
     "tests/simulation/test_small_dispatch.py",

@@ -43,14 +43,8 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "if planned > now + CLOCK_ERROR_MAX and not at_most_once",
         "without 'planned >",
         "After a triggered run: what is later than the first occurrence after that instant is "
-        "later than that instant, too. It only spares the search for that occurrence.",
-    ),
-    Survivor(
-        "rules",
-        "created",
-        "first if first is None or not schedule.jitter",
-        "without 'not schedule.jitter'",
-        "Without a jitter, an occurrence is due when it is planned: it only spares a call.",
+        "later than that instant, too. It only spares the search for that occurrence, which may "
+        "ask a calendar.",
     ),
     Survivor(
         "rules",
@@ -65,6 +59,52 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "if pending is not None and pending.triggered is not None",
         "without 'pending is not None'",
         "Whatever is held back has a pending pause. For the type checker.",
+    ),
+    Survivor(
+        "rules",
+        "_go_on",
+        "if not schedule.inherited or not isinstance(change, Patch)",
+        "without 'not schedule.inherited'",
+        "The text of a schedule that was read from the record is the text of the record: nothing "
+        "is written that was not there. It only spares to make that text again.",
+    ),
+    Survivor(
+        "partitions",
+        "Partitions.fresh",
+        "if not self.tasks or self._is_fresh()",
+        "without 'self._is_fresh()'",
+        "It is asked again where the lock is held: it only spares to take the lock.",
+    ),
+    Survivor(
+        "partitions",
+        "Partitions.places",
+        "if task is None or not task.relocated",
+        "without 'not task.relocated'",
+        "A task whose instances lie, and have always lain, where it says has one place for each: "
+        "the group that was asked for. It only spares to ask the selector.",
+    ),
+    Survivor(
+        "failures",
+        "failure_of",
+        "if plain is None or attempt.number >= retry.attempts",
+        "without 'plain is None'",
+        "The plain policy always says a delay; only those of users may say None. For the type "
+        "checker.",
+    ),
+    Survivor(
+        "failures",
+        "_postponed",
+        'shown += "attempts that are not counted" if error.free',
+        "condition inverted",
+        "Only the text of a log line.",
+    ),
+    Survivor(
+        "polling",
+        "Sources._push",
+        "if source.next_ask >= NEVER",
+        "comparison shifted",
+        "A source at NEVER that lies in the heap is reached after all others, that is never; it "
+        "is taken out when the heap is made anew.",
     ),
     Survivor(
         "dispatch",

@@ -23,7 +23,7 @@ from pyncette.engine.backlog import BACKLOG_AGE_MIN, Backlogs
 from pyncette.engine.failures import MANY_FAILURES, Attempt, failure_of
 from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.occurrences import overdue_count
-from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Sources
+from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Share, Sources
 from pyncette.engine.rules import Failure, Policy
 from pyncette.engine.steering import covering, pause_identity, pause_record, read_pause
 from pyncette.engine.upcoming import after_current, with_current
@@ -42,7 +42,7 @@ from pyncette.store.record import (
     State,
     dump_progress,
 )
-from pyncette.task import Task
+from pyncette.task import PartitionedTask, Task
 from pyncette.testing.clocks import VirtualClock
 
 SECOND: Final = 1_000_000
@@ -357,6 +357,13 @@ def test_what_fails_again_and_again_without_a_policy_is_said_at_each_doubling(
     assert said == ([] if mode is FailureMode.COMMIT else [MANY_FAILURES, 16, 32, 64])
 
 
+def test_a_failure_that_leaves_its_lease_says_when_that_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failure_of(ValueError("no"), _attempt(None, FailureMode.NONE, False))
+    assert "when its lease ends at 1970-01-01T00:00:15+00:00" in caplog.records[-1].getMessage()
+
+
 # What is claimed from next.
 
 
@@ -471,6 +478,43 @@ def test_a_task_that_is_declared_anew_or_disabled_is_not_asked_for_what_it_was()
     assert after.task is other
     sources.refresh([other])
     assert sources.all() == [after]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_partition_of_another_worker_is_asked_only_when_it_is_told_to_again(
+    workers: int,
+) -> None:
+    task = PartitionedTask(name="a", func=_body, partition_count=5)
+    for position in range(workers):
+        sources = Sources()
+        sources.refresh([task], shares={"a": Share(position, workers)})
+        for index, source in enumerate(sources.due(0)):
+            assert source.own is (index % workers == position)
+            assert sources.ask_by(source, 7) is source.own
+            assert (source.next_ask == 7) is source.own
+            sources.ask_again(source, 8)
+            assert source.next_ask == 8
+        sources.refresh([task])
+        assert all(source.own for source in sources.all())
+
+
+def test_the_table_stays_small_however_often_a_source_is_asked_for() -> None:
+    sources, tasks = Sources(), [_template(name) for name in "abc"]
+    sources.refresh(tasks)
+    first, second, third = sources.due(0)
+    longest = 2 * 3 + 64
+    sources.ask_by(second, 7)
+    lengths = []
+    for number in range(2 * longest):
+        sources.ask_again(first, number % 5)
+        lengths.append(len(sources._heap))
+        assert third.next_ask == NEVER
+    # Two sources have an instant, and everything else in it is void.
+    once = [*range(2, longest + 1)]
+    assert lengths == [*once, *once, 2, 3]
+    assert sources.due(6) == [first]
+    assert sources.due(7) == [second]
+    assert sources.due(NEVER - 1) == []
 
 
 # Heartbeats.

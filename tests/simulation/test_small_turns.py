@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 import pytest
-from tests.simulation.places import NOW, SECOND, START
+from tests.simulation.places import NOW, SECOND, START, place_of
 from tests.simulation.workers import every
 
 from pyncette import Context, PerWorker, Pyncette
@@ -33,6 +33,7 @@ from pyncette.schedule import dumps
 from pyncette.store import Claimed, Group, Key, Write
 from pyncette.store.record import (
     ANY,
+    CONTROL_GROUP,
     DELETE,
     STATIC_GROUP,
     Progress,
@@ -683,5 +684,125 @@ def test_what_another_worker_owns_is_overdue_later(own: bool, late_s: int) -> No
                 assert (source.backoff == 0) is (next_due > overdue)
                 # Of its own the worker never forgets; others are asked at the next poll.
                 assert (source.next_ask < NEVER) is own
+
+    _run(main)
+
+
+# What the members of a worker are told.
+
+
+def test_only_what_has_changed_is_asked_for_at_once_and_pauses_with_it() -> None:
+    def declare(app: Pyncette) -> dict[str, Task]:
+        return {name: app.dynamic_task(name=name)(_body) for name in "tu"}
+
+    async def main() -> None:
+        for groups, asked, polls in (
+            (None, {"t", "u"}, False),
+            (["t"], {"t"}, False),
+            (["u", CONTROL_GROUP], {"u"}, True),
+            (["other"], set(), False),
+        ):
+            async with turning(declare) as one:
+                worker = one.worker
+                worker.sources.refresh(worker.tasks())
+                worker.sources.due(NEVER - 1)
+                worker.loop._poll_at, worker.alarm.rung = 7, False
+                worker.wake_groups(groups)
+                assert {source.group for source in worker.sources.due(NOW)} == asked
+                assert (worker.loop._poll_at == _LONG_AGO) is polls
+                assert worker.alarm.rung
+
+    _run(main)
+
+
+def test_only_a_run_that_replaces_its_own_record_is_told() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            place.enter()
+            rare = place.execution.rarely()
+            for mine, group, key in product((False, True), ("t", "u"), ("k", "j")):
+                rare.replaced_by_body = False
+                place.execution.runner = asyncio.current_task() if mine else None
+                place.worker.replaced(group, key)
+                assert rare.replaced_by_body is (mine and (group, key) == ("t", "k"))
+            place.execution.runner = None
+
+    _run(main)
+
+
+def test_the_end_of_an_execution_frees_its_slot_and_wakes_the_loop() -> None:
+    async def main() -> None:
+        for held, suspect in product((False, True), repeat=2):
+            async with place_of(limit=PerWorker(1)) as place:
+                worker = place.worker
+                [source] = worker.sources.all()
+                if held:
+                    worker.sources.hold(source)
+                if suspect:
+                    worker.dispatcher.suspect = place.execution
+                place.enter()
+                worker.alarm.rung = False
+                worker.execution_ended(place.execution)
+                assert worker.alarm.rung
+                assert worker.dispatcher.suspect is None
+                assert not worker.dispatcher.executions
+                assert not worker.sources.held
+                assert (source.next_ask == NOW) is (held or suspect)
+
+    _run(main)
+
+
+def test_an_answered_batch_wakes_a_loop_that_waits_for_the_queue() -> None:
+    async def main() -> None:
+        async with turning() as one:
+            for starved in (False, True):
+                one.worker.alarm.rung = False
+                one.worker.loop.starved = starved
+                one.worker._written()
+                assert one.worker.alarm.rung is starved
+
+    _run(main)
+
+
+def test_a_worker_is_at_rest_when_its_loop_has_returned_and_nothing_runs() -> None:
+    class Execution(NamedTuple):
+        begun: bool
+
+    async def main() -> None:
+        for running, begun, queued in product((False, True), (None, False, True), (False, True)):
+            async with turning() as one:
+                worker = one.worker
+                executions: Any = worker.dispatcher.executions
+                worker.loop.running = running
+                if begun is not None:
+                    executions[Execution(begun)] = None
+                waits = running or begun is True or (begun is False and queued)
+                rest = asyncio.ensure_future(worker.at_rest(queued))
+                await one.clock.settle()
+                assert rest.done() is not waits
+                worker.loop.running = False
+                executions.clear()
+                worker.returned()
+                await rest
+
+    _run(main)
+
+
+def test_a_record_that_comes_due_sooner_wakes_the_loop() -> None:
+    async def main() -> None:
+        async with turning() as one:
+            worker = one.worker
+            worker.sources.refresh(worker.tasks())
+            worker.sources.due(NEVER - 1)
+            for group, due_at, sooner in (
+                ("t", NOW + 9, True),
+                ("t", NOW + 9, False),
+                ("t", NOW + 10, False),
+                ("t", NOW + 8, True),
+                ("other", NOW, False),
+            ):
+                worker.alarm.rung = False
+                worker.wake(group, "x", due_at)
+                assert worker.alarm.rung is sooner
 
     _run(main)

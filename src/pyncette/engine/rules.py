@@ -523,7 +523,7 @@ def created(wanted: Wanted, now: int) -> Put:
     first = schedule.first(now)
     return put_of(
         (
-            first if first is None or not schedule.jitter else schedule.due(first, *identity),
+            _due(schedule, identity, first),
             State.FINISHED if first is None else State.SCHEDULED,
             None,
             0,

@@ -1,0 +1,306 @@
+"""The small rules that others are made of, each with every small input."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import product
+from typing import Final
+
+import pytest
+from tests.simulation.test_small_records import COMMIT, EVERY, LEASE_END, NOW
+from tests.simulation.workers import EPOCH, at, every
+
+from pyncette.engine import rules
+from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
+from pyncette.model import Exhausted, FailureMode
+from pyncette.schedule import Every, Schedule, dumps
+from pyncette.store.record import (
+    DELETE,
+    STATIC_GROUP,
+    Patch,
+    Pause,
+    Pending,
+    Progress,
+    Put,
+    Reading,
+    Record,
+    State,
+    dump_progress,
+    load_progress,
+)
+
+JITTERED: Final = EVERY.with_jitter(timedelta(microseconds=5))
+AT_ONCE: Final = Every(timedelta(microseconds=3), at_once=True)
+INSTANTS: Final = (None, 0, 3, 8, 9, 12)
+
+
+def _held(
+    schedule: Schedule = EVERY,
+    state: State = State.RUNNING,
+    unfinished: int = 1,
+    group: str = "g",
+    **fields: object,
+) -> Reading:
+    progress = Progress(8, "old")._replace(**fields)  # type: ignore[arg-type]
+    due_at = LEASE_END if state is State.RUNNING else None
+    record = Record(
+        *(group, "k", due_at, 5, "t", state, unfinished),
+        *(dumps(schedule), "1 {}", dump_progress(progress)),
+    )
+    return Reading(record, schedule, progress)
+
+
+@pytest.mark.parametrize("planned", INSTANTS)
+def test_an_occurrence_is_due_when_it_is_planned_or_after_its_jitter(planned: int | None) -> None:
+    identity = ("g", "k")
+    assert rules._due(None, identity, planned) == planned
+    assert rules._due(EVERY, identity, planned) == planned
+    late = None if planned is None else JITTERED.due(planned, *identity)
+    assert rules._due(JITTERED, identity, planned) == late
+    for triggered in (None, 9):
+        before = _held(JITTERED, planned=planned, triggered=triggered)
+        due_at = rules._due_of(JITTERED, before.record, before.progress)
+        assert due_at == (late if triggered is None else 9)
+
+
+def test_a_new_record_is_due_after_the_jitter_of_its_first_occurrence() -> None:
+    waits = [JITTERED.due(NOW + 3, "g", f"k{number}") for number in range(20)]
+    made = [
+        rules.created(Wanted(JITTERED, "1 {}", "new", ("g", f"k{number}")), NOW).due_at
+        for number in range(20)
+    ]
+    assert made == waits
+    assert len(set(waits)) > 1
+    over = EVERY.between(None, EPOCH).with_jitter(timedelta(microseconds=5))
+    put = rules.created(Wanted(over, "1 {}", "new", ("g", "k")), NOW)
+    assert (put.due_at, put.state) == (None, State.FINISHED)
+
+
+def test_the_sooner_of_two_instants_is_kept_and_one_that_is_missing_is_not() -> None:
+    for one, other in product(INSTANTS, repeat=2):
+        known = [instant for instant in (one, other) if instant is not None]
+        assert rules._soonest(one, other) == min(known, default=None)
+
+
+def test_a_schedule_that_is_given_again_begins_anew_only_if_it_is_no_interval_from_now() -> None:
+    for schedule, given in product((EVERY, AT_ONCE, at(7), at(12)), repeat=2):
+        current = _held(given).record
+        same = schedule is given
+        first = rules._first_again(schedule, current, NOW)
+        # What runs at once does so when it is new.
+        if schedule is AT_ONCE and same:
+            assert first == schedule.next(NOW) != schedule.first(NOW)
+        else:
+            assert first == schedule.first(NOW)
+
+
+def test_a_claim_holds_only_what_it_has_seen_running() -> None:
+    held = _held()
+    for state, unfinished, token, planned in product(State, (0, 1), ("t", "other"), (8, 11)):
+        current = _held(state=state, unfinished=unfinished, planned=planned).record
+        current = current._replace(token=token)
+        expected = Verdict.SETTLED
+        if token != "t":
+            expected = Verdict.LOST
+        elif state is State.RUNNING and unfinished and planned == 8:
+            expected = Verdict.HELD
+        assert rules.verdict(current, held) is expected
+    assert rules.verdict(None, held) is Verdict.LOST
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("mode", FailureMode)
+@pytest.mark.parametrize("delay", [None, 0, 4])
+def test_a_failure_that_says_when_is_retried_then_whatever_the_mode(
+    mode: FailureMode, delay: int | None
+) -> None:
+    policy = Policy(failure_mode=mode, retry_after=7)
+    change = rules.failed(_held(), policy, NOW, Failure("no", delay=delay))
+    assert isinstance(change, Patch)
+    if delay is not None:
+        assert (change.state, change.due_at) == (State.RETRYING, NOW + delay)
+    elif mode is FailureMode.UNLOCK:
+        assert (change.state, change.due_at) == (State.RETRYING, NOW + 7)
+    elif mode is FailureMode.NONE:
+        assert (change.state, change.due_at) == (State.RUNNING, LEASE_END)
+    else:
+        assert (change.state, change.due_at) == (State.SCHEDULED, 11)
+
+
+@pytest.mark.parametrize("grace", [None, 5])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_where_it_matters_a_failure_tells_when_the_first_attempt_began(
+    grace: int | None, overlap: bool
+) -> None:
+    policy = Policy(failure_mode=FailureMode.UNLOCK, retry_after=7)
+    policy = policy._replace(misfire_grace=grace, skip_overlap=overlap)
+    for begun, triggered, ran in product((None, 6), (None, 9), (None, (8, 9))):
+        before = _held(begun=begun, triggered=triggered)
+        change = rules.failed(before, policy, NOW, Failure("no"), ran)
+        assert isinstance(change, Patch)
+        notes = (grace is not None or overlap) and ran is not None
+        expected = 8 if notes and begun is None and triggered is None else begun
+        assert load_progress(change.progress or "").begun == expected
+
+
+@pytest.mark.parametrize("mode", FailureMode)
+@pytest.mark.parametrize("exhausted", [None, *Exhausted])
+@pytest.mark.parametrize("schedule", [EVERY, at(8)])
+def test_what_follows_the_last_attempt_is_what_the_policy_says(
+    mode: FailureMode, exhausted: Exhausted | None, schedule: Schedule
+) -> None:
+    policy = Policy(failure_mode=mode, exhausted=exhausted)
+    change = rules.exhausted(_held(schedule), policy, NOW, Failure("no", final=True))
+    goes_on = schedule is EVERY
+    commits = exhausted is None and mode is FailureMode.COMMIT
+    if not goes_on and commits:
+        assert change is DELETE
+        return
+    state = change.state  # type: ignore[union-attr]
+    if exhausted in (None, Exhausted.CONTINUE) and (goes_on or commits):
+        assert state == State.SCHEDULED
+    elif exhausted is Exhausted.PAUSE:
+        assert state == State.PAUSED
+    else:
+        assert state == State.PARKED
+
+
+# Pauses and triggers.
+
+
+PAUSES: Final = (None, Pause(14), Pause(20), Pause(None, "because"))
+
+
+def test_a_pause_takes_the_place_of_another_one_but_not_of_itself() -> None:
+    for before, said in product(PAUSES, PAUSES[1:]):
+        assert said is not None
+        reading = _held(state=State.PAUSED, unfinished=0, pause=before)
+        change = rules.paused(reading, NOW, said)
+        if said == before:
+            assert change is None
+            continue
+        assert isinstance(change, Put)
+        assert load_progress(change.progress).pause == said
+        assert change.due_at == said.until
+
+
+def test_what_is_resumed_forgets_its_pause_and_when_it_got_its_attempts() -> None:
+    for pause, renewed, failures in product(PAUSES, (None, 3), (0, 1)):
+        reading = _held(
+            state=State.PAUSED, unfinished=0, pause=pause, renewed=renewed, failures=failures
+        )
+        change = rules.resumed(reading, NOW)
+        assert isinstance(change, Patch)
+        if pause is None and renewed is None:
+            assert change.progress is None
+            continue
+        assert change.progress is not None
+        progress = load_progress(change.progress)
+        assert (progress.pause, progress.renewed) == (None, renewed and NOW)
+
+
+def test_a_triggered_run_is_told_from_one_of_this_instant() -> None:
+    for triggered, waiting, started, now in product(INSTANTS, INSTANTS, INSTANTS, (0, 8, 9, 20)):
+        progress = Progress(
+            8,
+            "old",
+            triggered,
+            pending=None if waiting is None else Pending(triggered=waiting),
+            last=None if started is None else f"{started}+1",
+        )
+        last = max(instant or 0 for instant in (triggered, waiting, started))
+        # Only what lies as far ahead as clocks may differ is a run of this instant.
+        assert rules._trigger_instant(progress, now) == (last + 1 if now <= last else now)
+    far = now + rules._TRIGGER_SHIFT_MAX
+    for ahead, expected in ((far - 1, far), (far, now)):
+        progress = Progress(8, "old", ahead)
+        assert rules._trigger_instant(progress, now) == expected
+
+
+def test_a_run_that_waits_for_a_triggered_one_keeps_when_it_was_begun() -> None:
+    for triggered, begun, started, unfinished, failures in product(
+        (None, 9), (None, 6), (None, 7), (0, 1), (0, 1)
+    ):
+        progress = Progress(
+            8,
+            "old",
+            triggered,
+            failures,
+            begun=begun,
+            last=None if started is None else f"{started}+1",
+        )
+        after = rules._triggered(progress, unfinished, 12)
+        assert (after.triggered, after.failures) == (12, 0)
+        expected = begun
+        if begun is None and triggered is None and rules._begun(progress, unfinished):
+            expected = 12 if started is None else started
+        assert after.begun == expected
+
+
+def test_what_is_parked_and_run_again_has_begun_only_if_it_waits_for_a_triggered_run() -> None:
+    for triggered, begun in product((None, 9), (None, 6)):
+        reading = _held(state=State.PARKED, triggered=triggered, begun=begun, failures=2)
+        change = rules.rerun(reading, NOW)
+        assert isinstance(change, Patch)
+        progress = load_progress(change.progress or "")
+        assert progress.begun == (None if triggered is None else begun)
+        assert (progress.failures, progress.renewed) == (0, NOW)
+
+
+def test_an_occurrence_that_was_renewed_before_a_trigger_stays_so() -> None:
+    for renewed, triggered in product(INSTANTS, INSTANTS):
+        progress = Progress(8, "old", triggered, renewed=renewed)
+        later = triggered is not None and renewed is not None and renewed > triggered
+        assert rules._renewed_before(progress) == (None if later else renewed)
+
+
+# What follows an occurrence.
+
+
+@pytest.mark.parametrize("group", ["g", STATIC_GROUP])
+@pytest.mark.parametrize("schedule", [EVERY, at(8), EVERY.between(None, EPOCH)])
+@pytest.mark.parametrize("pending", [None, Pending(paused=True)])
+def test_only_the_record_of_an_instance_is_gone_when_nothing_follows(
+    group: str, schedule: Schedule, pending: Pending | None
+) -> None:
+    reading = _held(schedule, group=group, pending=pending)
+    change = rules.succeeded(reading, COMMIT, NOW)
+    if schedule is EVERY:
+        assert change is not DELETE
+    else:
+        assert (change is DELETE) is (group == "g")
+
+
+@pytest.mark.parametrize("begun", [None, 8, 9])
+@pytest.mark.parametrize("ran", [None, 8, 9])
+@pytest.mark.parametrize("following", [8, 9, 10])
+def test_what_comes_due_after_the_first_attempt_began_overlaps(
+    begun: int | None, ran: int | None, following: int
+) -> None:
+    progress = Progress(5, "old", begun=begun)
+    given = None if ran is None else (ran, 12)
+    for forward, overlap in product((False, True), repeat=2):
+        policy = Policy(fast_forward=forward, skip_overlap=overlap)
+        since = begun if begun is not None else ran
+        overlaps = overlap and since is not None and following > since
+        assert rules._skips(policy, progress, following, given) is (forward or overlaps)
+
+
+@pytest.mark.parametrize("at_most_once", [False, True])
+def test_what_a_clock_ahead_has_planned_is_planned_from_now_when_its_run_has_ended(
+    at_most_once: bool,
+) -> None:
+    for ahead, triggered in product((0, CLOCK_ERROR_MAX, CLOCK_ERROR_MAX + 1), (None, 9)):
+        hour = every(3_600_000_000)
+        reading = _held(hour, planned=NOW + ahead, triggered=triggered)
+        change = rules._occurrence_done(reading, COMMIT, NOW, None, None, at_most_once)
+        assert isinstance(change, Patch)
+        planned = load_progress(change.progress or "").planned
+        if triggered is not None:
+            assert planned == NOW + ahead  # no later than its schedule allows
+        elif ahead > CLOCK_ERROR_MAX and not at_most_once:
+            assert planned == hour.next(NOW)
+        else:
+            assert planned == hour.following(NOW + ahead)
