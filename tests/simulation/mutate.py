@@ -71,6 +71,7 @@ EXPLORER: Final = (
     "tests/simulation/test_small_openings.py",
     "tests/simulation/test_small_timeouts.py",
     "tests/simulation/test_small_turns.py",
+    "tests/simulation/test_small_queue.py",
     "tests/simulation/test_explorer_moves.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
@@ -326,7 +327,7 @@ class _ending:  # noqa: N801
         signal.setitimer(signal.ITIMER_VIRTUAL, 1.5 + 8 * self._piece.seconds)
         # One that waits for what never comes takes no time of the processor.
         signal.signal(signal.SIGALRM, ended)
-        signal.setitimer(signal.ITIMER_REAL, 20 + 40 * self._piece.seconds)
+        signal.setitimer(signal.ITIMER_REAL, 5 + 15 * self._piece.seconds)
 
     def __exit__(self, *error: object) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
@@ -521,21 +522,35 @@ def _in_a_copy() -> NoReturn:
     os.execve(sys.executable, command, environment)
 
 
+def _became(mutant: Mutant, result: Result) -> str:
+    if result.killer is not None:
+        return result.killer
+    return "left" if reason_of(mutant) is None else "explained"
+
+
 def table(found: list[Mutant], results: dict[str, Result]) -> str:
     """What killed how many of which file, and the survivors, in Markdown."""
     shown = [(mutant, results[mutant.id]) for mutant in found if mutant.id in results]
-    titles = ["simulation", "explorer", "conformance", "nothing of these"]
+    titles = [*KILLERS, "caught", "only by unit tests", "explained", "left"]
     lines = [
-        "| file | conditions | " + " | ".join(titles) + " | caught |",
-        "|---" * (len(titles) + 3) + "|",
+        "| file | conditions | " + " | ".join(titles) + " |",
+        "|---" * (len(titles) + 2) + "|",
     ]
     for path in [*sorted({mutant.path for mutant, _ in shown}), ""]:
-        mine = [result for mutant, result in shown if path in ("", mutant.path)]
-        counts = [sum(result.killer == killer for result in mine) for killer in KILLERS]
-        caught = f"{100 * sum(counts) / max(len(mine), 1):.1f} %"
-        counts.append(len(mine) - sum(counts))
-        row = [path or "**all**", str(len(mine)), *map(str, counts), caught]
-        lines.append("| " + " | ".join(row) + " |")
+        became = Counter(
+            _became(mutant, result) for mutant, result in shown if path in ("", mutant.path)
+        )
+        caught = sum(became[killer] for killer in KILLERS)
+        cells = [
+            f"simulated store: {Path(path).name}" if path in STORE else Path(path).name,
+            str(became.total()),
+            *(str(became[killer]) for killer in KILLERS),
+            f"{100 * caught / max(became.total(), 1):.1f} %",
+            *(str(became[other]) for other in ("unit", "explained", "left")),
+        ]
+        if not path:
+            cells[0] = "**all**"
+        lines.append("| " + " | ".join(cells) + " |")
     seconds = sum(result.seconds for _, result in shown)
     lines += [
         "",
@@ -550,8 +565,8 @@ def table(found: list[Mutant], results: dict[str, Result]) -> str:
             continue
         unit = "yes" if result.killer == "unit" else "no"
         reason = reason_of(mutant) or ""
-        cells = (mutant.function, mutant.what, f"`{mutant.before}`", unit, reason)
-        said = " | ".join(cell.replace("|", "\\|") for cell in cells)
+        columns = (mutant.function, mutant.what, f"`{mutant.before}`", unit, reason)
+        said = " | ".join(cell.replace("|", "\\|") for cell in columns)
         lines.append(f"| {mutant.path}:{mutant.line} | {said} |")
     return "\n".join(lines)
 
