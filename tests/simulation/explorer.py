@@ -31,6 +31,7 @@ from tests.simulation.workers import (
     Worker,
     at,
     every,
+    read,
 )
 
 from pyncette.engine import rules
@@ -38,7 +39,7 @@ from pyncette.engine.rules import Wanted
 from pyncette.model import Exhausted
 from pyncette.schedule import loads
 from pyncette.store import Applied, Write
-from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State, read
+from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State
 
 KEY: Final = "x"
 COMPLETION_RUNS: Final = 8

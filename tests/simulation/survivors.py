@@ -99,6 +99,29 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "Only the text of a log line.",
     ),
     Survivor(
+        "loop",
+        "Loop._ask",
+        "if worker.sources.limited and free",
+        "without 'worker.sources.limited'",
+        "Without a task that has a limit, nothing is left out of a claim: it only spares to ask "
+        "for each source.",
+    ),
+    Survivor(
+        "loop",
+        "Loop._within_limits",
+        "if not slots and dispatcher.room([task], free)[task]",
+        "without 'not slots'",
+        "A task that has slots is asked at once, before this is looked at. It only spares to "
+        "count its slots again.",
+    ),
+    Survivor(
+        "loop",
+        "Loop._note_next_asks",
+        "if not source.own and isinstance(sent, Group)",
+        "without 'isinstance(sent, Group)'",
+        "Only a partition, which is a group, can be that of another worker. For the type checker.",
+    ),
+    Survivor(
         "polling",
         "Sources._push",
         "if source.next_ask >= NEVER",

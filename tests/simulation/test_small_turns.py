@@ -30,7 +30,7 @@ from pyncette.engine.worker import Worker
 from pyncette.errors import StoreUnavailableError
 from pyncette.memory import MemoryStore
 from pyncette.schedule import dumps
-from pyncette.store import Claimed, Group, Key, Write
+from pyncette.store import Claimed, Group, Key, Page, Write
 from pyncette.store.record import (
     ANY,
     CONTROL_GROUP,
@@ -65,7 +65,7 @@ class Store(MemoryStore):
         told: What its clock says; None: it has none.
         watches: How often it was watched, and how many of these watches are closed.
         claims: The keywords of the claims.
-        slow: The clock is moved so many seconds by each claim.
+        slow, slow_scan: Called by each claim, and by each listing.
     """
 
     def __init__(self) -> None:
@@ -74,6 +74,7 @@ class Store(MemoryStore):
         self.watches = [0, 0]
         self.claims: list[dict[str, Any]] = []
         self.slow: Callable[[], None] = lambda: None
+        self.slow_scan: Callable[[], None] = lambda: None
 
     async def now(self) -> int | None:
         return self.told
@@ -83,6 +84,10 @@ class Store(MemoryStore):
         claimed = await super().claim(*arguments, **options)
         self.slow()
         return claimed
+
+    async def scan(self, *arguments: Any) -> Page:
+        self.slow_scan()
+        return await super().scan(*arguments)
 
     async def watch(self, groups: Any, on_wake: Any) -> Any:
         watch = await super().watch(groups, on_wake)
@@ -221,6 +226,23 @@ def test_a_pause_that_ends_is_polled_for() -> None:
     _run(main)
 
 
+def test_a_claim_is_made_by_the_time_after_pauses_were_read() -> None:
+    async def main() -> None:
+        async with turning() as one:
+
+            def wait() -> None:
+                one.clock._now += 3 * SECOND
+
+            one.store.slow_scan = wait
+            one.worker.membership.beat_at = NEVER
+            one.worker.loop._poll_at = _LONG_AGO
+            await one.turn()
+            [call] = one.made("claim")
+            assert call.arguments[2] == NOW + 3 * SECOND
+
+    _run(main)
+
+
 def test_a_change_of_what_it_owns_is_polled_for_at_once() -> None:
     from tests.simulation.test_small_members import _shared
 
@@ -327,6 +349,10 @@ def test_only_a_run_until_idle_ends_by_itself(until_idle: bool) -> None:
             run = asyncio.ensure_future(one.worker.loop.run(until_idle))
             await one.clock.advance(timedelta(seconds=30))
             assert run.done() is until_idle
+            assert len(one.made("claim")) > 1
+            [record] = await one.store.get([("t", "x")])
+            assert record is not None
+            assert record.due_at == NOW + 3600 * SECOND  # it has run
             assert one.store.watches == [1, int(until_idle)]
             one.worker.shutdown()
             await run
