@@ -144,11 +144,39 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "A run is always an asyncio task. For the type checker.",
     ),
     Survivor(
+        "dispatch",
+        "Dispatcher.dispatch",
+        "if worker.stopping or (paused and pauses.holds(group, now))",
+        "without 'paused'",
+        "Pauses.holds looks at the same first. It only spares the call for each record.",
+    ),
+    Survivor(
+        "dispatch",
+        "Dispatcher._spawn",
+        "if loop is not None and loop.cancelling() > before",
+        "without 'loop is not None'",
+        "The loop of a worker is always an asyncio task. For the type checker.",
+    ),
+    Survivor(
+        "dispatch",
+        "Dispatcher._bound",
+        "if schedule.calendars and progress.planned is not None",
+        "without 'schedule.calendars'",
+        "A schedule without calendars always has an answer. It only spares the question.",
+    ),
+    Survivor(
+        "dispatch",
+        "Dispatcher._execution",
+        "if planned is not None and (behind or",
+        "without 'behind or",
+        "Backlogs.note leaves alone what is neither late nor was. It only spares the call.",
+    ),
+    Survivor(
         "writes",
-        "WriteQueue._defer",
-        "min(2 * delay, RETRY_DELAY_MAX_S)",
-        "min/max exchanged",
-        "Only how long the pauses between retries of one write become; a lease ends them.",
+        "WriteQueue._write_large",
+        "if len(self) and not self._writing",
+        "without 'len(self)'",
+        "It only spares an internal task that finds nothing to write.",
     ),
 )
 

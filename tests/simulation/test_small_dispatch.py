@@ -231,6 +231,13 @@ def test_only_recurrences_that_are_minutes_behind_are_a_backlog() -> None:
                 assert place.template in backlogs.behind
                 await _dispatch(place, _named("a"))
                 assert place.template not in backlogs.behind
+                # Or a one-off that has taken its place.
+                await _dispatch(place, _named("a", **changes))
+                assert place.template in backlogs.behind
+                await _dispatch(place, _named("b", schedule=dumps(at(NOW))))
+                assert place.template in backlogs.behind
+                await _dispatch(place, _named("a", schedule=dumps(at(NOW))))
+                assert place.template not in backlogs.behind
 
     _run(main)
 
@@ -384,6 +391,39 @@ def test_a_cancellation_of_the_loop_that_a_body_swallows_ends_the_loop_all_the_s
     _run(main)
 
 
+def test_a_cancellation_of_before_is_none_of_the_run_that_is_passed_on() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            passed: list[Any] = []
+
+            async def spawn(run: Any) -> None:
+                passed.append(run)
+
+            async def swallows(run: Any) -> None:
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0)
+
+            async def loop() -> None:
+                one: Any = "a run"
+                await place.worker.dispatcher._spawn(spawn, one)
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+                await place.worker.dispatcher._spawn(spawn, one)
+                with pytest.raises(asyncio.CancelledError):
+                    await place.worker.dispatcher._spawn(swallows, one)
+
+            running = asyncio.ensure_future(loop())
+            await asyncio.sleep(0)
+            running.cancel()
+            await running
+            assert passed == ["a run", "a run"]
+
+    _run(main)
+
+
 def test_only_the_default_executor_is_started_directly() -> None:
     class Slower(DefaultExecutor):
         """With a start of its own."""
@@ -394,10 +434,16 @@ def test_only_the_default_executor_is_started_directly() -> None:
     class Named(DefaultExecutor):
         """With nothing of its own."""
 
+    class Odd:
+        """With a start that is no method."""
+
+        def __init__(self) -> None:
+            self.spawn_task = DefaultExecutor().spawn_task
+
     async def main() -> None:
         for kind, direct in (
             *((DefaultExecutor, True), (Named, True)),
-            *((Slower, False), (SynchronousExecutor, False)),
+            *((Slower, False), (SynchronousExecutor, False), (Odd, False)),
         ):
             assert (_direct_start(kind()) is not None) is direct
 

@@ -211,6 +211,30 @@ def test_an_entry_that_wants_nothing_or_cannot_decide_takes_no_place() -> None:
     _run(main)
 
 
+@pytest.mark.parametrize("urgent", [False, True])
+def test_what_is_added_while_others_are_decided_waits_for_no_pause(urgent: bool) -> None:
+    async def main() -> None:
+        store = Store(lambda: 0.0)
+        queue = _queue(store)
+        added = Noted("b")
+
+        class Broken(Noted):
+            def build(self, now: int) -> Write | None:
+                queue.add(added, urgent)
+                raise ValueError("cannot decide")
+
+        queue.add(Noted("a", [Next.BACK_OFF] * 4))
+        await asyncio.sleep(0.2)
+        began = _now()
+        queue.add(Broken("c"))
+        await asyncio.sleep(0.005)
+        assert added.ended
+        assert added.ended[0][0] - began < SMALL_S
+        await queue.drained()
+
+    _run(main)
+
+
 # Large writes.
 
 

@@ -29,7 +29,7 @@ from pyncette.engine.polling import NEVER
 from pyncette.engine.worker import Worker
 from pyncette.errors import StoreUnavailableError
 from pyncette.memory import MemoryStore
-from pyncette.schedule import dumps
+from pyncette.schedule import Calendar, dumps
 from pyncette.store import Claimed, Group, Key, Page, Write
 from pyncette.store.record import (
     ANY,
@@ -830,5 +830,78 @@ def test_a_record_that_comes_due_sooner_wakes_the_loop() -> None:
                 worker.alarm.rung = False
                 worker.wake(group, "x", due_at)
                 assert worker.alarm.rung is sooner
+
+    _run(main)
+
+
+# Tasks that run in threads, and schedules with calendars.
+
+
+def test_tasks_share_the_threads_of_a_worker_that_has_a_limit_of_them() -> None:
+    def declare(app: Pyncette) -> dict[str, Task]:
+        return {
+            "a": app.dynamic_task(name="a")(_in_thread),
+            "b": app.dynamic_task(name="b")(_in_thread),
+            "c": app.dynamic_task(name="c", limit=PerWorker(1))(_body),
+        }
+
+    async def main() -> None:
+        for limit in (None, 2):
+            async with turning(declare, thread_limit=limit) as one:
+                dispatcher, tasks = one.worker.dispatcher, one.tasks
+                limited = [name for name, task in tasks.items() if dispatcher.is_limited(task)]
+                assert limited == (["c"] if limit is None else ["a", "b", "c"])
+                room = dispatcher.room(tasks.values(), 5)
+                expected = {"c": 1} if limit is None else {"a": 2, "b": 0, "c": 1}
+                assert {task.name: slots for task, slots in room.items()} == expected
+                # When a run ends, others that wait for its thread go on.
+                held = [*tasks.values()]
+                for name, freed in (("a", {"a", "b"}), ("b", {"a", "b"}), ("c", {"c"})):
+                    waiting = dispatcher.wait_for(tasks[name], held)
+                    also = {name} if limit is None else freed
+                    assert {task.name for task in waiting} == also
+                    assert len(waiting) == len(also)
+                assert dispatcher.wait_for(tasks["a"], []) == [tasks["a"]]
+                question = one.worker.loop._ask(NOW, 5, True)
+                assert len(question.asked) == (3 if limit is None else 2)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_run_whose_next_occurrence_cannot_be_planned_here_is_left_to_others(
+    known: bool,
+) -> None:
+    def declare(app: Pyncette) -> dict[str, Task]:
+        def closed(day: Any) -> bool:
+            if not known:
+                raise ValueError("the list of days is not here")
+            return False
+
+        app.calendar("closed")(closed)
+        return {"t": app.dynamic_task(name="t")(_body)}
+
+    async def main() -> None:
+        schedule = dumps(every(3600 * SECOND) - Calendar("closed"))
+        for planned, triggered in ((NOW, None), (NOW + SECOND, NOW), (None, NOW)):
+            async with turning(declare) as one:
+                progress = dump_progress(Progress(planned, "inc", triggered))
+                await one.plant("t", "x", NOW, schedule=schedule, progress=progress)
+                await one.worker.loop._claim(one.worker.loop._ask(NOW, 1, True))
+                await one.clock.settle()
+                [record] = await one.store.get([("t", "x")])
+                if known and planned is not None:
+                    assert record is not None
+                    expected = NOW + 3600 * SECOND if triggered is None else planned
+                    assert (record.state, record.due_at) == (State.SCHEDULED, expected)
+                elif planned is not None:
+                    # It is not started, and others come first.
+                    assert record is not None
+                    assert record.state == State.SCHEDULED
+                    assert record.due_at is not None
+                    assert NOW < record.due_at < NOW + 3600 * SECOND
+                    assert record.unfinished_attempts == 0
+                else:
+                    assert record is None  # nothing follows a run without an occurrence
 
     _run(main)

@@ -358,10 +358,10 @@ class Dispatcher:
 
     def _note_backlog(self, task: Task, reading: Reading, planned: int, now: int) -> None:
         """Tells how far a task is behind; a fast-forwarded task never is."""
-        backlogs = self._worker.backlogs
-        if (now - planned >= BACKLOG_AGE_MIN or task in backlogs.behind) and not task.fast_forward:
+        if not task.fast_forward:
+            backlogs, identity = self._worker.backlogs, reading.record[:2]
             with suppress(UnreadableHere):  # what is counted may reach other days
-                backlogs.note(task, reading.record[:2], reading.schedule, planned, now)
+                backlogs.note(task, identity, reading.schedule, planned, now)
 
     def _is_not_run(self, parts: TaskParts, reading: Reading, now: int) -> bool:
         """Settles a record that gets no further attempt, or is too late for its first one."""

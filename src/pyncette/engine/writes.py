@@ -300,7 +300,7 @@ class WriteQueue:
             self._large -= 1
             self._busy.discard(write[:2])
             self._changed.set()
-            if len(self) and not self._closed and not self._writing:
+            if len(self) and not self._writing:
                 self._start()
 
     async def _write(self, batch: _Batch) -> None:
