@@ -70,6 +70,7 @@ EXPLORER: Final = (
     "tests/simulation/test_small_moves.py",
     "tests/simulation/test_small_openings.py",
     "tests/simulation/test_small_timeouts.py",
+    "tests/simulation/test_small_runs.py",
     "tests/simulation/test_small_turns.py",
     "tests/simulation/test_small_queue.py",
     "tests/simulation/test_explorer_moves.py",

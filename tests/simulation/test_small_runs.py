@@ -1,0 +1,551 @@
+"""One execution, from its start to its outcome: each way to end it, and each of its states.
+
+The store answers nothing here: what is looked at is what waits to be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from itertools import product
+from typing import Any, Final
+
+import pytest
+from tests.simulation.places import FIRST, HELD, LEASE_END, NOW, SECOND, START, Place, place_of
+from tests.simulation.workers import at
+
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Skip
+from pyncette.engine import execution as module
+from pyncette.engine.dispatch import Claim, _Release
+from pyncette.engine.execution import Execution
+from pyncette.engine.polling import NEVER
+from pyncette.engine.rules import Failure
+from pyncette.memory import memory_repository
+from pyncette.model import Outcome
+from pyncette.schedule import dumps
+from pyncette.store import Applied, Write
+from pyncette.store.record import (
+    ANY,
+    DELETE,
+    Patch,
+    Put,
+    Reading,
+    Record,
+    State,
+    dump_progress,
+    load_progress,
+)
+from pyncette.testing.clocks import VirtualClock
+
+ONCE: Final[dict[str, Any]] = {"execution_mode": ExecutionMode.AT_MOST_ONCE}
+Body = Callable[[Context], Awaitable[None]]
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+@asynccontextmanager
+async def running(body: Body, record: Record = HELD, **options: Any) -> Any:
+    """A worker whose template has this body, and an execution of the record; nothing is started."""
+    clock = VirtualClock(START)
+    app = Pyncette(memory_repository, clock=clock, worker_name="me")
+    options = {"lease_duration": timedelta(seconds=20), **options}
+    template = app.dynamic_task(name="t", **options)(body)
+    async with app.create() as context:
+        worker = context._worker
+        worker.sources.refresh([template])
+        worker.sources.due(NEVER - 1)
+        batch = worker.dispatcher._batch(template, Claim(clock.monotonic(), 0.0, NOW))
+        execution = worker.dispatcher._execution(batch, record, NOW)
+        assert execution is not None
+        worker.writes._writing = True
+        place = Place(worker, template, execution, clock, [], [])
+        try:
+            yield place
+        finally:
+            place.leave()
+            worker.writes._take_all()
+            worker.writes._writing = False
+
+
+async def _begun(place: Place) -> asyncio.Task[None]:
+    """The execution runs, as the executor would run it."""
+    run = place.execution.run()
+    place.worker.dispatcher.executions[place.execution] = run
+    task = asyncio.ensure_future(run)
+    await place.clock.settle()
+    return task
+
+
+def _written(place: Place) -> list[Any]:
+    return [*place.worker.writes._urgent, *place.worker.writes._queue]
+
+
+# Whether it starts.
+
+
+@pytest.mark.parametrize("late_s", [-1, 0, 1])
+@pytest.mark.parametrize("cancelled", [None, False, True])
+def test_a_body_starts_only_while_its_lease_holds_and_it_is_not_cancelled(
+    late_s: int, cancelled: bool | None
+) -> None:
+    async def main() -> None:
+        ran: list[str] = []
+
+        async def body(context: Context) -> None:
+            ran.append("ran")
+
+        async with running(body) as place:
+            await place.clock.advance(timedelta(seconds=20 + late_s))
+            if cancelled is not None:
+                place.execution.rarely().cancelled = cancelled
+            await (await _begun(place))
+            starts = late_s < 0 and not cancelled
+            assert bool(ran) is starts
+            # What its worker has cancelled is given back, what is too late is another's.
+            kinds = [type(entry) for entry in _written(place)]
+            expected: list[Any] = [Execution] if starts else [_Release] if cancelled else []
+            assert kinds == expected
+            assert place.execution.ended
+
+    _run(main)
+
+
+# How it ends.
+
+
+class Own(BaseException):
+    """No ``Exception``."""
+
+
+@pytest.mark.parametrize("at_most_once", [False, True])
+@pytest.mark.parametrize("give_back", [False, True])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_its_worker_cancels_is_given_back_if_it_holds_its_record(
+    at_most_once: bool, give_back: bool, lost: bool
+) -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None:
+            await asyncio.sleep(60)
+
+        async with running(body) as place:
+            execution = place.execution
+            if at_most_once:
+                execution._parts = replace(execution._parts, at_most_once=True)
+            task = await _begun(place)
+            if at_most_once:
+                [advance] = _written(place)
+                place.worker.writes._urgent.clear()
+                advance._finish(True)
+                await place.clock.settle()
+            assert execution.in_body
+            if lost:
+                execution.rarely().loss = "it was removed"
+            execution.cancel(give_back)
+            execution.cancel(False)  # a second one takes nothing back
+            with suppress(asyncio.CancelledError):
+                await task
+            given_back = give_back and not at_most_once and not lost
+            assert [type(entry) for entry in _written(place)] == [_Release] * given_back
+            if given_back:
+                [entry] = _written(place)
+                assert entry.build(NOW).change.state == State.SCHEDULED
+
+    _run(main)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(
+    "ends", ["returns", "ValueError", "CancelledError", "Own", "outside", "swallows"]
+)
+def test_each_way_to_end_has_its_outcome(interrupted: bool, ends: str) -> None:
+    async def main() -> None:
+        goes_on = asyncio.Event()
+
+        async def body(context: Context) -> None:
+            try:
+                await goes_on.wait()
+            except asyncio.CancelledError:
+                if ends == "swallows":
+                    return
+                if interrupted and ends == "ValueError":
+                    raise ValueError("no") from None
+                raise
+            match ends:
+                case "ValueError":
+                    raise ValueError("no")
+                case "CancelledError":
+                    raise asyncio.CancelledError
+                case "Own":
+                    raise Own
+
+        async with running(body, failure_mode=FailureMode.UNLOCK) as place:
+            execution = place.execution
+            task = await _begun(place)
+            if interrupted:
+                execution.interrupt()
+                execution.interrupt()  # once is enough
+                assert task.cancelling() == 1
+            elif ends in ("outside", "swallows"):
+                task.cancel()
+            else:
+                goes_on.set()
+            await asyncio.wait([task])
+            outside = not interrupted and ends in ("outside", "swallows")
+            if outside and ends == "outside":
+                assert task.cancelled()
+                assert _written(place) == []
+                return
+            assert not task.cancelled()
+            # Of its own cancellation nothing is left.
+            assert task.cancelling() == (1 if outside else 0)
+            assert _written(place) == [execution]
+            failure = execution.rarely().failure
+            if interrupted:
+                failed = ends == "ValueError"
+            else:
+                failed = ends in ("ValueError", "CancelledError", "Own")
+            assert (failure is not None) is failed
+            if failure is not None:
+                assert failure.error.startswith(ends)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("has_runner", [False, True])
+def test_the_end_of_the_process_is_no_outcome(error: type[BaseException], has_runner: bool) -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None: ...
+
+        async with running(body) as place:
+            execution = place.execution
+            execution.runner = asyncio.current_task() if has_runner else None
+            ends = execution._ends_the_run(error())
+            # A coroutine that is closed is no task any more; one that raises it itself has failed.
+            assert ends is (error is GeneratorExit and has_runner)
+            execution.runner = None
+
+    _run(main)
+
+
+@pytest.mark.parametrize("cancelling", [0, 1, 2])
+@pytest.mark.parametrize("interrupted", [None, False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_only_a_cancellation_from_outside_ends_a_run_without_an_outcome(
+    cancelling: int, interrupted: bool | None, cancelled: bool
+) -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None: ...
+
+        async with running(body) as place:
+            execution = place.execution
+            if interrupted is not None or cancelled:
+                execution.rarely().interrupted = bool(interrupted)
+                execution.rarely().cancelled = cancelled
+
+            async def ask() -> bool:
+                task = asyncio.current_task()
+                assert task is not None
+                for _ in range(cancelling):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0)
+                ends: bool = execution._ends_the_run(asyncio.CancelledError())
+                return ends
+
+            outside = cancelling > bool(interrupted)
+            assert await asyncio.ensure_future(ask()) is not (outside or cancelled)
+
+    _run(main)
+
+
+def test_only_a_body_that_runs_is_interrupted() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            execution = place.execution
+            for begun, entered, runner, before in product((False, True), repeat=4):
+                place.leave()
+                if entered:
+                    place.enter()
+                execution._started = NOW if begun else None
+                task = asyncio.ensure_future(asyncio.sleep(60))
+                execution.runner = task if runner else None
+                execution.rarely().interrupted = before
+                execution.interrupt()
+                hit = begun and entered and runner and not before
+                assert execution.rarely().interrupted is (before or hit)
+                assert task.cancelling() == hit
+                task.cancel()
+                await asyncio.wait([task])
+                assert execution.begun is (runner or not entered)
+            execution.runner = None
+            # Without anything rare, nothing is interrupted, cancelled or lost.
+            execution.rare = None
+            execution._end_interruption()
+            assert not execution._interrupted
+            assert not execution._is_cancelled
+            assert not execution.is_lost
+
+    _run(main)
+
+
+# What is told to the body.
+
+
+def test_a_context_has_what_the_execution_has() -> None:
+    async def main() -> None:
+        seen: list[Any] = []
+
+        async def body(context: Context) -> None:
+            seen.extend((context.attempt, context.fencing_token, context.deadline))
+            with pytest.raises(AttributeError, match="no fixture or item of that name"):
+                _ = context.nothing_of_this_name
+            seen.append(context.execution_id)
+
+        ids = set()
+        for planned, triggered in ((NOW - SECOND, None), (NOW, None), (NOW, NOW), (None, NOW)):
+            progress = dump_progress(FIRST._replace(planned=planned, triggered=triggered))
+            async with running(body, HELD._replace(progress=progress)) as place:
+                seen.clear()
+                await (await _begun(place))
+                assert seen[:3] == [1, HELD.version, None]
+                ids.add(seen[3])
+        # Two triggered runs of one instant are one, whatever waits for them.
+        assert len(ids) == 3
+
+    _run(main)
+
+
+def test_the_version_at_the_claim_is_the_fencing_token_whatever_is_written_since() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            execution = place.execution
+            assert execution.fencing_token == HELD.version
+            execution.rarely()
+            assert execution.fencing_token == HELD.version
+            execution.take(HELD._replace(version=70))
+            assert execution.fencing_token == HELD.version
+            execution.take(HELD._replace(version=80))
+            assert execution.fencing_token == HELD.version
+
+    _run(main)
+
+
+def test_automatic_heartbeats_make_sense_while_it_runs_and_holds_its_record() -> None:
+    async def main() -> None:
+        for begun, lost, beats in product((False, True), repeat=3):
+            async with place_of(heartbeat=True if beats else None) as place:
+                execution = place.execution
+                place.enter()
+                if begun:
+                    execution.runner = asyncio.current_task()
+                if lost:
+                    execution.rarely().loss = "it was removed"
+                assert (execution.beats is not None) is (begun and not lost and beats)
+                execution.runner = None
+                # One at a time.
+                for beating in (False, True):
+                    execution.rarely().beating = beating
+                    place.worker.writes._take_all()
+                    execution.beat(lambda error: None)
+                    assert len(place.worker.writes) == (not beating)
+
+    _run(main)
+
+
+# The outcome.
+
+
+FAILURES: Final = (None, Failure("no"), Failure("no", outcome=Outcome.SKIPPED))
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("ended", [None, NOW + 2])
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_outcome_says_when_it_began_and_ended(
+    failure: Failure | None, ended: int | None, lost: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with place_of(failure_mode=FailureMode.UNLOCK) as place:
+            execution = place.execution
+            for started in (None, NOW + 1):
+                execution._started = started
+                rare = execution.rarely()
+                rare.failure, rare.ended = failure, ended
+                rare.loss = "it was removed" if lost else None
+                write = execution.build(NOW + 5)
+                assert (write is None) is lost
+                if write is None:
+                    continue
+                assert isinstance(write.change, Patch)
+                progress = load_progress(write.change.progress or "")
+                took = (ended or NOW + 5) - (started or 0)
+                assert progress.last == f"{started or 0}+{took}"
+                retried = failure is not None and failure.outcome is None
+                assert (write.change.state == State.RETRYING) is retried
+                assert progress.outcome is (None if failure is None else failure.outcome)
+            if not lost and failure is None and ended is None:
+                execution.rare = None
+                write = execution.build(NOW + 5)
+                assert write is not None
+                assert load_progress(write.change.progress or "").last == f"{NOW + 1}+4"  # type: ignore[union-attr]
+        said = [record for record in caplog.records if "lost its lease" in record.getMessage()]
+        assert len(said) == (2 if lost else 0)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("failure", [None, Failure("no", final=True)])
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_follows_an_outcome_is_told_and_logged_where_it_matters(
+    failure: Failure | None, skips: bool, gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with place_of() as place:
+            execution = place.execution
+            execution._parts = replace(execution._parts, skips=skips)
+            if failure is not None:
+                execution.rarely().failure = failure
+            progress = dump_progress(FIRST._replace(skipped=3))
+            change: Any = DELETE if gone else Patch(NOW + 9, State.SCHEDULED, 0, progress)
+            caplog.clear()
+            execution.answered(Applied(9), Write("t", "k", change, ANY), NOW)
+            assert (place.told_of() == NOW + 9) is not gone
+            said = [record.getMessage() for record in caplog.records]
+            skipped = [line for line in said if "3 missed occurrences are skipped" in line]
+            assert len(skipped) == (not gone and (skips or failure is not None))
+            ends = [line for line in said if "is given up" in line]
+            assert len(ends) == (failure is not None)
+
+    _run(main)
+
+
+# What is logged of what follows.
+
+
+def test_of_skipped_occurrences_those_are_said_that_are_not_said_already(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    before = Reading(HELD, at(5), FIRST._replace(skipped=2))
+    for skipped, less in product((2, 3, 4), (0, 1)):
+        for change in (
+            Patch(NOW, State.SCHEDULED, 0, dump_progress(FIRST._replace(skipped=skipped))),
+            Patch(NOW, State.SCHEDULED, 0),
+            DELETE,
+        ):
+            caplog.clear()
+            module.log_skipped("t", before, change, less)
+            count = skipped - 2 - less
+            told = count > 0 and isinstance(change, Patch) and change.progress is not None
+            assert [record.getMessage() for record in caplog.records] == (
+                [f"Task t: {count} missed occurrences are skipped"] if told else []
+            )
+
+
+def test_what_becomes_of_a_record_after_its_last_attempt_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes: list[tuple[Any, str]] = [
+        (Patch(None, State.PARKED, 0), "is parked"),
+        (Patch(None, State.PAUSED, 0), "is paused"),
+        (Patch(NOW, State.SCHEDULED, 0), "is given up"),
+        (DELETE, "is given up"),
+        (Put(None, State.PARKED, None, 0, "", "", ""), "is given up"),
+    ]
+    for change, said in changes:
+        caplog.clear()
+        module.log_exhausted("t", change)
+        assert said in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_lost_lease_is_a_warning_unless_the_body_is_its_cause(
+    replaced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def main() -> None:
+        async with place_of() as place:
+            place.execution.rarely().replaced_by_body = replaced
+            caplog.clear()
+            place.execution._log_lost()
+            assert [record.levelname for record in caplog.records] == [
+                "DEBUG" if replaced else "WARNING"
+            ]
+
+    _run(main)
+
+
+# What runs it.
+
+
+def test_an_exception_that_ends_the_process_is_looked_at_once() -> None:
+    async def main() -> None:
+        async def fails() -> None:
+            raise Own
+
+        for cancel in (False, True):
+            task = asyncio.ensure_future(fails() if not cancel else asyncio.sleep(60))
+            if cancel:
+                task.cancel()
+            await asyncio.wait([task])
+            module._retrieve_exception(task)
+            assert task.cancelled() is cancel
+            assert not task._log_traceback
+
+    _run(main)
+
+
+def test_middlewares_are_wrapped_around_what_limits_the_body_the_first_outermost() -> None:
+    async def main() -> None:
+        order: list[str] = []
+
+        def named(name: str) -> Any:
+            async def middleware(context: Any, following: Any) -> None:
+                order.append(name)
+                await following()
+
+            return middleware
+
+        def limited(handler: Any) -> Any:
+            async def within(context: Any) -> None:
+                order.append("limit")
+                await handler(context)
+
+            return within
+
+        async def body(context: Any) -> None:
+            order.append("body")
+
+        for limit in (None, limited):
+            order.clear()
+            await module.compose([named("a"), named("b")], body, limit)(None)
+            assert order == ["a", "b", *(["limit"] if limit is not None else []), "body"]
+
+    _run(main)
+
+
+def test_a_skip_is_an_outcome_of_its_own() -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None:
+            raise Skip("nothing to do")
+
+        async with running(body, HELD._replace(schedule=dumps(at(NOW - SECOND)))) as place:
+            await (await _begun(place))
+            failure = place.execution.rarely().failure
+            assert failure is not None
+            assert failure.outcome is Outcome.SKIPPED
+            assert place.execution._lease_end() == "2026-01-05T12:00:20+00:00"
+            assert LEASE_END == NOW + 20 * SECOND
+
+    _run(main)
