@@ -48,6 +48,21 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
     ),
     Survivor(
         "rules",
+        "_occurrence_done",
+        "if planned > now + CLOCK_ERROR_MAX and not at_most_once",
+        "comparison shifted",
+        "After a triggered run, for the same reason: no occurrence follows that instant and is "
+        "sooner than it.",
+    ),
+    Survivor(
+        "rules",
+        "_due",
+        "if schedule is None or planned is None or not schedule.jitter",
+        "without 'not schedule.jitter'",
+        "Without a jitter, an occurrence is due when it is planned: it only spares a call.",
+    ),
+    Survivor(
+        "rules",
         "replaced",
         "if new.due_at is None or current.due_at is None",
         "without 'current.due_at is None'",

@@ -391,6 +391,23 @@ def test_a_cancellation_of_the_loop_that_a_body_swallows_ends_the_loop_all_the_s
     _run(main)
 
 
+def test_what_a_record_has_missed_runs_without_pauses_where_nothing_else_waits() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            dispatcher, paces = place.worker.dispatcher, list[int]()
+            for at_once in (False, True, True, False):
+                before = dispatcher._task_parts(place.template)
+                again = dispatcher._catches_up_at_once is at_once
+                dispatcher.catch_up_at_once(at_once)
+                parts = dispatcher._task_parts(place.template)
+                assert (parts is before) is again
+                paces.append(parts.policy.pace)
+            assert paces[1:3] == [0, 0]
+            assert paces[0] == paces[3] > 0
+
+    _run(main)
+
+
 def test_a_cancellation_of_before_is_none_of_the_run_that_is_passed_on() -> None:
     async def main() -> None:
         async with place_of() as place:

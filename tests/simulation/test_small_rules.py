@@ -13,7 +13,7 @@ from tests.simulation.workers import EPOCH, at, every
 from pyncette.engine import rules
 from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
 from pyncette.model import Exhausted, FailureMode
-from pyncette.schedule import Every, Schedule, dumps
+from pyncette.schedule import Every, Inherited, Schedule, dumps
 from pyncette.store.record import (
     DELETE,
     STATIC_GROUP,
@@ -304,3 +304,42 @@ def test_what_a_clock_ahead_has_planned_is_planned_from_now_when_its_run_has_end
             assert planned == hour.next(NOW)
         else:
             assert planned == hour.following(NOW + ahead)
+
+
+def test_an_instance_that_follows_a_default_takes_a_new_one_over_with_its_next_occurrence() -> None:
+    old, new = Inherited(every(5)), Inherited(every(4))
+    for inherited, known, failure in product((old, new), (old, new), (None, Failure("no"))):
+        before = _held(known)
+        reading = before._replace(schedule=inherited)
+        policy = Policy(failure_mode=FailureMode.COMMIT)
+        change = (
+            rules.succeeded(reading, policy, NOW)
+            if failure is None
+            else rules.failed(reading, policy, NOW, failure)
+        )
+        following = inherited.following(8)
+        assert change.due_at == following
+        # The text is written only if it is another one.
+        assert isinstance(change, Patch if inherited is known else Put)
+        if isinstance(change, Put):
+            assert change.schedule == dumps(inherited)
+            assert (change.args, change.token) == ("1 {}", "t")
+
+
+@pytest.mark.parametrize("group", ["g", STATIC_GROUP])
+def test_a_default_that_has_ended_leaves_no_instance_behind(group: str) -> None:
+    over = Inherited(EVERY.between(None, EPOCH))
+    change = rules.succeeded(_held(over, group=group), COMMIT, NOW)
+    assert (change is DELETE) is (group == "g")
+    # A request that waits is granted, whatever the default is now.
+    waiting = Pending(schedule=dumps(every(6)), args="1 []", planned=14, incarnation="new")
+    reading = _held(Inherited(every(5)), group=group, pending=waiting)
+    change = rules.succeeded(reading._replace(schedule=Inherited(every(4))), COMMIT, NOW)
+    assert isinstance(change, Put)
+    assert (change.schedule, change.args, change.due_at) == (dumps(every(6)), "1 []", 14)
+    # What is skipped to its end is kept, with what it is a trace of.
+    forward = Policy(fast_forward=True)
+    ending = Inherited(EVERY.between(None, EPOCH + timedelta(microseconds=10)))
+    change = rules.succeeded(_held(ending, planned=3, group=group), forward, 50)
+    assert isinstance(change, Patch)
+    assert change.state == State.FINISHED
