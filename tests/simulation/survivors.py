@@ -187,6 +187,20 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "Backlogs.note leaves alone what is neither late nor was. It only spares the call.",
     ),
     Survivor(
+        "execution",
+        "Execution._end_interruption",
+        "if self._interrupted and self.runner is not None",
+        "without 'self.runner is not None'",
+        "It is called while the run has its asyncio task. For the type checker.",
+    ),
+    Survivor(
+        "execution",
+        "Execution.compare",
+        "if found is Verdict.HELD and current is not None",
+        "without 'current is not None'",
+        "Only a record that is there can be held. For the type checker.",
+    ),
+    Survivor(
         "writes",
         "WriteQueue._write_large",
         "if len(self) and not self._writing",

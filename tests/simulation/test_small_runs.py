@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import pytest
 from tests.simulation.places import FIRST, HELD, LEASE_END, NOW, SECOND, START, Place, place_of
+from tests.simulation.test_small_members import alone
 from tests.simulation.workers import at
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Skip
+from pyncette.clock import to_microseconds
 from pyncette.engine import execution as module
 from pyncette.engine.dispatch import Claim, _Release
 from pyncette.engine.execution import Execution
@@ -38,6 +40,7 @@ from pyncette.store.record import (
     State,
     dump_progress,
     load_progress,
+    read,
 )
 from pyncette.testing.clocks import VirtualClock
 
@@ -547,5 +550,55 @@ def test_a_skip_is_an_outcome_of_its_own() -> None:
             assert failure.outcome is Outcome.SKIPPED
             assert place.execution._lease_end() == "2026-01-05T12:00:20+00:00"
             assert LEASE_END == NOW + 20 * SECOND
+
+    _run(main)
+
+
+def test_an_instance_that_lies_where_no_call_looks_is_noted_when_it_runs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def by_number(count: int, name: str) -> int:
+        return int(name) % count
+
+    async def main() -> None:
+        for group, said in (("t:1", 0), ("t:2", 1)):
+            caplog.clear()
+            async with alone(t={"count": 4, "partition_selector": by_number}) as one:
+                dispatcher = one.worker.dispatcher
+                batch = dispatcher._batch(one.tasks["t"], Claim(0.0, 0.0, NOW))
+                record = HELD._replace(group=group, key="5")
+                assert Execution(batch, read(record)).task().name == "5"
+            lines = [entry.getMessage() for entry in caplog.records]
+            assert sum("lies in the group 't:2'" in line for line in lines) == said
+
+    _run(main)
+
+
+def test_a_run_came_due_after_its_jitter_or_when_it_was_triggered() -> None:
+    async def main() -> None:
+        for planned, triggered in ((NOW, None), (NOW, NOW + 3), (None, NOW + 3), (None, None)):
+            progress = dump_progress(FIRST._replace(planned=planned, triggered=triggered))
+            async with place_of(HELD._replace(progress=progress)) as place:
+                came_due = to_microseconds(place.execution.came_due())
+                assert came_due == (triggered or planned or 0)
+                assert to_microseconds(place.execution.planned_at()) == came_due
+
+    _run(main)
+
+
+def test_an_error_that_ends_the_process_is_said_by_the_loop_alone() -> None:
+    async def main() -> None:
+        async def ends() -> None:
+            await asyncio.sleep(0)
+            raise Own
+
+        async with place_of() as place:
+            execution = place.execution
+            execution.runner = runner = asyncio.ensure_future(ends())
+            assert not execution._ends_the_run(SystemExit())
+            execution.runner = None
+            await asyncio.wait([runner])
+            await asyncio.sleep(0)
+            assert not runner._log_traceback
 
     _run(main)
