@@ -77,7 +77,10 @@ EXPLORER: Final = (
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
 )
-CONFORMANCE: Final = ("tests/simulation/test_world.py",)
+CONFORMANCE: Final = (
+    "tests/simulation/test_world.py",
+    "tests/simulation/test_small_world.py",
+)
 NO_PIECES: Final = (
     "test_the_search_finds_what_each_rule_prevents",
     "test_long_histories_meet_broken_rules_too",
