@@ -207,6 +207,55 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "without 'len(self)'",
         "It only spares an internal task that finds nothing to write.",
     ),
+    Survivor(
+        "upcoming",
+        "after_current",
+        "record = record._replace(progress=change.progress or record.progress)",
+        "without 'record.progress'",
+        "What follows a success always says the progress. For the type checker.",
+    ),
+    Survivor(
+        "world",
+        "Server.write",
+        "if draw < 0.2",
+        "comparison shifted",
+        "A drawn number is never exactly this one.",
+    ),
+    Survivor(
+        "world",
+        "Server.write",
+        "if draw < 0.6",
+        "comparison shifted",
+        "A drawn number is never exactly this one.",
+    ),
+    Survivor(
+        "world",
+        "Server.write",
+        "if draw < 0.4",
+        "comparison shifted",
+        "A drawn number is never exactly this one.",
+    ),
+    Survivor(
+        "world",
+        "Server._shown",
+        "if time <= until",
+        "comparison shifted",
+        "A drawn instant is never exactly that of a write.",
+    ),
+    Survivor(
+        "world",
+        "Server._locked",
+        "< fault.strength",
+        "comparison shifted",
+        "A drawn number is never exactly the strength of a fault.",
+    ),
+    Survivor(
+        "world",
+        "Server._wake",
+        "< fault.strength",
+        "comparison shifted",
+        "A drawn number is never exactly the strength of a fault.",
+    ),
 )
 
 

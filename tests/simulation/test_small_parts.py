@@ -26,7 +26,12 @@ from pyncette.engine.occurrences import overdue_count
 from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Share, Sources
 from pyncette.engine.rules import Failure, Policy
 from pyncette.engine.steering import covering, pause_identity, pause_record, read_pause
-from pyncette.engine.upcoming import after_current, with_current
+from pyncette.engine.upcoming import (
+    UPCOMING_MAX,
+    after_current,
+    checked_number,
+    with_current,
+)
 from pyncette.model import FailureMode, Outcome
 from pyncette.schedule import Cron, Every, Schedule, dumps
 from pyncette.store import Write
@@ -362,6 +367,31 @@ def test_a_failure_that_leaves_its_lease_says_when_that_ends(
 ) -> None:
     failure_of(ValueError("no"), _attempt(None, FailureMode.NONE, False))
     assert "when its lease ends at 1970-01-01T00:00:15+00:00" in caplog.records[-1].getMessage()
+
+
+# What follows.
+
+
+def test_as_many_occurrences_are_shown_as_a_page_has() -> None:
+    for number in (1, UPCOMING_MAX):
+        assert checked_number(number) == number
+    for number in (0, -1, UPCOMING_MAX + 1):
+        with pytest.raises(ValueError, match="n must be"):
+            checked_number(number)
+
+
+def test_occurrences_that_are_hours_apart_follow_each_other() -> None:
+    hour = 3_600 * SECOND
+    schedule, task = every(hour), _template("a")
+    record = Record(
+        *("a", "k", 9, 5, None, State.SCHEDULED, 0),
+        *(dumps(schedule), "1 {}", dump_progress(Progress(9, "old"))),
+    )
+    assert after_current(task, record, Policy(), 10, 3) == [9 + hour, 9 + 2 * hour, 9 + 3 * hour]
+    # What was missed is followed by what lies ahead.
+    late = Policy(fast_forward=True)
+    now = 9 + 5 * hour + 1
+    assert after_current(task, record, late, now, 2) == [9 + 6 * hour, 9 + 7 * hour]
 
 
 # What is claimed from next.
