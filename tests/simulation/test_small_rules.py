@@ -329,8 +329,10 @@ def test_an_instance_that_follows_a_default_takes_a_new_one_over_with_its_next_o
 @pytest.mark.parametrize("group", ["g", STATIC_GROUP])
 def test_a_default_that_has_ended_leaves_no_instance_behind(group: str) -> None:
     over = Inherited(EVERY.between(None, EPOCH))
-    change = rules.succeeded(_held(over, group=group), COMMIT, NOW)
-    assert (change is DELETE) is (group == "g")
+    for known in (over, Inherited(every(5))):
+        reading = _held(known, group=group)._replace(schedule=over)
+        change = rules.succeeded(reading, COMMIT, NOW)
+        assert (change is DELETE) is (group == "g")
     # A request that waits is granted, whatever the default is now.
     waiting = Pending(schedule=dumps(every(6)), args="1 []", planned=14, incarnation="new")
     reading = _held(Inherited(every(5)), group=group, pending=waiting)
