@@ -256,6 +256,28 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "comparison shifted",
         "A drawn number is never exactly the strength of a fault.",
     ),
+    Survivor(
+        "world",
+        "Server.write",
+        "if draw < 0.4",
+        "comparison negated",
+        "Half of the writes with an unknown end are made: which half is a matter of the draw.",
+    ),
+    Survivor(
+        "world",
+        "Server._look_for_another",
+        'if record is None or in_transit(record) or ":" not in record.group[1:]',
+        "without '':' not in",
+        "A template without partitions has one group, so no second record has its name. It only "
+        "spares the search.",
+    ),
+    Survivor(
+        "world",
+        "Server._look_for_another",
+        "key == record.key",
+        "without 'key == record.key'",
+        "The name that is compared next has the key in it. It only spares to make that name.",
+    ),
 )
 
 
