@@ -107,13 +107,6 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "checker.",
     ),
     Survivor(
-        "failures",
-        "_postponed",
-        'shown += "attempts that are not counted" if error.free',
-        "condition inverted",
-        "Only the text of a log line.",
-    ),
-    Survivor(
         "loop",
         "Loop._ask",
         "if worker.sources.limited and free",

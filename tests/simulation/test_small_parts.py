@@ -362,11 +362,17 @@ def test_what_fails_again_and_again_without_a_policy_is_said_at_each_doubling(
     assert said == ([] if mode is FailureMode.COMMIT else [MANY_FAILURES, 16, 32, 64])
 
 
-def test_a_failure_that_leaves_its_lease_says_when_that_ends(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    failure_of(ValueError("no"), _attempt(None, FailureMode.NONE, False))
-    assert "when its lease ends at 1970-01-01T00:00:15+00:00" in caplog.records[-1].getMessage()
+def test_what_follows_a_failure_is_said() -> None:
+    judged = failure_of(ValueError("no"), _attempt(None, FailureMode.NONE, False))
+    assert judged.what_follows == "it is retried when its lease ends at 1970-01-01T00:00:15+00:00"
+    for free, retry, of_what in (
+        (False, None, "without a limit"),
+        (True, None, "that are not counted"),
+        (True, RETRY, "that are not counted"),
+    ):
+        soon = RetryIn(timedelta(0), free=free)
+        judged = failure_of(soon, _attempt(retry, FailureMode.NONE, False))
+        assert f"which is too soon for attempts {of_what}" in judged.what_follows
 
 
 # What follows.

@@ -19,9 +19,10 @@ from tests.simulation.places import FIRST, HELD, LEASE_END, NOW, SECOND, START, 
 from tests.simulation.test_small_members import alone
 from tests.simulation.workers import at
 
-from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Skip
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Retry, Skip
 from pyncette.clock import to_microseconds
 from pyncette.engine import execution as module
+from pyncette.engine import run_events
 from pyncette.engine.dispatch import Claim, _Release
 from pyncette.engine.execution import Execution
 from pyncette.engine.polling import NEVER
@@ -53,10 +54,17 @@ def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 @asynccontextmanager
-async def running(body: Body, record: Record = HELD, **options: Any) -> Any:
-    """A worker whose template has this body, and an execution of the record; nothing is started."""
+async def running(
+    body: Body, record: Record = HELD, told: list[Any] | None = None, **options: Any
+) -> Any:
+    """A worker whose template has this body, and an execution of the record; nothing is started.
+
+    Events are told to ``told``.
+    """
     clock = VirtualClock(START)
     app = Pyncette(memory_repository, clock=clock, worker_name="me")
+    if told is not None:
+        app.on_event(told.append)
     options = {"lease_duration": timedelta(seconds=20), **options}
     template = app.dynamic_task(name="t", **options)(body)
     async with app.create() as context:
@@ -440,40 +448,85 @@ def test_what_follows_an_outcome_is_told_and_logged_where_it_matters(
 # What is logged of what follows.
 
 
-def test_of_skipped_occurrences_those_are_said_that_are_not_said_already(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.INFO)
-    before = Reading(HELD, at(5), FIRST._replace(skipped=2))
-    for skipped, less in product((2, 3, 4), (0, 1)):
-        for change in (
-            Patch(NOW, State.SCHEDULED, 0, dump_progress(FIRST._replace(skipped=skipped))),
-            Patch(NOW, State.SCHEDULED, 0),
-            DELETE,
-        ):
-            caplog.clear()
-            module.log_skipped("t", before, change, less)
-            count = skipped - 2 - less
-            told = count > 0 and isinstance(change, Patch) and change.progress is not None
-            assert [record.getMessage() for record in caplog.records] == (
-                [f"Task t: {count} missed occurrences are skipped"] if told else []
-            )
+def _kinds(told: list[Any]) -> list[str]:
+    return [type(event).__name__ for event in told]
 
 
-def test_what_becomes_of_a_record_after_its_last_attempt_is_said(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    changes: list[tuple[Any, str]] = [
-        (Patch(None, State.PARKED, 0), "is parked"),
-        (Patch(None, State.PAUSED, 0), "is paused"),
-        (Patch(NOW, State.SCHEDULED, 0), "is given up"),
-        (DELETE, "is given up"),
-        (Put(None, State.PARKED, None, 0, "", "", ""), "is given up"),
-    ]
-    for change, said in changes:
-        caplog.clear()
-        module.log_exhausted("t", change)
-        assert said in caplog.records[0].getMessage()
+async def _returns(context: Context) -> None: ...
+
+
+def test_of_skipped_occurrences_those_are_told_that_are_not_told_already() -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told, misfire_grace=timedelta(seconds=9)) as place:
+            parts = place.execution._parts
+            before = Reading(HELD, at(5), FIRST._replace(skipped=2))
+            for skipped, less, late in product((2, 3, 4), (0, 1), (False, True)):
+                for change in (
+                    Patch(NOW, State.SCHEDULED, 0, dump_progress(FIRST._replace(skipped=skipped))),
+                    Patch(NOW, State.SCHEDULED, 0),
+                    DELETE,
+                ):
+                    told.clear()
+                    run_events.tell_missed(parts, before, change, less, late)
+                    says = isinstance(change, Patch) and change.progress is not None
+                    count = max(skipped - 2 - less, 0) if says else 0
+                    assert _kinds(told) == (["Missed"] if count or late else [])
+                    if told:
+                        grace = timedelta(seconds=9) if late else None
+                        assert (told[0].count, told[0].grace) == (count, grace)
+
+    _run(main)
+
+
+def test_what_becomes_of_a_record_after_its_last_attempt_is_told() -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            changes: list[tuple[Any, str]] = [
+                (Patch(None, State.PARKED, 0), "Parked"),
+                (Patch(None, State.PAUSED, 0), "Paused"),
+                (Patch(NOW, State.SCHEDULED, 0), "GivenUp"),
+                (DELETE, "GivenUp"),
+                (Put(None, State.PARKED, None, 0, "", "", ""), "GivenUp"),
+            ]
+            for change, name in changes:
+                told.clear()
+                about = place.execution.about()
+                run_events.tell_exhausted(place.worker.reporter, about, change)
+                assert _kinds(told) == [name]
+
+    _run(main)
+
+
+@pytest.mark.parametrize("failure", [None, Failure("no", final=True), Failure("no", delay=7)])
+def test_what_follows_a_failure_is_told_when_it_is_written(failure: Failure | None) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            execution = place.execution
+            execution._parts = replace(execution._parts, skips=True)
+            for change in (
+                Patch(NOW + 7, State.RETRYING, 0),
+                Patch(None, State.PAUSED, 0),
+                DELETE,
+            ):
+                told.clear()
+                execution.rarely().failure = failure
+                execution.answered(Applied(9), Write("t", "k", change, ANY), NOW)
+                if failure is None:
+                    assert told == []
+                elif failure.final:
+                    pauses = change is not DELETE and change.state == State.PAUSED
+                    name = "Paused" if pauses else "GivenUp"
+                    assert _kinds(told) == [name]
+                else:
+                    retried = change is not DELETE and change.due_at is not None
+                    assert _kinds(told) == ["Retried"] * retried
+                    if told:
+                        assert to_microseconds(told[0].retry_at) == NOW + 7
+
+    _run(main)
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -483,13 +536,127 @@ def test_a_lost_lease_is_a_warning_unless_the_body_is_its_cause(
     caplog.set_level(logging.DEBUG)
 
     async def main() -> None:
-        async with place_of() as place:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
             place.execution.rarely().replaced_by_body = replaced
+            place.execution.rarely().loss = "it was removed"
             caplog.clear()
-            place.execution._log_lost()
+            place.execution._tell_lost()
+            [event] = told
+            assert (event.by_body, event.reason) == (replaced, "it was removed")
             assert [record.levelname for record in caplog.records] == [
                 "DEBUG" if replaced else "WARNING"
             ]
+
+    _run(main)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("ends", ["returns", "fails", "skips", "interrupted", "beats"])
+def test_starts_and_ends_are_told_where_anybody_listens(watched: bool, ends: str) -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None:
+            match ends:
+                case "fails":
+                    raise ValueError("no")
+                case "skips":
+                    raise Skip("nothing to do")
+                case "interrupted":
+                    context._execution.interrupt()
+                    await asyncio.sleep(60)
+                case "beats":
+                    context._execution.rarely()
+
+        told: list[Any] = []
+        async with running(body, told=told) as place:
+            execution = place.execution
+            execution._batch = replace(execution._batch, watched=watched)
+            await asyncio.wait([await _begun(place)])
+            names = {"fails": ["Failed"], "skips": ["SkippedByBody"], "interrupted": ["Cancelled"]}
+            expected = names.get(ends, ["Succeeded"] if watched else [])
+            assert _kinds(told) == [*(["Started"] if watched else []), *expected]
+            for event in told:
+                assert (event.task, event.instance, event.attempt) == ("t", "k", 1)
+            if watched:
+                assert to_microseconds(told[0].due_at) == NOW - SECOND
+
+    _run(main)
+
+
+FAILED: Final = Failure("no")
+
+
+@pytest.mark.parametrize("timed_out", [None, False, True])
+@pytest.mark.parametrize("mode", FailureMode)
+@pytest.mark.parametrize("retry", [None, Retry(attempts=3)])
+@pytest.mark.parametrize("at_most_once", [False, True])
+@pytest.mark.parametrize("final", [False, True])
+def test_a_failure_is_told_with_whether_it_is_final(
+    timed_out: bool | None,
+    mode: FailureMode,
+    retry: Retry | None,
+    at_most_once: bool,
+    final: bool,
+) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            execution = place.execution
+            policy = execution._parts.policy._replace(failure_mode=mode)
+            execution._parts = replace(
+                execution._parts, retry=retry, policy=policy, at_most_once=at_most_once
+            )
+            if timed_out is not None:
+                execution.rarely().timed_out = timed_out
+            failure = FAILED._replace(final=final)
+            execution._tell_failure(ValueError("no"), failure, "it is over")
+            [event] = told
+            assert _kinds(told) == ["TimedOut" if timed_out else "Failed"]
+            commits = retry is None and mode is FailureMode.COMMIT
+            assert event.final is (final or at_most_once or commits)
+
+    _run(main)
+
+
+def test_a_postponed_run_is_told_with_its_delay() -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            for delay in (None, 0, SECOND):
+                told.clear()
+                failure = Failure("later", delay=delay, outcome=Outcome.POSTPONED)
+                place.execution._tell_failure(ValueError("no"), failure, "in a second")
+                [event] = told
+                assert _kinds(told) == ["Postponed"]
+                assert event.delay == timedelta(microseconds=delay or 0)
+
+    _run(main)
+
+
+def test_only_a_body_that_has_started_is_told_to_be_cancelled() -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            for started in (None, NOW + 5):
+                told.clear()
+                place.execution._started = started
+                place.execution._tell_cancelled(True, "its worker is closing")
+                assert _kinds(told) == ["Cancelled"] * (started is not None)
+                instant = to_microseconds(place.execution._started_at())
+                assert instant == (started or 0)
+
+    _run(main)
+
+
+def test_an_outcome_that_cannot_be_recorded_is_told_with_the_end_of_its_lease() -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        for due_at in (LEASE_END, None):
+            async with running(_returns, HELD._replace(due_at=due_at), told) as place:
+                told.clear()
+                place.execution.abandon(ValueError("no"))
+                [event] = told
+                assert to_microseconds(event.lease_end) == (due_at or 0)
 
     _run(main)
 
@@ -553,8 +720,7 @@ def test_a_skip_is_an_outcome_of_its_own() -> None:
             failure = place.execution.rarely().failure
             assert failure is not None
             assert failure.outcome is Outcome.SKIPPED
-            assert place.execution._lease_end() == "2026-01-05T12:00:20+00:00"
-            assert LEASE_END == NOW + 20 * SECOND
+            assert to_microseconds(place.execution._lease_end()) == LEASE_END
 
     _run(main)
 
@@ -581,11 +747,16 @@ def test_an_instance_that_lies_where_no_call_looks_is_noted_when_it_runs(
 
 def test_a_run_came_due_after_its_jitter_or_when_it_was_triggered() -> None:
     async def main() -> None:
+        told: list[Any] = []
         for planned, triggered in ((NOW, None), (NOW, NOW + 3), (None, NOW + 3), (None, None)):
             progress = dump_progress(FIRST._replace(planned=planned, triggered=triggered))
-            async with place_of(HELD._replace(progress=progress)) as place:
-                came_due = to_microseconds(place.execution.came_due())
-                assert came_due == (triggered or planned or 0)
+            async with running(_returns, HELD._replace(progress=progress), told) as place:
+                told.clear()
+                place.execution._tell_start()
+                [event] = told
+                came_due = triggered or planned or 0
+                assert to_microseconds(event.due_at) == came_due
+                assert to_microseconds(event.planned_at) == came_due
                 assert to_microseconds(place.execution.planned_at()) == came_due
 
     _run(main)
