@@ -517,7 +517,7 @@ def test_what_follows_a_failure_is_told_when_it_is_written(failure: Failure | No
                 if failure is None:
                     assert told == []
                 elif failure.final:
-                    pauses = change is not DELETE and change.state == State.PAUSED
+                    pauses = isinstance(change, Patch) and change.state == State.PAUSED
                     name = "Paused" if pauses else "GivenUp"
                     assert _kinds(told) == [name]
                 else:

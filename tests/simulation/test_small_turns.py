@@ -14,7 +14,7 @@ import pytest
 from tests.simulation.places import NOW, SECOND, START, place_of
 from tests.simulation.workers import every
 
-from pyncette import Context, PerWorker, Pyncette
+from pyncette import Context, PerWorker, Process, Pyncette
 from pyncette.clock import StoreClock
 from pyncette.engine.loop import (
     _LONG_AGO,
@@ -56,6 +56,9 @@ async def _body(context: Context) -> None: ...
 
 
 def _in_thread(context: Context) -> None: ...
+
+
+def _in_process(context: Any) -> None: ...
 
 
 class Store(MemoryStore):
@@ -837,33 +840,58 @@ def test_a_record_that_comes_due_sooner_wakes_the_loop() -> None:
 # Tasks that run in threads, and schedules with calendars.
 
 
-def test_tasks_share_the_threads_of_a_worker_that_has_a_limit_of_them() -> None:
+def test_tasks_share_the_threads_and_processes_of_a_worker() -> None:
+    pool, other = Process(max_workers=3), Process(max_workers=1)
+
     def declare(app: Pyncette) -> dict[str, Task]:
         return {
             "a": app.dynamic_task(name="a")(_in_thread),
             "b": app.dynamic_task(name="b")(_in_thread),
             "c": app.dynamic_task(name="c", limit=PerWorker(1))(_body),
+            "d": app.dynamic_task(name="d", executor=pool)(_in_process),
+            "e": app.dynamic_task(name="e", executor=pool, limit=PerWorker(2))(_in_process),
+            "f": app.dynamic_task(name="f", executor=other)(_in_process),
+            "g": app.dynamic_task(name="g")(_body),
         }
+
+    class Running(NamedTuple):
+        declared: Task
+        number: int
 
     async def main() -> None:
         for limit in (None, 2):
             async with turning(declare, thread_limit=limit) as one:
                 dispatcher, tasks = one.worker.dispatcher, one.tasks
+                threads = [] if limit is None else ["a", "b"]
                 limited = [name for name, task in tasks.items() if dispatcher.is_limited(task)]
-                assert limited == (["c"] if limit is None else ["a", "b", "c"])
-                room = dispatcher.room(tasks.values(), 5)
-                expected = {"c": 1} if limit is None else {"a": 2, "b": 0, "c": 1}
-                assert {task.name: slots for task, slots in room.items()} == expected
-                # When a run ends, others that wait for its thread go on.
+                assert limited == [*threads, "c", "d", "e", "f"]
+
+                def room(*names: str, tasks: Any = tasks, dispatcher: Any = dispatcher) -> Any:
+                    found = dispatcher.room([tasks[name] for name in names], 5)
+                    return {task.name: slots for task, slots in found.items()}
+
+                # The first one is promised what is free.
+                in_threads = {} if limit is None else {"a": 2, "b": 0}
+                assert room(*tasks) == {**in_threads, "c": 1, "d": 3, "e": 0, "f": 1}
+                assert room("e", "d") == {"e": 2, "d": 1}
+                executions: Any = dispatcher.executions
+                for number, name in enumerate("add"):
+                    executions[Running(tasks[name], number)] = None
+                in_threads = {} if limit is None else {"a": 1, "b": 0}
+                assert room(*tasks) == {**in_threads, "c": 1, "d": 1, "e": 0, "f": 1}
+                assert room("e") == {"e": 1}
+                executions[Running(tasks["e"], 9)] = None
+                assert room("e") == {"e": 0}
+                executions.clear()
+                # When a run ends, others that wait for its place go on.
                 held = [*tasks.values()]
-                for name, freed in (("a", {"a", "b"}), ("b", {"a", "b"}), ("c", {"c"})):
+                together = [{"a", "b"}, {"d", "e"}] if limit else [{"d", "e"}]
+                for name in tasks:
                     waiting = dispatcher.wait_for(tasks[name], held)
-                    also = {name} if limit is None else freed
-                    assert {task.name for task in waiting} == also
-                    assert len(waiting) == len(also)
-                assert dispatcher.wait_for(tasks["a"], []) == [tasks["a"]]
-                question = one.worker.loop._ask(NOW, 5, True)
-                assert len(question.asked) == (3 if limit is None else 2)
+                    expected = next((set_ for set_ in together if name in set_), {name})
+                    assert {task.name for task in waiting} == expected
+                    assert len(waiting) == len(expected)
+                    assert dispatcher.wait_for(tasks[name], []) == [tasks[name]]
 
     _run(main)
 
