@@ -84,6 +84,9 @@ async def running(
             worker.writes._writing = False
 
 
+async def _returns(context: Context) -> None: ...
+
+
 async def _begun(place: Place) -> asyncio.Task[None]:
     """The execution runs, as the executor would run it."""
     run = place.execution.run()
@@ -107,11 +110,12 @@ def test_a_body_starts_only_while_its_lease_holds_and_it_is_not_cancelled(
 ) -> None:
     async def main() -> None:
         ran: list[str] = []
+        told: list[Any] = []
 
         async def body(context: Context) -> None:
             ran.append("ran")
 
-        async with running(body) as place:
+        async with running(body, told=told) as place:
             await place.clock.advance(timedelta(seconds=20 + late_s))
             if cancelled is not None:
                 place.execution.rarely().cancelled = cancelled
@@ -123,6 +127,9 @@ def test_a_body_starts_only_while_its_lease_holds_and_it_is_not_cancelled(
             expected: list[Any] = [Execution] if starts else [_Release] if cancelled else []
             assert kinds == expected
             assert place.execution.ended
+            if not starts:
+                why = "its worker is closing" if cancelled else "its lease ended before"
+                assert [event.reason[: len(why)] for event in told] == [why]
 
     _run(main)
 
@@ -254,10 +261,10 @@ def test_only_a_cancellation_from_outside_ends_a_run_without_an_outcome(
     cancelling: int, interrupted: bool | None, cancelled: bool
 ) -> None:
     async def main() -> None:
-        async def body(context: Context) -> None: ...
-
-        async with running(body) as place:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
             execution = place.execution
+            execution._started = NOW
             if interrupted is not None or cancelled:
                 execution.rarely().interrupted = bool(interrupted)
                 execution.rarely().cancelled = cancelled
@@ -274,6 +281,18 @@ def test_only_a_cancellation_from_outside_ends_a_run_without_an_outcome(
 
             outside = cancelling > bool(interrupted)
             assert await asyncio.ensure_future(ask()) is not (outside or cancelled)
+            assert [(event.by_worker, event.reason) for event in told] == (
+                [(True, "its worker is closing")]
+                if cancelled
+                else [(False, "it is run again when its lease ends at 2026-01-05T12:00:20+00:00")]
+                if outside
+                else []
+            )
+            if told and not cancelled:
+                told.clear()
+                execution._parts = replace(execution._parts, at_most_once=True)
+                await asyncio.ensure_future(ask())
+                assert told[0].reason == "it is not run again"
 
     _run(main)
 
@@ -452,9 +471,6 @@ def _kinds(told: list[Any]) -> list[str]:
     return [type(event).__name__ for event in told]
 
 
-async def _returns(context: Context) -> None: ...
-
-
 def test_of_skipped_occurrences_those_are_told_that_are_not_told_already() -> None:
     async def main() -> None:
         told: list[Any] = []
@@ -499,7 +515,9 @@ def test_what_becomes_of_a_record_after_its_last_attempt_is_told() -> None:
     _run(main)
 
 
-@pytest.mark.parametrize("failure", [None, Failure("no", final=True), Failure("no", delay=7)])
+@pytest.mark.parametrize(
+    "failure", [None, Failure("no"), Failure("no", final=True), Failure("no", delay=7)]
+)
 def test_what_follows_a_failure_is_told_when_it_is_written(failure: Failure | None) -> None:
     async def main() -> None:
         told: list[Any] = []
@@ -514,7 +532,7 @@ def test_what_follows_a_failure_is_told_when_it_is_written(failure: Failure | No
                 told.clear()
                 execution.rarely().failure = failure
                 execution.answered(Applied(9), Write("t", "k", change, ANY), NOW)
-                if failure is None:
+                if failure is None or failure == Failure("no"):
                     assert told == []
                 elif failure.final:
                     pauses = isinstance(change, Patch) and change.state == State.PAUSED

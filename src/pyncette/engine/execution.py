@@ -674,7 +674,7 @@ class Execution:
             return
         if failure.final:
             tell_exhausted(reporter, about, change)
-        elif failure.delay is not None and change is not DELETE and change.due_at is not None:
+        elif failure.delay is not None and change.due_at is not None:
             reporter.tell(events.Retried(**about, retry_at=from_microseconds(change.due_at)))
 
     def abandon(self, error: Exception) -> None:
