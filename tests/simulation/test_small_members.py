@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 import pytest
+from tests.faulty_store import Faults, faulty
 from tests.simulation.places import NOW, SECOND, START
 
 from pyncette import Context, Partitions, Pyncette
@@ -51,7 +52,6 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 from pyncette.testing.clocks import VirtualClock
-from pyncette.testing.faults import Faults, faulty
 
 FULL: Final[dict[str, Any]] = {
     "name": "n",

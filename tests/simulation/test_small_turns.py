@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, Final, NamedTuple
 
 import pytest
+from tests.faulty_store import Call, Faults, faulty
 from tests.simulation.places import NOW, SECOND, START, place_of
 from tests.simulation.workers import every
 
@@ -43,7 +44,6 @@ from pyncette.store.record import (
 )
 from pyncette.task import Task
 from pyncette.testing.clocks import VirtualClock
-from pyncette.testing.faults import Call, Faults, faulty
 
 POLL_S: Final = 10
 
