@@ -108,6 +108,13 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
     ),
     Survivor(
         "loop",
+        "Loop._claim",
+        "if claimed.records and worker.reporter.observers.watch_runs()",
+        "without 'worker.reporter",
+        "An event that no handler wants reaches none. It only spares to make it.",
+    ),
+    Survivor(
+        "loop",
         "Loop._ask",
         "if worker.sources.limited and free",
         "without 'worker.sources.limited'",

@@ -15,7 +15,7 @@ from tests.faulty_store import Call, Faults, faulty
 from tests.simulation.places import NOW, SECOND, START, place_of
 from tests.simulation.workers import every
 
-from pyncette import Context, PerWorker, Process, Pyncette
+from pyncette import Context, PerWorker, Process, Pyncette, events
 from pyncette.clock import StoreClock
 from pyncette.engine.loop import (
     _LONG_AGO,
@@ -931,5 +931,24 @@ def test_a_run_whose_next_occurrence_cannot_be_planned_here_is_left_to_others(
                     assert record.unfinished_attempts == 0
                 else:
                     assert record is None  # nothing follows a run without an occurrence
+
+    _run(main)
+
+
+def test_a_claim_that_finds_something_is_told_where_anybody_listens() -> None:
+    told: list[Any] = []
+
+    def declare(app: Pyncette) -> dict[str, Task]:
+        app.on_event(told.append, events.Claimed)
+        return {"t": app.dynamic_task(name="t")(_body)}
+
+    async def main() -> None:
+        for count in (0, 2):
+            told.clear()
+            async with turning(declare) as one:
+                for number in range(count):
+                    await one.plant("t", f"{number}", NOW)
+                await one.worker.loop._claim(one.worker.loop._ask(NOW, 5, True))
+                assert [event.records for event in told] == ([count] if count else [])
 
     _run(main)
