@@ -273,7 +273,8 @@ async def alone(poll_s: float = 1, **declared: Any) -> AsyncIterator[Alone]:
             worker.writes._writing = False
 
 
-def _shared(lease_s: float = 6, **options: Any) -> dict[str, Any]:
+def shared(lease_s: float = 6, **options: Any) -> dict[str, Any]:
+    """The options of a template whose partitions are shared."""
     lease = timedelta(seconds=lease_s)
     return {"count": 4, "partitions": Partitions.SHARED, "lease_duration": lease, **options}
 
@@ -296,7 +297,7 @@ def test_a_record_lives_as_long_as_its_worker_needs(
     leases: tuple[float, ...], poll_s: float, lease: int
 ) -> None:
     async def main() -> None:
-        declared = {f"t{number}": _shared(given) for number, given in enumerate(leases)}
+        declared = {f"t{number}": shared(given) for number, given in enumerate(leases)}
         async with alone(poll_s, plain={"lease_duration": timedelta(seconds=3)}, **declared) as one:
             await one.member.beat(0)
             assert one.member.beat_at == lease // BEATS_PER_LEASE
@@ -314,8 +315,8 @@ def test_only_enabled_templates_that_say_so_are_shared_and_they_are_named_first(
             plain={},
             off={"enabled": False},
             parts={"count": 4},
-            shared=_shared(),
-            unused=_shared(),
+            shared=shared(),
+            unused=shared(),
         ) as one:
             one.tasks["unused"].enabled = False
             await one.member.beat(0)
@@ -369,7 +370,7 @@ def test_a_beat_waits_for_the_answer_of_the_one_before() -> None:
 
 def test_what_others_say_decides_what_is_its_own_and_a_change_is_told() -> None:
     async def main() -> None:
-        async with alone(shared=_shared(), other=_shared()) as one:
+        async with alone(shared=shared(), other=shared()) as one:
             member, own = one.member, one.member.id
             assert await member.beat(0)  # as yet it knew nothing
             assert not await member.beat(1)
@@ -398,7 +399,7 @@ def test_a_change_of_shares_is_logged_for_the_templates_that_it_concerns(
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        async with alone(shared=_shared(), other=_shared()) as one:
+        async with alone(shared=shared(), other=shared()) as one:
             await one.member.beat(0)
             assert _logged(caplog, "share its partitions") == 2
             await one.plant(Member("zz:1", "zz", None, NOW, 10 * SECOND, tasks=("shared",)))
@@ -422,7 +423,7 @@ def test_a_worker_that_cannot_read_the_others_owns_all_and_says_so_once(
     caplog.set_level(logging.DEBUG)
 
     async def main() -> None:
-        async with alone(shared=_shared()) as one:
+        async with alone(shared=shared()) as one:
             await one.plant(Member("zz:1", "zz", None, NOW, 10 * SECOND, tasks=("shared",)))
             assert await one.member.beat(0)
             assert one.member.shares()["shared"].workers == 2
@@ -469,7 +470,7 @@ def test_a_worker_that_shares_nothing_reads_only_to_remove_dead_records(
 
 def test_a_worker_that_shares_partitions_removes_dead_records_no_more_often() -> None:
     async def main() -> None:
-        async with alone(shared=_shared()) as one:
+        async with alone(shared=shared()) as one:
             old = Member("zz:1", "zz", None, NOW - 2 * FORGET_AFTER)
             await one.plant(old)
             removals = []

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from tests.faulty_store import Call, Faults, faulty
 from tests.simulation.places import NOW, SECOND, START, place_of
+from tests.simulation.test_small_members import shared
 from tests.simulation.workers import every
 
 from pyncette import Context, PerWorker, Process, Pyncette, events
@@ -247,10 +248,8 @@ def test_a_claim_is_made_by_the_time_after_pauses_were_read() -> None:
 
 
 def test_a_change_of_what_it_owns_is_polled_for_at_once() -> None:
-    from tests.simulation.test_small_members import _shared
-
     def declare(app: Pyncette) -> dict[str, Task]:
-        options = _shared()
+        options = shared()
         count = options.pop("count")
         return {"t": app.partitioned_task(count, name="t", **options)(_body)}
 
