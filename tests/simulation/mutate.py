@@ -495,7 +495,7 @@ def _kept(path: Path | None) -> dict[str, Result]:
 
 def _try_all(found: list[Mutant], results: dict[str, Result], options: argparse.Namespace) -> None:
     units = [f"tests/unit/test_{name}.py" for name in UNIT] if options.units else []
-    without = ("cacheprovider", "xdist", "randomly", "timeout")
+    without = ("cacheprovider", "xdist", "randomly", "timeout", "asyncio")
     arguments = [
         *("-q", "-s", "--tb=line"),
         *(part for name in without for part in ("-p", f"no:{name}")),

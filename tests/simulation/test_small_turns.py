@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from tests.faulty_store import Call, Faults, faulty
-from tests.simulation.places import NOW, SECOND, START, place_of
+from tests.simulation.places import HELD, NOW, SECOND, START, place_of
 from tests.simulation.test_small_members import shared
 from tests.simulation.workers import every
 
@@ -610,8 +610,14 @@ def test_a_claim_is_bounded_by_the_clock_of_the_store_once_that_was_measured() -
 @pytest.mark.parametrize("careful", [0, CAREFUL_CLAIMS])
 @pytest.mark.parametrize("slow", [False, True])
 def test_what_is_too_large_is_found_by_patient_claims(careful: int, slow: bool) -> None:
+    told: list[Any] = []
+
+    def declare(app: Pyncette) -> dict[str, Task]:
+        app.on_event(told.append, events.Unreadable)
+        return {"t": app.dynamic_task(name="t")(_body)}
+
     async def main() -> None:
-        async with turning() as one:
+        async with turning(declare) as one:
             loop, worker = one.worker.loop, one.worker
             worker.writes._writing = True
             await one.plant("t", "large", NOW, args="x" * TOO_LARGE_CHARACTERS_MIN)
@@ -634,7 +640,32 @@ def test_what_is_too_large_is_found_by_patient_claims(careful: int, slow: bool) 
                 if write is not None and getattr(write.change, "state", None) == State.PARKED
             ]
             assert bool(parked) is (patient and slow)
+            assert [(event.task, event.instance) for event in told] == [("t", "large")] * len(
+                parked
+            )
             worker.writes._writing = False
+
+    _run(main)
+
+
+def test_what_is_too_large_is_parked_though_its_task_was_taken_away_meanwhile() -> None:
+    told: list[Any] = []
+
+    def declare(app: Pyncette) -> dict[str, Task]:
+        app.on_event(told.append, events.Unreadable)
+        return {"t": app.dynamic_task(name="t")(_body)}
+
+    async def main() -> None:
+        async with turning(declare) as one:
+            one.worker.writes._writing = True
+            large = HELD._replace(args="x" * TOO_LARGE_CHARACTERS_MIN)
+            assert one.worker.loop._park_too_large([large], 3.0) == []
+            assert told == []
+            [entry] = one.worker.writes._take_all()
+            write = entry.build(NOW)
+            assert write is not None
+            assert write[:2] == ("t", "k")
+            one.worker.writes._writing = False
 
     _run(main)
 
