@@ -152,6 +152,13 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "A task without a policy and without a grace refuses no record: it only spares two calls.",
     ),
     Survivor(
+        "dispatch",
+        "Dispatcher._new_parts",
+        "task.executor is None and runs_in_thread(task.task_func)",
+        "without 'task.executor is None'",
+        "Only Dispatcher._places reads it, which looks at the processes of a task first.",
+    ),
+    Survivor(
         "execution",
         "Execution._cancelled_from_outside",
         "return runner is not None",
