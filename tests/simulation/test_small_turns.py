@@ -837,7 +837,8 @@ def test_a_worker_is_at_rest_when_its_loop_has_returned_and_nothing_runs() -> No
                     executions[Execution(begun)] = None
                 waits = running or begun is True or (begun is False and queued)
                 rest = asyncio.ensure_future(worker.at_rest(queued))
-                await one.clock.settle()
+                for _ in range(5):
+                    await asyncio.sleep(0)
                 assert rest.done() is not waits
                 worker.loop.running = False
                 executions.clear()
