@@ -55,12 +55,16 @@ def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(
     wheel: zipfile.ZipFile,
 ) -> None:
     parts = {name.partition("/")[0] for name in wheel.namelist()}
-    assert parts == {"pyncette", f"pyncette-{wheel_version(wheel)}.dist-info"}
+    # The plugin is a module of its own, so that pytest does not import the package at each start.
+    assert parts == {
+        *("pyncette", "pyncette_pytest.py"),
+        f"pyncette-{wheel_version(wheel)}.dist-info",
+    }
     names = set(wheel.namelist())
     assert "pyncette/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     sources = {f"pyncette/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
-    assert {name for name in names if name.endswith(".py")} == sources
+    assert {name for name in names if name.endswith(".py")} == {*sources, "pyncette_pytest.py"}
 
 
 def wheel_version(wheel: zipfile.ZipFile) -> str:
@@ -83,6 +87,7 @@ def test_the_sdist_has_what_a_build_needs_and_not_the_tests(built: Path) -> None
         names = [name.partition("/")[2] for name in sdist.getnames()]
     assert {name for name in names if not name.startswith("src/pyncette/")} == {
         *(".gitignore", "CHANGELOG.md", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml"),
+        "src/pyncette_pytest.py",
     }
 
 
