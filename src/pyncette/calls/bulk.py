@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from itertools import islice, repeat
+from typing import Any, Final, TypeVar
 
 from pyncette.bulk import (
     FAILURES_KEPT_MAX,
@@ -20,15 +20,15 @@ from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.identity import check_declared
 from pyncette.calls.names import Names
-from pyncette.calls.requests import Decide, Outcome, Requests, Wish, write_after
+from pyncette.calls.requests import Changing, Decide, Outcome, Requests, Wish, write_after
+from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
-from pyncette.schedule import INHERITED_MARK, Cron, Every, Schedule, dumps
-from pyncette.store import Write
+from pyncette.schedule import INHERITED_MARK, dumps
 from pyncette.store.record import (
     ABSENT,
     DELETE,
@@ -43,13 +43,8 @@ from pyncette.task import Task
 
 T = TypeVar("T")
 
-_wish_of: Final[Callable[[tuple[Any, ...]], Wish]] = partial(tuple.__new__, Wish)
-
 BATCH: Final = 1_000
 """Instances that are handled together."""
-
-SOON: Final = 120_000_000
-"""Microseconds within which a single run may come while the store is asked again."""
 
 SLICE: Final = 64
 """Instances that are prepared without letting other tasks run."""
@@ -58,23 +53,22 @@ SLICE: Final = 64
 class Tally:
     """Counts what a bulk call does, and tells its caller."""
 
-    def __init__(self, progress: Progress | None, on_failure: OnFailure | None) -> None:
-        """Counts nothing yet."""
+    def __init__(
+        self, progress: Progress | None, on_failure: OnFailure | None, mostly_new: bool = False
+    ) -> None:
+        """Counts nothing yet.
+
+        Args:
+            progress: Gets what was done so far.
+            on_failure: Gets failures.
+            mostly_new: Whether most instances are expected to be absent from the store; then it is
+                whether most of the last batch were.
+        """
+        self.mostly_new = mostly_new
         self.created = self.updated = self.removed = self.unchanged = self.failed = 0
         self._failures: list[BulkFailure] = []
         self._progress = progress
         self._on_failure = on_failure
-
-    def add(self, outcome: Outcome) -> None:
-        """Counts what came of one instance."""
-        if not isinstance(outcome, Write):
-            self.unchanged += 1
-        elif isinstance(outcome.change, Delete):
-            self.removed += 1
-        elif outcome.expect == ABSENT:
-            self.created += 1
-        else:
-            self.updated += 1
 
     def fail(self, name: object, error: Exception) -> None:
         """Counts a failure, and tells it."""
@@ -87,11 +81,19 @@ class Tally:
 
     def add_batch(self, wishes: Sequence[Wish], outcomes: Iterable[Outcome]) -> None:
         """Counts what came of a batch, and tells what was done so far."""
+        before = self.created
         for wish, outcome in zip(wishes, outcomes, strict=True):
-            if isinstance(outcome, Exception):
+            if outcome is None:
+                self.unchanged += 1
+            elif isinstance(outcome, Exception):
                 self.fail(wish.key, outcome)
+            elif isinstance(outcome.change, Delete):
+                self.removed += 1
+            elif outcome.expect == ABSENT:
+                self.created += 1
             else:
-                self.add(outcome)
+                self.updated += 1
+        self.mostly_new = 2 * (self.created - before) >= len(wishes)
         self.batch_done()
 
     def batch_done(self) -> None:
@@ -130,16 +132,8 @@ class Bulk:
         _check_template(template)
         if not isinstance(on_existing, OnExisting):
             raise TypeError(f"on_existing must be an OnExisting, not {on_existing!r}")
-        tally = Tally(progress, on_failure)
-        none_expected = (None,)
-
-        def wish(wanted: scheduling.Wish, soon: int) -> Wish:
-            schedule, _, _, (group, key) = wanted.wanted
-            return _wish_of(
-                (group, key, wanted.decide, none_expected, _is_repeatable(schedule, soon))
-            )
-
-        await self._each(template, instances, on_existing, wish, tally)
+        tally = Tally(progress, on_failure, mostly_new=True)
+        await self._each(template, instances, scheduling.Wish, on_existing, tally)
         return tally.result()
 
     async def unschedule(
@@ -167,7 +161,7 @@ class Bulk:
                 except (TypeError, ValueError) as error:
                     tally.fail(name, error)
                 else:
-                    wishes.append(Wish(group, name, removed))
+                    wishes.append(Changing(group, name, removed))
             await self.remove(wishes, tally)
         return tally.result()
 
@@ -177,12 +171,12 @@ class Bulk:
             return DELETE if current is not None and selection.matches(current) else None
 
         async for records in self._pages(template.groups(), selection):
-            await self.remove(_wishes(records, decide), tally)
+            await self.remove(_wishes(records, decide), tally, records)
 
     async def clear(self, groups: Sequence[str], tally: Tally) -> None:
         """Removes all records of these groups."""
         async for records in self._pages(groups, selection_of(None)):
-            await self.remove(_wishes(records, removed), tally)
+            await self.remove(_wishes(records, removed), tally, records)
 
     async def change_where(
         self,
@@ -196,16 +190,20 @@ class Bulk:
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
         async for records in self._pages(template.groups(), selection_of(where)):
-            await self._change(_wishes(records, decide, repeatable), tally)
+            await self._change(_wishes(records, decide, repeatable), tally, records)
 
-    async def remove(self, wishes: Sequence[Wish], tally: Tally) -> None:
+    async def remove(
+        self, wishes: Sequence[Wish], tally: Tally, known: Sequence[Record] | None = None
+    ) -> None:
         """Makes these wishes, which are to remove records."""
         for wish in wishes:
             self._worker.replaced(wish.group, wish.key)
-        await self._change(wishes, tally)
+        await self._change(wishes, tally, known)
 
-    async def _change(self, wishes: Sequence[Wish], tally: Tally) -> None:
-        tally.add_batch(wishes, await self._requests.change_all(wishes))
+    async def _change(
+        self, wishes: Sequence[Wish], tally: Tally, known: Sequence[Record] | None
+    ) -> None:
+        tally.add_batch(wishes, await self._requests.change_all(wishes, known))
 
     async def _pages(
         self, groups: Sequence[str], selection: Selection
@@ -229,21 +227,13 @@ class Bulk:
         tally = Tally(progress, on_failure)
         with closing(Names()) as names:
 
-            def wish(wanted: scheduling.Wish, soon: int) -> Wish:
-                schedule, _, _, (group, key) = wanted.wanted
-                names.add(key)
-                return Wish(
-                    group,
-                    key,
-                    partial(_aligned, wanted),
-                    repeatable=_is_repeatable(schedule, soon),
-                )
-
-            def keep(name: object) -> None:
-                # What is invalid may be what an instance that exists shall become.
+            def note(name: object) -> None:
+                # Also of what is invalid: it may be what an instance that exists shall become.
                 names.add(str(name))
 
-            await self._each(template, instances, OnExisting.REPLACE, wish, tally, dry_run, keep)
+            await self._each(
+                template, instances, _Aligned, OnExisting.REPLACE, tally, dry_run, note
+            )
             if not tally.result().handled and not allow_empty:
                 raise ValueError(
                     f"The set of instances of '{template}' is empty, so all of them would be "
@@ -255,44 +245,44 @@ class Bulk:
                     tally.removed += len(surplus)
                     tally.batch_done()
                 else:
-                    await self.remove(_wishes(surplus, removed), tally)
+                    await self.remove(_wishes(surplus, removed), tally, surplus)
         return tally.result()
 
     async def _each(
         self,
         template: Task,
         instances: Iterable[Instance] | AsyncIterable[Instance],
+        kind: type[scheduling.Wish],
         on_existing: OnExisting,
-        wish: Callable[[scheduling.Wish, int], Wish],
         tally: Tally,
         dry_run: bool = False,
-        on_invalid: Callable[[object], object] = lambda name: None,
+        note: Callable[[object], object] | None = None,
     ) -> None:
         """Makes a wish of each instance; prepares a batch while the one before is written."""
         writing: asyncio.Task[None] | None = None
         clock = self._requests.clock
         try:
             async for batch in _batches(instances, _name_of):
-                wishes: list[Wish] = []
+                wishes: list[scheduling.Wish] = []
                 failed: list[tuple[Any, Exception]] = []
                 for first in range(0, len(batch), SLICE):
                     # The batch before is on its way meanwhile, and so is all other work.
                     await realtime.sleep(0)
-                    soon = clock.microseconds() + SOON
                     for instance in batch[first : first + SLICE]:
                         try:
                             if not isinstance(instance, Instance):
                                 raise TypeError(
                                     f"An instance must be an Instance, not {instance!r}"
                                 )
-                            wanted = scheduling.Wish(template, instance, on_existing, clock)
-                            wishes.append(wish(wanted, soon))
+                            wishes.append(kind(template, instance, on_existing, clock))
                         except (TypeError, ValueError) as error:
                             failed.append((_name_of(instance), error))
                 if writing is not None:
                     await writing
+                if note is not None:
+                    for instance in batch:
+                        note(_name_of(instance))
                 for name, reason in failed:
-                    on_invalid(name)
                     tally.fail(name, reason)
                 writing = asyncio.create_task(
                     self._settled(template, wishes, tally, dry_run), name="pyncette bulk"
@@ -315,12 +305,23 @@ class Bulk:
         if dry_run:
             outcomes = await self._tried(wishes)
         else:
-            outcomes = await self._changed(template, wishes)
+            outcomes = await self._changed(template, wishes, tally.mostly_new)
         tally.add_batch(wishes, outcomes)
 
-    async def _changed(self, template: Task, wishes: Sequence[Wish]) -> list[Outcome]:
-        """Writes a batch. An at-most-once record is held only briefly, until it has advanced."""
-        outcomes = await self._requests.change_all(wishes)
+    async def _changed(
+        self, template: Task, wishes: Sequence[Wish], mostly_new: bool
+    ) -> list[Outcome]:
+        """Writes a batch. An at-most-once record is held only briefly, until it has advanced.
+
+        Args:
+            template: The template.
+            wishes: The batch.
+            mostly_new: Whether to try to create them. If not, they are read first: a write that is
+                refused costs more than a read.
+        """
+        outcomes = await self._requests.change_all(
+            wishes, repeat(None, len(wishes)) if mostly_new else None
+        )
         if template.execution_mode is not ExecutionMode.AT_MOST_ONCE:
             return outcomes
         patience = realtime.monotonic() + scheduling.ADVANCE_PATIENCE_S
@@ -334,14 +335,14 @@ class Bulk:
                 break
             with self._requests.clock.hold():
                 await realtime.sleep(scheduling.ADVANCE_LOOK_S)
-            again = [wishes[index]._replace(known=None) for index in locked]
+            again = [wishes[index] for index in locked]
             for index, outcome in zip(locked, await self._requests.change_all(again), strict=True):
                 outcomes[index] = outcome
         return outcomes
 
     async def _tried(self, wishes: Sequence[Wish]) -> list[Outcome]:
         """What would be written."""
-        found = await self._requests.find_all([wish[:2] for wish in wishes])
+        found = await self._requests.find_all([(wish.group, wish.key) for wish in wishes])
         now = self._requests.clock.microseconds()
         outcomes: list[Outcome] = []
         for wish, current in zip(wishes, found, strict=True):
@@ -367,16 +368,6 @@ def _check_template(template: Task) -> None:
         )
 
 
-def _is_repeatable(schedule: Schedule, soon: int) -> bool:
-    """Returns whether an instance may be created again if it is unknown whether it was.
-
-    One whose last run is due soon may be done and gone by then, and would be run again.
-    """
-    if isinstance(schedule, Every) or (isinstance(schedule, Cron) and not schedule.ends):
-        return True
-    return schedule.next(soon) is not None
-
-
 def _name_of(instance: Any) -> Any:
     return getattr(instance, "name", instance)
 
@@ -386,42 +377,42 @@ async def _batches(
 ) -> AsyncIterator[list[T]]:
     """Yields the items in batches. No batch has a name twice."""
     if isinstance(items, AsyncIterable):
-        filling = _Filling(name_of)
+        collected: list[T] = []
         async for item in items:
-            if (full := filling.add(item)) is not None:
-                yield full
+            collected.append(item)
+            if len(collected) == BATCH:
+                for batch in _without_twins(collected, name_of):
+                    yield batch
+                collected = []
+        for batch in _without_twins(collected, name_of):
+            yield batch
     elif isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise TypeError(f"An iterable or an async iterable is needed, not {items!r}")
     else:
-        filling = _Filling(name_of)
-        for item in items:
-            if (full := filling.add(item)) is not None:
-                yield full
-    if filling.batch:
-        yield filling.batch
+        remaining = iter(items)
+        while collected := list(islice(remaining, BATCH)):
+            for batch in _without_twins(collected, name_of):
+                yield batch
 
 
-class _Filling(Generic[T]):
-    """A batch that is not yet full."""
-
-    __slots__ = ("_name_of", "_names", "batch")
-
-    def __init__(self, name_of: Callable[[T], Any]) -> None:
-        self._name_of = name_of
-        self._names: set[str] = set()
-        self.batch: list[T] = []
-
-    def add(self, item: T) -> list[T] | None:
-        """Adds an item; returns the batch before if the item does not belong to it."""
-        full, name = None, self._name_of(item)
-        if not isinstance(name, str):
-            name = None
-        if len(self.batch) >= BATCH or name in self._names:
-            full, self.batch, self._names = self.batch, [], set()
-        self.batch.append(item)
-        if name is not None:
-            self._names.add(name)
-        return full
+def _without_twins(items: list[T], name_of: Callable[[T], Any]) -> Iterator[list[T]]:
+    """Yields the items in as few batches as hold no name twice."""
+    names = [name for item in items if isinstance(name := name_of(item), str)]
+    if len(set(names)) == len(names):
+        if items:
+            yield items
+        return
+    batch: list[T] = []
+    seen: set[str] = set()
+    for item in items:
+        name = name_of(item)
+        if isinstance(name, str):
+            if name in seen:
+                yield batch
+                batch, seen = [], set()
+            seen.add(name)
+        batch.append(item)
+    yield batch
 
 
 async def remove_one(requests: Writer, worker: Worker, group: str, key: str) -> None:
@@ -440,32 +431,38 @@ def removed(current: Record | None, now: int) -> Change | None:
     return None if current is None else DELETE
 
 
-def _wishes(records: Iterable[Record], decide: Decide, repeatable: bool = True) -> list[Wish]:
-    return [Wish(record.group, record.key, decide, (record,), repeatable) for record in records]
+def _wishes(records: Iterable[Record], decide: Decide, again: bool = True) -> list[Changing]:
+    return [Changing(record.group, record.key, decide, again) for record in records]
 
 
-def _aligned(wish: scheduling.Wish, current: Record | None, now: int) -> Change | None:
-    """What makes a record as it is wanted; None: it is so, or will be after its run."""
-    if current is None:
-        return wish.decide(current, now)
-    schedule, args = dumps(wish.wanted.schedule), wish.wanted.args
-    try:
-        pending = load_progress(current.progress).pending
-    except UnreadableRecord:
-        return rules.replaced(current, wish.wanted, now)
-    if pending is not None and pending.schedule is not None and pending.args is not None:
-        if pending.args == args and _same_schedule(pending.schedule, schedule):
+class _Aligned(scheduling.Wish):
+    """An instance as it is wanted: one that is so already is left alone."""
+
+    __slots__ = ()
+
+    def decide(self, current: Record | None, now: int) -> Change | None:
+        """Returns what makes it so; None: it is so, or will be after its run."""
+        if current is None:
+            return super().decide(current, now)
+        schedule, args = dumps(self.wanted.schedule), self.wanted.args
+        with reading_record(current):
+            try:
+                pending = load_progress(current.progress).pending
+            except UnreadableRecord:
+                return super().decide(current, now)
+        if pending is not None and pending.schedule is not None and pending.args is not None:
+            if pending.args == args and _same_schedule(pending.schedule, schedule):
+                return None
+        elif current.args == args and _same_schedule(current.schedule, schedule):
             return None
-    elif current.args == args and _same_schedule(current.schedule, schedule):
-        return None
-    elif _same_but_for_defaults(wish, current, schedule):
-        if rules.alive(current, now):
-            return None
-        # Only what is its own, and what its template's, changes.
-        _, _, due_at, _, token, state, attempts, stored, _, progress = current
-        text = stored if _same_schedule(stored, schedule) else schedule
-        return Put(due_at, state, token, attempts, text, args, progress)
-    return wish.decide(current, now)
+        elif _same_but_for_defaults(self, current, schedule):
+            if rules.alive(current, now):
+                return None
+            # Only what is its own, and what its template's, changes.
+            _, _, due_at, _, token, state, attempts, stored, _, progress = current
+            text = stored if _same_schedule(stored, schedule) else schedule
+            return Put(due_at, state, token, attempts, text, args, progress)
+        return super().decide(current, now)
 
 
 def _same_schedule(stored: str, wanted: str) -> bool:

@@ -10,7 +10,7 @@ from pyncette.calls.bulk import Bulk, Tally, removed
 from pyncette.calls.identity import check_declared
 from pyncette.calls.listing import count_in_groups, state_of
 from pyncette.calls.parked import dropped, rerun
-from pyncette.calls.requests import Requests, Wish
+from pyncette.calls.requests import Changing, Requests
 from pyncette.engine.steering import pause_identity
 from pyncette.engine.templates import groups_of, registered_templates, registration_of
 from pyncette.errors import printable
@@ -83,7 +83,7 @@ class Inventory:
                 identities += map(pause_identity, groups)
                 for identity in dict.fromkeys(identities):
                     await self._requests.submit(Write(*identity, DELETE, ANY))
-        await self._bulk.remove([Wish(STATIC_GROUP, name, removed)], tally)
+        await self._bulk.remove([Changing(STATIC_GROUP, name, removed)], tally)
         return tally.result()
 
     async def retry_parked(

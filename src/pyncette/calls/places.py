@@ -260,7 +260,8 @@ class Places:
             try:
                 return await self.change(wish.group, wish.key, wish.decide)
             except StoreUnavailableError as error:
-                if not wish.repeatable or realtime.monotonic() >= give_up_at:
+                now = self._requests.clock.microseconds()
+                if not wish.repeatable(now) or realtime.monotonic() >= give_up_at:
                     return error
             except Exception as error:
                 return error

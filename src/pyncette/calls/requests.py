@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, aclosing, closing, suppress
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from pyncette.calls.names import Names
 from pyncette.calls.places import Places
@@ -42,7 +42,7 @@ from pyncette.store import (
 from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
 from pyncette.store.record import ABSENT, Patch, Record
 
-__all__ = ["Decide", "Holding", "Outcome", "Requests", "Wish", "write_after"]
+__all__ = ["Changing", "Decide", "Holding", "Outcome", "Requests", "Wish", "write_after"]
 
 CALLS_MAX: Final = 10_000
 """Maximum calls of users that wait for the store; more are refused at once."""
@@ -56,24 +56,41 @@ DOUBTFUL_MAX: Final = 10_000
 """Maximum records to remember of which it is unknown whether a write may still be made."""
 
 
-class Wish(NamedTuple):
+class Wish(Protocol):
     """A change of one record that a bulk call wants.
 
     Attributes:
         group, key: The record.
         decide: Decides the change, again each time the record has changed. What it raises is the
             outcome.
-        known: The record as it was read last, in a tuple (``(None,)``: none is expected); it need
-            not be read first. None: it is to be read.
-        repeatable: Whether it may be made again if it is unknown whether it was made. A run that
-            was triggered may have ended by then: triggered again, it would run twice.
     """
+
+    @property
+    def group(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def decide(self) -> Decide: ...
+
+    def repeatable(self, now: int) -> bool:
+        """Returns whether it may be made again if it is unknown whether it was made at ``now``.
+
+        A run that was triggered may have ended by then: triggered again, it would run twice.
+        """
+        ...
+
+
+class Changing(NamedTuple):
+    """A wish that a function decides."""
 
     group: str
     key: str
     decide: Decide
-    known: tuple[Record | None] | None = None
-    repeatable: bool = True
+    again: bool = True
+
+    def repeatable(self, now: int) -> bool:
+        """As the caller says."""
+        return self.again
 
 
 Outcome = Write | Exception | None
@@ -243,23 +260,28 @@ class Requests:
 
     # Bulk.
 
-    async def change_all(self, wishes: Sequence[Wish]) -> list[Outcome]:
+    async def change_all(
+        self, wishes: Sequence[Wish], known: Iterable[Record | None] | None = None
+    ) -> list[Outcome]:
         """Changes many records, each from what it is now, in batches.
 
         A record that cannot be changed does not keep others from being changed. What the store
         does not answer is retried; each change is decided from the current record, so it is not
         made twice (except for wishes that are not repeatable, which fail instead).
 
+        Args:
+            wishes: The changes.
+            known: The records as they were read last, or as they are expected to be. None: they
+                are to be read first.
+
         Raises:
             StoreUnavailableError: The store has not answered for ``BULK_PATIENCE_S``.
         """
         await self._measure()
         if not self._queue.idle:
-            await self.settled([wish[:2] for wish in wishes])
+            await self.settled([(wish.group, wish.key) for wish in wishes])
         outcomes: list[Outcome] = [None] * len(wishes)
-        current: dict[int, Record | None] = {
-            index: wish.known[0] for index, wish in enumerate(wishes) if wish.known is not None
-        }
+        current: dict[int, Record | None] = {} if known is None else dict(enumerate(known))
         left = list(range(len(wishes)))
         give_up_at = realtime.monotonic() + BULK_PATIENCE_S
         pause = PAUSE_INITIAL_S
@@ -302,12 +324,15 @@ class Requests:
         self, wishes: Sequence[Wish], outcomes: list[Outcome], left: Sequence[int]
     ) -> list[int]:
         """Changes those records that may lie in several places; returns which are left."""
-        moving = [index for index in left if self.places.several(*wishes[index][:2])]
+        moving = [index for index in left if self._may_be_elsewhere(wishes[index])]
         found = await self.places.change_all([wishes[index] for index in moving])
         for index, outcome in zip(moving, found, strict=True):
             outcomes[index] = outcome
         done = set(moving)
         return [index for index in left if index not in done]
+
+    def _may_be_elsewhere(self, wish: Wish) -> bool:
+        return self.places.several(wish.group, wish.key)
 
     async def _change_some(
         self,
@@ -319,31 +344,32 @@ class Requests:
         """One batch. Returns what is to be tried again, and whether to wait before that."""
         unread = [index for index in part if index not in current]
         if unread:
-            found = await self.store.get([wishes[index][:2] for index in unread])
+            found = await self.store.get(
+                [(wishes[index].group, wishes[index].key) for index in unread]
+            )
             current.update(zip(unread, found, strict=True))
         now = self.clock.microseconds()
         writes: dict[int, Write] = {}
         confirmed: set[int] = set()
         for index in part:
-            group, key, decide, _, _ = wishes[index]
-            there = current[index]
+            wish, there = wishes[index], current[index]
             if there is not None and in_transit(there):
-                outcomes[index] = await self.places.outcome(wishes[index])
+                outcomes[index] = await self.places.outcome(wish)
                 continue
             try:
-                change = decide(there, now)
+                change = wish.decide(there, now)
             except Exception as error:
                 outcomes[index] = error
                 continue
             if change is None:
-                change = self.confirmation(there, group, key)
+                change = self.confirmation(there, wish.group, wish.key)
+                if change is None:
+                    continue
                 confirmed.add(index)
-            if change is None:
-                pass
-            elif there is None:
-                writes[index] = write_of((group, key, change, ABSENT, None))
+            if there is None:
+                writes[index] = write_of((wish.group, wish.key, change, ABSENT, None))
             else:
-                writes[index] = write_after(group, key, there, change)
+                writes[index] = write_after(wish.group, wish.key, there, change)
         again: list[int] = []
         busy = False
         if writes:
@@ -355,7 +381,7 @@ class Requests:
                 )
             except StoreUnavailableError as error:
                 for index in writes:
-                    if not wishes[index].repeatable and index not in confirmed:
+                    if index not in confirmed and not wishes[index].repeatable(now):
                         outcomes[index] = error
                 raise
             applied: list[Write] = []
@@ -368,7 +394,9 @@ class Requests:
                     again.append(index)
                     busy = busy or expectation_holds(write, result.current)
                 elif isinstance(result.error, StoreUnavailableError) and (
-                    isinstance(result, Failed) or wishes[index].repeatable or index in confirmed
+                    isinstance(result, Failed)
+                    or index in confirmed
+                    or wishes[index].repeatable(now)
                 ):
                     del current[index]
                     again.append(index)

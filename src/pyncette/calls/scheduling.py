@@ -41,20 +41,26 @@ ADVANCE_LOOK_S: Final = 0.005
 """How long, and how often, a call looks whether an at-most-once record has advanced."""
 
 
+SOON: Final = 120_000_000
+"""Microseconds within which a single run may come while the store is asked again."""
+
 _wanted_of: Final[Callable[[tuple[Any, ...]], Wanted]] = partial(tuple.__new__, Wanted)
 
 
 class Wish:
     """What a caller wants an instance to be.
 
+    It is also a wish of a bulk call, see ``pyncette.calls.requests.Wish``.
+
     Attributes:
         template: Its template.
+        group, key: Its record.
         wanted: What its record shall hold.
         on_existing: What follows if there is one.
         kept: The record that was left as it is, if one was.
     """
 
-    __slots__ = ("_instance", "kept", "on_existing", "template", "wanted")
+    __slots__ = ("_instance", "group", "kept", "key", "on_existing", "template", "wanted")
 
     def __init__(
         self,
@@ -83,6 +89,7 @@ class Wish:
         self.template = template
         described = template.describe(instance.name, options, complete=True)
         name, group, _, _, _, _, args = described
+        self.group, self.key = group, name
         self.on_existing = on_existing
         self.kept: Record | None = None
         self._instance = template.described_as(described) if returned else None
@@ -97,6 +104,13 @@ class Wish:
             schedule, args, _, (_, name) = self.wanted
             self._instance = self.template.from_parts(name, schedule, args)
         return self._instance
+
+    def repeatable(self, now: int) -> bool:
+        """Returns whether it may be created again if it is unknown whether it was.
+
+        One whose last run is due soon may be done and gone by then, and would be run again.
+        """
+        return self.wanted.schedule.next(now + SOON) is not None
 
     def created(self, now: int) -> Put:
         """Returns the record of a new instance.

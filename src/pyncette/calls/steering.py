@@ -14,7 +14,7 @@ from typing import Final
 
 from pyncette import chance
 from pyncette.calls.identity import check_declared, identity_of
-from pyncette.calls.requests import Requests, Wish
+from pyncette.calls.requests import Changing, Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import from_microseconds
@@ -144,10 +144,10 @@ class Steering:
         page_size = self._requests.batch_max
         async for records in self._requests.pages(task.groups(), EVERYTHING, page_size):
             wishes = [
-                Wish(record.group, record.key, triggered, (record,), repeatable=False)
-                for record in records
+                Changing(record.group, record.key, triggered, again=False) for record in records
             ]
-            for wish, outcome in zip(wishes, await self._requests.change_all(wishes), strict=True):
+            outcomes = await self._requests.change_all(wishes, records)
+            for wish, outcome in zip(wishes, outcomes, strict=True):
                 if isinstance(outcome, Write):
                     count += 1
                 elif outcome is not None:

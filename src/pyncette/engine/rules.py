@@ -558,14 +558,16 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         return created(wanted, now)
     if current.state == State.PARKED:
         return _created_in_place(current, progress, wanted, now)
+    found = progress
     if progress.pending is not None:
         # This request is newer than the replacement that was pending when the worker died.
         progress = progress._replace(pending=_only_flags(progress.pending))
     due_at, state = current.due_at, current.state
     schedule = wanted.schedule
     if state in (State.SCHEDULED, State.PAUSED, State.FINISHED) or progress.planned is None:
-        first = _first_again(schedule, current, now)
-        progress = progress._replace(planned=_soonest(progress.planned, first))
+        planned = _soonest(progress.planned, _first_again(schedule, current, now))
+        if planned != progress.planned:
+            progress = progress._replace(planned=planned)
     if progress.planned is not None:
         # A single run at the kept time: the record does not name another time beside it.
         schedule = schedule.moved_to(progress.planned)
@@ -574,14 +576,17 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
         state = State.FINISHED if due_at is None else State.SCHEDULED
     elif state == State.PAUSED:
         due_at = _due_after(progress.pause, progress, schedule, current)
-    return Put(
-        due_at,
-        state,
-        None if state == State.RUNNING else current.token,
-        current.unfinished_attempts,
-        dump_schedule(schedule),
-        wanted.args,
-        dump_progress(progress),
+    return put_of(
+        (
+            due_at,
+            state,
+            None if state == State.RUNNING else current.token,
+            current.unfinished_attempts,
+            dump_schedule(schedule),
+            wanted.args,
+            # Most instances that are scheduled again are as they should be.
+            current.progress if progress is found else dump_progress(progress),
+        )
     )
 
 

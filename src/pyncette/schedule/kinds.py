@@ -276,7 +276,7 @@ class At(Schedule):
 
     def moved_to(self, planned: int) -> Schedule:
         """A single run at another instant."""
-        return At.of(planned)
+        return self if planned == self._instant else At.of(planned)
 
     def _form(self) -> list[Any]:
         return ["at", self._instant]
