@@ -46,8 +46,8 @@ T = TypeVar("T")
 BATCH: Final = 1_000
 """Instances that are handled together."""
 
-SLICE: Final = 64
-"""Instances that are prepared without letting other tasks run."""
+SLICE: Final = 100
+"""Instances that are taken, or prepared, without letting other tasks run; a part of a batch."""
 
 
 class Tally:
@@ -376,8 +376,8 @@ async def _batches(
     items: Iterable[T] | AsyncIterable[T], name_of: Callable[[T], Any]
 ) -> AsyncIterator[list[T]]:
     """Yields the items in batches. No batch has a name twice."""
+    collected: list[T] = []
     if isinstance(items, AsyncIterable):
-        collected: list[T] = []
         async for item in items:
             collected.append(item)
             if len(collected) == BATCH:
@@ -390,9 +390,16 @@ async def _batches(
         raise TypeError(f"An iterable or an async iterable is needed, not {items!r}")
     else:
         remaining = iter(items)
-        while collected := list(islice(remaining, BATCH)):
-            for batch in _without_twins(collected, name_of):
-                yield batch
+        collected = []
+        while part := list(islice(remaining, SLICE)):
+            collected += part
+            if len(collected) == BATCH:
+                for batch in _without_twins(collected, name_of):
+                    yield batch
+                collected = []
+            await realtime.sleep(0)
+        for batch in _without_twins(collected, name_of):
+            yield batch
 
 
 def _without_twins(items: list[T], name_of: Callable[[T], Any]) -> Iterator[list[T]]:
