@@ -198,6 +198,8 @@ class Pyncette:
         self._block_warning = (
             None if block_warning is None else duration("block_warning", block_warning)
         )
+        if clock is not None and not isinstance(clock, Clock):
+            raise TypeError(f"clock must be a pyncette.Clock, not {clock!r}")
         self.clock: Clock = SystemClock() if clock is None else clock
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration

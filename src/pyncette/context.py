@@ -21,7 +21,7 @@ from pyncette.bulk import (
     RebalanceResult,
 )
 from pyncette.calls.bulk import Bulk, remove_one
-from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.identity import identity_of
 from pyncette.calls.inventory import Inventory
 from pyncette.calls.joined import JoinedRequests, joined_requests
 from pyncette.calls.listing import Listing
@@ -60,6 +60,7 @@ from pyncette.model import (
     WorkerState,
 )
 from pyncette.observers import Observers, Reporter
+from pyncette.options import check_flag
 from pyncette.schedule import Calendars, Schedule
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
@@ -146,7 +147,7 @@ class PyncetteContext:
             reporter,
             background,
         )
-        self._requests = Requests(self._worker, background)
+        self._requests = Requests(self._worker, background, calendars=parts.calendars)
         self._bulk = Bulk(self._requests, self._worker)
         self._inventory = Inventory(self._requests, self._bulk, lambda: parts.tasks)
         self._listing = Listing(self._requests, settings.batch_size)
@@ -351,7 +352,8 @@ class PyncetteContext:
             StoreMisconfiguredError: It finds no records of the app's store.
             StoreUnavailableError: Another transaction holds the instance.
         """
-        check_declared(task)
+        self._requests.check_declared(task)
+        check_flag("force", force)
         if connection is not UNSET and is_argument(connection):
             keywords["connection"] = connection
             connection = UNSET
@@ -402,7 +404,7 @@ class PyncetteContext:
         Raises:
             ValueError: The name of the instance is missing, or the task is static.
         """
-        check_declared(task)
+        self._requests.check_declared(task)
         if not task.dynamic and task.parent_task is None:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         await self._requests.now()

@@ -106,9 +106,11 @@ class TaskLockedException(PyncetteException):
     ) -> None:
         until = f" until {locked_until.isoformat()}" if locked_until else ""
         by = "the lease of its failed execution" if failed else "a running execution"
+        when = "at once" if failed else "from the end of that execution"
         super().__init__(
             f"The task '{printable(task)}' is locked by {by}{until}: schedule it again afterwards, "
-            "or replace it now with force=True"
+            f"replace it with on_existing=OnExisting.REPLACE, which holds {when}, or replace it "
+            "and its lease now with force=True"
         )
         self.task = task
         self.locked_until = locked_until

@@ -462,6 +462,30 @@ class Where:
     paused: bool | None = None
     failing: bool | None = None
 
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            ValueError: There is no such state.
+            TypeError: A value is of a wrong type.
+        """
+        states = self.states
+        if states is not None:
+            if isinstance(states, (str, bytes)) or not isinstance(states, Collection):
+                raise TypeError(
+                    f"states must be a collection of names, such as {{'parked'}}, not {states!r}"
+                )
+            for state in states:
+                if state not in STATES:
+                    raise ValueError(f"There is no state {state!r}; there are {', '.join(STATES)}")
+        if not isinstance(self.prefix, str):
+            raise TypeError(f"prefix must be a string, not {self.prefix!r}")
+        if self.due_before is not None and not isinstance(self.due_before, datetime):
+            raise TypeError(f"due_before must be a datetime, not {self.due_before!r}")
+        for name, flag in (("paused", self.paused), ("failing", self.failing)):
+            if flag is not None and not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True, False or None, not {flag!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class TaskCount:

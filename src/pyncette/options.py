@@ -75,6 +75,16 @@ def store_factory(
     return decorate
 
 
+def check_flag(option: str, value: Any) -> None:
+    """Refuses what is neither True nor False: a word such as "no" would count as true.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{option} must be True or False, not {value!r}")
+
+
 def one_of(option: str, value: Any, allowed: Collection[str]) -> str:
     """Returns the allowed word that ``value`` is, in any case.
 

@@ -13,6 +13,7 @@ from typing import Final
 
 from pyncette import chance
 from pyncette.errors import PyncetteException
+from pyncette.options import check_flag
 
 __all__ = ["DELAY_MAX", "GiveUp", "Retry", "RetryIn", "Skip", "check_delay"]
 
@@ -141,6 +142,7 @@ class RetryIn(PyncetteException):
             TypeError: The delay is not a timedelta.
         """
         check_delay("The delay of RetryIn", delay)
+        check_flag("free", free)
         super().__init__(reason or f"in {delay}")
         self.delay = delay
         self.reason = reason

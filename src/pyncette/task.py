@@ -37,6 +37,7 @@ from pyncette.model import (
     FailureMode,
     Heartbeat,
     Json,
+    OnExisting,
     Overlap,
     Partitions,
     PartitionSelector,
@@ -44,10 +45,10 @@ from pyncette.model import (
     Process,
     TaskFunc,
 )
+from pyncette.options import check_flag
 from pyncette.retry import Retry
 from pyncette.schedule import (
     NO_CALENDARS,
-    At,
     Calendars,
     Inherited,
     Schedule,
@@ -84,7 +85,7 @@ from pyncette.task_options import (
     split_arguments,
     take_new_options,
 )
-from pyncette.when import NO_SPAN, Span, When, is_single
+from pyncette.when import NO_SPAN, Span, When, is_single, needs_when, single_at
 
 logger: Final = logging.getLogger(__name__)
 
@@ -95,6 +96,16 @@ _WARNINGS_MAX: Final = 100
 Also how many names are known to be no misspelt options."""
 
 _MICROSECOND: Final = timedelta(microseconds=1)
+
+_UNLIKELY_ARGUMENTS: Final = frozenset({"misfire_grace", "catch_up"})
+"""Options of a template of which nobody means an argument by the same name."""
+
+_ON_EXISTING: Final = {
+    word.lower(): str(member)
+    for member in OnExisting
+    for word in (member.value, member.name, str(member))
+}
+"""How a user may write a member of ``OnExisting`` that is none."""
 
 _CHECKED_FULLY: Final = NOT_OF_INSTANCES.union(
     ("schedule", "interval", "timezone", "start_at", "end_at", "jitter")
@@ -349,6 +360,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         self._when, self._plan = when, when.plan
         if dynamic and when.plan is not None:
             self._default = Inherited(when.plan)
+        check_flag(f"enabled of '{name}'", enabled)
         self._enabled = enabled
         self._warned: set[str] = set()
         self._unsuspicious: set[str] = set()
@@ -387,6 +399,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
                 f"An instance cannot be enabled by itself: set enabled of the task "
                 f"'{self.template.name}'"
             )
+        check_flag(f"enabled of '{self}'", value)
         self._enabled = value
 
     task_func: _Option[TaskFunc] = _Option("func")
@@ -507,7 +520,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             raise ValueError(
                 f"interval must be longer than zero, not {self.interval!r} (task '{self}')"
                 if self.interval is not None
-                else f"Task '{self}' needs exactly one of schedule, interval and execute_at"
+                else needs_when(self)
             )
         return self.template.calendars.bind(self._plan) if self._plan.calendars else self._plan
 
@@ -709,7 +722,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         if execute_at is None:
             plan, when, inherits = self._plan, self.when, True
         else:
-            plan, when, inherits = At(execute_at), None, False
+            plan, when, inherits = single_at(execute_at), None, False
         if keywords and not self._unsuspicious.issuperset(keywords):
             self._warn_of_misspelt(keywords, when, plan)
         return _described_of((name, group, plan, when, inherits, args, text))
@@ -916,7 +929,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             template = self.template
             if option == name and args[name] is None and option in {*NEW_OPTIONS, *SPAN_OPTIONS}:
                 continue  # passed on from a configuration that does not say it
-            if option in NEW_OPTIONS and not declaring:
+            if option in NEW_OPTIONS and not declaring and name not in _UNLIKELY_ARGUMENTS:
                 continue  # no option of an instance, so it was not meant as one
             if option == name == "heartbeat" and template.heartbeat is not None:
                 continue  # True or False: it is an option as well
@@ -926,7 +939,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
                     "Task %s: '%s' is an argument of the task, not an option%s",
                     template,
                     name,
-                    _hint(name, option),
+                    _hint(name, option, args[name], declaring),
                 )
 
     def get_next_execution(self, utc_now: datetime, last: datetime | None) -> datetime | None:
@@ -972,9 +985,21 @@ def _args_text(args: dict[str, Any]) -> str:
         raise
 
 
-def _hint(name: str, option: str) -> str:
+def _hint(name: str, option: str, value: object, declaring: bool) -> str:
+    if option == "on_existing":
+        meant = _ON_EXISTING.get(str(value).lower())
+        return ": schedule_task and schedule_tasks take a pyncette.OnExisting" + (
+            f"; did you mean {meant}?" if meant else ""
+        )
+    if option == "force":
+        return (
+            ": schedule_tasks has no such option; its option on_existing, with OnExisting.REPLACE, "
+            "replaces instances"
+        )
     if option != name:
         return f": did you mean '{option}'?"
+    if option in NEW_OPTIONS and not declaring:
+        return ": the option is one of the template, not of its instances"
     taken = {**NEW_OPTIONS, **SPAN_OPTIONS}.get(option)
     return " of this kind of task" if taken is None else f": the option takes {taken}"
 
@@ -1053,8 +1078,14 @@ class PartitionedTask(Task[P]):
                     options.get("name"),
                 )
         super().__init__(**{**options, "dynamic": True})
-        if not isinstance(partition_count, int) or partition_count < 1:
-            raise ValueError("Partition count must be greater than or equal to 1")
+        if isinstance(partition_count, bool) or not isinstance(partition_count, int):
+            raise TypeError(
+                f"partition_count of '{self.name}' must be a whole number, not {partition_count!r}"
+            )
+        if partition_count < 1:
+            advice = ValueError(f"partition_count={partition_count!r} of '{self.name}'")
+            # The text is public since 1.x: the traceback shows the advice before it.
+            raise ValueError("Partition count must be greater than or equal to 1") from advice
         if partition_count > PARTITION_COUNT_MAX:
             raise ValueError(
                 f"Partition count must be at most {PARTITION_COUNT_MAX:,}, not "

@@ -29,6 +29,7 @@ from pyncette.model import (
     Process,
     TaskFunc,
 )
+from pyncette.options import check_flag
 from pyncette.parameters import Parameters, parameters_of
 from pyncette.retry import Retry
 
@@ -160,6 +161,7 @@ class TaskOptions:
             raise ValueError("failure_mode is not applicable when execution_mode is AT_MOST_ONCE")
         check_body(func)
         parameters = parameters_of(func)
+        check_flag("fast_forward", fast_forward)
         for option, value, kind in (
             ("failure_mode", failure_mode, FailureMode),
             ("execution_mode", execution_mode, ExecutionMode),
@@ -420,12 +422,22 @@ def check_arguments(args: Mapping[str, Any]) -> None:
                 if hasattr(value, "isoformat")
                 else f"; pass str({name}), or something else that JSON can hold, instead"
             )
-            if (meant := meant_option(name)) is not None:
+            if name == "on_existing":
+                hint = "; it is an option of schedule_task and schedule_tasks, not of an instance"
+            elif name == "execute_in":
+                hint = "; it is an option of schedule_task, and of an Instance for schedule_tasks"
+            elif (meant := meant_option(name) or _like_span(name)) is not None:
                 hint += f"; or did you mean the option '{meant}'?"
             raise ValueError(
                 f"Extra parameters must be JSON serializable, but '{name}' is "
                 f"{type(value).__name__} {_shown(value)} ({error}){hint}"
             ) from None
+
+
+def _like_span(name: str) -> str | None:
+    """The one of the options of time that a name looks like. Arguments have similar names."""
+    close = difflib.get_close_matches(name.lower(), SPAN_OPTIONS, 1, _LIKENESS)
+    return close[0] if close else None
 
 
 def _shown(value: object) -> str:
@@ -441,6 +453,7 @@ def _shown(value: object) -> str:
 # `name` is left out: `names` is more often an argument than a misspelling.
 _HINTS: Final = (
     *INSTANCE_OPTIONS,
+    "execute_in",
     "on_existing",
     *_SHARED_OPTIONS,
     *PARTITION_OPTIONS,
@@ -475,6 +488,8 @@ def meant_among(args: Iterable[str], options: Collection[str]) -> str:
     """The end of an error: which argument was perhaps meant as one of these options."""
     for name in args:
         if (option := meant_option(name)) in options:
+            if option == name:
+                return f"; {option} takes {SPAN_OPTIONS[name]}" if name in SPAN_OPTIONS else ""
             return f"; did you mean '{option}' by '{name}'?"
     return ""
 
@@ -488,7 +503,7 @@ def meant_option(name: str, *, declaring: bool = False) -> str | None:
         declaring: Whether it was given where a task is declared, not to an instance.
     """
     folded = name.lower()
-    if folded in SPAN_OPTIONS:
+    if folded in SPAN_OPTIONS or (folded == "force" and not declaring):
         return folded
     if declaring and folded in _OTHER_WORDS_AT_DECLARATION:
         return _OTHER_WORDS_AT_DECLARATION[folded]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
@@ -17,8 +18,10 @@ from pyncette.schedule import (
     Every,
     Jittered,
     Schedule,
+    UnreadableHere,
     instant_of,
     name_of,
+    nearest_timezone,
     own,
     parse_timezone,
     seconds_may_be_first,
@@ -28,6 +31,7 @@ from pyncette.task_options import SPAN_OPTIONS, duration, meant_among
 logger: Final = logging.getLogger(__name__)
 
 _STATIC_WHEN: Final = ("schedule", "interval")
+_INSTANCE_WHEN: Final = ("schedule", "interval", "execute_at", "execute_in")
 
 _T = TypeVar("_T")
 
@@ -219,11 +223,8 @@ class When(NamedTuple):
                 + ", ".join(given)
             )
         if not given and not dynamic:
-            allowed = ("schedule", "interval", "execute_at") if instance else _STATIC_WHEN
-            raise ValueError(
-                f"Task '{name}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
-                + meant_among(args, allowed)
-            )
+            allowed = _INSTANCE_WHEN if instance else _STATIC_WHEN
+            raise ValueError(needs_when(name, allowed) + meant_among(args, allowed))
         if zone is not None and schedule is None and given:
             raise ValueError(
                 f"timezone may only be given together with schedule, not with {given[0]} "
@@ -232,11 +233,12 @@ class When(NamedTuple):
         if schedule is not None:
             when = _scheduled(schedule, zone, name)
         elif execute_at is not None:
-            at = At(execute_at)
+            at = single_at(execute_at)
             when = cls(execute_at=at.instant, plan=at)
         else:
             if zone is not None:
-                parse_timezone(zone)
+                with _zone_of(name, zone):
+                    parse_timezone(zone)
             handle = instance and not distance
             every = None if distance is None or handle else Every(distance)
             when = cls(interval=distance, timezone=zone, plan=every)
@@ -248,6 +250,19 @@ class When(NamedTuple):
             plan = span.applied(when.plan)
             return when._replace(plan=plan, span=cls.of(plan).span)
         return when._replace(span=span)
+
+
+def single_at(execute_at: datetime) -> At:
+    """The schedule of a single run.
+
+    Raises:
+        TypeError: ``execute_at`` is no datetime.
+        ValueError: It lies too far ahead.
+    """
+    try:
+        return At(execute_at)
+    except TypeError:
+        raise TypeError(f"execute_at must be a datetime, not {execute_at!r:.100}") from None
 
 
 def is_single(schedule: str | Schedule | None) -> bool:
@@ -265,7 +280,28 @@ def _scheduled(schedule: str | Schedule, zone: str | None, name: str) -> When:
         return When.of(schedule)
     if not isinstance(schedule, str):
         raise TypeError(f"schedule must be a cron expression or a Schedule, not {schedule!r}")
-    return _of_cron(schedule, zone)
+    with _zone_of(name, zone):
+        return _of_cron(schedule, zone)
+
+
+@contextmanager
+def _zone_of(name: str, zone: str | None) -> Iterator[None]:
+    """Says whose time zone it is that is not known.
+
+    Raises:
+        ValueError: The tz data of this machine have no such zone.
+    """
+    try:
+        yield
+    except UnreadableHere as error:
+        close = nearest_timezone(zone)
+        hint = f": did you mean {close!r}?" if close else ""
+        raise ValueError(f"{error} (timezone of the task '{name}'){hint}") from None
+
+
+def needs_when(name: object, allowed: Sequence[str] = _INSTANCE_WHEN) -> str:
+    """Says of a task that its options do not tell when it runs."""
+    return f"Task '{name}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
 
 
 @lru_cache(maxsize=1024)

@@ -292,7 +292,9 @@ def test_a_static_task_must_say_when() -> None:
 
 
 def test_an_instance_must_say_when_if_its_template_does_not() -> None:
-    with pytest.raises(ValueError, match="exactly one of schedule, interval and execute_at"):
+    with pytest.raises(
+        ValueError, match="exactly one of schedule, interval, execute_at and execute_in"
+    ):
         template().instantiate("a")
 
 
@@ -890,7 +892,7 @@ def test_the_error_about_a_missing_schedule_names_the_argument_that_was_perhaps_
     words = f"; did you mean '{option}' by '{name}'\\?$"
     with pytest.raises(ValueError, match=r"exactly one of schedule and interval" + words):
         Pyncette().task(color="blue", **argument)(body)
-    with pytest.raises(ValueError, match=r"schedule, interval and execute_at" + words):
+    with pytest.raises(ValueError, match=r"schedule, interval, execute_at and execute_in" + words):
         template().instantiate("a", **argument)
 
 

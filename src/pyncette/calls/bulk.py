@@ -18,7 +18,6 @@ from pyncette.bulk import (
 )
 from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
-from pyncette.calls.identity import check_declared
 from pyncette.calls.names import Names
 from pyncette.calls.requests import Changing, Decide, Outcome, Requests, Wish, write_after
 from pyncette.calls.unreadable import reading_record
@@ -28,6 +27,7 @@ from pyncette.engine import rules
 from pyncette.engine.worker import Worker
 from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
+from pyncette.options import check_flag
 from pyncette.schedule import INHERITED_MARK, dumps
 from pyncette.store.record import (
     ABSENT,
@@ -64,6 +64,9 @@ class Tally:
             mostly_new: Whether most instances are expected to be absent from the store; then it is
                 whether most of the last batch were.
         """
+        for option, function in (("progress", progress), ("on_failure", on_failure)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{option} must be a function, not {function!r}")
         self.mostly_new = mostly_new
         self.created = self.updated = self.removed = self.unchanged = self.failed = 0
         self._failures: list[BulkFailure] = []
@@ -129,12 +132,22 @@ class Bulk:
         progress: Progress | None,
         on_failure: OnFailure | None,
     ) -> BulkResult:
-        _check_template(template)
+        self._check_template(template)
         if not isinstance(on_existing, OnExisting):
             raise TypeError(f"on_existing must be an OnExisting, not {on_existing!r}")
         tally = Tally(progress, on_failure, mostly_new=True)
         await self._each(template, instances, scheduling.Wish, on_existing, tally)
         return tally.result()
+
+    def _check_template(self, template: Task) -> None:
+        self._requests.check_declared(template)
+        if not template.dynamic:
+            raise ValueError(f"Cannot schedule instances of '{template}': it is not a dynamic task")
+        if template.template is not template:
+            raise ValueError(
+                f"'{template}' is a partition: schedule the instances of the template, which knows "
+                "the partition of each"
+            )
 
     async def unschedule(
         self,
@@ -144,7 +157,7 @@ class Bulk:
         progress: Progress | None,
         on_failure: OnFailure | None,
     ) -> BulkResult:
-        check_declared(template)
+        self._requests.check_declared(template)
         if not template.dynamic:
             raise ValueError(f"Cannot unschedule instances of '{template}': it is not dynamic")
         if (names is None) == (where is None):
@@ -187,6 +200,7 @@ class Bulk:
         repeatable: bool = True,
     ) -> None:
         """Changes the instances of a template that match."""
+        self._requests.check_declared(template)
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
         async for records in self._pages(template.groups(), selection_of(where)):
@@ -223,7 +237,9 @@ class Bulk:
         progress: Progress | None,
         on_failure: OnFailure | None,
     ) -> BulkResult:
-        _check_template(template)
+        self._check_template(template)
+        for option, flag in (("dry_run", dry_run), ("allow_empty", allow_empty)):
+            check_flag(option, flag)
         tally = Tally(progress, on_failure)
         with closing(Names()) as names:
 
@@ -355,17 +371,6 @@ class Bulk:
                     None if change is None else write_after(wish.group, wish.key, current, change)
                 )
         return outcomes
-
-
-def _check_template(template: Task) -> None:
-    check_declared(template)
-    if not template.dynamic:
-        raise ValueError(f"Cannot schedule instances of '{template}': it is not a dynamic task")
-    if template.template is not template:
-        raise ValueError(
-            f"'{template}' is a partition: schedule the instances of the template, which knows "
-            "the partition of each"
-        )
 
 
 def _name_of(instance: Any) -> Any:

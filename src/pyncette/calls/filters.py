@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from datetime import datetime
 from typing import NamedTuple
 
 from pyncette.engine import rules
-from pyncette.model import STATES, StateName, Where
+from pyncette.model import Where
 from pyncette.schedule import instant_of
 from pyncette.store import Filter
 from pyncette.store.record import Record, State, load_progress
@@ -49,29 +47,19 @@ def selection_of(where: Where | None) -> Selection:
     """Checks what a user asks for.
 
     Raises:
-        TypeError: A value is of a wrong type.
-        ValueError: There is no such state.
+        TypeError: It is no ``Where``, which has checked its values.
     """
     if where is None:
         return Selection(Filter(), None, None)
     if not isinstance(where, Where):
         raise TypeError(f"where must be a Where, not {where!r}")
-    states = _states(where.states)
-    if not isinstance(where.prefix, str):
-        raise TypeError(f"prefix must be a string, not {where.prefix!r}")
-    for name, flag in (("paused", where.paused), ("failing", where.failing)):
-        if flag is not None and not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True, False or None, not {flag!r}")
+    states = None if where.states is None else frozenset(map(State, where.states))
     if where.paused is not None:
         chosen = {State.PAUSED} if where.paused else set(State) - {State.PAUSED}
         states = frozenset(chosen if states is None else states & chosen)
     if where.failing:
         states = FAILING if states is None else states & FAILING
-    due_before = None
-    if where.due_before is not None:
-        if not isinstance(where.due_before, datetime):
-            raise TypeError(f"due_before must be a datetime, not {where.due_before!r}")
-        due_before = instant_of(where.due_before)
+    due_before = None if where.due_before is None else instant_of(where.due_before)
     asked = None
     if states is not None and (State.RUNNING in states) != (State.RETRYING in states):
         # A failed run that keeps its lease is stored as running, and waits for a retry.
@@ -79,17 +67,6 @@ def selection_of(where: Where | None) -> Selection:
         if State.RETRYING in states:
             states = states | {State.RUNNING}
     return Selection(Filter(states, where.prefix, due_before), where.failing, asked)
-
-
-def _states(states: Collection[StateName] | None) -> frozenset[State] | None:
-    if states is None:
-        return None
-    if isinstance(states, (str, bytes)) or not isinstance(states, Collection):
-        raise TypeError(f"states must be a collection of names, such as {{'parked'}}: {states!r}")
-    for state in states:
-        if state not in STATES:
-            raise ValueError(f"There is no state {state!r}; there are {', '.join(STATES)}")
-    return frozenset(map(State, states))
 
 
 def shown_state(record: Record) -> str:

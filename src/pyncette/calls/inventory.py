@@ -7,7 +7,6 @@ from functools import partial
 
 from pyncette.bulk import BulkResult, OnFailure, Progress
 from pyncette.calls.bulk import Bulk, Tally, removed
-from pyncette.calls.identity import check_declared
 from pyncette.calls.listing import count_in_groups, state_of
 from pyncette.calls.parked import dropped, rerun
 from pyncette.calls.requests import Changing, Requests
@@ -93,7 +92,6 @@ class Inventory:
         progress: Progress | None,
         on_failure: OnFailure | None,
     ) -> BulkResult:
-        check_declared(template)
         tally = Tally(progress, on_failure)
         await self._bulk.change_where(
             template, _only_parked(where), partial(rerun, template), tally
@@ -107,7 +105,6 @@ class Inventory:
         progress: Progress | None,
         on_failure: OnFailure | None,
     ) -> BulkResult:
-        check_declared(template)
         tally = Tally(progress, on_failure)
         # Dropped once more, its next occurrence would be lost, if that has failed meanwhile.
         await self._bulk.change_where(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from typing import Final
 
 from pyncette.calls.filters import Selection, selection_of, shown_state
-from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.identity import check_template, identity_of
 from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
@@ -20,6 +21,8 @@ from pyncette.schedule import INHERITED_MARK
 from pyncette.store import EVERYTHING, Filter, Store
 from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
+
+logger: Final = logging.getLogger(__name__)
 
 PAGE_LIMIT_MAX: Final = 1 << 30
 """The largest limit that every store accepts; a page may always be shorter than its limit."""
@@ -45,8 +48,13 @@ class Listing:
         self._batch_size = batch_size
 
     async def get(self, task: Task, name: str | None) -> TaskState | None:
-        check_declared(task)
+        self._requests.check_declared(task)
         if task.dynamic and name is None:
+            logger.warning(
+                "get_task of the template '%s' without the name of an instance finds nothing: pass "
+                "the name as well",
+                task,
+            )
             return None
         group, key = identity_of(task, name)
         record = await self._requests.find(group, key)
@@ -55,9 +63,8 @@ class Listing:
     async def page(
         self, task: Task, limit: int | None, token: ContinuationToken | None
     ) -> ListTasksResponse:
-        check_declared(task)
-        if not task.dynamic:
-            raise ValueError("Cannot list instances of non-dynamic task")
+        self._requests.check_declared(task)
+        check_template(task)
         limit = (
             self._batch_size if limit is None else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
         )
@@ -127,9 +134,8 @@ class Listing:
         return TaskCount(count, True)
 
     def _checked(self, task: Task, where: Where | None) -> tuple[Sequence[str], Selection]:
-        check_declared(task)
-        if not task.dynamic:
-            raise ValueError("Cannot list instances of non-dynamic task")
+        self._requests.check_declared(task)
+        check_template(task)
         return task.groups(), selection_of(where)
 
     def _state(self, task: Task, record: Record) -> TaskState:

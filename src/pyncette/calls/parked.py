@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.identity import identity_of
 from pyncette.calls.requests import Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.engine import rules
@@ -21,7 +21,7 @@ async def rerun_parked(
     requests: Requests, task: Task, instance_name: str | None, args: Mapping[str, Any]
 ) -> bool:
     """Runs a parked record again; see ``PyncetteContext.retry_parked``."""
-    check_declared(task)
+    requests.check_declared(task)
     group, key = identity_of(task, instance_name)
     text = _new_args(task, key, args) if args else None
 
@@ -33,7 +33,7 @@ async def rerun_parked(
 
 async def drop_parked(requests: Requests, task: Task, instance_name: str | None) -> bool:
     """Gives up the occurrence of a parked record; see ``PyncetteContext.drop_parked``."""
-    check_declared(task)
+    requests.check_declared(task)
     group, key = identity_of(task, instance_name)
     return await requests.change(group, key, partial(dropped, task)) is not None
 

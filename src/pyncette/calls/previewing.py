@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.identity import identity_of
 from pyncette.calls.requests import Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.engine.rules import Policy
@@ -30,7 +30,7 @@ class Previewing:
             if name is not None:
                 raise ValueError("A schedule has no instances: instance_name cannot be given")
             return _of_schedule(self._calendars.bind(subject), now, number)
-        check_declared(subject)
+        self._requests.check_declared(subject)
         if subject.dynamic and name is None:
             return _of_schedule(subject.plan, now, number)
         group, key = identity_of(subject, name)

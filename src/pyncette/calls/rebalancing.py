@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 from pyncette.bulk import RebalanceProgress, RebalanceResult
-from pyncette.calls.identity import check_declared
 from pyncette.calls.places import Moved
 from pyncette.calls.requests import Requests
 from pyncette.calls.writing import BULK_PATIENCE_S, PAUSE_MAX_S
@@ -58,6 +57,7 @@ class Rebalancing:
         self, task: Task, partition_count: int, progress: RebalanceProgress | None
     ) -> RebalanceResult:
         """See ``PyncetteContext.rebalance``."""
+        self._requests.check_declared(task)
         template = _checked(task)
         return await _Move(
             self._requests, self._worker, template, checked_count(partition_count), progress
@@ -282,7 +282,6 @@ class _Move:
 
 
 def _checked(task: Task) -> PartitionedTask:
-    check_declared(task)
     if isinstance(task, PartitionedTask):
         return task
     template = task.template

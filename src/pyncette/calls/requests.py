@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, aclosing, closing, suppress
 from typing import Final, NamedTuple, Protocol
 
+from pyncette.calls.identity import check_declared
 from pyncette.calls.names import Names
 from pyncette.calls.places import Places
 from pyncette.calls.writing import (
@@ -26,6 +28,7 @@ from pyncette.engine.moves import in_transit
 from pyncette.engine.worker import Worker
 from pyncette.engine.writes import Call, Waker, WriteQueue
 from pyncette.errors import StoreError, StoreUnavailableError, printable
+from pyncette.schedule import NO_CALENDARS, Calendars
 from pyncette.store import (
     Applied,
     Failed,
@@ -41,6 +44,9 @@ from pyncette.store import (
 )
 from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
 from pyncette.store.record import ABSENT, Patch, Record
+from pyncette.task import Task
+
+logger: Final = logging.getLogger(__name__)
 
 __all__ = ["Changing", "Decide", "Holding", "Outcome", "Requests", "Wish", "write_after"]
 
@@ -51,6 +57,9 @@ MEASURE_INTERVAL_S: Final = 10.0
 """How often the store's clock is measured for users' calls, if the loop does not run."""
 
 BULK_BATCH_MIN: Final = 10
+
+STRANGERS_MAX: Final = 100
+"""Maximum tasks of other apps that are warned about only once."""
 
 DOUBTFUL_MAX: Final = 10_000
 """Maximum records to remember of which it is unknown whether a write may still be made."""
@@ -107,8 +116,23 @@ class Requests:
         batch_max: Maximum writes in one batch of a bulk call.
     """
 
-    def __init__(self, worker: Worker, background: Background, batch_max: int = 1_000) -> None:
-        """Prepares to write for the users of a worker."""
+    def __init__(
+        self,
+        worker: Worker,
+        background: Background,
+        batch_max: int = 1_000,
+        calendars: Calendars = NO_CALENDARS,
+    ) -> None:
+        """Prepares to write for the users of a worker.
+
+        Args:
+            worker: The worker.
+            background: Runs what is written.
+            batch_max: See the attribute.
+            calendars: The calendars of the app, which all of its tasks have.
+        """
+        self._calendars = calendars
+        self._strangers: set[str] = set()
         self.store: DeadlineStore = worker.store
         self.clock: Clock = worker.clock
         self.places = Places(self, worker)
@@ -124,6 +148,23 @@ class Requests:
         self._doubtful: dict[Identity, None] = {}
         self._queue = WriteQueue(self._write, self.clock.microseconds, background)
         self._deadlines = Deadlines(lambda: self.store.deadline_s)
+
+    def check_declared(self, task: Task) -> None:
+        """Refuses what is not a task, and warns, once each, of tasks of another app.
+
+        Raises:
+            TypeError: It is not a ``Task``.
+        """
+        check_declared(task)
+        template = task.template
+        if template.calendars is not self._calendars and template.name not in self._strangers:
+            if len(self._strangers) < STRANGERS_MAX:
+                self._strangers.add(template.name)
+            logger.warning(
+                "The task '%s' was not declared by this app: its workers run it only if they "
+                "declare a task of this name, with the options that it has there",
+                printable(template),
+            )
 
     async def now(self) -> int:
         """Returns the current instant, by which a call decides.

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from pyncette import chance
-from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.identity import identity_of
 from pyncette.calls.requests import Changing, Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record
@@ -74,7 +74,7 @@ class Steering:
     async def pause(
         self, task: Task, name: str | None, until: datetime | None, reason: str | None
     ) -> None:
-        check_declared(task)
+        self._requests.check_declared(task)
         now = await self._requests.now()
         pause = self._checked(until, reason, now)
         if task.dynamic and name is None:
@@ -86,14 +86,14 @@ class Steering:
         )
 
     async def resume(self, task: Task, name: str | None) -> None:
-        check_declared(task)
+        self._requests.check_declared(task)
         if task.dynamic and name is None:
             await self._change_control(Write(*pause_identity(task.group), DELETE, ANY))
             return
         await _change(self._requests, task, name, rules.resumed, creates=False)
 
     async def trigger(self, task: Task, name: str | None) -> int:
-        check_declared(task)
+        self._requests.check_declared(task)
         if task.dynamic and name is None:
             await _refuse_if_paused(self._requests, task, name)
             return await self._trigger_all(task)

@@ -30,7 +30,7 @@ from pyncette.schedule.known import NO_CALENDARS, Calendars
 from pyncette.schedule.rule import Rule
 from pyncette.schedule.text import dumps, loads
 from pyncette.schedule.unreadable import NewerFormat, UnreadableHere
-from pyncette.schedule.zone import name_of, parse_timezone
+from pyncette.schedule.zone import name_of, nearest_timezone, parse_timezone
 
 __all__ = [
     "INHERITED_MARK",
@@ -55,6 +55,7 @@ __all__ = [
     "instant_of",
     "loads",
     "name_of",
+    "nearest_timezone",
     "own",
     "parse_timezone",
     "seconds_may_be_first",

@@ -6,6 +6,7 @@ found by probing and kept. What a change of offset does to a schedule is decided
 
 from __future__ import annotations
 
+import difflib
 import re
 import struct
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
@@ -87,6 +88,12 @@ def _other_case(specifier: str) -> str | None:
     """The key that differs from a specifier only in case. No two keys do."""
     folded = specifier.casefold()
     return next((key for key in _keys() if key.casefold() == folded), None)
+
+
+def nearest_timezone(specifier: str | None) -> str | None:
+    """The key that looks most like a specifier which names no zone; None if none does."""
+    close = difflib.get_close_matches(str(specifier), _keys(), 1, 0.8)
+    return close[0] if close else None
 
 
 @lru_cache(maxsize=1)
