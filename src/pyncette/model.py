@@ -60,7 +60,8 @@ class OnExisting(Enum):
 
     REPLACE = "replace"
     """Everything is replaced, also the next time. A running execution is not disturbed: the new
-    options and arguments hold from its end. A paused instance stays paused."""
+    options and arguments hold from its end. Where nothing runs because a failed execution has left
+    its lease (``FailureMode.NONE``), they hold at once. A paused instance stays paused."""
 
     KEEP = "keep"
     """The instance stays as it is."""

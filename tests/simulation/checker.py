@@ -471,18 +471,13 @@ class Checker:
             mine, claim = by_number.get(run.call), self._claim_of(run)
             if mine is None or claim is None:
                 continue
-            failed = any(
-                before.call == run.call and before.end is not None and before.end.kind != "end"
-                for before in runs
-                if before.start.time < claim.time
-            )
             for other in calls:
                 if (
                     other.answer == "ok"
                     and other.ended is not None
-                    # A replacement waits for the end of a run, also where that is begun again: by
-                    # another worker, or because it has failed and keeps its lease.
-                    and (other.what != What.REPLACE or (self._calm and not failed))
+                    # A replacement waits for the end of a run, also where another worker begins
+                    # that again.
+                    and (other.what != What.REPLACE or self._calm)
                     and other.begun.time > mine.over
                     and claim.time > other.ended.time
                 ):

@@ -325,7 +325,7 @@ def asked(
     progress = progress_of(before.progress)
     in_hand = (progress.triggered,)
     match ask:
-        case Ask.REPLACE if held:
+        case Ask.REPLACE if held and before.unfinished_attempts:
             # Should the run in hand fail, the replacement takes its place.
             left = tuple(instant for instant in ledger.triggers if instant not in in_hand)
             new = scheduled(ledger, args, schedule, now)

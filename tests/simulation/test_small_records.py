@@ -438,7 +438,7 @@ def _made_anew(before: Reading, current: Record) -> Record:
 def test_replacing_is_creating_anew_at_once_or_when_the_run_ends() -> None:
     for before in records(*State):
         change = rules.replaced(before.record, WANTED, NOW)
-        if rules.alive(before.record, NOW):
+        if rules.alive(before.record, NOW) and before.record.unfinished_attempts:
             pending = _requested(before)._replace(
                 schedule=dumps(NEW), args="1 {}", planned=NOW + 4, incarnation="new"
             )

@@ -17,6 +17,7 @@ from tests.stores.every_store import STORES, place_of
 
 from pyncette import (
     Context,
+    FailureMode,
     Instance,
     OnExisting,
     PerWorker,
@@ -26,7 +27,7 @@ from pyncette import (
     Where,
 )
 from pyncette.dynamodb import dynamodb_repository
-from pyncette.errors import TaskPausedError
+from pyncette.errors import TaskLockedException, TaskPausedError
 from pyncette.model import TaskCount
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, default_partition_selector
@@ -152,6 +153,32 @@ def test_scheduling_what_exists(place: Place) -> None:
                 state = await context.get_task(job, "x")
                 assert state is not None
                 assert state.scheduled_at == state.task.execute_at == START + seconds(planned)
+
+    asyncio.run(main())
+
+
+def test_replacing_what_has_failed_and_keeps_its_lease_holds_at_once(place: Place) -> None:
+    async def main() -> None:
+        clock = VirtualClock(START)
+        app = Pyncette(place.factory, clock=clock, **place.configuration)
+        seen: list[int] = []
+
+        @app.dynamic_task(failure_mode=FailureMode.NONE)
+        async def job(context: Context) -> None:
+            seen.append(context.args["n"])
+            raise RuntimeError("no")
+
+        async with app.create() as context:
+            await context.schedule_task(job, "x", execute_at=START, n=1)
+            await context.run_until_idle()
+            with pytest.raises(TaskLockedException) as caught:
+                await context.schedule_task(job, "x", execute_at=START, n=2)
+            assert caught.value.failed
+            await context.schedule_task(
+                job, "x", execute_at=START, n=2, on_existing=OnExisting.REPLACE
+            )
+            await context.run_until_idle()
+        assert seen == [1, 2]
 
     asyncio.run(main())
 

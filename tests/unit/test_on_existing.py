@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, after, lines, logged, run, seconds
 
-from pyncette import FailureMode, OnExisting, Retry
+from pyncette import FailureMode, Instance, OnExisting, Retry
 from pyncette.errors import TaskExistsError, TaskLockedException
 from pyncette.task import Task
 
@@ -111,6 +111,59 @@ def test_replacing_does_not_disturb_a_running_execution() -> None:
             await bench.advance(50)
         assert bench.times == [10, 42]
         assert [item.args["n"] for item in bench.runs] == [1, 2]
+
+    run(main())
+
+
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_replacing_what_has_failed_and_keeps_its_lease_holds_at_once(in_bulk: bool) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", failure_mode=FailureMode.NONE)(bench.fail)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(10), n=1)
+            await bench.advance(12)
+            with pytest.raises(
+                TaskLockedException, match=r"REPLACE, which holds at once"
+            ):
+                await context.schedule_task(job, "x", execute_at=after(20), n=2)
+            if in_bulk:
+                result = await context.schedule_tasks(
+                    job,
+                    [Instance("x", execute_at=after(20), n=2)],
+                    on_existing=OnExisting.REPLACE,
+                )
+                assert result.updated == 1
+            else:
+                new = await context.schedule_task(
+                    job, "x", execute_at=after(20), n=2, on_existing=OnExisting.REPLACE
+                )
+                assert new.next_run == after(20)
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert (state.state, state.next, state.attempt) == ("scheduled", after(20), 1)
+            await bench.advance(10)
+        # The old occurrence is not run again when its lease ends.
+        assert [(run.at, run.args["n"]) for run in bench.runs] == [(10, 1), (20, 2)]
+
+    run(main())
+
+
+def test_what_runs_says_when_a_replacement_would_hold() -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        async def slow(context: Any) -> None:
+            await bench.clock.sleep(5)
+
+        job = bench.app.dynamic_task(name="job")(slow)
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=after(10))
+            await bench.advance(12)
+            words = "OnExisting.REPLACE, which holds from the end of that execution"
+            with pytest.raises(TaskLockedException, match=words):
+                await context.schedule_task(job, "x", execute_at=after(20))
+            await bench.advance(10)
 
     run(main())
 

@@ -593,7 +593,8 @@ def merged(current: Record, wanted: Wanted, now: int) -> Put | None:
 def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
     """The same as newly created; if the task is running, from the end of that run.
 
-    A record that is paused, or was asked to pause, stays so: only ``resumed`` ends a pause.
+    Where a failed run has left its lease, nothing runs, so the record is new at once. A record that
+    is paused, or was asked to pause, stays so: only ``resumed`` ends a pause.
 
     Raises:
         NewerFormat: A later release wrote the record.
@@ -602,7 +603,7 @@ def replaced(current: Record, wanted: Wanted, now: int) -> Put | Patch:
         progress = load_progress(current.progress)
     except UnreadableRecord:
         progress = None
-    if not alive(current, now):
+    if not alive(current, now) or failed_under_lease(current):
         return _created_in_place(current, progress, wanted, now)
     if progress is None:
         # The run cannot be identified, and its outcome cannot be written. Only its lease is kept.
