@@ -9,7 +9,7 @@ import resource
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, Final, NamedTuple
 
 from pyncette import Context, Instance, Pyncette
@@ -23,26 +23,54 @@ _LATER: Final = datetime(2100, 1, 1, tzinfo=UTC)
 _LATER_US: Final = int(_LATER.timestamp()) * 1_000_000
 
 
+class Cost(NamedTuple):
+    """What one record, or one instance, has cost.
+
+    Attributes:
+        seconds: By the clock.
+        cpu_s: Of the CPU, by this process.
+    """
+
+    seconds: float
+    cpu_s: float
+
+
 class Figures(NamedTuple):
     """What one round gave.
 
     Attributes:
-        bare: Records per second that bare writes of batches created.
-        bulk: Instances per second that `schedule_tasks` created.
-        again: Instances per second that a second call found as they should be.
-        grown_mb: How much more memory the process had at most during the first call of it.
+        bare: The cost of a record that bare writes of batches created.
+        bulk: The cost of an instance that `schedule_tasks` created.
+        again: The cost of one that a second call found as it should be.
+        grown_mb: How much more memory the process had at most during both calls.
     """
 
-    bare: float
-    bulk: float
-    again: float
+    bare: Cost
+    bulk: Cost
+    again: Cost
     grown_mb: float
+
+
+class Stopwatch:
+    """Measures what a number of records cost, from now on."""
+
+    def __init__(self, number: int) -> None:
+        """Starts."""
+        self._number = number
+        self._began, self._cpu_s = perf_counter(), process_time()
+
+    def cost(self) -> Cost:
+        """Returns the cost of one of them."""
+        return Cost(
+            (perf_counter() - self._began) / self._number,
+            (process_time() - self._cpu_s) / self._number,
+        )
 
 
 Repository = Callable[..., AbstractAsyncContextManager[Any]]
 
 
-async def _bare(repository: Repository, options: dict[str, Any], number: int) -> float:
+async def _bare(repository: Repository, options: dict[str, Any], number: int) -> Cost:
     """Creates records of the same content, a batch after the other."""
     schedule, args = dumps(At(_LATER)), dump_args({"user": 1})
 
@@ -68,15 +96,15 @@ async def _bare(repository: Repository, options: dict[str, Any], number: int) ->
 
     async with repository(**options) as store:
         now = round(datetime.now(UTC).timestamp() * 1_000_000)
-        began = perf_counter()
+        watch = Stopwatch(number)
         for batch in batches():
             await store.write(batch, now)
-        return number / (perf_counter() - began)
+        return watch.cost()
 
 
 async def _bulk(
     repository: Repository, options: dict[str, Any], number: int
-) -> tuple[float, float, float]:
+) -> tuple[Cost, Cost, float]:
     app = Pyncette(repository, **options)
 
     @app.dynamic_task()
@@ -95,15 +123,15 @@ async def _bulk(
             nonlocal highest
             highest = max(highest, _resident_mb())
 
-        began = perf_counter()
+        watch = Stopwatch(number)
         result = await context.schedule_tasks(job, instances(), progress=look)
-        took = perf_counter() - began
+        bulk = watch.cost()
         assert result.created == number, result
-        began = perf_counter()
-        result = await context.schedule_tasks(job, instances())
-        again = perf_counter() - began
+        watch = Stopwatch(number)
+        result = await context.schedule_tasks(job, instances(), progress=look)
+        again = watch.cost()
         assert result.unchanged == number, result
-    return number / took, number / again, highest - before
+    return bulk, again, highest - before
 
 
 def _resident_mb() -> float:
@@ -122,9 +150,12 @@ def measure(
     run: Callable[[Coroutine[Any, Any, Any]], Any],
 ) -> None:
     """Prints the best of some rounds for each store; bare and bulk in turn."""
-    print(f"\n## Filling a store with {number:,} instances, per second\n")
-    print("| store | bare writes | schedule_tasks | of bare | again, unchanged | memory |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n## Filling a store with {number:,} instances\n")
+    print(
+        "| store | bare writes/s | schedule_tasks/s | of bare | again, unchanged/s | µs CPU bare "
+        "| µs CPU schedule_tasks | µs CPU again | memory |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in names:
         store = STORES[name]
         found: list[Figures] = []
@@ -134,10 +165,15 @@ def measure(
             with store.emptied() as options:
                 bulk, again, grown = run(_bulk(store.repository(), options, number))
             found.append(Figures(bare, bulk, again, grown))
-        bare, bulk, again, _ = (max(values) for values in zip(*found, strict=True))
+        bare, bulk, again = (
+            Cost(min(cost.seconds for cost in costs), min(cost.cpu_s for cost in costs))
+            for costs in zip(*(figures[:3] for figures in found), strict=True)
+        )
         grown = min(figures.grown_mb for figures in found)
         print(
-            f"| {name} | {bare:,.0f} | {bulk:,.0f} | {bulk / bare:.2f} | {again:,.0f} "
+            f"| {name} | {1 / bare.seconds:,.0f} | {1 / bulk.seconds:,.0f} "
+            f"| {bare.seconds / bulk.seconds:.2f} | {1 / again.seconds:,.0f} "
+            f"| {1e6 * bare.cpu_s:.1f} | {1e6 * bulk.cpu_s:.1f} | {1e6 * again.cpu_s:.1f} "
             f"| +{grown:.0f} MB |",
             flush=True,
         )
