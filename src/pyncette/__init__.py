@@ -5,6 +5,7 @@ from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
     ArgumentError,
+    DeadlineExceededError,
     LeaseLostException,
     NoTransactionError,
     ProcessEndedError,
@@ -50,6 +51,7 @@ __all__ = [
     "CatchUp",
     "Context",
     "Cron",
+    "DeadlineExceededError",
     "Every",
     "ExecutionMode",
     "Exhausted",

@@ -230,8 +230,36 @@ class StoreUnavailableError(StoreError):
     """
 
 
+class DeadlineExceededError(StoreUnavailableError):
+    """A call of the store was not answered within its deadline; its outcome is unknown.
+
+    Attributes:
+        operation: The name of the call.
+    """
+
+    def __init__(self, operation: str, deadline_s: float) -> None:
+        super().__init__(f"{operation} was not answered within {deadline_s:g} s")
+        self.operation = operation
+
+
 class StoreMisconfiguredError(StoreError):
     """The store answers, but cannot be used as configured: trying again does not help.
 
     Wrong credentials, a missing table, a table of a foreign layout, a server that is too old.
     """
+
+
+_PUBLIC: Final = (StoreUnavailableError, StoreMisconfiguredError, StoreError)
+
+
+def as_public(error: StoreError) -> StoreError:
+    """An error of a store as one of the classes above: a store may have subclasses of its own.
+
+    The new error has the traceback and the cause of the old one.
+    """
+    if type(error).__module__ == __name__:
+        return error
+    kind = next(kind for kind in _PUBLIC if isinstance(error, kind))
+    public = kind(*error.args).with_traceback(error.__traceback__)
+    public.__cause__, public.__suppress_context__ = error.__cause__, True
+    return public

@@ -18,7 +18,7 @@ from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.background import Background, finished, is_cancelled
 from pyncette.engine.templates import check_templates
 from pyncette.engine.worker import Settings
-from pyncette.errors import StoreUnavailableError, describe
+from pyncette.errors import StoreError, StoreUnavailableError, as_public, describe
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.observers import Reporter
 from pyncette.options import at_least_one
@@ -230,6 +230,8 @@ async def _opened(opening: Awaitable[Any]) -> Any:
         raise StoreUnavailableError(
             f"The store was not opened within {OPENING_DEADLINE_S:g} s"
         ) from error
+    except StoreError as error:
+        raise as_public(error) from error.__cause__
 
 
 def _settings(parts: AppParts) -> Settings:

@@ -26,9 +26,8 @@ from pyncette.engine.loop import (
     _Question,
 )
 from pyncette.engine.polling import BACKOFF_INITIAL, NEVER
-from pyncette.errors import LeaseLostException, StoreUnavailableError
+from pyncette.errors import DeadlineExceededError, LeaseLostException, StoreUnavailableError
 from pyncette.store import Claimed, Group
-from pyncette.store.deadline import DeadlineExceededError
 from pyncette.store.record import State
 from pyncette.task import Task
 

@@ -14,7 +14,7 @@ from tests.support import START, Bench, run, seconds
 from pyncette import Context, Pyncette
 from pyncette.clock import StoreClock, SystemClock
 from pyncette.engine.loop import MEASURE_INTERVAL_S
-from pyncette.errors import StoreUnavailableError
+from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryStore
 from pyncette.opening import deadline_for
 from pyncette.store import EVERYTHING
@@ -172,5 +172,47 @@ def test_a_store_without_a_clock_is_not_asked_again() -> None:
             context.shutdown()
             await loop
         assert asked == 2
+
+    run(main())
+
+
+class RefusedError(StoreUnavailableError):
+    """What a store tells itself by; no user knows it."""
+
+
+class UnusableError(StoreMisconfiguredError):
+    """Likewise."""
+
+
+class OddError(StoreError):
+    """Likewise."""
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("private", "public"),
+    [
+        (RefusedError, StoreUnavailableError),
+        (UnusableError, StoreMisconfiguredError),
+        (OddError, StoreError),
+    ],
+)
+def test_an_error_of_a_class_of_the_store_itself_leaves_as_one_that_users_know(
+    name: str, private: type[StoreError], public: type[StoreError]
+) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            async def fails(*arguments: Any, **options: Any) -> None:
+                raise private("it is down") from OSError("no route")
+
+            return fails
+
+    async def main() -> None:
+        store: Any = Failing()
+        with pytest.raises(StoreError, match=r"^it is down$") as caught:
+            await CALLS[name](DeadlineStore(store, SystemClock(), 5.0))
+        assert type(caught.value) is public
+        assert isinstance(caught.value.__cause__, OSError)
+        assert "fails" in [frame.name for frame in caught.traceback]
 
     run(main())

@@ -123,9 +123,7 @@ def test_replacing_what_has_failed_and_keeps_its_lease_holds_at_once(in_bulk: bo
         async with bench.running() as context:
             await context.schedule_task(job, "x", execute_at=after(10), n=1)
             await bench.advance(12)
-            with pytest.raises(
-                TaskLockedException, match=r"REPLACE, which holds at once"
-            ):
+            with pytest.raises(TaskLockedException, match=r"REPLACE, which holds at once"):
                 await context.schedule_task(job, "x", execute_at=after(20), n=2)
             if in_bulk:
                 result = await context.schedule_tasks(

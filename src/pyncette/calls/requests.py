@@ -27,7 +27,7 @@ from pyncette.engine.background import Background
 from pyncette.engine.moves import in_transit
 from pyncette.engine.worker import Worker
 from pyncette.engine.writes import Call, Waker, WriteQueue
-from pyncette.errors import StoreError, StoreUnavailableError, printable
+from pyncette.errors import DeadlineExceededError, StoreError, StoreUnavailableError, printable
 from pyncette.schedule import NO_CALENDARS, Calendars
 from pyncette.store import (
     Applied,
@@ -42,7 +42,7 @@ from pyncette.store import (
     scan_pages,
     write_of,
 )
-from pyncette.store.deadline import DeadlineExceededError, DeadlineStore
+from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import ABSENT, Patch, Record
 from pyncette.task import Task
 

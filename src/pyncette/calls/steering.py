@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from pyncette import chance
-from pyncette.calls.identity import identity_of
+from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Changing, Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record

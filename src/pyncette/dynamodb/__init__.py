@@ -24,6 +24,7 @@ from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_
 from pyncette.dynamodb.table import (
     DynamoTable,
     RecordTooLargeError,
+    RefusedValueError,
     definition,
     describe_foreign_table,
     has_layout,
@@ -346,6 +347,7 @@ __all__ = [
     "DynamoDBOptions",
     "DynamoDBStore",
     "RecordTooLargeError",
+    "RefusedValueError",
     "dynamodb_repository",
     "table_definition",
 ]

@@ -20,11 +20,10 @@ from pyncette.engine import static_tasks
 from pyncette.engine.dispatch import Claim
 from pyncette.engine.polling import NEVER, PolledSource
 from pyncette.engine.static_tasks import Correction
-from pyncette.errors import PyncetteException, describe
+from pyncette.errors import DeadlineExceededError, PyncetteException, describe
 from pyncette.events import Claimed as ClaimedEvent
 from pyncette.events import StoreDown, StoreUp, WorkerJoined, WorkerLeft
 from pyncette.store import Claimed, Group, Key, Source, Watch
-from pyncette.store.deadline import DeadlineExceededError
 from pyncette.store.record import CONTROL_GROUP, Record
 from pyncette.task import Task
 

@@ -18,6 +18,7 @@ from pyncette.errors import (
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
+    as_public,
     printable,
 )
 from pyncette.redis.connection import Argument, Command, Lane, NotExecutedError, Reply
@@ -509,7 +510,7 @@ class RedisStore:
         results = writing.results
         if isinstance(outcome, StoreError):
             for at in places:
-                results[at] = Unknown(outcome)
+                results[at] = Unknown(as_public(outcome))
             return
         replies, *after = outcome
         unconfirmed = self._unconfirmed(after)

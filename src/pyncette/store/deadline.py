@@ -2,7 +2,8 @@
 
 This is the only place where calls to a store are wrapped. A call that exceeds its deadline is
 cancelled, and the store closes its connection; the outcome of the call is then unknown. During a
-call the app's clock is held, in case a test moves it.
+call the app's clock is held, in case a test moves it. What a store raises leaves as one of the
+classes in ``pyncette.errors``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from typing import Any, TypeVar
 
 from pyncette.clock import Clock, realtime
 from pyncette.connections import Do, Link
-from pyncette.errors import StoreUnavailableError, describe
+from pyncette.errors import (
+    DeadlineExceededError,
+    StoreError,
+    StoreUnavailableError,
+    as_public,
+    describe,
+)
 from pyncette.observers import Reporter
 from pyncette.store import (
     Claimed,
@@ -32,18 +39,6 @@ from pyncette.store.record import Record
 from pyncette.store.sql.joined import Joined
 
 _Answer = TypeVar("_Answer")
-
-
-class DeadlineExceededError(StoreUnavailableError):
-    """A call was not answered within its deadline; its outcome is unknown.
-
-    Attributes:
-        operation: The name of the call.
-    """
-
-    def __init__(self, operation: str, deadline_s: float) -> None:
-        super().__init__(f"{operation} was not answered within {deadline_s:g} s")
-        self.operation = operation
 
 
 class DeadlineStore:
@@ -83,6 +78,8 @@ class DeadlineStore:
             if not deadline.expired():  # out of the store, and not ours
                 raise StoreUnavailableError(f"{operation} failed: {describe(error)}") from error
             raise DeadlineExceededError(operation, deadline_s) from error
+        except StoreError as error:
+            raise as_public(error) from error.__cause__
 
     async def claim(
         self,

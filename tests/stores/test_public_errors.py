@@ -1,0 +1,59 @@
+"""A server that is not there: what is raised is of a class that users know."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pyncette import Pyncette
+from pyncette.errors import StoreError, StoreUnavailableError
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://{NOBODY}",
+        f"redis+sentinel://{NOBODY}/service",
+        f"redis+cluster://{NOBODY}",
+        f"postgresql://u:p@{NOBODY}/d",
+        f"mysql://u:p@{NOBODY}/d",
+    ],
+)
+def test_a_server_out_of_reach_raises_a_public_class(url: str) -> None:
+    async def main() -> None:
+        async with Pyncette(url=url, open_timeout=0).create():
+            pass
+
+    with pytest.raises(StoreUnavailableError) as caught:
+        asyncio.run(main())
+    assert type(caught.value) is StoreUnavailableError
+
+
+def test_dynamodb_out_of_reach_raises_a_public_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+
+    async def main() -> None:
+        url = "dynamodb://eu-west-1/table"
+        app = Pyncette(url=url, dynamodb_endpoint=f"http://{NOBODY}", open_timeout=0)
+        async with app.create():
+            pass
+
+    with pytest.raises(StoreUnavailableError) as caught:
+        asyncio.run(main())
+    assert type(caught.value) is StoreUnavailableError
+
+
+def test_a_file_that_cannot_be_opened_raises_a_public_class(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "missing" / "tasks.db"
+        async with Pyncette(url=f"sqlite:///{path}", open_timeout=0).create():
+            pass
+
+    with pytest.raises(StoreError) as caught:
+        asyncio.run(main())
+    assert type(caught.value).__module__ == "pyncette.errors"
