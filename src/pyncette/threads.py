@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
+import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, Final, TypeVar
 
 from pyncette.clock import Clock
 
 _T = TypeVar("_T")
+
+FRAMES_MAX: Final = 30
+"""How many frames of a function are told, the innermost ones."""
 
 
 class Threads:
@@ -27,6 +34,7 @@ class Threads:
         self._pool = ThreadPoolExecutor(limit, "pyncette task")
         self._free = asyncio.Semaphore(limit)
         self._clock = clock
+        self._running: dict[int, int] = {}  # by the identity of the context: the thread
 
     async def run(self, function: Callable[[Any], _T], context: Any) -> _T:
         """Runs a function in a thread, with the context variables of the caller.
@@ -48,11 +56,36 @@ class Threads:
     async def _called(self, function: Callable[[Any], _T], context: Any) -> _T:
         loop = asyncio.get_running_loop()
         call = contextvars.copy_context().run
-        future = loop.run_in_executor(self._pool, call, _called, function, context)
+        future = loop.run_in_executor(self._pool, call, self._call, function, context)
         while not future.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
         return future.result()
+
+    def _call(self, function: Callable[[Any], _T], context: Any) -> _T:
+        self._running[id(context)] = threading.get_ident()
+        try:
+            return _called(function, context)
+        finally:
+            del self._running[id(context)]
+
+    def stack_of(self, context: Any) -> list[str]:
+        """Where the function of an execution stands now: its last frames, as lines of a traceback.
+
+        Empty if it does not run in a thread.
+        """
+        thread = self._running.get(id(context))
+        if thread is None:
+            return []
+        frames: list[tuple[FrameType, int]] = []
+        frame = sys._current_frames().get(thread)
+        while frame is not None and frame.f_code is not _called.__code__:
+            if len(frames) < FRAMES_MAX:
+                frames.append((frame, frame.f_lineno))
+            frame = frame.f_back
+        if self._running.get(id(context)) != thread:
+            return []  # it has ended meanwhile, and the thread may run another one
+        return traceback.StackSummary.extract(reversed(frames)).format()
 
     def close(self) -> None:
         """Lets the threads end. Call it when no function runs any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,7 +16,7 @@ from tests.support import Bench, after, logged, run, seconds
 from pyncette import Context, FailureMode, Pyncette, Retry
 from pyncette.body import runs_in_thread
 from pyncette.clock import SystemClock
-from pyncette.errors import LeaseLostException
+from pyncette.errors import TRACEBACK_CHARACTERS_MAX, LeaseLostException
 from pyncette.memory import MemoryRepository
 from pyncette.threads import Threads
 from pyncette.utils import with_heartbeat
@@ -333,6 +334,61 @@ def test_a_function_that_waited_for_a_thread_extends_its_lease_or_does_not_run()
         assert ran == [later]
         assert [at_once.beats, later.beats, lost.beats] == [0, 1, 1]
         threads.close()
+
+    run(main())
+
+
+class Freeing(logging.Handler):
+    """Sets an event when the log says that a task is cancelled."""
+
+    def __init__(self, event: threading.Event) -> None:
+        super().__init__()
+        self._event = event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "is cancelled" in record.getMessage():
+            self._event.set()
+
+
+@pytest.mark.parametrize("levels", [1, 500])
+def test_the_traceback_of_a_timeout_shows_where_the_plain_function_stood(
+    levels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "pyncette.engine.timeouts")
+
+    async def main() -> None:
+        begun, free = threading.Event(), threading.Event()
+
+        def deep(levels: int) -> None:
+            if levels:
+                deep(levels - 1)
+                return
+            begun.set()
+            assert free.wait(30)
+
+        def job(context: Context) -> None:
+            deep(levels)
+
+        app = Pyncette(MemoryRepository())
+        task = app.dynamic_task(timeout=seconds(0.2), failure_mode=FailureMode.COMMIT)(job)
+        log = logging.getLogger("pyncette.engine.timeouts")
+        log.addHandler(handler := Freeing(free))
+        try:
+            async with app.create() as context:
+                await context.schedule_task(task, "x", interval=seconds(3_600))
+                await context.trigger(task, "x")
+                await context.run_until_idle()
+                assert begun.is_set()
+                state = await context.get_task(task, "x")
+        finally:
+            log.removeHandler(handler)
+        assert state is not None
+        told = state.last_traceback or ""
+        assert told.index("TimeoutError") < told.index("its function stood here:")
+        assert "in deep" in told
+        assert "free.wait" in told
+        assert "pyncette/threads.py" not in told.partition("stood here:")[2]
+        assert len(told) <= TRACEBACK_CHARACTERS_MAX
 
     run(main())
 

@@ -30,7 +30,7 @@ def with_timeout(body: Handler, timeout: timedelta, worker: Worker) -> Handler:
     """Limits the time of a body, from its start."""
 
     async def run(context: Any) -> None:
-        async with _Timeout(worker, context._execution, timeout):
+        async with _Timeout(worker, context, timeout):
             await body(context)
 
     return run
@@ -45,9 +45,11 @@ class _Timeout:
     another exception, that one is raised.
     """
 
-    def __init__(self, worker: Worker, execution: Execution, timeout: timedelta) -> None:
+    def __init__(self, worker: Worker, context: Any, timeout: timedelta) -> None:
         self._worker = worker
-        self._execution = execution
+        self._context = context
+        self._execution: Execution = context._execution
+        self._stack: list[str] = []
         self._timeout = timeout
         self._expired = False
         self._ended = False
@@ -75,6 +77,10 @@ class _Timeout:
         if error is None or (isinstance(error, asyncio.CancelledError) and not from_outside):
             # One traceback, which shows where the body was.
             timed_out = TimeoutError(f"The task did not end within {self._timeout}")
+            if self._stack:
+                # It ran in a thread, so that the traceback has none of its frames.
+                timed_out.add_note("When its time ran out, its function stood here:")
+                timed_out.add_note("".join(self._stack).rstrip())
             raise timed_out.with_traceback(traceback) from None
         if not isinstance(error, asyncio.CancelledError):
             logger.warning(
@@ -89,6 +95,9 @@ class _Timeout:
         await clock.sleep(self._timeout.total_seconds())
         if self._ended:
             return
+        threads = getattr(self._context.app_context, "_threads", None)
+        if threads is not None:
+            self._stack = threads.stack_of(self._context)
         # The line of its failure follows, unless it goes on.
         logger.debug(
             "%s did not end within its timeout (%s) and is cancelled",
