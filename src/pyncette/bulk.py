@@ -136,12 +136,16 @@ class RebalanceResult:
         partition_count: The number of partitions that instances are moved to.
         moved: Instances that this call has moved.
         waiting: Instances that are moved when their run has ended; as of the last look.
+        stage: What the call does: ``"announcing"`` (it waits until all programs know of the move),
+            ``"moving"``, ``"ending"`` (it waits until all know that the move is over, and looks
+            for what came late), or ``"done"``.
     """
 
     partition_count: int
     moved: int = 0
     waiting: int = 0
+    stage: str = "done"
 
 
 RebalanceProgress = Callable[[RebalanceResult], object]
-"""Called after each batch with what was done so far."""
+"""Called after each batch, and every five seconds of waiting, with what was done so far."""

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from pyncette import chance
-from pyncette.clock import StoreClock, corrected, realtime
+from pyncette.calls.writing import Patience
+from pyncette.clock import Clock, StoreClock, corrected, realtime
 from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.background import Background, finished, is_cancelled
 from pyncette.engine.templates import check_templates
@@ -62,12 +63,12 @@ async def open_context(
     settings = _settings(parts)
     clock = corrected(parts.clock)
     _check_calendars(parts.tasks, clock.microseconds())
-    patience = _Patience(parts.open_timeout)
+    patience = _Patience(parts.open_timeout, clock)
     async with AsyncExitStack() as stack:
         closing = _Closing(Background())
         stack.push_async_callback(closing.go_on)
         with clock.hold():
-            opened = await patience.insist(
+            opened = await patience.opens(
                 lambda: _opened(
                     stack.enter_async_context(parts.repository_factory(**parts.configuration))
                 )
@@ -78,7 +79,7 @@ async def open_context(
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks), reporter)
         if isinstance(clock, StoreClock):
             measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
-            await patience.insist(measuring)
+            await patience.opens(measuring)
         executor = parts.executor_cls(**parts.configuration)
         async with AsyncExitStack() as executing:
             running = await executing.enter_async_context(executor)
@@ -96,7 +97,7 @@ async def open_context(
                 reporter,
             )
             partitions = context._worker.partitions
-            await patience.insist(lambda: check_templates(store, clock, parts.tasks, partitions))
+            await patience.opens(lambda: check_templates(store, clock, parts.tasks, partitions))
             stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)
@@ -186,38 +187,27 @@ def deadline_for(tasks: Iterable[Task]) -> float:
     return min(max(shortest / 2, DEADLINE_MIN_S), DEADLINE_MAX_S)
 
 
-class _Patience:
+class _Patience(Patience):
     """Makes calls again while the store is unavailable, as long as opening may take."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, clock: Clock) -> None:
+        super().__init__(seconds, OPENING_PAUSE_INITIAL_S, OPENING_PAUSE_MAX_S, clock)
         self._seconds = seconds
-        self._give_up_at = realtime.monotonic() + seconds
         self._told = False
 
-    async def insist(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """Makes a call until it is answered.
+    async def opens(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """As ``insist``; the first error is logged."""
+        return await self.insist(call, self._tell)
 
-        Raises:
-            StoreUnavailableError: The store was unavailable until the end.
-        """
-        pause = OPENING_PAUSE_INITIAL_S
-        while True:
-            try:
-                return await call()
-            except StoreUnavailableError as error:
-                left = self._give_up_at - realtime.monotonic()
-                if left <= 0:
-                    raise
-                if not self._told:
-                    self._told = True
-                    logger.warning(
-                        "The store is not available yet; opening tries again for up to %g s "
-                        "(open_timeout): %s",
-                        self._seconds,
-                        describe(error),
-                    )
-            await realtime.sleep(min(pause, left))
-            pause = min(2 * pause, OPENING_PAUSE_MAX_S)
+    def _tell(self, error: StoreUnavailableError) -> None:
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "The store is not available yet; opening tries again for up to %g s "
+                "(open_timeout): %s",
+                self._seconds,
+                describe(error),
+            )
 
 
 async def _opened(opening: Awaitable[Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Coroutine
+from itertools import pairwise
 from typing import Any, Final
 
 import pytest
@@ -21,7 +22,7 @@ from pyncette.errors import (
     TaskNotFoundError,
 )
 from pyncette.memory import MemoryRepository
-from pyncette.model import ExecutionMode, TaskState
+from pyncette.model import ExecutionMode, TaskCount, TaskState
 from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Record, load_args
 from pyncette.task import PartitionedTask
@@ -215,6 +216,9 @@ def test_a_move_that_was_interrupted_goes_on_when_it_is_called_again(
         async with other.create() as context:
             names = [state.task.name async for state in context.iter_tasks(job)]
             assert len(names) == len(set(names)) == 12
+            # What is on its way is neither counted twice nor left out.
+            assert await context.count_tasks(job) == TaskCount(12, True)
+            assert await context.count_tasks(job, limit=11) == TaskCount(11, False)
             for number in range(12):
                 assert await context.get_task(job, f"x{number}") is not None
             await rebalanced(bench, context, job, counts[1])
@@ -483,6 +487,31 @@ def test_what_a_process_scheduled_late_at_the_old_place_is_granted_at_the_new_on
             assert state is not None
             assert state.scheduled_at == after(3_000)
             assert state.task.extra_args == {"by": "late"}
+
+    run(main())
+
+
+def test_a_move_tells_what_it_does_from_its_first_moment() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 4)
+        told: list[tuple[float, str, int]] = []
+
+        def tell(so_far: RebalanceResult) -> None:
+            told.append((bench.clock.monotonic(), so_far.stage, so_far.moved))
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "x5", execute_at=after(1_000))
+            result = await finished(bench, context.rebalance(job, 8, tell))
+        assert result == RebalanceResult(8, 1, 0, "done")
+        times = [0.0, *(time for time, _, _ in told)]
+        assert max(later - sooner for sooner, later in pairwise(times)) <= 6
+        assert list(dict.fromkeys(stage for _, stage, _ in told)) == [
+            "announcing",
+            "moving",
+            "ending",
+        ]
+        assert {moved for _, stage, moved in told if stage == "ending"} == {1}
 
     run(main())
 

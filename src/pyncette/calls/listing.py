@@ -34,6 +34,9 @@ COUNT_LIMIT_MAX: Final = 100_000
 COUNTED_PAGES_MAX: Final = 20
 """Maximum pages of records that are looked at for one count."""
 
+COUNTED_PAGE: Final = 1_000
+"""Maximum records of such a page."""
+
 
 ON_THEIR_WAY_MAX: Final = 10_000
 """Maximum instances on their way to another partition that a list remembers not to show twice."""
@@ -84,53 +87,61 @@ class Listing:
         self._checked(task, where)
         await self._requests.now()
         groups, selection = self._checked(task, where)
-        on_their_way: set[str] = set()
-        scan = self._requests.pages(groups, selection.filter, self._batch_size)
-        async with aclosing(scan) as pages:
+        async with aclosing(self._shown(groups, selection, self._batch_size)) as pages:
             async for records in pages:
                 for record in records:
-                    shown = record
+                    yield self._state(task, record)
+
+    async def _shown(
+        self, groups: Sequence[str], selection: Selection, page_size: int
+    ) -> AsyncGenerator[list[Record]]:
+        """Yields the instances that were asked for, in pages; each of them where it lies now."""
+        on_their_way: set[str] = set()
+        scan = self._requests.pages(groups, selection.filter, page_size)
+        async with aclosing(scan) as pages:
+            async for records in pages:
+                shown: list[Record] = []
+                for record in records:
+                    if record.key in on_their_way:
+                        continue
+                    found = record
                     if in_transit(record):
-                        found = await self._requests.find(record.group, record.key)
-                        if found is None or found.group != record.group:
+                        there = await self._requests.find(record.group, record.key)
+                        if there is None or there.group != record.group:
                             continue  # it is met where it lies
-                        if found.key in on_their_way:
-                            continue
                         if len(on_their_way) < ON_THEIR_WAY_MAX:
                             on_their_way.add(record.key)
-                        shown = found
-                    elif record.key in on_their_way:
-                        continue
-                    if selection.admits(shown):
-                        yield self._state(task, shown)
+                        found = there
+                    if selection.admits(found):
+                        shown.append(found)
+                yield shown
 
     async def count(self, task: Task, where: Where | None, limit: int) -> TaskCount:
         self._checked(task, where)
         await self._requests.now()
         groups, selection = self._checked(task, where)
         limit = min(at_least_one("limit", limit), COUNT_LIMIT_MAX)
-        if not selection.exact:
-            return await self._count_here(groups, selection, limit)
-        return await count_in_groups(self._requests.store, groups, selection.filter, limit)
+        if selection.exact and not self._requests.moving(groups):
+            return await count_in_groups(self._requests.store, groups, selection.filter, limit)
+        return await self._count_here(groups, selection, limit)
 
     async def _count_here(
         self, groups: Sequence[str], selection: Selection, limit: int
     ) -> TaskCount:
-        """Counts what no store can select, in a bounded number of pages."""
-        count, pages = 0, 0
-        for group in groups:
-            cursor: str | None = None
-            while True:
-                if pages == COUNTED_PAGES_MAX:
-                    return TaskCount(count, False)
-                pages += 1
-                page = await self._requests.store.scan(group, selection.filter, cursor, 1_000)
-                count += sum(map(selection.admits, page.records))
+        """Counts what no store can select, in a bounded number of pages.
+
+        So it does while instances are moved to other partitions: a store counts what is on its way
+        as well, perhaps twice.
+        """
+        count = looked = 0
+        async with aclosing(self._shown(groups, selection, COUNTED_PAGE)) as pages:
+            async for records in pages:
+                count += len(records)
                 if count > limit:
                     return TaskCount(limit, False)
-                cursor = page.cursor
-                if cursor is None:
-                    break
+                looked += 1
+                if looked == COUNTED_PAGES_MAX:
+                    return TaskCount(count, False)
         return TaskCount(count, True)
 
     def _checked(self, task: Task, where: Where | None) -> tuple[Sequence[str], Selection]:

@@ -26,6 +26,7 @@ from pyncette.calls.writing import (
     PAUSE_MAX_S,
     Decide,
     Holding,
+    Patience,
     Writer,
     write_after,
 )
@@ -255,18 +256,19 @@ class Places:
 
     async def outcome(self, wish: Wish) -> Outcome:
         """Makes one wish of a bulk call."""
-        give_up_at = realtime.monotonic() + BULK_PATIENCE_S
-        while True:
-            try:
-                return await self.change(wish.group, wish.key, wish.decide)
-            except StoreUnavailableError as error:
-                now = self._requests.clock.microseconds()
-                if not wish.repeatable(now) or realtime.monotonic() >= give_up_at:
-                    return error
-            except Exception as error:
-                return error
-            with self._requests.clock.hold():
-                await realtime.sleep(PAUSE_MAX_S)
+        clock = self._requests.clock
+
+        def again(error: StoreUnavailableError) -> None:
+            if not wish.repeatable(clock.microseconds()):
+                raise error
+
+        patience = Patience(BULK_PATIENCE_S, PAUSE_MAX_S, PAUSE_MAX_S, clock)
+        try:
+            return await patience.insist(
+                lambda: self.change(wish.group, wish.key, wish.decide), again
+            )
+        except Exception as error:
+            return error
 
     # Moving.
 

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from pyncette.bulk import RebalanceProgress, RebalanceResult
 from pyncette.calls.places import Moved
 from pyncette.calls.requests import Requests
-from pyncette.calls.writing import BULK_PATIENCE_S, PAUSE_MAX_S
+from pyncette.calls.writing import BULK_PATIENCE_S, PAUSE_MAX_S, Patience
 from pyncette.clock import realtime
 from pyncette.engine.moves import Pair, copy_of, mark_of
 from pyncette.engine.partitions import (
@@ -39,6 +39,9 @@ T = TypeVar("T")
 
 BATCH: Final = 1_000
 """Instances that are moved together."""
+
+REPORT_INTERVAL_S: Final = 5.0
+"""How often a caller is told of a move that waits."""
 
 SWEEP_PAUSE_INITIAL_S: Final = 0.5
 SWEEP_PAUSE_MAX_S: Final = 30.0
@@ -83,6 +86,7 @@ class _Move:
         self._moved = 0
         self._waiting: list[str] = []
         self._failed: list[tuple[str, Exception]] = []
+        self._stage = "announcing"
 
     async def run(self) -> RebalanceResult:
         count = self._count
@@ -103,10 +107,13 @@ class _Move:
             fact, version = await self._write(fact.begun(), version)
         if fact.sources:
             await self._until_all_know()
+            self._stage = "moving"
             await self._sweep_until_done(groups)
+            self._stage = "ending"
             fact, version = await self._write(fact.ended(), version)
             await self._until_all_know()
         await self._sweep_until_done(groups)
+        self._stage = "done"
         logger.info(
             "%s has %d partitions; %d instances were moved",
             printable(self._task),
@@ -120,7 +127,7 @@ class _Move:
         return [group_of(self._task.name, number) for number in numbers]
 
     def _result(self) -> RebalanceResult:
-        return RebalanceResult(self._count, self._moved, len(self._waiting))
+        return RebalanceResult(self._count, self._moved, len(self._waiting), self._stage)
 
     # What is in force.
 
@@ -180,7 +187,17 @@ class _Move:
 
     async def _until_all_know(self) -> None:
         """Waits until no call is under way that was decided by what was in force before."""
-        await self._worker.clock.sleep(2 * KNOWN_FOR_S + self._requests.store.deadline_s)
+        left_s = 2 * KNOWN_FOR_S + self._requests.store.deadline_s
+        logger.info(
+            "The move of %s waits %.0f s until all programs know that it is %s",
+            printable(self._task),
+            left_s,
+            "over" if self._stage == "ending" else "under way",
+        )
+        while left_s > 0:
+            self._report()
+            await self._worker.clock.sleep(min(left_s, REPORT_INTERVAL_S))
+            left_s -= REPORT_INTERVAL_S
 
     # Moving.
 
@@ -267,14 +284,8 @@ class _Move:
         Raises:
             StoreUnavailableError: It was unavailable until then.
         """
-        give_up_at = realtime.monotonic() + BULK_PATIENCE_S
-        while True:
-            try:
-                return await call()
-            except StoreUnavailableError:
-                if realtime.monotonic() >= give_up_at:
-                    raise
-            await self._pause()
+        clock = self._worker.clock
+        return await Patience(BULK_PATIENCE_S, PAUSE_MAX_S, PAUSE_MAX_S, clock).insist(call)
 
     async def _pause(self) -> None:
         with self._worker.clock.hold():

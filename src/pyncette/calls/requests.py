@@ -227,24 +227,32 @@ class Requests:
         partitions = self._worker.partitions
         await partitions.fresh()
         template = partitions.template_of(groups[0])
-        if template is None or len(groups) < len(template.groups()):
-            async with aclosing(scan_pages(self.store, groups, where, page_size)) as pages:
-                async for records in pages:
-                    yield records
-            return
-        before = template.layout_version
+        if template is not None and len(groups) < len(template.groups()):
+            template = None  # one partition, as it is now
+        before = 0 if template is None else template.layout_version
         with ExitStack() as stack:
-            names = stack.enter_context(closing(Names())) if template.layout.others else None
-            async with aclosing(scan_pages(self.store, groups, where, page_size)) as pages:
-                async for records in pages:
-                    yield _new_ones(names, records)
-            await partitions.fresh()
-            if template.layout_version == before and not template.layout.others:
-                return
-            again = scan_pages(self.store, template.groups(), where, page_size)
-            async with aclosing(again) as pages:
-                async for records in pages:
-                    yield _new_ones(names, records)
+            names: Names | None = None
+            if template is not None and template.layout.others:
+                names = stack.enter_context(closing(Names()))
+            for once_more in (False, True):
+                if once_more:
+                    if template is None:
+                        return
+                    await partitions.fresh()
+                    if template.layout_version == before and not template.layout.others:
+                        return
+                    groups = template.groups()
+                async with aclosing(scan_pages(self.store, groups, where, page_size)) as pages:
+                    async for records in pages:
+                        yield _new_ones(names, records)
+
+    def moving(self, groups: Sequence[str]) -> bool:
+        """Returns whether instances of the template of these groups are moved to other partitions.
+
+        It says what was known when ``now`` was called last.
+        """
+        template = self._worker.partitions.template_of(groups[0])
+        return template is not None and bool(template.layout.others)
 
     async def submit(self, write: Write) -> Applied | Refused:
         """Makes one write, together with those of other callers.

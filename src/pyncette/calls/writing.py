@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from pyncette.clock import Clock, realtime
 from pyncette.engine.moves import in_transit
@@ -20,6 +20,8 @@ from pyncette.store.record import ABSENT, Change, Patch, Record
 
 if TYPE_CHECKING:
     from pyncette.calls.places import Places
+
+T = TypeVar("T")
 
 PAUSE_INITIAL_S: Final = 0.02
 PAUSE_MAX_S: Final = 0.5
@@ -121,6 +123,53 @@ async def change_record(requests: Writer, group: str, key: str, decide: Decide) 
         await holding.wait(write, result)
         current = result.current
         await requests.fresh()
+
+
+class Patience:
+    """Makes calls again while the store is unavailable, for a limited time in all."""
+
+    def __init__(
+        self, seconds: float, pause_initial_s: float, pause_max_s: float, clock: Clock
+    ) -> None:
+        """Begins to count.
+
+        Args:
+            seconds: The time in all.
+            pause_initial_s: The first pause; it doubles.
+            pause_max_s: The longest pause.
+            clock: A clock that a test moves stands still during a pause.
+        """
+        self._give_up_at = realtime.monotonic() + seconds
+        self._pause_initial_s = pause_initial_s
+        self._pause_max_s = pause_max_s
+        self._clock = clock
+
+    async def insist(
+        self,
+        call: Callable[[], Awaitable[T]],
+        failed: Callable[[StoreUnavailableError], object] = lambda error: None,
+    ) -> T:
+        """Makes a call until it is answered.
+
+        Args:
+            call: The call.
+            failed: Told each error after which the call is made again. It may raise.
+
+        Raises:
+            StoreUnavailableError: The store was unavailable until the end.
+        """
+        pause = self._pause_initial_s
+        while True:
+            try:
+                return await call()
+            except StoreUnavailableError as error:
+                left = self._give_up_at - realtime.monotonic()
+                if left <= 0:
+                    raise
+                failed(error)
+            with self._clock.hold():
+                await realtime.sleep(min(pause, left))
+            pause = min(2 * pause, self._pause_max_s)
 
 
 class Holding:
