@@ -24,7 +24,7 @@ from pyncette.errors import (
 from pyncette.memory import MemoryRepository
 from pyncette.model import ExecutionMode, TaskCount, TaskState
 from pyncette.store import Failed, Write, scan_all
-from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Record, load_args
+from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Put, Record, load_args
 from pyncette.task import PartitionedTask
 
 WAITS: Final = 200
@@ -512,6 +512,45 @@ def test_a_move_tells_what_it_does_from_its_first_moment() -> None:
             "ending",
         ]
         assert {moved for _, stage, moved in told if stage == "ending"} == {1}
+
+    run(main())
+
+
+def test_what_came_late_into_a_partition_that_is_gone_is_said_when_an_app_is_opened(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    words = ("lie in the group 'job:5'", "no worker runs them", "rebalance(task, 3)")
+
+    async def main() -> None:
+        bench = Bench()
+        job = partitioned(bench, 8)
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "x5", interval=1_000)
+            await context.schedule_task(job, "x1", interval=1_000)
+            [late] = [
+                record for record in (await contents(bench, job)).values() if "5" in record.key
+            ]
+            await rebalanced(bench, context, job, 3)
+        other = bench.another_app()
+        partitioned(bench, 3, other)
+        async with other.create():
+            assert not logged(caplog, "lie in the group")
+        # A process that was frozen during the whole move goes on.
+        async with bench.store() as store:
+            put = Put(late.due_at, late.state, *late[4:5], 0, *late[7:])
+            await store.write([Write("job:5", "x9", put, ABSENT)], micros(0))
+        other = bench.another_app()
+        job = partitioned(bench, 3, other)
+        async with other.create() as context:
+            assert logged(caplog, *words)
+            assert await context.get_task(job, "x9") is None
+            assert (await rebalanced(bench, context, job, 3)).moved == 1
+            assert await context.get_task(job, "x9") is not None
+        caplog.clear()
+        other = bench.another_app()
+        partitioned(bench, 3, other)
+        async with other.create():
+            assert not logged(caplog, "lie in the group")
 
     run(main())
 

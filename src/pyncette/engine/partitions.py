@@ -27,7 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.clock import Clock
 from pyncette.errors import PyncetteException, describe, printable
-from pyncette.store import Identity
+from pyncette.store import EVERYTHING, Identity
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
     CONTROL_GROUP,
@@ -46,6 +46,10 @@ PREFIX: Final = "partitions:"
 
 KNOWN_FOR_S: Final = 5.0
 """How old the knowledge may be by which a call decides."""
+
+LOOKED_BEYOND_MAX: Final = 128
+LOOKED_TOGETHER: Final = 16
+"""How many partitions of before an app looks into when it is opened, and how many at once."""
 
 WAS_MAX: Final = 20
 """Maximum counts of before that are remembered."""
@@ -290,6 +294,35 @@ class Partitions:
                 count,
                 count,
             )
+
+    async def look_beyond(self, task: PartitionedTask, fact: Fact) -> None:
+        """Says if an instance lies in a partition that a move has left, where no worker claims.
+
+        A process that was frozen during the whole move may have created it there afterwards.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        if fact.to is not None or fact.sources:
+            return  # that move ends with a look
+        left = range(fact.partition_count, max(fact.known_counts))[:LOOKED_BEYOND_MAX]
+        groups = [group_of(task.name, number) for number in left]
+        for first in range(0, len(groups), LOOKED_TOGETHER):
+            some = groups[first : first + LOOKED_TOGETHER]
+            found = await asyncio.gather(
+                *(self._store.scan(group, EVERYTHING, None, 1) for group in some)
+            )
+            for group, page in zip(some, found, strict=True):
+                if page.records:
+                    logger.warning(
+                        "Instances of %s lie in the group '%s', which %d partitions do not have: "
+                        "no worker runs them. await context.rebalance(task, %d) moves them",
+                        printable(task),
+                        printable(group),
+                        fact.partition_count,
+                        fact.partition_count,
+                    )
+                    return
 
     def _adopt(self, task: PartitionedTask, fact: Fact, version: int) -> None:
         before = task.layout

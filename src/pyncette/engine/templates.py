@@ -125,6 +125,7 @@ async def check_templates(
     for task in declared:
         if isinstance(task, PartitionedTask):
             partitions.opened(task, *opened[task.name])
+            await partitions.look_beyond(task, opened[task.name][0])
 
 
 async def _register(
