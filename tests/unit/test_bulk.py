@@ -13,7 +13,13 @@ from tests.support import START, Bench, after, run, seconds
 
 from pyncette import ExecutionMode, Instance, OnExisting, PyncetteContext, Where
 from pyncette.bulk import BulkFailure, BulkResult
-from pyncette.errors import StoreUnavailableError, TaskExistsError, TaskLockedException
+from pyncette.calls.bulk import BATCH
+from pyncette.errors import (
+    StoreUnavailableError,
+    TaskExistsError,
+    TaskLockedException,
+    TaskUnreadableError,
+)
 from pyncette.schedule import At, Cron, Every, Schedule
 from pyncette.store import Unknown
 from pyncette.task import Task
@@ -75,6 +81,47 @@ def test_an_interrupted_call_is_made_again_and_leaves_alone_what_is_there() -> N
             result = await context.schedule_tasks(job, many(1_500))
             assert counts(result) == (300, 0, 0, 1_200, 0)
             assert await bench.record(job, "i00007") == before
+
+    run(main())
+
+
+def test_what_is_there_is_read_and_not_written_but_for_the_first_batch() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        wanted = [Instance(f"{index}", execute_at=after(500), n=1) for index in range(3 * BATCH)]
+        new = [Instance(f"new {index}", execute_at=after(500)) for index in range(2 * BATCH)]
+        async with bench.app.create() as context:
+            bench.faults.calls.clear()
+            assert (await context.schedule_tasks(job, wanted)).created == 3 * BATCH
+            # New instances are not read first.
+            assert [call.name for call in bench.faults.calls] == ["write"] * 3
+            bench.faults.calls.clear()
+            assert (await context.schedule_tasks(job, wanted)).unchanged == 3 * BATCH
+            assert [call.name for call in bench.faults.calls] == ["write", "get", "get"]
+            bench.faults.calls.clear()
+            # Most of a batch is new again: the next one is not read first.
+            assert (await context.schedule_tasks(job, [*wanted, *new])).created == 2 * BATCH
+            assert [call.name for call in bench.faults.calls] == [
+                *("write", "get", "get"),
+                *("get", "write", "write"),
+            ]
+
+    run(main())
+
+
+def test_a_record_of_a_later_release_fails_as_in_other_calls() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context:
+            await bench.plant(job, "x", progress="9 later")
+            result = await context.sync_tasks(job, [Instance("x", execute_at=after(5))])
+            assert result.failed == 1
+            assert isinstance(result.failures[0].error, TaskUnreadableError)
+            record = await bench.record(job, "x")
+            assert record is not None
+            assert record.progress == "9 later"
 
     run(main())
 
