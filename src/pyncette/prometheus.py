@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import events
 from pyncette.app import Pyncette
+from pyncette.options import check_flag
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
@@ -62,6 +63,12 @@ def use_prometheus(
     Raises:
         ImportError: ``prometheus_client`` is not installed.
     """
+    for option, flag in (
+        ("measure_repository", measure_repository),
+        ("measure_ticks", measure_ticks),
+        ("measure_tasks", measure_tasks),
+    ):
+        check_flag(option, flag)
     metrics = _metrics()
     if measure_repository:
         calls = _Calls(metrics.repository)

@@ -17,6 +17,7 @@ from pyncette.body import BodyResult, call_body, check_body, declared_in
 from pyncette.clock import Clock
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.logs import log_exception
+from pyncette.options import check_flag
 from pyncette.parameters import parameters_of
 
 logger: Final = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ def with_heartbeat(
             "lease_remaining_ratio must be more than 0 and less than 1, "
             f"not {lease_remaining_ratio!r}"
         )
+    check_flag("cancel_on_lease_lost", cancel_on_lease_lost)
 
     def decorate(
         body: Callable[Concatenate[_Context, _P], BodyResult],

@@ -14,8 +14,13 @@ import pytest
 from tests.support import Bench, after, lines, logged, run, seconds
 
 from pyncette import Instance, OnExisting, Pyncette, PyncetteContext, RetryIn, Where
+from pyncette.dynamodb import DynamoDBOptions
 from pyncette.memory import MemoryRepository
+from pyncette.mysql import MysqlOptions
+from pyncette.postgres import PostgresOptions
+from pyncette.prometheus import use_prometheus
 from pyncette.task import Task
+from pyncette.utils import with_heartbeat
 
 
 async def body(context: Any) -> None:
@@ -81,6 +86,34 @@ def test_execute_in_is_refused_where_a_task_is_declared() -> None:
 def test_what_is_no_clock_is_refused() -> None:
     with pytest.raises(TypeError, match=r"clock must be a pyncette\.Clock, not 5"):
         Pyncette(clock=untyped(5))
+
+
+@pytest.mark.parametrize(
+    ("option", "use"),
+    [
+        ("cancel_on_lease_lost", lambda value: with_heartbeat(cancel_on_lease_lost=value)),
+        ("measure_ticks", lambda value: use_prometheus(Pyncette(), measure_ticks=value)),
+        ("measure_tasks", lambda value: use_prometheus(Pyncette(), measure_tasks=value)),
+        ("measure_repository", lambda value: use_prometheus(Pyncette(), measure_repository=value)),
+        (
+            "postgres_skip_table_create",
+            lambda value: PostgresOptions(
+                postgres_url="postgresql://h/d", postgres_skip_table_create=value
+            ),
+        ),
+        (
+            "mysql_skip_table_create",
+            lambda value: MysqlOptions(mysql_url="mysql://h/d", mysql_skip_table_create=value),
+        ),
+        (
+            "dynamodb_skip_table_create",
+            lambda value: DynamoDBOptions("table", skip_table_create=value),
+        ),
+    ],
+)
+def test_what_is_on_or_off_is_no_word(option: str, use: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match=f"{option} must be True or False, not 'no'"):
+        use("no")
 
 
 def test_whether_an_attempt_is_free_is_no_word() -> None:

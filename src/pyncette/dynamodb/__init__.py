@@ -31,7 +31,7 @@ from pyncette.dynamodb.table import (
     size_error,
 )
 from pyncette.errors import StoreError, StoreMisconfiguredError
-from pyncette.options import whole_number
+from pyncette.options import check_flag, whole_number
 from pyncette.store import (
     Claimed,
     Counted,
@@ -111,6 +111,7 @@ class DynamoDBOptions:
                 f"dynamodb_partition_prefix must be a text of at most {PREFIX_BYTES_MAX} bytes, "
                 f"not {prefix!r}"
             )
+        check_flag("dynamodb_skip_table_create", self.skip_table_create)
         whole_number("dynamodb_pool_size", self.pool_size, POOL_SIZE_MIN, 1_000)
         if self.client is not None and not callable(
             getattr(self.client, "batch_execute_statement", None)

@@ -29,7 +29,7 @@ from pyncette.mysql.connection import (
 from pyncette.mysql.joined import JoinedMysql
 from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
-from pyncette.options import store_factory, whole_number
+from pyncette.options import check_flag, store_factory, whole_number
 from pyncette.store.sql.joined import check_dialect
 from pyncette.store.sql.pool import Pool
 from pyncette.store.sql.rows import check_layout, check_table_name
@@ -80,6 +80,7 @@ class MysqlOptions:
 
     def __post_init__(self) -> None:
         check_table_name("mysql_table_name", self.mysql_table_name, TABLE_NAME_CHARACTERS_MAX)
+        check_flag("mysql_skip_table_create", self.mysql_skip_table_create)
         whole_number("mysql_pool_size", self.mysql_pool_size, POOL_SIZE_MIN, 1_000)
         if self.mysql_port is not None:
             whole_number("mysql_port", self.mysql_port, 1, 65_535)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pyncette.connections import Dialect, Link
 from pyncette.errors import StoreMisconfiguredError
-from pyncette.options import store_factory, whole_number
+from pyncette.options import check_flag, store_factory, whole_number
 from pyncette.postgres.connection import (
     Connection,
     LentConnections,
@@ -76,6 +76,7 @@ class PostgresOptions:
         if self.postgres_listen_url is not None:
             _check_url("postgres_listen_url", self.postgres_listen_url)
         check_table_name("postgres_table_name", self.postgres_table_name, TABLE_NAME_CHARACTERS_MAX)
+        check_flag("postgres_skip_table_create", self.postgres_skip_table_create)
         whole_number("postgres_pool_size", self.postgres_pool_size, POOL_SIZE_MIN, 1_000)
         if pool is not None and not callable(getattr(pool, "acquire", None)):
             raise ValueError(f"postgres_pool must be an asyncpg.Pool, not {type(pool).__name__}")
