@@ -58,7 +58,7 @@ class Program:
         clock: VirtualClock | None = None,
         **options: Any,
     ) -> None:
-        self.clock = clock or VirtualClock(START)
+        self.clock = clock or VirtualClock(START, every_poll=True)
         self.app = Pyncette(place.factory, clock=self.clock, **place.configuration)
         self.runs: list[tuple[str, float]] = []
         self.planned: list[tuple[str, datetime]] = []
