@@ -165,7 +165,7 @@ def has_ended(process_id: int) -> bool:
     """Returns whether a process has ended, which may be the child of another one."""
     try:
         return "\nState:\tZ" in Path(f"/proc/{process_id}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
