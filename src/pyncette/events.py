@@ -261,9 +261,12 @@ class Started(RunEvent):
 
     Attributes:
         due_at: When the occurrence came due: at its planned time, or after its jitter.
+        origin: What the call was that has scheduled the instance, if ``use_opentelemetry`` noted
+            it: the identity of a span.
     """
 
     due_at: datetime
+    origin: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

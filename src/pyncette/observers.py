@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -31,6 +32,17 @@ _Answer = TypeVar("_Answer")
 
 Handler = Callable[[Any], object]
 
+ORIGIN_MARK: Final = "~"
+
+_ORIGIN: Final = re.compile(r"[\x21-\x7d]{1,100}")
+"""A word of at most 100 characters: it lies in every record."""
+
+
+def origin_in(incarnation: str) -> str | None:
+    """Returns the origin that follows the id of a record; None: there is none."""
+    return incarnation.partition(ORIGIN_MARK)[2] or None
+
+
 _OF_RUNS: Final = (Claimed, Started, AttemptEnded)
 
 
@@ -53,6 +65,7 @@ class Observers:
         self._observers: list[_Observer] = []
         self._of_details: list[_Observer] = []
         self._of_runs = False
+        self._origin: Callable[[], str | None] | None = None
         self._failed: set[Handler] = set()
 
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
@@ -90,6 +103,25 @@ class Observers:
             for wanted in kinds
             for kind in _OF_RUNS
         )
+
+    def set_origin(self, origin: Callable[[], str | None]) -> None:
+        """Sets what tells, in a call that schedules an instance, what its runs are linked to."""
+        self._origin = origin
+
+    def origin(self) -> str:
+        """Returns what the record of a new instance keeps of the call that schedules it.
+
+        It follows the id in the record, so that it lives as long as the instance, and every run
+        can be linked to the call: the identity of a span, for example. Empty: nothing.
+        """
+        if self._origin is None:
+            return ""
+        try:
+            said = self._origin()
+        except Exception as error:
+            log_exception(logger, logging.ERROR, error, "What schedules cannot be told to its runs")
+            return ""
+        return f"{ORIGIN_MARK}{said}" if said and _ORIGIN.fullmatch(said) else ""
 
     def watch_runs(self) -> bool:
         """Returns whether a handler wants to know of all claims and runs."""

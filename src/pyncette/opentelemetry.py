@@ -17,7 +17,7 @@ from pyncette.version import __version__
 if TYPE_CHECKING:
     from opentelemetry.context import Context as OtelContext
     from opentelemetry.metrics import Meter, MeterProvider
-    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.trace import Link, Span, Tracer, TracerProvider
 
 DURATION_BUCKETS_S: Final = (
     *(0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75),
@@ -33,10 +33,11 @@ def use_opentelemetry(
 ) -> None:
     """Makes a span for each run, and metrics, from now on. Call it once for an app.
 
-    The span of a run is the root of a trace of its own, and is current while the body runs, also in
-    the thread of a plain function. Calls to the store that a body or a request of the application
-    makes are spans too, if a span is current. The name of an instance is an attribute of spans, and
-    never one of metrics, since there may be millions.
+    The span of a run is the root of a trace of its own, linked to the span in which its instance
+    was scheduled. It is current while the body runs, also in the thread of a plain function. Calls
+    to the store that a body or a request of the application makes are spans too, if a span is
+    current. The name of an instance is an attribute of spans, and never one of metrics, since there
+    may be millions.
 
     Args:
         app: The app.
@@ -54,6 +55,7 @@ def use_opentelemetry(
             "pip install 'pyncette[opentelemetry]'"
         ) from error
     traces = _Traces(trace.get_tracer("pyncette", __version__, tracer_provider))
+    app._observers.set_origin(_origin)
     app.on_event(traces.started, events.Started)
     app.on_event(traces.ended, events.AttemptEnded)
     app.on_event(traces.call_ended, events.StoreCallEnded)
@@ -105,6 +107,7 @@ class _Traces:
             context=context.Context(),  # a root, wherever the worker was started
             kind=trace.SpanKind.CONSUMER,
             attributes=_about(event),
+            links=_links(event.origin),
             start_time=_nanoseconds(event),
         )
         token = context.attach(trace.set_span_in_context(span))
@@ -209,6 +212,29 @@ class _Metrics:
         if event.exception is not None:
             attributes["error.type"] = type(event.exception).__name__
         self._calls.record(event.took.total_seconds(), attributes)
+
+
+def _origin() -> str | None:
+    """The identity of the current span, which lies in the record of an instance."""
+    from opentelemetry import trace
+
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
+        return None
+    return f"{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"
+
+
+def _links(origin: str | None) -> list[Link]:
+    from opentelemetry.trace import Link, SpanContext, TraceFlags
+
+    parts = () if origin is None else origin.split("-")
+    if len(parts) != 3:
+        return []
+    try:
+        trace_id, span_id, flags = (int(part, 16) for part in parts)
+    except ValueError:
+        return []  # a later release writes it otherwise, or it was edited
+    return [Link(SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags)))]
 
 
 _OUTCOMES: Final[dict[type[events.AttemptEnded], str]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 from opentelemetry import trace
@@ -16,8 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from tests.support import START, Bench, after, run, seconds
 
-from pyncette import Context, Retry, Skip
-from pyncette.opentelemetry import use_opentelemetry
+from pyncette import Context, Instance, OnExisting, Retry, Skip
+from pyncette.opentelemetry import _links, use_opentelemetry
 
 
 class Recorded:
@@ -216,6 +217,54 @@ def test_calls_of_the_store_are_children_of_the_span_that_makes_them() -> None:
         assert claims.count > 20
 
     run(main())
+
+
+def test_the_runs_of_an_instance_are_linked_to_the_span_that_has_scheduled_it() -> None:
+    async def main() -> None:
+        bench = Bench()
+        recorded = Recorded(bench)
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        tracer = recorded.provider.get_tracer("test")
+        async with bench.app.create() as context:
+            with tracer.start_as_current_span("request") as request:
+                await context.schedule_task(job, "one", interval=seconds(10))
+            with tracer.start_as_current_span("import") as imported:
+                await context.schedule_tasks(job, [Instance("bulk", execute_at=START)])
+            await context.schedule_task(job, "alone", execute_at=START)
+            with tracer.start_as_current_span("replacement") as later:
+                await context.schedule_task(
+                    job, "alone", execute_at=START, on_existing=OnExisting.REPLACE
+                )
+        async with bench.running():
+            await bench.advance(25)
+        links = [
+            ((span.attributes or {})["pyncette.instance"], link.context.span_id)
+            for span in recorded.spans("run job")
+            for link in span.links
+        ]
+        assert sorted(links) == sorted(
+            [
+                ("one", request.get_span_context().span_id),
+                ("one", request.get_span_context().span_id),
+                ("bulk", imported.get_span_context().span_id),
+                ("alone", later.get_span_context().span_id),
+            ]
+        )
+
+    run(main())
+
+
+def test_an_origin_that_no_release_knows_is_no_link() -> None:
+    assert _links(None) == []
+    assert _links("x-y-z") == []
+    assert _links("1-2") == []
+    observers = Bench().app._observers
+    assert observers.origin() == ""
+    for said in (None, "", "two words", "x" * 101, "a~b"):
+        observers.set_origin(partial(str, said) if said is not None else lambda: None)
+        assert observers.origin() == ""
+    observers.set_origin(lambda: "a-b")
+    assert observers.origin() == "~a-b"
 
 
 def test_a_run_that_has_started_before_is_left_alone() -> None:

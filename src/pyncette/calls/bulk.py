@@ -277,6 +277,7 @@ class Bulk:
         """Makes a wish of each instance; prepares a batch while the one before is written."""
         writing: asyncio.Task[None] | None = None
         clock = self._requests.clock
+        origin = self._worker.reporter.observers.origin()
         try:
             async for batch in _batches(instances, _name_of):
                 wishes: list[scheduling.Wish] = []
@@ -290,7 +291,7 @@ class Bulk:
                                 raise TypeError(
                                     f"An instance must be an Instance, not {instance!r}"
                                 )
-                            wishes.append(kind(template, instance, on_existing, clock))
+                            wishes.append(kind(template, instance, on_existing, clock, origin))
                         except (TypeError, ValueError) as error:
                             failed.append((_name_of(instance), error))
                 if writing is not None:

@@ -68,6 +68,7 @@ class Wish:
         instance: Instance,
         on_existing: OnExisting,
         clock: Clock,
+        origin: str,
         returned: bool = False,
     ) -> None:
         """Prepares to write an instance.
@@ -77,6 +78,7 @@ class Wish:
             instance: What the caller wants.
             on_existing: What follows if there is one.
             clock: From its present instant, ``execute_in`` is counted.
+            origin: What its runs are linked to, see ``pyncette.observers.Observers.origin``.
             returned: Whether the caller gets the instance.
 
         Raises:
@@ -94,7 +96,7 @@ class Wish:
         self.kept: Record | None = None
         self._instance = template.described_as(described) if returned else None
         self.wanted = _wanted_of(
-            (template.stored_plan(described), args, chance.new_id(4), (group, name))
+            (template.stored_plan(described), args, chance.new_id(4) + origin, (group, name))
         )
 
     @property
@@ -205,7 +207,8 @@ class Scheduling:
         self, template: Task, instance: Instance, force: bool, on_existing: OnExisting
     ) -> Task:
         requests = self._requests
-        wish = Wish(template, instance, on_existing, requests.clock, returned=True)
+        origin = self._worker.reporter.observers.origin()
+        wish = Wish(template, instance, on_existing, requests.clock, origin, returned=True)
         group, key = wish.wanted.identity
         now = await requests.now()
         if requests.places.several(group, key):

@@ -37,6 +37,7 @@ from pyncette.engine.writes import Next, again
 from pyncette.errors import LeaseLostException, describe, printable
 from pyncette.logs import log_exception
 from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, Process, TaskFunc
+from pyncette.observers import origin_in
 from pyncette.parameters import Parameters
 from pyncette.retry import Retry
 from pyncette.store import Applied, Failed, Refused, Result, Unknown, Write, write_of
@@ -471,7 +472,13 @@ class Execution:
 
     def _tell_start(self) -> None:
         due_at = from_microseconds(rules.came_due(self.reading) or 0)
-        self._parts.worker.reporter.tell(events.Started(**self.about(), due_at=due_at))
+        self._parts.worker.reporter.tell(
+            events.Started(
+                **self.about(),
+                due_at=due_at,
+                origin=origin_in(self.reading.progress.incarnation),
+            )
+        )
 
     def _tell_success(self) -> None:
         rare = self.rare
