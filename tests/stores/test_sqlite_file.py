@@ -72,8 +72,17 @@ async def kept_busy(
     return call
 
 
+def threads_of_stores() -> list[threading.Thread]:
+    """The threads of open SQLite stores. That of app.sync() lives as long as the process."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("pyncette") and thread.name != "pyncette sync"
+    ]
+
+
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pyncette")]
+    return [thread.name for thread in threads_of_stores()]
 
 
 def test_closing_leaves_no_thread_and_no_log(tmp_path: Path) -> None:
@@ -250,9 +259,7 @@ def test_an_opening_that_is_cancelled_leaves_no_thread(tmp_path: Path) -> None:
             )
             await asyncio.wait([opening], timeout=0.05)
             assert not opening.done()
-            [thread] = [
-                thread for thread in threading.enumerate() if thread.name.startswith("pyncette")
-            ]
+            [thread] = threads_of_stores()
             opening.cancel()
             await asyncio.wait([opening])
         await asyncio.to_thread(thread.join, PATIENCE_S)
@@ -426,9 +433,8 @@ def test_a_closing_that_is_cancelled_ends_the_thread_and_closes_the_file(
         held.set()
 
     asyncio.run(main())
-    for thread in threading.enumerate():
-        if thread.name.startswith("pyncette"):
-            thread.join(PATIENCE_S)
+    for thread in threads_of_stores():
+        thread.join(PATIENCE_S)
     assert threads() == []
     assert files_open_in(tmp_path) == []
 
