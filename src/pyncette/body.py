@@ -285,8 +285,13 @@ def function_named(module: str, name: str) -> Any:
     return found.task_func if isinstance(found, Declared) else found
 
 
+def threads_of(context: Any) -> Any:
+    """The threads of the app whose run this is; None if a test has made the context."""
+    return getattr(getattr(context, "app_context", None), "_threads", None)
+
+
 async def _called_in_thread(func: Callable[[Any], Any], context: Any) -> Any:
-    threads = getattr(getattr(context, "app_context", None), "_threads", None)
+    threads = threads_of(context)
     if threads is None:  # the context was built by a test
         return await asyncio.to_thread(func, context)
     return await threads.run(func, context)

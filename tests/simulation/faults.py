@@ -117,8 +117,8 @@ FAULTS: Final = (
         (
             Edit(
                 _BACKGROUND,
-                "asyncio.Task(coroutine, loop=self._loop,",
-                "self._loop.create_task(coroutine,",
+                "asyncio.Task(coroutine, loop=self.loop,",
+                "self.loop.create_task(coroutine,",
             ),
             Edit(f"{_WRITES}WriteQueue._start", "self._writing = True", "pass"),
             Edit(

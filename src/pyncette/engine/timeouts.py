@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from pyncette.body import Handler
+from pyncette.body import Handler, threads_of
 
 if TYPE_CHECKING:
     from pyncette.engine.execution import Execution
@@ -95,7 +95,7 @@ class _Timeout:
         await clock.sleep(self._timeout.total_seconds())
         if self._ended:
             return
-        threads = getattr(self._context.app_context, "_threads", None)
+        threads = threads_of(self._context)
         if threads is not None:
             self._stack = threads.stack_of(self._context)
         # The line of its failure follows, unless it goes on.
