@@ -75,8 +75,18 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def week(tmp_path_factory: pytest.TempPathFactory) -> Week:
-    """The week, lived through once for all tests."""
-    path = tmp_path_factory.mktemp("week") / "reports.csv"
+    """The week, lived through once for all tests.
+
+    Once more if the worker that is killed had nothing in hand at that moment, which a busy machine
+    does in one of many weeks: then there was nothing to take over.
+    """
+    lived = live_through_it(tmp_path_factory.mktemp("week") / "reports.csv")
+    if lived.code == 0 and not taken_over(lived):
+        lived = live_through_it(tmp_path_factory.mktemp("again") / "reports.csv")
+    return lived
+
+
+def live_through_it(path: Path) -> Week:
     options = [f"--users={USERS}", f"--seconds={SECONDS}", f"--csv={path}"]
     run = subprocess.run(
         [sys.executable, str(EXAMPLE), *options],
@@ -103,6 +113,17 @@ def week(tmp_path_factory: pytest.TempPathFactory) -> Week:
             for row in csv.DictReader(file)
         ]
     return Week(run.returncode, run.stdout, reports)
+
+
+def taken_over(week: Week) -> list[Report]:
+    """The first runs that waited for the end of a lease of the worker that was killed."""
+    killed_at, _ = week.told("killed")
+    return [
+        runs[0]
+        for runs in week.by_occurrence().values()
+        if runs[0].planned <= killed_at + MINUTE
+        and runs[0].started > killed_at + timedelta(hours=4)
+    ]
 
 
 def instants_by_wall_time(zone: str) -> dict[int, list[datetime]]:
@@ -194,12 +215,7 @@ def test_a_worker_was_killed_and_others_took_over_what_it_had_in_hand(week: Week
     _, [successor] = week.told("takes its place")
     assert max(r.started for r in week.reports if r.worker == killed) < killed_at + MINUTE
     assert min(r.started for r in week.reports if r.worker == successor) > killed_at
-    waited = [
-        runs[0]
-        for runs in week.by_occurrence().values()
-        if runs[0].planned <= killed_at + MINUTE
-        and runs[0].started > killed_at + timedelta(hours=4)
-    ]
+    waited = taken_over(week)
     assert waited, "nothing was in hand"
     assert all(report.worker != killed for report in waited)
 
