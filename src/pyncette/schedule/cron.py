@@ -272,11 +272,6 @@ class CompiledCron:
                 f"month {months!r}, day of week {weekdays!r} and year {years!r}"
             )
 
-    @property
-    def ends(self) -> bool:
-        """Whether years are named, after which nothing matches."""
-        return self._years is not None
-
     def first_at_or_after(self, wall: int) -> int | None:
         """The first matching wall second that is `wall` or later; None if there is none."""
         day, second_of_day = divmod(wall, _DAY)

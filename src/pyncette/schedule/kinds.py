@@ -69,11 +69,6 @@ class Cron(Schedule):
         _set(self, "timezone", zone)
         _set(self, "timezone_name", name)
 
-    @property
-    def ends(self) -> bool:
-        """Whether it names years, so that one occurrence is the last."""
-        return self._compiled.ends
-
     def next(self, after: int) -> int | None:
         """The first occurrence strictly after an instant."""
         return next_in_zone(self._compiled, self._offsets, after)
