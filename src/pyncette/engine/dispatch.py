@@ -437,7 +437,7 @@ class Dispatcher:
         """Tells of a record that cannot be read; see ``pyncette.events.Unreadable``."""
         reporter = self._worker.reporter
         label = f"{printable(record.key)} of {printable(task)}"
-        about = about_task(reporter.here(), task, record, label)
+        about = about_task(reporter.here(), task, record.key, label)
         reporter.tell(Unreadable(**about, reason=reason, left_for=left_for))
 
     def _not_started(

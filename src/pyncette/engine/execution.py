@@ -746,6 +746,15 @@ class Execution:
         self._note_claim()
         self.reading = self.reading._replace(record=record)
 
+    def extension(self, now: int) -> Write:
+        """Returns the write that extends the lease."""
+        return self.write(rules.heartbeat(self.reading.record, now, self._parts.lease))
+
+    def was_extended(self, answer: Applied, write: Write) -> None:
+        """The lease was extended by this write."""
+        record = self.reading.record
+        self.take(record._replace(version=answer.version, due_at=write.change.due_at))
+
     def _note_claim(self) -> None:
         rare = self.rarely()
         if rare.fencing_token is None:
@@ -767,16 +776,12 @@ class _Extension:
         self._execution = execution
 
     def build(self, now: int) -> Write | None:
-        execution = self._execution
-        return execution.write(
-            rules.heartbeat(execution.reading.record, now, execution._parts.lease)
-        )
+        return self._execution.extension(now)
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         execution = self._execution
         if isinstance(answer, Applied):
-            record = execution.reading.record
-            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
+            execution.was_extended(answer, write)
             self._finish(None)
         elif isinstance(answer, Refused):
             if execution.is_settled:

@@ -35,19 +35,22 @@ class AboutRun(AboutTask):
     planned_at: datetime
 
 
-def about_task(here: Here, task: Task, record: Record, label: str | None = None) -> AboutTask:
-    """Returns what an event says of the task of a record."""
-    instance = record.key if task.dynamic else None
-    if label is None:
-        label = printable(task if instance is None else task.from_record(record))
+def about_task(here: Here, task: Task, key: str, label: str) -> AboutTask:
+    """Returns what an event says of the task of the record with this key."""
+    instance = key if task.dynamic else None
     return {**here, "task": task.name, "instance": instance, "label": label}
+
+
+def label_of(task: Task, record: Record) -> str:
+    """Returns the name of the static task, or of the instance, for people."""
+    return printable(task.from_record(record) if task.dynamic else task)
 
 
 def about_run(parts: TaskParts, reading: Reading, label: str | None = None) -> AboutRun:
     """Returns what an event says of a run of a record."""
-    here = parts.worker.reporter.here()
+    here, record = parts.worker.reporter.here(), reading.record
     return {
-        **about_task(here, parts.task, reading.record, label),
+        **about_task(here, parts.task, record.key, label or label_of(parts.task, record)),
         "execution_id": execution_id(parts.task, reading),
         "attempt": rules.attempt_of(reading),
         "attempts": None if parts.retry is None else parts.retry.attempts,
@@ -86,7 +89,8 @@ def tell_missed(
     count = 0 if text is None else load_progress(text).skipped - before.progress.skipped - less
     if count > 0 or late:
         reporter = parts.worker.reporter
-        about = about_task(reporter.here(), parts.task, before.record)
+        task, record = parts.task, before.record
+        about = about_task(reporter.here(), task, record.key, label_of(task, record))
         grace = parts.task.misfire_grace if late else None
         reporter.tell(Missed(**about, count=max(count, 0), grace=grace))
 

@@ -22,7 +22,6 @@ from pyncette.clock import realtime
 from pyncette.connections import Link, link_of
 from pyncette.connections.links import Do, at_once
 from pyncette.desk import Desk
-from pyncette.engine import rules
 from pyncette.engine.background import finished
 from pyncette.engine.rules import Verdict
 from pyncette.engine.writes import Next, again
@@ -290,16 +289,12 @@ class _Probe:
         self._written = write
 
     def build(self, now: int) -> Write | None:
-        execution = self._execution
-        return execution.write(
-            rules.heartbeat(execution.reading.record, now, execution.parts.lease)
-        )
+        return self._execution.extension(now)
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         execution = self._execution
         if isinstance(answer, Applied):
-            record = execution.reading.record
-            execution.take(record._replace(version=answer.version, due_at=write.change.due_at))
+            execution.was_extended(answer, write)
             self._finish(False)
         elif isinstance(answer, Refused):
             if answer.current is None and self._written.change is DELETE:

@@ -24,7 +24,7 @@ from pyncette.engine.loop import Loop
 from pyncette.engine.membership import Membership
 from pyncette.engine.partitions import Partitions
 from pyncette.engine.polling import Sources
-from pyncette.engine.run_events import AboutTask
+from pyncette.engine.run_events import about_task
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
 from pyncette.errors import printable
@@ -198,12 +198,7 @@ class Worker:
             self.alarm.ring()
 
     def _behind(self, task: Task, identity: Identity, count: int, age: int) -> None:
-        about: AboutTask = {
-            **self.reporter.here(),
-            "task": task.name,
-            "instance": identity[1] if task.dynamic else None,
-            "label": printable(task),
-        }
+        about = about_task(self.reporter.here(), task, identity[1], printable(task))
         self.reporter.tell(Behind(**about, count=count, age=timedelta(microseconds=age)))
 
     def _written(self) -> None:
