@@ -74,7 +74,7 @@ async def edit_redis(url: str, place: Place, identity: Identity, column: str, va
     if column not in Record._fields or column == "key":
         return False
     group, key = identity
-    due, records, _ = Names(place.configuration["redis_namespace"]).of(group)
+    due, records, *_ = Names(place.configuration["redis_namespace"]).of(group)
     part = b"" if value is None else value if isinstance(value, bytes) else encoded(str(value))
     async with client_at(url) as client:
         parts = (await client.hget(records, encoded(key))).split(b"\0", len(_VALUE_ORDER) - 1)

@@ -22,8 +22,18 @@ from pyncette.clock import realtime
 from pyncette.errors import StoreUnavailableError
 from pyncette.redis import listener, redis_repository, topology
 from pyncette.redis.layout import Names
-from pyncette.store import EVERYTHING, Applied, Filter, Group, Refused, Result, Source, Write
-from pyncette.store.record import ANY, DELETE, Patch, Record, State
+from pyncette.store import (
+    EVERYTHING,
+    Applied,
+    Counted,
+    Filter,
+    Group,
+    Refused,
+    Result,
+    Source,
+    Write,
+)
+from pyncette.store.record import ABSENT, ANY, DELETE, Patch, Put, Record, State
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import LEASE, NOW, a_group, a_key, new, put
 
@@ -130,8 +140,6 @@ def test_a_value_that_somebody_broke_is_claimed_and_can_be_parked(
             [read] = await store.get([("reports", "a")])
             assert read is not None
             assert (read.version, read.state, read.token) == (1, State.PARKED, None)
-            page = await store.scan("reports", Filter(frozenset({State.PARKED})), None, 10)
-            assert page.records == [read]
             refused = await store.write([Write("reports", "a", DELETE, 7)], NOW)
             assert refused == [Refused(read)]
 
@@ -153,6 +161,32 @@ def test_a_value_that_somebody_broke_is_claimed_and_can_be_parked(
                 None,
                 record.schedule,
             )
+            page = await store.scan("reports", Filter(frozenset({State.PARKED})), None, 10)
+            assert page.records == [parked]
+
+    run(main())
+
+
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_value_that_somebody_broke_is_no_longer_listed_in_its_old_state(
+    place: Place, claimed: bool
+) -> None:
+    retrying, parked = (Filter(frozenset({state})) for state in (State.RETRYING, State.PARKED))
+
+    async def main() -> None:
+        async with place.open() as store, client_at(url("redis")) as client:
+            waits = Put(NOW, State.RETRYING, None, 0, "plan", "args", "progress")
+            await store.write([Write("reports", "a", waits, ABSENT)], NOW)
+            assert await store.count("reports", retrying, 10) == Counted(1, True)
+            await client.hset(names_of(place)[1], "a", "garbage")
+            assert (await store.scan("reports", retrying, None, 10)).records == []
+            if claimed:
+                assert len((await store.claim([a_group()], 10, NOW, "mine")).records) == 1
+            else:
+                await store.write([Write("reports", "a", Patch(None, "parked", 0), ANY)], NOW)
+            assert await store.count("reports", retrying, 10) == Counted(0, True)
+            number = 0 if claimed else 1
+            assert await store.count("reports", parked, 10) == Counted(number, True)
 
     run(main())
 
@@ -199,7 +233,7 @@ def test_a_key_that_is_no_text_can_be_claimed_and_removed(place: Place) -> None:
         async with place.open() as store, client_at(url("redis")) as client:
             await client.hset(records, b"\xff\xfe", f"5\0{NOW}\0scheduled\0{0}\0-\0p\0plan\0args")
             await client.zadd(due, {b"\xff\xfe": NOW})
-            await client.zadd(keys, {b"\xff\xfe": 0})
+            await client.zadd(keys, {b":\xff\xfe": 0})
             [record] = (await store.claim([a_group()], 10, NOW, "mine")).records
             assert await store.get([("reports", record.key)]) == [record]
             page = await store.scan("reports", EVERYTHING, None, 10)

@@ -353,7 +353,7 @@ def test_data_of_a_later_format_is_refused(place: Place) -> None:
 
 def test_a_key_of_somebody_else_is_told_of_and_left_alone(place: Place) -> None:
     async def main() -> None:
-        _, records, _ = Names(place.configuration["redis_namespace"]).of("reports")
+        _, records, *_ = Names(place.configuration["redis_namespace"]).of("reports")
         async with client_at(url("redis")) as client, place.open() as store:
             await client.set(records, "mine")
             [result] = await store.write([new("reports", "a")], NOW)

@@ -59,6 +59,7 @@ from pyncette.store import (
     Source,
     Write,
 )
+from pyncette.store.rare import is_rare, merged_page
 from pyncette.store.record import ABSENT, ANY, Delete, Put, Record, State, record_of
 from pyncette.store.sql.conditional import ROWS_MAX, ConditionalWrite, HeldRecords, Look
 from pyncette.store.sql.conflicts import retried
@@ -66,8 +67,6 @@ from pyncette.store.sql.low_water import LowWaterMarks
 from pyncette.store.sql.rows import (
     RARE,
     counted,
-    is_rare,
-    merged_page,
     prefix_end,
     version_after,
 )

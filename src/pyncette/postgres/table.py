@@ -26,11 +26,12 @@ from pyncette.store import (
     Source,
     next_version,
 )
+from pyncette.store.rare import is_rare, merged_page
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Record, State, record_of
 from pyncette.store.sql.conditional import ConditionalWrite, HeldRecords, Look
 from pyncette.store.sql.conflicts import retried
 from pyncette.store.sql.low_water import LowWaterMarks
-from pyncette.store.sql.rows import counted, is_rare, merged_page, prefix_end
+from pyncette.store.sql.rows import counted, prefix_end
 
 EXAMINED_MAX: Final = 5_000
 """Maximum rows that a page of a filtered scan examines, so that no call takes long."""

@@ -1,6 +1,7 @@
 -- Takes the records that are due: see pyncette.store.Store.claim.
 --
--- KEYS  For each group: the sorted set of its due records, the hash of its records.
+-- KEYS  For each group: the sorted set of its due records, the hash of its records, the sorted set
+--       of its names.
 -- ARGV  now; token; limit; what to return ("0": the records that are taken now; "1": first those
 --       that the token already holds, then these; "2": only those that it holds); "1" if only
 --       records are due that are due by the server's clock, too; the maximum unfinished attempts
@@ -15,13 +16,16 @@
 -- Instants are passed as text. They are compared and added as numbers, which are exact up to 2^53.
 -- They are always formatted with %.0f, because tostring and cjson lose digits.
 
--- The parts of a value: version, instant, unfinished attempts, token, and where its progress begins.
-local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- The parts of a value: version, instant, state, unfinished attempts, token, and where its progress
+-- begins.
+local HEAD = '^([1-9]%d*)%z(%-?%d*)%z(%l+)%z(%d+)%z([^%z]*)%z()'
 -- These are also in write.lua, scan.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local ATTEMPTS_MAX = 999999999
 local EXACT = 9007199254740992
 local CHUNK = 1000
+-- The states that are no part of an ordinary run, as in pyncette.store.rare.
+local RARE = {finished = true, parked = true, paused = true, retrying = true}
 -- How many records of a group, and of all groups, are examined besides those that are taken, if the
 -- first ones may not be taken. Twenty of them take about a tenth of a millisecond.
 local SKIPPED_MAX, SKIPPED_OF_ALL_MAX = 1000, 4000
@@ -42,11 +46,11 @@ end
 -- Reads a value; its version is a number. If the value was edited so that it is invalid, its text
 -- is returned as the schedule of a record, so that the worker finds it unreadable and parks it.
 local function parsed(value, otherwise)
-  local version, due, attempts, holder, rest = string.match(value, HEAD)
+  local version, due, state, attempts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
     local number, at = tonumber(version), tonumber(due)
     if number <= VERSION_MAX and (due == '' or (at and at >= DUE_MIN and at <= DUE_MAX)) then
-      return number, due, attempts, holder, string.sub(value, rest), at
+      return number, due, attempts, holder, string.sub(value, rest), at, state
     end
   end
   return 1, otherwise, '0', '-', '\0' .. string.gsub(value, '%z', ' ') .. '\0', tonumber(otherwise)
@@ -96,18 +100,19 @@ local function guarded(group, action, ...)
   broken[group] = true
 end
 
--- The records that are taken are written a thousand at a time. The index is written first: if it is
--- no sorted set, nothing is written. (The hash was read before.)
+-- The records that are taken are written a thousand at a time. The sorted sets are written first: if
+-- one is none, nothing is written to the hash. (The hash was read before.)
 local pending = {}
 local function flush(group)
   local taken = pending[group]
   if not taken then return end
   pending[group] = nil
-  redis.call('ZADD', KEYS[2 * group - 1], unpack(taken.scores))
-  redis.call('HSET', KEYS[2 * group], unpack(taken.values))
+  if #taken.rare > 0 then redis.call('ZREM', KEYS[3 * group], unpack(taken.rare)) end
+  redis.call('ZADD', KEYS[3 * group - 2], unpack(taken.scores))
+  redis.call('HSET', KEYS[3 * group - 1], unpack(taken.values))
 end
 
-local function take(source, key, version, attempts, rest)
+local function take(source, key, version, attempts, rest, state)
   local next_version = version + 1
   if next_version <= instant then
     version = now
@@ -122,13 +127,19 @@ local function take(source, key, version, attempts, rest)
   local value = version .. source.running .. attempts .. '\0' .. token .. '\0' .. rest
   local taken = pending[source.group]
   if not taken then
-    taken = {values = {}, scores = {}, length = 0}
+    taken = {values = {}, scores = {}, rare = {}, length = 0}
     pending[source.group] = taken
   end
   local at = taken.length
   taken.values[at + 1], taken.values[at + 2] = key, value
   taken.scores[at + 1], taken.scores[at + 2] = source.lease_end, key
   taken.length = at + 2
+  if RARE[state] then
+    taken.rare[#taken.rare + 1] = state .. ':' .. key
+  elseif not state then
+    -- The value is invalid.
+    for rare in pairs(RARE) do taken.rare[#taken.rare + 1] = rare .. ':' .. key end
+  end
   if at + 2 >= 2 * CHUNK then flush(source.group) end
   keep(source, key, value)
 end
@@ -136,17 +147,17 @@ end
 -- Corrects the index entry of a record, if one or the other was edited by hand.
 local function mend(source, key, value, due)
   if not value or due == '' then
-    redis.call('ZREM', KEYS[2 * source.group - 1], key)
+    redis.call('ZREM', KEYS[3 * source.group - 2], key)
   else
-    redis.call('ZADD', KEYS[2 * source.group - 1], due, key)
+    redis.call('ZADD', KEYS[3 * source.group - 2], due, key)
   end
 end
 
 -- The records of a group whose instants in the index lie in a range.
 local function ranged(source, first, last, offset, count)
-  local keys = redis.call('ZRANGEBYSCORE', KEYS[2 * source.group - 1], first, last,
+  local keys = redis.call('ZRANGEBYSCORE', KEYS[3 * source.group - 2], first, last,
     'LIMIT', offset, count)
-  return keys, values_of(KEYS[2 * source.group], keys)
+  return keys, values_of(KEYS[3 * source.group - 1], keys)
 end
 
 -- Whether a record may be taken by its number of unfinished attempts.
@@ -170,8 +181,8 @@ local function release(lost, key, value)
   if due ~= lost.lease_end or holder ~= lost.token then return end
   local next_version = math.max(version + 1, instant)
   attempts = string.format('%.0f', math.max(tonumber(attempts) - 1, 0))
-  redis.call('ZADD', KEYS[2 * lost.group - 1], lost.due, key)
-  redis.call('HSET', KEYS[2 * lost.group], key, string.format('%.0f', next_version) .. '\0'
+  redis.call('ZADD', KEYS[3 * lost.group - 2], lost.due, key)
+  redis.call('HSET', KEYS[3 * lost.group - 1], key, string.format('%.0f', next_version) .. '\0'
     .. lost.due .. '\0running\0' .. attempts .. '\0-\0' .. rest)
 end
 
@@ -181,7 +192,7 @@ for at = 8, first_source - 1, 5 do
     due = ARGV[at + 4]}
   guarded(lost.group, function()
     if ARGV[at + 1] ~= '' then
-      release(lost, ARGV[at + 1], redis.call('HGET', KEYS[2 * lost.group], ARGV[at + 1]))
+      release(lost, ARGV[at + 1], redis.call('HGET', KEYS[3 * lost.group - 1], ARGV[at + 1]))
     else
       -- Few leases of other claims end at the same instant, so one read is enough.
       local keys, values = ranged(lost, lost.lease_end, lost.lease_end, 0, 4 * CHUNK)
@@ -210,7 +221,7 @@ for at = first_source, #ARGV, 5 do
   end
 end
 for group, asked in pairs(keyed) do
-  local values = guarded(group, values_of, KEYS[2 * group], asked.keys) or {}
+  local values = guarded(group, values_of, KEYS[3 * group - 1], asked.keys) or {}
   for number, source in ipairs(asked.sources) do source.value = values[number] end
 end
 
@@ -252,7 +263,7 @@ local function take_from(source)
         if behind or skipped_of_all >= SKIPPED_OF_ALL_MAX then return end
         behind = true
         count = BEHIND
-        local further = redis.call('ZCOUNT', KEYS[2 * source.group - 1], '-inf', source.before)
+        local further = redis.call('ZCOUNT', KEYS[3 * source.group - 2], '-inf', source.before)
           - offset
         -- So that each record is found equally often, including the first and the last ones.
         if further > BEHIND then
@@ -264,15 +275,15 @@ local function take_from(source)
     local mends, skips = 0, 0
     for number, key in ipairs(keys) do
       local value = values[number]
-      local version, due, attempts, rest, at, _
-      if value then version, due, attempts, _, rest, at = parsed(value, source.before) end
+      local version, due, attempts, rest, at, state, _
+      if value then version, due, attempts, _, rest, at, state = parsed(value, source.before) end
       if not (at and (at < source.latest or at_most(due, source.before))) then
         mend(source, key, value, due)
         mends = mends + 1
       elseif attempts_max and tonumber(attempts) > attempts_max then
         skips = skips + 1
       elseif room > 0 then
-        take(source, key, version, attempts, rest)
+        take(source, key, version, attempts, rest, state)
         room = room - 1
       end
     end
@@ -287,12 +298,12 @@ end
 
 local function take_key(source)
   if not source.value then return end
-  local version, due, attempts, _, rest = parsed(source.value, source.before)
+  local version, due, attempts, _, rest, _, state = parsed(source.value, source.before)
   if due == '' then return end
   source.due = due
   if takes and source.room > 0 and left > 0 and at_most(due, source.before)
     and is_allowed(attempts, 0) then
-    take(source, source.key, version, attempts, rest)
+    take(source, source.key, version, attempts, rest, state)
     source.due = source.lease_end
   end
 end
@@ -309,10 +320,10 @@ for group in pairs(pending) do guarded(group, flush, group) end
 -- The soonest instant in a group. Scores that are not instants are corrected first.
 local function soonest(source)
   for _ = 1, 10 do
-    local first = redis.call('ZRANGE', KEYS[2 * source.group - 1], 0, 0, 'WITHSCORES')
+    local first = redis.call('ZRANGE', KEYS[3 * source.group - 2], 0, 0, 'WITHSCORES')
     local score = tonumber(first[2])
     if not score or (score >= -EXACT and score <= DUE_MAX) then return first[2] end
-    local value = redis.call('HGET', KEYS[2 * source.group], first[1])
+    local value = redis.call('HGET', KEYS[3 * source.group - 1], first[1])
     local due = ''
     if value then due = select(2, parsed(value, now)) end
     if tonumber(due) == score then return due end

@@ -1,7 +1,10 @@
 """The layout of records in Redis: the names of keys and channels, and the text of a record.
 
 A group has three keys with the same hash tag, so that on a cluster they are in one slot: a sorted
-set of records that will come due, a hash of the records, and a sorted set of all keys for scans.
+set of records that will come due, a hash of the records, and a sorted set of names for scans. This
+holds ``:key`` of every record, and also ``state:key`` of a record in a rare state
+(``pyncette.store.rare``). A key of Redis of its own for the rare states would mostly not exist, and
+in a slot that moves, scripts with a key that does not exist are refused.
 A record is one value of the hash, with its columns separated by NUL: version, instant, state,
 unfinished attempts, token, progress, schedule, args. The scripts (``*.lua``) use the same form. The
 columns that a claim changes come first.
@@ -78,11 +81,11 @@ class Names:
         self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
 
     def of(self, group: str) -> tuple[bytes, bytes, bytes]:
-        """The three keys of a group: its due records, its records, its sorted keys."""
+        """The keys of a group: its due records, its records, its sorted names."""
         names = self._groups.get(group)
         if names is None:
             tag = f"pyncette2:{{{self._namespace}:{group.translate(_ESCAPES)}}}"
-            names = (encoded(f"{tag}:due"), encoded(f"{tag}:records"), encoded(f"{tag}:keys"))
+            names = (encoded(f"{tag}:due"), encoded(f"{tag}:records"), encoded(f"{tag}:names"))
             self._groups[group] = names
         return names
 

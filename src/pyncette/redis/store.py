@@ -53,6 +53,7 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.rare import by_key, is_rare, merged_page
 from pyncette.store.record import Record
 
 logger = logging.getLogger(__name__)
@@ -414,7 +415,7 @@ class RedisStore:
             group = claim.sources[place].group
             if group not in numbers:
                 numbers[group] = len(numbers) + 1
-                keys += self._names.of(group)[:2]
+                keys += self._names.of(group)
         arguments: list[Argument] = [now, token_text(claim.token), limit, mode]
         arguments += (claim.bounded, claim.unfinished_max, len(lost))
         for (group, key), one in lost:
@@ -580,30 +581,40 @@ class RedisStore:
         return records
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
-        prefix = where.prefix
-        _, records, keys = self._names.of(group)
+        call = self._scanning("", group, where, cursor, limit)
+        [[found]] = _answers(await self._topology.perform(Lane.USERS, [call]))
+        if is_rare(where):
+            return _merged(group, found, limit)
+        last, texts = found
+        return Page(_records_in(group, texts), None if last is None else decoded(last))
+
+    def _scanning(
+        self, purpose: str, group: str, where: Filter, cursor: str | None, limit: int
+    ) -> Call:
+        """The call of the script that scans and counts."""
+        states, prefix, due_before = where
+        _, records, names = self._names.of(group)
         # UTF-8 has no byte greater than F4.
-        start = b"[" + encoded(prefix) if cursor is None else b"(" + encoded(cursor)
-        end = b"(" + encoded(prefix) + b"\xff" if prefix else b"+"
-        arguments = _scanning("", start, end, where, limit)
-        call = Call(self._slot(group), _SCAN, (2, keys, records, *arguments))
-        [[(last, found)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
-        return Page(
-            [
-                record_from(group, decoded(key), value)
-                for key, value in zip(found[::2], found[1::2], strict=True)
-            ],
-            None if last is None else decoded(last),
+        arguments = (
+            purpose,
+            b"[" + encoded(prefix) if cursor is None else b"(" + encoded(cursor),
+            b"(" + encoded(prefix) + b"\xff" if prefix else "",
+            limit,
+            max(limit, EXAMINED_MAX),
+            "" if due_before is None else due_before,
+            0 if states is None else 2 if is_rare(where) else 1,
+            *(states or ()),
         )
+        return Call(self._slot(group), _SCAN, (2, names, records, *arguments))
 
     async def count(self, group: str, where: Filter, limit: int) -> Counted:
         states, prefix, due_before = where
-        due, records, keys = self._names.of(group)
-        start = b"[" + encoded(prefix) if prefix else b"-"
-        end = b"(" + encoded(prefix) + b"\xff" if prefix else b"+"
+        due, _, names = self._names.of(group)
         command: tuple[Any, ...] | None = None
         if states is None and due_before is None:
-            command = ("ZLEXCOUNT", keys, start, end)
+            start = b":" + encoded(prefix)
+            end = start + b"\xff" if prefix else b";"
+            command = ("ZLEXCOUNT", names, b"[" + start, b"(" + end)
         elif states is None and not prefix:
             command = ("ZCOUNT", due, "-inf", f"({due_before}")
         if command is not None:
@@ -613,8 +624,7 @@ class RedisStore:
             )
             [number] = answers[0]
             return Counted(min(number, limit), number <= limit)
-        arguments = _scanning("count", start, end, where, limit)
-        call = Call(self._slot(group), _SCAN, (2, keys, records, *arguments))
+        call = self._scanning("count", group, where, None, limit)
         [[(more, count)]] = _answers(await self._topology.perform(Lane.USERS, [call]))
         return Counted(count, more is None)
 
@@ -740,19 +750,25 @@ def _identity(source: Source) -> tuple[str, str]:
     return source.group, "" if isinstance(source, Group) else source.key
 
 
-def _scanning(purpose: str, start: bytes, end: bytes, where: Filter, limit: int) -> list[Argument]:
-    """The arguments of the script that scans and counts."""
-    states, _, due_before = where
+def _records_in(group: str, texts: Sequence[bytes]) -> list[Record]:
+    """The records of a page: keys and values in turn."""
     return [
-        purpose,
-        start,
-        end,
-        limit,
-        max(limit, EXAMINED_MAX),
-        "" if due_before is None else due_before,
-        0 if states is None else 1,
-        *(states or ()),
+        record_from(group, decoded(key), value)
+        for key, value in zip(texts[::2], texts[1::2], strict=True)
     ]
+
+
+def _merged(group: str, pages: Sequence[tuple[bytes | None, Sequence[bytes]]], limit: int) -> Page:
+    """One page of the pages of several states, up to where each of them is known."""
+    ends = [last for last, _ in pages if last is not None]
+    page = merged_page([_records_in(group, texts) for _, texts in pages], limit)
+    if not ends:
+        return page
+    end = min(ends)
+    known = [record for record in page.records if by_key(record) <= end]
+    if len(known) < len(page.records) or page.cursor is None:
+        return Page(known, decoded(end))
+    return page
 
 
 def _instant(text: bytes) -> int:

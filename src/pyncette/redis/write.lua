@@ -1,7 +1,7 @@
 -- Makes each change whose expectation holds: see pyncette.store.Store.write.
 --
 -- KEYS  For each group: the sorted set of its due records, the hash of its records, the sorted set
---       of its keys.
+--       of its names.
 -- ARGV  now; "1" if a record whose write is refused is written again unchanged.
 --       For each write: the number of its group, its key, the expected version (0: there must be
 --       no record, -1: any), the expected token ("": any), the kind of change, and its values:
@@ -15,11 +15,14 @@
 -- that it was made before, perhaps on another connection, the record is written again unchanged, so
 -- that WAIT includes it.
 
--- The parts of a value: version, instant, unfinished attempts, token, and where its progress begins.
-local HEAD = '^([1-9]%d*)%z(%-?%d*)%z%l+%z(%d+)%z([^%z]*)%z()'
+-- The parts of a value: version, instant, state, unfinished attempts, token, and where its progress
+-- begins.
+local HEAD = '^([1-9]%d*)%z(%-?%d*)%z(%l+)%z(%d+)%z([^%z]*)%z()'
 -- These are also in claim.lua, scan.lua and layout.py.
 local VERSION_MAX, DUE_MIN, DUE_MAX = 9007199254740000, -62135596800000000, 8993721599999999
 local CHUNK = 1000
+-- The states that are no part of an ordinary run, as in pyncette.store.rare.
+local RARE = {finished = true, parked = true, paused = true, retrying = true}
 local STRIDES = {D = 5, U = 8, P = 8, p = 7}
 local now_text, touches = ARGV[1], ARGV[2] == '1'
 local now = tonumber(now_text)
@@ -62,11 +65,11 @@ end
 
 -- As in claim.lua, an invalid value is a record of version 1 with nothing else.
 local function parsed(value)
-  local version, due, attempts, holder, rest = string.match(value, HEAD)
+  local version, due, state, attempts, holder, rest = string.match(value, HEAD)
   if version and #version <= 16 and #due <= 18 and #attempts <= 9 then
     local number, at = tonumber(version), tonumber(due)
     if number <= VERSION_MAX and (due == '' or (at and at >= DUE_MIN and at <= DUE_MAX)) then
-      return version, number, holder, rest, value
+      return version, number, holder, rest, value, state
     end
   end
   return '1', 1, '-', 1, '\0' .. string.gsub(value, '%z', ' ') .. '\0'
@@ -81,15 +84,30 @@ local function listed(lists, group)
   return list
 end
 
-local sets, dues, added, gone, never = {}, {}, {}, {}, {}
+local sets, dues, named, gone, never, unnamed = {}, {}, {}, {}, {}, {}
+
+-- Notes that a record leaves a state. That of an invalid value is not known.
+local function leave(group, key, state, next_state)
+  if state then
+    if not RARE[state] then return end
+    local list = listed(unnamed, group)
+    list[#list + 1] = state .. ':' .. key
+    return
+  end
+  local list = listed(unnamed, group)
+  for rare in pairs(RARE) do
+    if rare ~= next_state then list[#list + 1] = rare .. ':' .. key end
+  end
+end
+
 local results, count = {}, 0
 at = 3
 while at <= #ARGV do
   local group, key, expect, holder = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local what = ARGV[at + 4]
   local value = values[at]
-  local version, number, token, rest, whole = '0', 0, nil, nil, nil
-  if value then version, number, token, rest, whole = parsed(value) end
+  local version, number, token, rest, whole, state = '0', 0, nil, nil, nil, nil
+  if value then version, number, token, rest, whole, state = parsed(value) end
   local result
   if (expect ~= '-1' and expect ~= version) or (holder ~= '' and holder ~= token) then
     result = value
@@ -99,6 +117,9 @@ while at <= #ARGV do
     if value then
       local list = listed(gone, group)
       list[#list + 1] = key
+      list = listed(unnamed, group)
+      list[#list + 1] = ':' .. key
+      leave(group, key, state)
     end
   elseif not value and what ~= 'U' then
     result = 0
@@ -116,6 +137,13 @@ while at <= #ARGV do
     else
       new = new .. token .. '\0' .. string.sub(whole, rest)
     end
+    local next_state = string.match(head, '^%l*')
+    if RARE[next_state] then
+      local list = listed(named, group)
+      local length = #list
+      list[length + 1], list[length + 2] = '0', next_state .. ':' .. key
+    end
+    if value and state ~= next_state then leave(group, key, state, next_state) end
     local list = listed(sets, group)
     local length = #list
     list[length + 1], list[length + 2] = key, new
@@ -128,9 +156,9 @@ while at <= #ARGV do
       list[length + 1], list[length + 2] = due, key
     end
     if not value then
-      list = listed(added, group)
+      list = listed(named, group)
       length = #list
-      list[length + 1], list[length + 2] = '0', key
+      list[length + 1], list[length + 2] = '0', ':' .. key
     end
   end
   count = count + 1
@@ -149,9 +177,9 @@ end
 -- The hash last: it was read, so that writing it does not fail.
 call('ZADD', dues, 2)
 call('ZREM', never, 2)
-call('ZADD', added, 0)
+call('ZADD', named, 0)
+call('ZREM', unnamed, 0)
 call('ZREM', gone, 2)
-call('ZREM', gone, 0)
 call('HSET', sets, 1)
 call('HDEL', gone, 1)
 if broken then

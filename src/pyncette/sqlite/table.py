@@ -38,6 +38,7 @@ from pyncette.store import (
     Write,
     next_version,
 )
+from pyncette.store.rare import RARE_STATES, is_rare, merged_page
 from pyncette.store.record import (
     ABSENT,
     ANY,
@@ -52,11 +53,8 @@ from pyncette.store.record import (
 )
 from pyncette.store.sql.rows import (
     COLUMNS,
-    RARE_STATES,
     counted,
     describe_foreign_table,
-    is_rare,
-    merged_page,
     prefix_end,
 )
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
-from pyncette.store import Counted, Filter, Page, next_version
-from pyncette.store.record import Record, State
+from pyncette.store import Counted, next_version
+from pyncette.store.record import Record
 
 VERSION_MAX: Final = 1 << 53
 """Versions are less than this, because it is later than every instant."""
@@ -22,11 +22,9 @@ UNFINISHED_MAX: Final = 1 << 29
 COLUMNS: Final = Record._fields
 """The columns of a table, in the order of a row."""
 
-RARE_STATES: Final = frozenset({State.RETRYING, State.PAUSED, State.PARKED, State.FINISHED})
-"""The states of records that do not simply go from run to run. An index has these records alone."""
-
 RARE: Final = "state IN ('finished', 'parked', 'paused', 'retrying')"
-"""The condition of that index. A statement must repeat it word for word to be served by it."""
+"""The condition of the index of rare states, see ``pyncette.store.rare``. A statement must repeat
+it word for word to be served by it."""
 
 LEGACY_COLUMNS: Final = frozenset(
     ("name", "parent_name", "locked_until", "locked_by", "execute_after", "task_spec")
@@ -36,26 +34,10 @@ LEGACY_COLUMNS: Final = frozenset(
 _TABLE_NAME = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)
 
 
-def is_rare(where: Filter) -> bool:
-    """Returns whether the index of rare states has all records that match."""
-    return where.states is not None and where.states <= RARE_STATES
-
-
 def counted(examined: int, matches: int, examined_max: int, limit: int) -> Counted:
     """Returns the answer of a count that has looked at up to one record more than it may."""
     complete = examined <= examined_max and matches <= limit
     return Counted(min(matches, limit), complete)
-
-
-def merged_page(pages: Sequence[Sequence[Record]], limit: int) -> Page:
-    """Returns the first records by key of several lists, each with up to ``limit + 1`` records."""
-    records = sorted(
-        (record for page in pages for record in page),
-        key=lambda record: record.key.encode(errors="surrogateescape"),
-    )
-    if len(records) <= limit:
-        return Page(records, None)
-    return Page(records[:limit], records[limit - 1].key)
 
 
 def check_table_name(option: str, name: Any, characters_max: int | None = None) -> str:
