@@ -103,9 +103,9 @@ def planned(statement: str, parameters: tuple[Any, ...], session: str) -> str:
     ("name", "parameters", "pages_max"),
     [
         ("claim", CLAIM, 1_800),
-        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:]), 60),
+        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:]), 300),
         ("claim", (*CLAIM[:-2], True, 2), 1_800),
-        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:-2], True, 2), 60),
+        ("claim_key", (["group 1"], ["key 5"], *CLAIM[2:-2], True, 2), 300),
         ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100, None), 500),
         ("held", (["group 1"], [None], [NOW + LEASE], [100], "mine", 100, 3), 500),
         ("delete", ARRAYS, 60),
