@@ -39,12 +39,16 @@ from pyncette.store import (
     Watch,
     Write,
 )
+from pyncette.store.history import History, RowsPage, RunFilter, RunRow, TotalRow
 from pyncette.store.record import Record
 
 T = TypeVar("T")
 
-CALLS: Final = ("claim", "write", "get", "scan", "count", "now", "watch")
-"""The names of the calls of a store."""
+CALLS: Final = (
+    *("claim", "write", "get", "scan", "count", "now", "watch"),
+    *("prepare", "append", "runs", "totals", "prune"),
+)
+"""The names of the calls of a store, and of its run history."""
 
 
 class Call(NamedTuple):
@@ -414,6 +418,43 @@ class FaultyStore:
             "watch", (groups, on_wake), lambda: self._store.watch(groups, on_wake)
         )
 
+    @property
+    def history(self) -> FaultyHistory | None:
+        history: History | None = getattr(self._store, "history", None)
+        return None if history is None else FaultyHistory(history, self._faults)
+
+
+class FaultyHistory:
+    """Passes the calls of ``pyncette.store.history.History`` on, with the faults applied."""
+
+    def __init__(self, history: History, faults: Faults) -> None:
+        """Wraps the history of a store."""
+        self._history = history
+        self._faults = faults
+
+    async def prepare(self) -> None:
+        await self._faults.strike("prepare", (), self._history.prepare)
+
+    async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:
+        await self._faults.strike(
+            "append", (runs, totals), lambda: self._history.append(runs, totals)
+        )
+
+    async def runs(self, where: RunFilter, cursor: str | None, limit: int) -> RowsPage:
+        return await self._faults.strike(
+            "runs", (where, cursor, limit), lambda: self._history.runs(where, cursor, limit)
+        )
+
+    async def totals(self, task: str | None, since: int, until: int) -> list[TotalRow]:
+        return await self._faults.strike(
+            "totals", (task, since, until), lambda: self._history.totals(task, since, until)
+        )
+
+    async def prune(self, task: str | None, before: int, limit: int) -> int:
+        return await self._faults.strike(
+            "prune", (task, before, limit), lambda: self._history.prune(task, before, limit)
+        )
+
 
 def faulty(factory: RepositoryFactory, faults: Faults) -> RepositoryFactory:
     """Returns a factory that opens the stores of another factory, with these faults."""
@@ -434,6 +475,7 @@ __all__ = [
     "Fail",
     "Fault",
     "Faults",
+    "FaultyHistory",
     "FaultyStore",
     "Gate",
     "LoseAnswer",

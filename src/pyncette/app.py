@@ -43,6 +43,7 @@ from pyncette.model import (
 from pyncette.observers import Observers
 from pyncette.opening import open_context
 from pyncette.options import at_least_one
+from pyncette.recorder import RunHistory
 from pyncette.retry import Retry
 from pyncette.schedule import CalendarFunction, Calendars, Schedule
 from pyncette.sqlite import sqlite_repository
@@ -210,6 +211,7 @@ class Pyncette:
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
         self._observers = Observers()
+        self._history: RunHistory | None = None
         _warn_of_unknown(configuration)
 
     # Declaring.
@@ -615,6 +617,7 @@ class Pyncette:
             self._raise_task_errors,
             self._worker_tags,
             None if self._block_warning is None else self._block_warning.total_seconds(),
+            self._history,
         )
         return open_context(parts, context_items or {})
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import nullcontext
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,6 +29,7 @@ from pyncette.bulk import (
     RebalanceResult,
 )
 from pyncette.calls.bulk import Bulk, remove_one
+from pyncette.calls.history import run_totals, runs
 from pyncette.calls.identity import identity_of
 from pyncette.calls.inventory import Inventory
 from pyncette.calls.joined import JoinedRequests, joined_requests
@@ -53,6 +62,9 @@ from pyncette.model import (
     PauseState,
     Process,
     RunCounts,
+    RunOutcome,
+    RunsPage,
+    RunTotals,
     TaskCount,
     TaskState,
     UnknownTask,
@@ -61,6 +73,7 @@ from pyncette.model import (
 )
 from pyncette.observers import Observers, Reporter
 from pyncette.options import check_flag
+from pyncette.recorder import Recorder, RunHistory
 from pyncette.schedule import Calendars, Schedule
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
@@ -79,6 +92,9 @@ logger: Final = logging.getLogger(__name__)
 
 CLOSING_PATIENCE_S: Final = 10.0
 """How long closing retries the writes that are left, if the store does not answer."""
+
+CLOSING_HISTORY_PATIENCE_S: Final = 3.0
+"""How long of that it tries to write what is left of the run history."""
 
 CLOSING_WORD_AFTER_S: Final = 10.0
 """When closing first logs which tasks it waits for; it repeats this with growing pauses."""
@@ -112,6 +128,7 @@ class AppParts(NamedTuple):
     raise_task_errors: bool = False
     worker_tags: frozenset[str] = frozenset()
     block_warning: float | None = None
+    history: RunHistory | None = None
 
 
 class PyncetteContext:
@@ -130,8 +147,10 @@ class PyncetteContext:
         settings: Settings,
         background: Background,
         reporter: Reporter,
+        recorder: Recorder | None = None,
     ) -> None:
         self.clock = clock
+        self._recorder = recorder
         self._store = store
         self._settings = settings
         self._names = {name for name, _ in parts.fixtures}
@@ -862,6 +881,66 @@ class PyncetteContext:
         """
         return await without_worker(self._requests, self._worker.declared())
 
+    async def runs(
+        self,
+        task: Task | None = None,
+        instance_name: str | None = None,
+        *,
+        outcomes: Collection[RunOutcome] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> RunsPage:
+        """Returns a page of the run history: attempts that have ended, the last ones first.
+
+        The history is written by workers with ``pyncette.history.use_history``, some seconds
+        later than the attempts end. It can be read without that. What this context itself has run
+        is written before. Attempts that end meanwhile are not on later pages.
+
+        Args:
+            task: Only attempts of this static task, of this instance, or of all instances of this
+                template; None: of all tasks on this store, also those of other apps.
+            instance_name: Only attempts of this instance, if ``task`` is its template.
+            outcomes: Only attempts that ended in one of these ways; None: in any way.
+            since: Only attempts that ended at or after this (naive: local time).
+            until: Only attempts that ended before this; likewise.
+            cursor: Where to go on: that of the page before, with the same other arguments.
+            limit: How many at most, up to 1,000.
+
+        Raises:
+            ValueError: A value is not valid.
+            TypeError: A value is of a wrong type.
+            StoreError: The store failed.
+        """
+        if self._recorder is not None:
+            await self._recorder.flush()
+        return await runs(
+            self._requests, task, instance_name, outcomes, since, until, cursor, limit
+        )
+
+    async def run_totals(
+        self, since: datetime, until: datetime | None = None, *, task: Task | None = None
+    ) -> list[RunTotals]:
+        """Returns how many attempts have ended in each minute, from the run history.
+
+        Args:
+            since: Minutes that began at or after this (naive: local time).
+            until: Minutes that began before this; None: all later ones.
+            task: Only of this static task or template; None: of all tasks on this store.
+
+        Returns:
+            For each minute and task in which any have ended, in the order of the minutes; the
+            latest 50,000, if there are more.
+
+        Raises:
+            TypeError: A value is of a wrong type.
+            StoreError: The store failed.
+        """
+        if self._recorder is not None:
+            await self._recorder.flush()
+        return await run_totals(self._requests, since, until, task)
+
     async def rebalance(
         self,
         task: PartitionedTask,
@@ -1009,6 +1088,9 @@ class PyncetteContext:
         started = realtime.monotonic()
         await self._worker.membership.left()
         await self._worker.writes.close(CLOSING_PATIENCE_S)
+        if self._recorder is not None:
+            left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
+            await self._recorder.close(min(max(left_s, 0.0), CLOSING_HISTORY_PATIENCE_S))
         left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
         await self._requests.close(max(left_s, 0.0))
 

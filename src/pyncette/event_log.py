@@ -63,6 +63,14 @@ def _store_up(event: events.StoreUp) -> None:
     logger.info("The store answers again")
 
 
+def _history_lost(event: events.HistoryLost) -> None:
+    logger.warning(
+        "%d attempts are missing in the run history, which has no effect on the runs: %s",
+        event.attempts,
+        event.reason,
+    )
+
+
 def _started(event: events.Started) -> None:
     logger.debug(
         "Task %s starts attempt %d of the run planned for %s",
@@ -182,6 +190,7 @@ _LINES: Final[dict[type[events.Event], Callable[[Any], None]]] = {
     events.WorkerLeft: _left,
     events.StoreDown: _store_down,
     events.StoreUp: _store_up,
+    events.HistoryLost: _history_lost,
     events.Started: _started,
     events.NotStarted: _not_started,
     events.NotStartedAgain: _not_started_again,

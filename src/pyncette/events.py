@@ -26,6 +26,7 @@ __all__ = [
     "Event",
     "Failed",
     "GivenUp",
+    "HistoryLost",
     "LeaseLost",
     "LoopAnswered",
     "Missed",
@@ -105,6 +106,19 @@ class StoreDown(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUp(Event):
     """The store answers again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLost(Event):
+    """Attempts are missing in the run history; told at growing intervals while that goes on.
+
+    Attributes:
+        attempts: How many, since it was last told.
+        reason: Why, as a clause.
+    """
+
+    attempts: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,9 +311,11 @@ class AttemptEnded(RunEvent):
 
     Attributes:
         started_at: When it started.
+        due_at: When the occurrence came due: at its planned time, or after its jitter.
     """
 
     started_at: datetime
+    due_at: datetime
 
     @property
     def took(self) -> timedelta:

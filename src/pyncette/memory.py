@@ -31,6 +31,7 @@ from pyncette.store import (
     count_by_scan,
     next_version,
 )
+from pyncette.store.memory_history import MemoryHistory
 from pyncette.store.record import ABSENT, ANY, Delete, Patch, Put, Record, State, record_of
 
 _GONE: Final = Applied(ABSENT)
@@ -169,9 +170,14 @@ class _Watch:
 
 
 class MemoryStore:
-    """See ``pyncette.store.Store``."""
+    """See ``pyncette.store.Store``.
+
+    Attributes:
+        history: The run history, see ``pyncette.store.history``.
+    """
 
     def __init__(self) -> None:
+        self.history = MemoryHistory()
         self._shelves: dict[str, _Shelf] = {}
         self._watches: list[_Watch] = []
 

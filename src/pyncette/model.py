@@ -592,6 +592,81 @@ class WorkerState:
     tags: frozenset[str] = frozenset()
 
 
+RunOutcome = Literal["succeeded", "failed", "timed_out", "skipped", "postponed", "cancelled"]
+"""How an attempt ended, in the run history."""
+
+RUN_OUTCOMES: Final[tuple[RunOutcome, ...]] = get_args(RunOutcome)
+"""All of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """An attempt that has ended, from the run history (``pyncette.history``).
+
+    Attributes:
+        task: The name of the static task or of the template.
+        instance: The name of the instance; None: the task is static.
+        execution_id: The same for all attempts of the occurrence, see ``Context``.
+        attempt: The number of the attempt; the first one is 1.
+        planned_at: The planned time of the occurrence, aware UTC; likewise the other times.
+        started_at: When the body started.
+        ended_at: When it ended.
+        worker: The name of the worker.
+        outcome: ``"succeeded"``, ``"failed"``, ``"timed_out"``, ``"skipped"`` (the body raised
+            ``Skip``), ``"postponed"`` (``RetryIn``) or ``"cancelled"``; a plain string.
+        error: The error, or the reason that it gave, in one line of at most 2,000 characters; None
+            if it has succeeded.
+    """
+
+    task: str
+    instance: str | None
+    execution_id: str
+    attempt: int
+    planned_at: datetime
+    started_at: datetime
+    ended_at: datetime
+    worker: str
+    outcome: RunOutcome
+    error: str | None = None
+
+
+class RunsPage(NamedTuple):
+    """One page of the run history.
+
+    Attributes:
+        runs: Some attempts, those that ended last first; perhaps fewer than the limit, or none,
+            even if more follow.
+        cursor: For the next call; None at the end.
+    """
+
+    runs: list[Run]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """The attempts of one task that ended in one minute, of all workers together.
+
+    Attributes:
+        task: The name of the static task, or of the template: then all of its instances.
+        minute: When the minute began, aware UTC.
+        succeeded: How many have succeeded.
+        failed: How many have failed or timed out.
+        other: How many were skipped, postponed or cancelled.
+        took: How long they took, all together.
+        lateness_max: By how much the latest of them started after its occurrence came due; later
+            attempts of an occurrence do not count.
+    """
+
+    task: str
+    minute: datetime
+    succeeded: int
+    failed: int
+    other: int
+    took: timedelta
+    lateness_max: timedelta
+
+
 ContinuationToken = NewType("ContinuationToken", str)
 """Where the next page of a listing begins. Opaque: pass it to the next call."""
 

@@ -95,11 +95,14 @@ class Observers:
         others = tuple(kind for kind in kinds if not issubclass(kind, Detail))
         if others or not kinds:
             self._observers.append(_Observer(handler, others or (Event,)))
+            self.note_wanted(others or (Event,))
         if details:
             self._of_details.append(_Observer(handler, details))
-        self._of_runs = any(
+
+    def note_wanted(self, kinds: tuple[type[Event], ...]) -> None:
+        """Notes that a handler wants events of these kinds, which may be told only then."""
+        self._of_runs = self._of_runs or any(
             issubclass(kind, wanted) or issubclass(wanted, kind)
-            for _, kinds in self._observers
             for wanted in kinds
             for kind in _OF_RUNS
         )
@@ -134,18 +137,19 @@ class Observers:
 
     def tell(self, event: Event) -> None:
         """Calls the handlers that want an event, the log first."""
-        self._call(self._log, event)
+        self.call(self._log, event)
         for handler, kinds in self._observers:
             if isinstance(event, kinds):
-                self._call(handler, event)
+                self.call(handler, event)
 
     def tell_detail(self, event: Detail) -> None:
         """The same for a step of the engine, which the log does not want."""
         for handler, kinds in self._of_details:
             if isinstance(event, kinds):
-                self._call(handler, event)
+                self.call(handler, event)
 
-    def _call(self, handler: Handler, event: Event) -> None:
+    def call(self, handler: Handler, event: Event) -> None:
+        """Calls one handler. What it raises is logged once, and breaks nothing."""
         try:
             handler(event)
         except (KeyboardInterrupt, SystemExit):
@@ -182,6 +186,23 @@ class Reporter:
         self._clock = clock
         self._worker = worker_name
         self.tell: Callable[[Event], None] = observers.tell
+
+    def add(self, handler: Handler, *kinds: type[Event]) -> None:
+        """Adds a handler of events of this worker alone, which are called after all others.
+
+        Args:
+            handler: It is called with each event.
+            kinds: The classes of events that it wants; none of them is a ``Detail``.
+        """
+        tell = self.tell
+
+        def tell_both(event: Event) -> None:
+            tell(event)
+            if isinstance(event, kinds):
+                self.observers.call(handler, event)
+
+        self.tell = tell_both
+        self.observers.note_wanted(kinds)
 
     def here(self) -> Here:
         """Returns what an event says that happens now."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from pyncette import chance
+from pyncette.calls.history import required_history
 from pyncette.calls.writing import Patience
 from pyncette.clock import Clock, StoreClock, corrected, realtime
 from pyncette.context import AppParts, PyncetteContext, check_context_name
@@ -23,6 +24,7 @@ from pyncette.errors import StoreError, StoreUnavailableError, as_public, descri
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.observers import Reporter
 from pyncette.options import at_least_one
+from pyncette.recorder import Recorder
 from pyncette.schedule import UnreadableHere
 from pyncette.store import check_store
 from pyncette.store.deadline import DeadlineStore
@@ -87,6 +89,11 @@ async def open_context(
                 settings.concurrency_limit,
                 getattr(running, "concurrency_limit", settings.concurrency_limit),
             )
+            recorder = None
+            if parts.history is not None:
+                history = required_history(store.history, store.name)
+                await patience.opens(history.prepare)
+                recorder = Recorder(history, parts.history, clock, closing.background, reporter)
             context = PyncetteContext(
                 parts,
                 store,
@@ -95,6 +102,7 @@ async def open_context(
                 settings._replace(concurrency_limit=limit),
                 closing.background,
                 reporter,
+                recorder,
             )
             partitions = context._worker.partitions
             await patience.opens(lambda: check_templates(store, clock, parts.tasks, partitions))

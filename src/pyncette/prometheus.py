@@ -84,6 +84,7 @@ def use_prometheus(
         app.on_event(runs.started, events.Started)
         app.on_event(runs.ended, events.AttemptEnded)
         app.on_event(runs.behind, events.Behind)
+        app.on_event(lambda event: metrics.lost.inc(event.attempts), events.HistoryLost)
 
 
 class _Series:
@@ -171,12 +172,13 @@ class _Metrics(NamedTuple):
     ticks: _Series
     repository: _Operations
     lag: Gauge
+    lost: Counter
 
 
 @functools.cache
 def _metrics() -> _Metrics:
     try:
-        from prometheus_client import Gauge, Histogram
+        from prometheus_client import Counter, Gauge, Histogram
     except ImportError as error:
         raise ImportError(
             "use_prometheus needs the package prometheus-client, which is not installed: "
@@ -198,6 +200,7 @@ def _metrics() -> _Metrics:
             "How late the event loop of the worker answered when it was asked last",
             multiprocess_mode="livemax",
         ),
+        Counter("pyncette_history_lost", "Attempts that are missing in the run history"),
     )
 
 

@@ -311,6 +311,14 @@ class SyncContext:
     def tasks_without_worker(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.tasks_without_worker``."""
 
+    @_blocking(PyncetteContext.runs)
+    def runs(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.runs``."""
+
+    @_blocking(PyncetteContext.run_totals)
+    def run_totals(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.run_totals``."""
+
     @_served(PyncetteContext.schedule_tasks)
     def schedule_tasks(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.schedule_tasks``.

@@ -22,7 +22,7 @@ from tests.faulty_store import Fail, Faults, Gate, faulty
 from tests.support import START, Bench, after, micros, run
 
 from pyncette import Context, Pyncette, PyncetteContext
-from pyncette.events import LoopAnswered
+from pyncette.events import HistoryLost, LoopAnswered
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
 from pyncette.observers import Reporter
@@ -522,3 +522,16 @@ def test_the_lag_of_the_event_loop_is_a_gauge(scrape: Callable[[], Scrape]) -> N
 
     asyncio.run(main())
     assert scrape().value("event_loop_lag_seconds") > 0
+
+
+def test_attempts_that_are_missing_in_the_history_are_counted(
+    scrape: Callable[[], Scrape],
+) -> None:
+    bench = Bench()
+    use_prometheus(bench.app)
+    before = scrape()
+    reporter = Reporter(bench.app._observers, bench.clock, "worker")
+    for attempts in (3, 4):
+        reporter.tell(HistoryLost(**reporter.here(), attempts=attempts, reason="it is full"))
+    added = scrape().value("history_lost_total") - before.value("history_lost_total")
+    assert added == 7

@@ -25,6 +25,7 @@ from pyncette.engine.heartbeats import BeatPlan
 from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.engine.run_events import (
     AboutRun,
+    Ran,
     about_run,
     execution_id,
     planned_at,
@@ -471,11 +472,10 @@ class Execution:
     # What is told of the body. The handlers are called in the asyncio task of the run.
 
     def _tell_start(self) -> None:
-        due_at = from_microseconds(rules.came_due(self.reading) or 0)
         self._parts.worker.reporter.tell(
             events.Started(
                 **self.about(),
-                due_at=due_at,
+                due_at=self._came_due(),
                 origin=origin_in(self.reading.progress.incarnation),
             )
         )
@@ -483,20 +483,20 @@ class Execution:
     def _tell_success(self) -> None:
         rare = self.rare
         if rare is None or (rare.failure is None and not rare.interrupted):
-            event = events.Succeeded(**self.about(), started_at=self._started_at())
+            event = events.Succeeded(**self.about(), **self._ran())
             self._parts.worker.reporter.tell(event)
 
     def _tell_failure(self, error: BaseException, failure: Failure, what_follows: str) -> None:
-        parts, about, started_at = self._parts, self.about(), self._started_at()
+        parts, about, ran = self._parts, self.about(), self._ran()
         tell = parts.worker.reporter.tell
         if failure.outcome is Outcome.SKIPPED:
-            tell(events.SkippedByBody(**about, started_at=started_at, reason=failure.error))
+            tell(events.SkippedByBody(**about, **ran, reason=failure.error))
         elif failure.outcome is Outcome.POSTPONED:
             delay = timedelta(microseconds=failure.delay or 0)
             tell(
                 events.Postponed(
                     **about,
-                    started_at=started_at,
+                    **ran,
                     delay=delay,
                     reason=failure.error,
                     what_follows=what_follows,
@@ -508,7 +508,7 @@ class Execution:
             tell(
                 (events.TimedOut if timed_out else events.Failed)(
                     **about,
-                    started_at=started_at,
+                    **ran,
                     error=failure.error,
                     exception=error,
                     what_follows=what_follows,
@@ -519,12 +519,16 @@ class Execution:
     def _tell_cancelled(self, by_worker: bool, reason: str) -> None:
         if self._started is not None:
             event = events.Cancelled(
-                **self.about(), started_at=self._started_at(), by_worker=by_worker, reason=reason
+                **self.about(), **self._ran(), by_worker=by_worker, reason=reason
             )
             self._parts.worker.reporter.tell(event)
 
-    def _started_at(self) -> datetime:
-        return from_microseconds(self._started or 0)
+    def _ran(self) -> Ran:
+        started_at = from_microseconds(self._started or 0)
+        return {"started_at": started_at, "due_at": self._came_due()}
+
+    def _came_due(self) -> datetime:
+        return from_microseconds(rules.came_due(self.reading) or 0)
 
     def _lease_end(self) -> datetime:
         return from_microseconds(self.reading.record.due_at or 0)

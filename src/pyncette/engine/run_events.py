@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
@@ -33,6 +33,13 @@ class AboutRun(AboutTask):
     attempt: int
     attempts: int | None
     planned_at: datetime
+
+
+class Ran(TypedDict):
+    """What all events of the end of an attempt say."""
+
+    started_at: datetime
+    due_at: datetime
 
 
 def about_task(here: Here, task: Task, key: str, label: str) -> AboutTask:

@@ -18,6 +18,7 @@ from pyncette.connections import Do, Link
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.options import one_of
 from pyncette.sqlite.errors import is_busy
+from pyncette.sqlite.history import SqliteHistory
 from pyncette.sqlite.joined import JoinedSqlite
 from pyncette.sqlite.table import SqliteTable
 from pyncette.sqlite.thread import BUSY_DEADLINE_S, ConnectionThread
@@ -117,7 +118,11 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
 
 
 class SqliteStore:
-    """See ``pyncette.store.Store``. Made by ``sqlite_repository``."""
+    """See ``pyncette.store.Store``. Made by ``sqlite_repository``.
+
+    Attributes:
+        history: The run history, see ``pyncette.store.history``.
+    """
 
     def __init__(self, options: SqliteOptions) -> None:
         self._options = options
@@ -136,6 +141,7 @@ class SqliteStore:
             options.synchronous.upper(),
             self._changed,
         )
+        self.history = SqliteHistory(self._thread.call, options.table_name, self._place)
 
     async def open(self) -> None:
         """Opens the database and creates the table if it is missing."""

@@ -35,6 +35,7 @@ from pyncette.store import (
     Watch,
     Write,
 )
+from pyncette.store.history import History, RowsPage, RunFilter, RunRow, TotalRow
 from pyncette.store.record import Record
 from pyncette.store.sql.joined import Joined
 
@@ -123,6 +124,17 @@ class DeadlineStore:
     async def now(self) -> int | None:
         return await self._bounded("now", self._store.now())
 
+    @property
+    def history(self) -> DeadlineHistory | None:
+        """The run history of the store; None if it cannot keep one."""
+        history: History | None = getattr(self._store, "history", None)
+        return None if history is None else DeadlineHistory(history, self._bounded)
+
+    @property
+    def name(self) -> str:
+        """What the store is, for messages."""
+        return type(self._store).__name__
+
     async def joined(self, link: Link) -> Joined:
         """Returns the calls of the store on a connection of the application.
 
@@ -152,7 +164,7 @@ class DeadlineStore:
 
     def _without_transactions(self) -> TypeError:
         return TypeError(
-            f"The store of this app ({type(self._store).__name__}) cannot take part in a "
+            f"The store of this app ({self.name}) cannot take part in a "
             "transaction: those in SQLite files, PostgreSQL, MySQL and MariaDB can"
         )
 
@@ -164,3 +176,36 @@ class DeadlineStore:
 
     async def watch(self, groups: Collection[str], on_wake: WakeCallback) -> Watch | None:
         return await self._bounded("watch", self._store.watch(groups, on_wake))
+
+
+class DeadlineHistory:
+    """Passes calls on to the run history of a store; see ``pyncette.store.history.History``."""
+
+    def __init__(self, history: History, bounded: Callable[..., Awaitable[Any]]) -> None:
+        """Wraps it; ``bounded`` makes a call."""
+        self._history = history
+        self._bounded = bounded
+
+    async def prepare(self) -> None:
+        await self._bounded("history.prepare", self._history.prepare())
+
+    async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:
+        await self._bounded("history.append", self._history.append(runs, totals))
+
+    async def runs(self, where: RunFilter, cursor: str | None, limit: int) -> RowsPage:
+        page: RowsPage = await self._bounded(
+            "history.runs", self._history.runs(where, cursor, limit)
+        )
+        return page
+
+    async def totals(self, task: str | None, since: int, until: int) -> list[TotalRow]:
+        found: list[TotalRow] = await self._bounded(
+            "history.totals", self._history.totals(task, since, until)
+        )
+        return found
+
+    async def prune(self, task: str | None, before: int, limit: int) -> int:
+        removed: int = await self._bounded(
+            "history.prune", self._history.prune(task, before, limit)
+        )
+        return removed

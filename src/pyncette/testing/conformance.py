@@ -22,6 +22,7 @@ from pyncette.testing.suite.choosing import Choosing  # noqa: E402
 from pyncette.testing.suite.claiming import Claiming  # noqa: E402
 from pyncette.testing.suite.editing import Editing  # noqa: E402
 from pyncette.testing.suite.harness import Place  # noqa: E402
+from pyncette.testing.suite.history import Remembering  # noqa: E402
 from pyncette.testing.suite.machine import Agreeing  # noqa: E402
 from pyncette.testing.suite.reading import Reading  # noqa: E402
 from pyncette.testing.suite.sharing import Sharing  # noqa: E402
@@ -30,7 +31,9 @@ from pyncette.testing.suite.writing import Writing  # noqa: E402
 __all__ = ["Place", "StoreConformance"]
 
 
-class StoreConformance(Claiming, Choosing, Writing, Reading, Editing, Sharing, Agreeing):
+class StoreConformance(
+    Claiming, Choosing, Writing, Reading, Editing, Sharing, Remembering, Agreeing
+):
     """Inherit from this class, and add a fixture ``place`` that returns an empty ``Place``.
 
     Class attributes:
@@ -42,6 +45,8 @@ class StoreConformance(Claiming, Choosing, Writing, Reading, Editing, Sharing, A
       (``bounded``). Set False if the database cannot; the store then ignores ``bounded``.
     * ``edits = False``: set True and override ``edit``, which changes a column of a row without
       the store, and returns False if the database refuses the value.
+    * ``prunes = True``: ``prune`` of the run history removes rows at once. The tests of the history
+      are skipped if the store has none.
     * ``index_lags = False``: a claim may miss a record that was just written. Also override
       ``async def index_catches_up(self, store)``.
     """

@@ -1,0 +1,411 @@
+"""Writes the run history: what the events of a worker tell, in batches, aside from its work.
+
+A handler takes what has ended into a queue in memory, and an internal task writes it about once a
+second, or when a batch is full. Nothing waits for that, and nothing depends on it: if the queue is
+full, attempts are missing in the history, which is counted and told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+from pyncette import chance, events
+from pyncette.clock import Clock, realtime, to_microseconds
+from pyncette.engine.background import Background
+from pyncette.errors import ERROR_CHARACTERS_MAX, StoreError, StoreUnavailableError, describe
+from pyncette.model import RunOutcome
+from pyncette.observers import Reporter
+from pyncette.store.deadline import DeadlineHistory
+from pyncette.store.history import MINUTE, RunRow, TotalRow
+
+logger: Final = logging.getLogger(__name__)
+
+QUEUE_MAX: Final = 20_000
+"""Maximum attempts that wait to be written."""
+
+TOTALS_MAX: Final = 10_000
+"""Maximum totals, one for a task and a minute, that wait to be written."""
+
+BATCH_MAX: Final = 500
+"""Maximum attempts, and totals, in one batch."""
+
+FLUSH_AFTER_S: Final = 1.0
+"""How long an attempt waits at most for others, before it is written."""
+
+RETRY_AFTER_S_MAX: Final = 30.0
+"""The longest pause before a batch is tried again, if the store is not available."""
+
+RETRY_AFTER_CLOSING_S: Final = 0.05
+"""The first such pause while the app is closed; it doubles."""
+
+PRUNE_AFTER_S: Final = 60.0
+"""How often a worker looks for what is to be removed, by the app's clock."""
+
+PRUNE_STEP: Final = 1_000
+"""Maximum attempts that are removed at once."""
+
+PRUNE_PAUSE_S: Final = 0.1
+"""The pause between two such steps, if nothing is to be written meanwhile."""
+
+JUMP_S: Final = 60.0
+"""By how much the clock must have moved apart from monotonic time to count as set anew."""
+
+JUMP_GRACE_S: Final = 600.0
+"""For how long nothing is removed then: it may have been set wrongly."""
+
+TELL_AFTER_S_MAX: Final = 60.0
+"""The longest interval at which it is told that attempts are lost."""
+
+
+class RunHistory:
+    """The run history of an app, as ``use_history`` was told.
+
+    Attributes:
+        keep: For how long an attempt is kept.
+        per_task: About how many attempts of a static task, or of all instances of a template, are
+            kept; None: all that are not too old.
+        lost: How many attempts of this process are missing in the history, because the store was
+            not available or too slow.
+    """
+
+    def __init__(self, keep: timedelta, per_task: int | None) -> None:
+        self.keep = keep
+        self.per_task = per_task
+        self.lost: int = 0
+
+
+class _Batch(NamedTuple):
+    rows: list[RunRow]
+    totals: list[TotalRow]
+
+
+class _Total:
+    """What has ended of a task in a minute, and is not written yet."""
+
+    __slots__ = ("failed", "lateness_max", "other", "succeeded", "took")
+
+    def __init__(self) -> None:
+        self.succeeded = self.failed = self.other = self.took = self.lateness_max = 0
+
+
+class Recorder:
+    """Writes the history of one worker."""
+
+    def __init__(
+        self,
+        history: DeadlineHistory,
+        options: RunHistory,
+        clock: Clock,
+        background: Background,
+        reporter: Reporter,
+    ) -> None:
+        """Writes nothing until the worker joins."""
+        self._history = history
+        self._options = options
+        self._clock = clock
+        self._background = background
+        self._reporter = reporter
+        self._queue: deque[RunRow] = deque()
+        self._totals: dict[tuple[int, str], _Total] = {}
+        self._pending: _Batch | None = None
+        self._ids = count(chance.current().getrandbits(61))
+        self._some = asyncio.Event()
+        self._full = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._retry_after_s = FLUSH_AFTER_S
+        self._reason = "the app was closed before they were written"
+        self._untold = 0
+        self._tell_at = 0.0
+        self._tell_after_s = FLUSH_AFTER_S
+        self._pruner = _Pruner(history, options, clock)
+        reporter.add(self.joined, events.WorkerJoined)
+        reporter.add(self.ended, events.AttemptEnded)
+
+    # Handlers of events.
+
+    def joined(self, event: events.WorkerJoined) -> None:
+        """The worker begins to run."""
+        if self._task is None:
+            self._task = self._background.start(self._work(), "pyncette history")
+
+    def ended(self, event: events.AttemptEnded) -> None:
+        """Takes an attempt into the queue."""
+        kind = type(event)
+        outcome, error = "succeeded", None
+        if kind is not events.Succeeded:
+            outcome, error = _OUTCOMES[kind](event)
+        started_at, ended_at = to_microseconds(event.started_at), to_microseconds(event.at)
+        task = event.task
+        self._add_total(event, outcome, started_at, ended_at)
+        queue = self._queue
+        if len(queue) >= QUEUE_MAX:
+            self._note_lost(1, f"{QUEUE_MAX:,} attempts wait to be written, and no more may")
+            return
+        queue.append(
+            RunRow(
+                ended_at,
+                next(self._ids),
+                task,
+                event.instance,
+                event.execution_id,
+                event.attempt,
+                to_microseconds(event.planned_at),
+                started_at,
+                event.worker,
+                outcome,
+                None if error is None else error[:ERROR_CHARACTERS_MAX],
+            )
+        )
+        if len(queue) == 1:
+            self._some.set()
+        elif len(queue) == BATCH_MAX:
+            self._full.set()
+
+    def _add_total(
+        self, event: events.AttemptEnded, outcome: str, started_at: int, ended_at: int
+    ) -> None:
+        totals = self._totals
+        place = (ended_at - ended_at % MINUTE, event.task)
+        total = totals.get(place)
+        if total is None:
+            if len(totals) >= TOTALS_MAX:
+                return  # its attempt is lost as well
+            total = totals[place] = _Total()
+        if outcome == "succeeded":
+            total.succeeded += 1
+        elif outcome in ("failed", "timed_out"):
+            total.failed += 1
+        else:
+            total.other += 1
+        total.took += ended_at - started_at
+        if event.attempt == 1:
+            lateness = started_at - to_microseconds(event.due_at)
+            if lateness > total.lateness_max:
+                total.lateness_max = lateness
+
+    # The internal task.
+
+    async def _work(self) -> None:
+        while True:
+            if not self._waiting:
+                await _wait(self._some, PRUNE_PAUSE_S if self._pruner.more else PRUNE_AFTER_S)
+            if self._waiting:
+                await _wait(self._full, self._retry_after_s)
+            await self._flush_once()
+            await self._pruner.step()
+
+    @property
+    def _waiting(self) -> bool:
+        return bool(self._queue or self._pending)
+
+    async def flush(self) -> None:
+        """Writes what waits now; returns early if the store is not available."""
+        for _ in range(len(self._queue) // BATCH_MAX + 2):
+            if not self._waiting or not await self._flush_once():
+                return
+
+    async def _flush_once(self) -> bool:
+        """Writes a batch; returns whether more may be written at once."""
+        async with self._writing:
+            batch = self._pending = self._pending or self._take()
+            if batch is None:
+                return True
+            try:
+                await self._history.append(batch.rows, batch.totals)
+            except StoreUnavailableError as error:
+                # It is repeated as it is: the store knows what it has of it already.
+                self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S_MAX)
+                self._full.clear()
+                self._reason = describe(error)
+                return False
+            except (StoreError, ValueError) as error:
+                self._note_lost(len(batch.rows), describe(error))
+            else:
+                self._retry_after_s = FLUSH_AFTER_S
+                if self._options.per_task is not None:
+                    for total in batch.totals:
+                        self._pruner.ran(total.task)
+            self._pending = None
+            return True
+
+    def _take(self) -> _Batch | None:
+        queue = self._queue
+        rows = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
+        if len(queue) < BATCH_MAX:
+            self._full.clear()
+        if not queue:
+            self._some.clear()
+        if not rows:
+            # Totals never go alone: what is repeated is recognised by its rows.
+            return None
+        totals = []
+        for place in list(self._totals)[:BATCH_MAX]:
+            total = self._totals.pop(place)
+            totals.append(
+                TotalRow(
+                    *place,
+                    total.succeeded,
+                    total.failed,
+                    total.other,
+                    total.took,
+                    total.lateness_max,
+                )
+            )
+        return _Batch(rows, totals)
+
+    def _note_lost(self, attempts: int, reason: str) -> None:
+        self._options.lost += attempts
+        self._untold += attempts
+        now = realtime.monotonic()
+        if now >= self._tell_at:
+            calm = now >= self._tell_at + TELL_AFTER_S_MAX
+            self._tell_after_s = (
+                FLUSH_AFTER_S if calm else min(2 * self._tell_after_s, TELL_AFTER_S_MAX)
+            )
+            self._tell_at = now + self._tell_after_s
+            self._tell_lost(reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        attempts, self._untold = self._untold, 0
+        self._reporter.tell(
+            events.HistoryLost(**self._reporter.here(), attempts=attempts, reason=reason)
+        )
+
+    async def close(self, patience_s: float) -> None:
+        """Writes what is left, for so many seconds at most; the rest is lost."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        pause_s = RETRY_AFTER_CLOSING_S
+        try:
+            async with realtime.timeout(patience_s):
+                while self._waiting:
+                    if not await self._flush_once():
+                        await realtime.sleep(pause_s)
+                        pause_s = min(2 * pause_s, FLUSH_AFTER_S)
+        except TimeoutError:
+            pass
+        lost = len(self._queue) + (0 if self._pending is None else len(self._pending.rows))
+        self._options.lost += lost
+        self._untold += lost
+        if self._untold:
+            self._tell_lost(self._reason)
+
+
+class _Pruner:
+    """Removes what is too old, or too much, in small steps."""
+
+    def __init__(self, history: DeadlineHistory, options: RunHistory, clock: Clock) -> None:
+        self._history = history
+        self._options = options
+        self._clock = clock
+        self._began: tuple[float, int] | None = None
+        self._quiet_until = 0.0
+        # What is to be done: a task whose attempts are counted, or what is older than an instant.
+        self._jobs: deque[tuple[str | None, int | None]] = deque()
+        self._ran: set[str] = set()
+
+    @property
+    def more(self) -> bool:
+        """Whether there is more to remove."""
+        return bool(self._jobs)
+
+    def ran(self, task: str) -> None:
+        """Attempts of this task were written."""
+        self._ran.add(task)
+
+    async def step(self) -> None:
+        """Removes at most ``PRUNE_STEP`` attempts, if there is something to remove."""
+        if not self._jobs:
+            self._begin()
+        if not self._jobs:
+            return
+        task, before = self._jobs.popleft()
+        try:
+            if before is None:
+                assert task is not None
+                before = await self._first_kept(task)
+            if before is None:
+                return
+            if await self._history.prune(task, before, PRUNE_STEP) >= PRUNE_STEP:
+                self._jobs.appendleft((task, before))
+        except StoreError as error:
+            # Once more in a minute: nothing depends on it.
+            self._jobs.clear()
+            logger.debug("Nothing is removed from the run history for now: %s", describe(error))
+
+    def _begin(self) -> None:
+        elapsed, now = self._clock.monotonic(), self._clock.microseconds()
+        if self._began is not None:
+            last_elapsed, last_now = self._began
+            passed_s = elapsed - last_elapsed
+            if passed_s < PRUNE_AFTER_S:
+                return
+            if abs((now - last_now) / 1_000_000 - passed_s) > JUMP_S:
+                self._quiet_until = elapsed + JUMP_GRACE_S
+        self._began = elapsed, now
+        if elapsed < self._quiet_until:
+            return
+        self._jobs.append((None, now - self._keep))
+        if self._options.per_task is not None:
+            self._jobs.extend((task, None) for task in sorted(self._ran))
+            self._ran.clear()
+
+    @property
+    def _keep(self) -> int:
+        return self._options.keep // timedelta(microseconds=1)
+
+    async def _first_kept(self, task: str) -> int | None:
+        """Returns the instant before which a task has more attempts than are kept."""
+        left = self._options.per_task or 0
+        now = self._clock.microseconds()
+        for total in await self._history.totals(task, now - self._keep, now + MINUTE):
+            left -= total.succeeded + total.failed + total.other
+            if left < 0:
+                # Whole minutes: the attempts of this one stay.
+                return total.minute
+        return None
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    """Waits for an event, for so many seconds at most."""
+    with suppress(TimeoutError):
+        async with realtime.timeout(seconds):
+            await event.wait()
+
+
+def _failed(event: events.Failed) -> tuple[RunOutcome, str]:
+    return "failed", event.error
+
+
+def _timed_out(event: events.TimedOut) -> tuple[RunOutcome, str]:
+    return "timed_out", event.error
+
+
+def _skipped(event: events.SkippedByBody) -> tuple[RunOutcome, str]:
+    return "skipped", event.reason
+
+
+def _postponed(event: events.Postponed) -> tuple[RunOutcome, str]:
+    return "postponed", event.reason
+
+
+def _cancelled(event: events.Cancelled) -> tuple[RunOutcome, str]:
+    return "cancelled", event.reason
+
+
+_OUTCOMES: Final[dict[type[events.AttemptEnded], Callable[[Any], tuple[RunOutcome, str]]]] = {
+    events.Failed: _failed,
+    events.TimedOut: _timed_out,
+    events.SkippedByBody: _skipped,
+    events.Postponed: _postponed,
+    events.Cancelled: _cancelled,
+}
