@@ -15,6 +15,7 @@ import aiosqlite
 import asyncmy
 import asyncpg
 import psycopg
+import psycopg2.extras
 import pymysql
 import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
@@ -28,11 +29,13 @@ POSTGRES: Final = (
     "asyncpg pool",
     "psycopg",
     "psycopg blocking",
+    "psycopg2 blocking",
     "sqlalchemy asyncpg connection",
     "sqlalchemy asyncpg session",
     "sqlalchemy psycopg session",
     "sqlalchemy psycopg blocking session",
     "sqlalchemy psycopg blocking connection",
+    "sqlalchemy psycopg2 blocking session",
     "django",
 )
 MYSQL: Final = (
@@ -210,6 +213,12 @@ async def client(
         case "psycopg blocking":
             with psycopg.connect(address, row_factory=psycopg.rows.tuple_row) as other:
                 yield Client(other, blocking=True)
+        case "psycopg2 blocking":
+            older = psycopg2.connect(address, cursor_factory=psycopg2.extras.RealDictCursor)
+            try:
+                yield Client(older, blocking=True)
+            finally:
+                older.close()
         case "asyncmy":
             connection = await asyncmy.connect(**mysql, db=database)
             try:

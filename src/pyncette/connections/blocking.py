@@ -117,6 +117,9 @@ class Psycopg2(_Given):
     def dialect(self) -> Dialect:
         return Dialect.POSTGRES
 
+    def _cursor(self) -> Any:
+        return self.connection.cursor(cursor_factory=sys.modules["psycopg2"].extensions.cursor)
+
     def is_outside(self) -> bool:
         return not self.has_begun()
 
