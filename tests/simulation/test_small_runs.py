@@ -666,7 +666,7 @@ def test_only_a_body_that_has_started_is_told_to_be_cancelled() -> None:
                 place.execution._started = started
                 place.execution._tell_cancelled(True, "its worker is closing")
                 assert _kinds(told) == ["Cancelled"] * (started is not None)
-                instant = to_microseconds(place.execution._started_at())
+                instant = to_microseconds(place.execution._ran()["started_at"])
                 assert instant == (started or 0)
 
     _run(main)
