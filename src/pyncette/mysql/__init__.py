@@ -26,6 +26,9 @@ from pyncette.mysql.connection import (
     driver_of,
     server_of,
 )
+from pyncette.mysql.history import TABLE_NAME_CHARACTERS_MAX as HISTORY_NAME_CHARACTERS_MAX
+from pyncette.mysql.history import MysqlHistory
+from pyncette.mysql.history import history_schema_sql as _history_schema_sql
 from pyncette.mysql.joined import JoinedMysql
 from pyncette.mysql.sql import schema_sql as _schema_sql
 from pyncette.mysql.table import MysqlTable
@@ -170,7 +173,8 @@ def mysql_repository(options: MysqlOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.mysql_pool
     size = options.mysql_pool_size if lender is None else lender.maxsize
-    return SqlStore(table, server.pool, size, server.open, server.join, server.lend)
+    history = MysqlHistory(table.name, server.place, not options.mysql_skip_table_create)
+    return SqlStore(table, server.pool, size, server.open, server.join, server.lend, history)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -182,6 +186,19 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
     return _schema_sql(check_table_name("table_name", table_name))
 
 
+def history_schema_sql(table_name: str = "pyncette_tasks") -> str:
+    """The statements that create the tables of the run history.
+
+    Args:
+        table_name: The name of the table of the records.
+
+    Raises:
+        ValueError: The name is not a lower-case ASCII identifier, or is too long.
+    """
+    check_table_name("table_name", table_name, HISTORY_NAME_CHARACTERS_MAX)
+    return _history_schema_sql(table_name)
+
+
 class _Server:
     """Connects to the server and checks it; makes the pools."""
 
@@ -189,24 +206,24 @@ class _Server:
         self._options = options
         self._table = table
         lent = options.mysql_pool is not None
-        self._place = "MySQL" if lent else options.address().place
+        self.place = "MySQL" if lent else options.address().place
         self._database: str | None = None
 
     def pool(self, size: int, kept: int) -> Pool:
         """A pool with this maximum number of connections."""
-        driver = driver_of(self._place)
+        driver = driver_of(self.place)
         lender = self._options.mysql_pool
         if lender is not None:
-            return Pool(self._place, size, kept, LentConnections(self._place, lender), driver)
-        return Pool(self._place, size, size, OwnConnections(self._options.address()), driver)
+            return Pool(self.place, size, kept, LentConnections(self.place, lender), driver)
+        return Pool(self.place, size, size, OwnConnections(self._options.address()), driver)
 
     def lend(self, size: int) -> Pool:
         """A pool whose sessions have no settings of the store."""
-        driver = driver_of(self._place)
+        driver = driver_of(self.place)
         lender = self._options.mysql_pool
         if lender is not None:
-            return Pool(self._place, max(size - 1, 1), 0, PlainlyLent(lender), driver)
-        return Pool(self._place, size, 0, PlainConnections(self._options.address()), driver)
+            return Pool(self.place, max(size - 1, 1), 0, PlainlyLent(lender), driver)
+        return Pool(self.place, size, 0, PlainConnections(self._options.address()), driver)
 
     async def open(self, users: Pool) -> None:
         """See ``pyncette.store.sql.store.SqlStore``. These servers send no notifications."""
@@ -214,22 +231,22 @@ class _Server:
 
     async def join(self, users: Pool, link: Link) -> JoinedMysql:
         """See ``pyncette.store.sql.store.SqlStore``."""
-        check_dialect(link, Dialect.MYSQL, self._place)
+        check_dialect(link, Dialect.MYSQL, self.place)
         if self._database is None:
             self._database = await users.run(database_of, reads=True)
-        return JoinedMysql(link, self._table.name, self._database, self._place)
+        return JoinedMysql(link, self._table.name, self._database, self.place)
 
     async def _prepare(self, connection: Connection) -> None:
-        if server_of(connection.get_server_info(), self._place).mariadb:
+        if server_of(connection.get_server_info(), self.place).mariadb:
             self._table.use_mariadb()
         columns, engine = await self._table.layout(connection)
         if not columns and not self._options.mysql_skip_table_create:
             await self._table.make(connection)
             columns, engine = await self._table.layout(connection)
-        check_layout(columns, self._table.name, self._place, "mysql")
+        check_layout(columns, self._table.name, self.place, "mysql")
         if engine != "InnoDB":
             raise StoreMisconfiguredError(
-                f"Table '{self._table.name}' in {self._place} is kept by the engine {engine}, "
+                f"Table '{self._table.name}' in {self.place} is kept by the engine {engine}, "
                 "which cannot lock single rows; it must be InnoDB"
             )
         await self._table.check_indexes(connection)

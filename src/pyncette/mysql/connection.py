@@ -31,6 +31,7 @@ from pyncette.store.sql import pool
 CONNECT_TIMEOUT_S: Final = 10.0
 
 DUPLICATE: Final = 1062
+NO_SUCH_TABLE: Final = 1146
 DEADLOCK: Final = 1213
 LOCK_WAIT_TIMEOUT: Final = 1205
 GONE_AWAY: Final = 2006

@@ -28,6 +28,9 @@ from pyncette.postgres.connection import (
     set_up,
     translated,
 )
+from pyncette.postgres.history import TABLE_NAME_CHARACTERS_MAX as HISTORY_NAME_CHARACTERS_MAX
+from pyncette.postgres.history import PostgresHistory
+from pyncette.postgres.history import history_schema_sql as _history_schema_sql
 from pyncette.postgres.joined import JoinedPostgres
 from pyncette.postgres.sql import schema_sql as _schema_sql
 from pyncette.postgres.table import PostgresTable
@@ -105,7 +108,8 @@ def postgres_repository(options: PostgresOptions) -> SqlStore:
     server = _Server(options, table)
     lender = options.postgres_pool
     size = options.postgres_pool_size if lender is None else lender.get_max_size()
-    return SqlStore(table, server.pool, size, server.open, server.join, server.lend)
+    history = PostgresHistory(table.name, server.place, not options.postgres_skip_table_create)
+    return SqlStore(table, server.pool, size, server.open, server.join, server.lend, history)
 
 
 def schema_sql(table_name: str = "pyncette_tasks") -> str:
@@ -117,13 +121,26 @@ def schema_sql(table_name: str = "pyncette_tasks") -> str:
     return _schema_sql(check_table_name("table_name", table_name))
 
 
+def history_schema_sql(table_name: str = "pyncette_tasks") -> str:
+    """The statements that create the tables of the run history and their indexes.
+
+    Args:
+        table_name: The name of the table of the records.
+
+    Raises:
+        ValueError: The name is not a lower-case ASCII identifier, or is too long.
+    """
+    check_table_name("table_name", table_name, HISTORY_NAME_CHARACTERS_MAX)
+    return _history_schema_sql(table_name)
+
+
 class _Server:
     """Connects to the server and checks it; makes the pools; listens."""
 
     def __init__(self, options: PostgresOptions, table: PostgresTable) -> None:
         self._options = options
         self._table = table
-        self._place = place_of(options.postgres_url or "")
+        self.place = place_of(options.postgres_url or "")
         # Whether there is a pooler that shares sessions.
         self._pooled = False
         # The schema of the table, and the database: where they are does not change.
@@ -131,19 +148,19 @@ class _Server:
 
     def pool(self, size: int, kept: int) -> Pool:
         """A pool with this maximum number of connections."""
-        driver = driver_of(self._place)
+        driver = driver_of(self.place)
         lender = self._options.postgres_pool
         if lender is not None:
-            return Pool(self._place, size, 0, LentConnections(lender), driver)
-        return Pool(self._place, size, size, OwnConnections(self._connect), driver)
+            return Pool(self.place, size, 0, LentConnections(lender), driver)
+        return Pool(self.place, size, size, OwnConnections(self._connect), driver)
 
     def lend(self, size: int) -> Pool:
         """A pool whose sessions have no settings of the store."""
-        driver = driver_of(self._place)
+        driver = driver_of(self.place)
         lender = self._options.postgres_pool
         if lender is not None:
-            return Pool(self._place, max(size - 1, 1), 0, LentConnections(lender), driver)
-        return Pool(self._place, size, 0, OwnConnections(self._connect_plainly), driver)
+            return Pool(self.place, max(size - 1, 1), 0, LentConnections(lender), driver)
+        return Pool(self.place, size, 0, OwnConnections(self._connect_plainly), driver)
 
     async def open(self, users: Pool) -> Listener | None:
         """See ``pyncette.store.sql.store.SqlStore``."""
@@ -161,47 +178,47 @@ class _Server:
 
     async def join(self, users: Pool, link: Link) -> JoinedPostgres:
         """See ``pyncette.store.sql.store.SqlStore``."""
-        check_dialect(link, Dialect.POSTGRES, self._place)
+        check_dialect(link, Dialect.POSTGRES, self.place)
         if self._located is None:
             self._located = await users.run(self._table.locate, reads=True)
-        return JoinedPostgres(link, self._table.name, *self._located, self._place)
+        return JoinedPostgres(link, self._table.name, *self._located, self.place)
 
     async def _connect_plainly(self) -> Connection:
         url = self._options.postgres_url or ""
-        return await connect(url, self._place, named=not self._pooled)
+        return await connect(url, self.place, named=not self._pooled)
 
     async def _connect(self) -> Connection:
         connection = await self._connect_plainly()
-        return connection if self._pooled else await set_up(connection, self._place)
+        return connection if self._pooled else await set_up(connection, self.place)
 
     async def _look_for_a_pooler(self, users: Pool) -> None:
-        connection = await connect(self._options.postgres_url or "", self._place, named=True)
+        connection = await connect(self._options.postgres_url or "", self.place, named=True)
         try:
             self._pooled = await is_pooled(connection)
         except BaseException as error:
             connection.terminate()
             if isinstance(error, Exception):
-                raise translated(error, self._place) from error
+                raise translated(error, self.place) from error
             raise
         if self._pooled:
             await close(connection)
         else:
-            await users.keep(await set_up(connection, self._place))
+            await users.keep(await set_up(connection, self.place))
 
     async def _prepare(self, connection: Connection) -> None:
         version = connection.get_server_version()
         if version.major < OLDEST_POSTGRES:
             raise StoreMisconfiguredError(
-                f"{self._place} is PostgreSQL {version.major}.{version.minor}, which is too old: "
+                f"{self.place} is PostgreSQL {version.major}.{version.minor}, which is too old: "
                 f"at least {OLDEST_POSTGRES} is needed"
             )
         encoding = getattr(connection.get_settings(), "server_encoding", "UTF8")
         if encoding != "UTF8":
             raise StoreMisconfiguredError(
-                f"{self._place} holds its texts in {encoding}; names may need any character of UTF8"
+                f"{self.place} holds its texts in {encoding}; names may need any character of UTF8"
             )
         columns = await self._table.columns(connection)
         if not columns and not self._options.postgres_skip_table_create:
             await self._table.make(connection)
             columns = await self._table.columns(connection)
-        check_layout(columns, self._table.name, self._place, "postgres")
+        check_layout(columns, self._table.name, self.place, "postgres")

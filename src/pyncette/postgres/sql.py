@@ -53,7 +53,7 @@ _COLUMNS: Final = ", ".join(
 )
 
 # Columns of a table of that name on the search path; by the indexes of the catalogue.
-_LAYOUT: Final = """\
+LAYOUT: Final = """\
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped ORDER BY attnum"""
 
@@ -64,7 +64,7 @@ WHERE oid = to_regclass($1)"""
 
 # Creates the table unless it exists. If several workers start together, one creates it while the
 # others wait.
-_MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
+MAKE: Final = "SELECT pg_advisory_xact_lock(8247610394451120483);\n{schema}"
 
 # Claims due records: groups by the index on (group, due_at), keys by the primary key. Returns also
 # the soonest instant of each source among the records that it did not take, in rows without a key
@@ -258,9 +258,9 @@ class Statements:
     """
 
     def __init__(self, table: str) -> None:
-        self.layout = _LAYOUT
+        self.layout = LAYOUT
         self.place = _PLACE
-        self.make = _MAKE.format(schema=schema_sql(table))
+        self.make = MAKE.format(schema=schema_sql(table))
         self.claim = _CLAIM.format(
             table=table,
             running=_RUNNING,

@@ -92,7 +92,7 @@ class PostgresTable:
         leases = [source.lease for source in sources]
         if repeated and limit > 0:
             ends = [now + lease for lease in leases]
-            rows = await _fetch(
+            rows = await fetch(
                 connection,
                 self._statements.held,
                 groups,
@@ -110,7 +110,7 @@ class PostgresTable:
                 shares[at] -= 1
         limit -= len(held)
         since = self.low_water_marks.before_claim(groups, now)
-        rows = await _fetch(
+        rows = await fetch(
             connection,
             self._statements.claim,
             groups,
@@ -251,7 +251,7 @@ class PostgresTable:
     ) -> tuple[Any, ...]:
         """Changes the rows that are as expected; returns the rows of the statement's answer."""
         groups, keys, _, expected, tokens = zip(*(batch.batch[at] for at in part), strict=True)
-        [row] = await _fetch(
+        [row] = await fetch(
             connection, statement, list(groups), list(keys), list(expected), list(tokens), *values
         )
         return tuple(row)
@@ -263,7 +263,7 @@ class PostgresTable:
         version = next_version(ABSENT, now)
         changes = zip(*(batch.batch[at].change for at in part), strict=True)
         try:
-            [(groups, keys)] = await _fetch(
+            [(groups, keys)] = await fetch(
                 connection,
                 self._statements.insert,
                 [group for group, _ in places],
@@ -283,7 +283,7 @@ class PostgresTable:
         if not identities:
             return []
         groups, keys = zip(*identities, strict=True)
-        rows = await _fetch(connection, self._statements.get, list(groups), list(keys))
+        rows = await fetch(connection, self._statements.get, list(groups), list(keys))
         found: dict[Identity, Record] = {(row[0], row[1]): record_of(row) for row in rows}
         return [found.get(identity) for identity in identities]
 
@@ -296,7 +296,7 @@ class PostgresTable:
         keys = (group, cursor or "", prefix, end)
         if states is not None and is_rare(where):
             pages = [
-                await _fetch(
+                await fetch(
                     connection,
                     self._statements.page_of_rare,
                     *keys,
@@ -309,11 +309,11 @@ class PostgresTable:
             return merged_page([[record_of(row) for row in rows] for rows in pages], limit)
         last_examined: str | None = None
         if states is not None or due_before is not None:
-            rows = await _fetch(
+            rows = await fetch(
                 connection, self._statements.last_examined, *keys, max(EXAMINED_MAX, limit) - 1
             )
             last_examined = rows[0][0] if rows else None
-        rows = await _fetch(
+        rows = await fetch(
             connection,
             self._statements.page,
             *keys,
@@ -339,7 +339,7 @@ class PostgresTable:
         else:
             statement = statements.count
             match += (prefix, (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY)
-        [(examined, matches)] = await _fetch(connection, statement, *match, examined_max + 1)
+        [(examined, matches)] = await fetch(connection, statement, *match, examined_max + 1)
         return counted(examined, matches, examined_max, limit)
 
 
@@ -362,7 +362,7 @@ def _is_conflict(error: Exception) -> bool:
     return isinstance(error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError))
 
 
-async def _fetch(connection: Connection, statement: str, *parameters: Any) -> list[Any]:
+async def fetch(connection: Connection, statement: str, *parameters: Any) -> list[Any]:
     """Runs a statement, and retries it if another transaction made it fail, without effect."""
     rows: list[Any] = await retried(lambda: connection.fetch(statement, *parameters), _is_conflict)
     return rows

@@ -80,6 +80,10 @@ class Names:
         self.legacy_static = encoded(f"pyncette:{namespace}:index")
         self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
 
+    def history(self, part: int) -> bytes:
+        """The key of a part of the run history, in a slot of its own."""
+        return encoded(f"pyncette2:{{{self._namespace}:{part}}}:history")
+
     def of(self, group: str) -> tuple[bytes, bytes, bytes]:
         """The keys of a group: its due records, its records, its sorted names."""
         names = self._groups.get(group)

@@ -22,6 +22,7 @@ from pyncette.errors import (
     printable,
 )
 from pyncette.redis.connection import Argument, Command, Lane, NotExecutedError, Reply
+from pyncette.redis.history import RedisHistory
 from pyncette.redis.layout import (
     FORMAT,
     LARGE,
@@ -134,6 +135,9 @@ class RedisStore:
       they do wait for it. It raises if no node of the cluster answers.
     * ``get`` raises, but soon: see ``pyncette.redis.topology.Cluster``.
     * ``now`` and notifications use other nodes instead.
+
+    Attributes:
+        history: The run history, see ``pyncette.store.history``.
     """
 
     def __init__(self, options: RedisOptions) -> None:
@@ -149,6 +153,7 @@ class RedisStore:
         # Groups of which a key is of a wrong type.
         self._broken: set[str] = set()
         self._home = slot_of(self._names.layout)
+        self.history = RedisHistory(self._topology, self._names, self.now, _answers)
 
     # Opening.
 

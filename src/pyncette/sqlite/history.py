@@ -20,10 +20,15 @@ from pyncette.store.history import (
     TotalRow,
     examined,
     page_of,
-    place_of,
 )
-
-_NEVER: Final = 1 << 62
+from pyncette.store.sql.history import (
+    RUN_COLUMNS,
+    TOTAL_COLUMNS,
+    RunIndex,
+    Selection,
+    begins_with,
+    selected,
+)
 
 _ROWS: Final = 100
 """Rows of one statement; the rest of a batch has a statement for each row."""
@@ -100,15 +105,16 @@ class SqliteHistory:
         self.schema = tuple(statement.format(table=table) for statement in _SCHEMA)
         runs, totals = f"{table}_runs", f"{table}_run_totals"
         self._insert = {
-            rows: f"INSERT INTO {runs} VALUES {', '.join([_values(11)] * rows)} "
-            "ON CONFLICT DO NOTHING"
+            rows: f"INSERT INTO {runs} ({', '.join(RUN_COLUMNS)}) "
+            f"VALUES {', '.join([_values(11)] * rows)} ON CONFLICT DO NOTHING"
             for rows in (_ROWS, 1)
         }
         self._has = f"SELECT 1 FROM {runs} WHERE ended_at = ? AND id = ?"
         self._add = (
-            f"INSERT INTO {totals} VALUES {_values(7)} ON CONFLICT DO UPDATE SET "
-            "succeeded = succeeded + excluded.succeeded, failed = failed + excluded.failed, "
-            "other = other + excluded.other, took = took + excluded.took, "
+            f"INSERT INTO {totals} ({', '.join(TOTAL_COLUMNS)}) VALUES {_values(7)} "
+            "ON CONFLICT DO UPDATE SET succeeded = succeeded + excluded.succeeded, "
+            "failed = failed + excluded.failed, other = other + excluded.other, "
+            "took = took + excluded.took, "
             "lateness_max = max(lateness_max, excluded.lateness_max)"
         )
         # A cursor is made of the first two, so they must be numbers.
@@ -116,17 +122,17 @@ class SqliteHistory:
             ["CAST(ended_at AS INTEGER)", "CAST(id AS INTEGER)", *RunRow._fields[2:]]
         )
         self._totals = (
-            f"SELECT {', '.join(TotalRow._fields)} FROM {totals} WHERE minute >= ? AND minute < ?"
+            f"SELECT {', '.join(TOTAL_COLUMNS)} FROM {totals} WHERE minute >= ? AND minute < ?"
         )
 
     async def prepare(self) -> None:
         def write(connection: sqlite3.Connection) -> bool:
             for statement in self.schema:
                 connection.execute(statement)
-            for name, fields in (("runs", RunRow._fields), ("run_totals", TotalRow._fields)):
+            for name, fields in (("runs", RUN_COLUMNS), ("run_totals", TOTAL_COLUMNS)):
                 table = f"{self._table}_{name}"
                 columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-                if columns != list(fields):
+                if not begins_with(columns, fields):
                     raise StoreMisconfiguredError(
                         f"Table '{table}' in {self._place} is not one of ours: it has the columns "
                         f"{', '.join(columns)}; expected are {', '.join(fields)}. Rename it, or "
@@ -152,7 +158,7 @@ class SqliteHistory:
         await self._call(None, write, False, False)
 
     async def runs(self, where: RunFilter, cursor: str | None, limit: int) -> RowsPage:
-        statement, parameters = self.page(where, cursor)
+        statement, parameters = self.page(selected(where, cursor))
         most = examined(where, limit)
 
         def read(connection: sqlite3.Connection) -> list[RunRow]:
@@ -161,28 +167,21 @@ class SqliteHistory:
 
         return page_of(await self._call(read, None, False), where, limit, most)
 
-    def page(self, where: RunFilter, cursor: str | None) -> tuple[str, list[Any]]:
+    def page(self, selection: Selection) -> tuple[str, list[Any]]:
         """Returns the statement of a page, by an index, and its parameters but for a limit."""
-        conditions: list[str] = []
-        parameters: list[Any] = []
-
-        def add(condition: str, *values: Any) -> None:
-            conditions.append(condition)
-            parameters.extend(values)
-
-        if where.task is not None:
-            add("task = ?", where.task)
-        if where.instance is not None:
-            add("instance = ?", where.instance)
-        elif where.only_unsuccessful:
-            add(f"outcome <> '{SUCCEEDED}'")
-        # No text and no blob lies in the range.
-        add("ended_at >= ?", -_NEVER if where.since is None else where.since)
-        add("ended_at < ?", _NEVER if where.until is None else where.until)
-        if cursor is not None:
-            add("(ended_at, id) < (?, ?)", *place_of(cursor))
+        index, task, instance, since, end = selection
+        name = f"{self._table}_runs"
+        by = "" if index is RunIndex.ALL else f" INDEXED BY {name}_{index.value}"
+        conditions = ["ended_at >= ?", "(ended_at, id) < (?, ?)"]
+        parameters: list[Any] = [since, *end]
+        for column, value in (("task", task), ("instance", instance)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                parameters.append(value)
+        if index in (RunIndex.FAILED, RunIndex.TASK_FAILED):
+            conditions.append(f"outcome <> '{SUCCEEDED}'")
         return (
-            f"SELECT {self._columns} FROM {self._table}_runs WHERE {' AND '.join(conditions)} "
+            f"SELECT {self._columns} FROM {name}{by} WHERE {' AND '.join(conditions)} "
             "ORDER BY ended_at DESC, id DESC LIMIT ?",
             parameters,
         )
@@ -190,7 +189,9 @@ class SqliteHistory:
     async def totals(self, task: str | None, since: int, until: int) -> list[TotalRow]:
         def read(connection: sqlite3.Connection) -> list[TotalRow]:
             of_task = "" if task is None else " AND task = ?"
-            statement = f"{self._totals}{of_task} ORDER BY minute DESC, task LIMIT {TOTALS_MAX}"
+            statement = (
+                f"{self._totals}{of_task} ORDER BY minute DESC, task DESC LIMIT {TOTALS_MAX}"
+            )
             parameters = (since, until) if task is None else (since, until, task)
             return [TotalRow(*row) for row in self._read(connection, statement, parameters)]
 

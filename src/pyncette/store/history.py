@@ -197,7 +197,10 @@ def place_of(cursor: str) -> tuple[int, int]:
     try:
         if not divided or len(cursor) > 50:
             raise ValueError
-        return int(ended_at), int(number)
+        place = int(ended_at), int(number)
+        if max(map(abs, place)) >= 1 << 63:
+            raise ValueError
+        return place
     except ValueError:
         raise ValueError(f"Not a cursor of the run history: {cursor!r}") from None
 

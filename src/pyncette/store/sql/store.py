@@ -27,6 +27,7 @@ from pyncette.store import (
 )
 from pyncette.store.record import Record
 from pyncette.store.sql.conditional import ConditionalWrite
+from pyncette.store.sql.history import HistoryTable, SqlHistory
 from pyncette.store.sql.joined import Joined
 from pyncette.store.sql.listener import Listener
 from pyncette.store.sql.low_water import LowWaterMarks
@@ -90,6 +91,10 @@ class SqlStore:
             is missing. Returns the function that listens, if the server can notify.
         joining: Returns the calls on a connection of the application.
         lending: Makes a pool of this size, whose sessions are as the driver makes them.
+        history: Has the statements of the run history.
+
+    Attributes:
+        history: The run history, see ``pyncette.store.history``.
     """
 
     def __init__(
@@ -100,11 +105,13 @@ class SqlStore:
         opening: Callable[[Pool], Awaitable[Listener | None]],
         joining: Callable[[Pool, Link], Awaitable[Joined]],
         lending: Callable[[int], Pool],
+        history: HistoryTable,
     ) -> None:
         self._table = table
         self._claims = pool(1, 1)
         self._outcomes = pool(1, 1)
         self._users = pool(max(size - RESERVED, 1), 0)
+        self.history = SqlHistory(history, self._users)
         self._opening = opening
         self._joining = joining
         self._lent = lending(max(size - RESERVED, 1))

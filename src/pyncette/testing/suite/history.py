@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from itertools import count
 from typing import ClassVar
@@ -113,9 +114,12 @@ class Remembering(Suite):
             row(2, task="other", worker="w" * 200),
             row(-5, instance="ä\U0001f600\u2028", error="\U0001f600 \\x00 " + "x" * 1_900),
             row(3, instance="b" * 900, outcome="a later kind"),
+            row(4, task="t'\\\"%{}:\n", instance="i'\\\"%{}:\r\n\t", error="e'\\\"%{}"),
         ]
         await history.append(rows, [])
         assert await all_of(history) == newest_first(rows)
+        for one in rows:
+            assert one in await all_of(history, RunFilter(one.task, one.instance))
 
     @on_store
     async def test_preparing_again_changes_nothing(self, store: Store) -> None:
@@ -197,6 +201,34 @@ class Remembering(Suite):
         assert await all_of(history) == newest_first(rows)
         [found] = await history.totals(None, THIS_MINUTE, THIS_MINUTE + MINUTE)
         assert found == total()
+
+    @on_store
+    async def test_batches_of_many_workers_at_once_are_all_there(self, store: Store) -> None:
+        history = history_of(store)
+        await history.prepare()
+        batches = [
+            [row(number + worker / 100, instance=f"{number}") for number in range(20)]
+            for worker in range(8)
+        ]
+        totals = [total(minute) for minute in range(3)]
+        await asyncio.gather(*(history.append(batch, totals[::-1]) for batch in batches))
+        rows = [one for batch in batches for one in batch]
+        assert await all_of(history) == newest_first(rows)
+        found = await history.totals("reports", THIS_MINUTE, THIS_MINUTE + 3 * MINUTE)
+        assert [one.succeeded for one in found] == [8, 8, 8]
+
+    @on_store
+    async def test_totals_are_written_for_a_task_without_an_attempt_in_the_batch(
+        self, store: Store
+    ) -> None:
+        history = history_of(store)
+        await history.prepare()
+        others = [total(0, f"other {number}") for number in range(20)]
+        batch = [row()]
+        await history.append(batch, others)
+        await history.append(batch, others)
+        found = await history.totals(None, THIS_MINUTE, THIS_MINUTE + MINUTE)
+        assert sorted(found) == sorted(others)
 
     @on_store
     async def test_totals_add_up_over_batches(self, store: Store) -> None:
