@@ -41,4 +41,4 @@ def place_at(url: str, **more: Any) -> Iterator[Place]:
     """An empty place; its table is dropped afterwards."""
     table = new_table()
     yield Place(mysql_repository, {"mysql_url": url, "mysql_table_name": table, **more})
-    run_sql(url, f"DROP TABLE IF EXISTS {table}")
+    run_sql(url, f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")

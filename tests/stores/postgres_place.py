@@ -52,4 +52,4 @@ def a_table(url: str, *statements: str) -> Iterator[str]:
         run_sql(url, *(statement.format(table=table) for statement in statements))
         yield table
     finally:
-        run_sql(url, f"DROP TABLE IF EXISTS {table}")
+        run_sql(url, f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")

@@ -87,15 +87,8 @@ def on_postgres() -> Iterator[str]:
             finally:
                 await connection.close()
 
-        try:
-            asyncio.run(fill())
-            yield table
-        finally:
-            run_sql(
-                url("postgres"),
-                f"DROP TABLE IF EXISTS {table}_runs",
-                f"DROP TABLE IF EXISTS {table}_run_totals",
-            )
+        asyncio.run(fill())
+        yield table
 
 
 def postgres_plan(statement: str, parameters: Sequence[Any], session: str) -> str:

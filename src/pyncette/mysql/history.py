@@ -6,7 +6,7 @@ process ends. Every table is read by a named index. Texts are compared as bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from asyncmy import errors
@@ -131,21 +131,29 @@ class MysqlHistory:
 
     async def prepare(self, connection: Connection) -> None:
         check_history_name(self._table, TABLE_NAME_CHARACTERS_MAX, "mysql")
-        runs, totals = f"{self._table}_runs", f"{self._table}_run_totals"
-        found = await self._layout(connection, runs, totals)
-        if self._creates and not all(found):
+        tables = {f"{self._table}_runs": RUN_COLUMNS, f"{self._table}_run_totals": TOTAL_COLUMNS}
+        found = await self._layout(connection, tables)
+        for table, columns in found.items():
+            if columns:
+                check_history_layout(columns, tables[table], table, self._place, "mysql")
+        if self._creates and not all(found.values()):
             # Another worker may be creating them, which takes longer than other locks on a table.
             await query(connection, "SET SESSION lock_wait_timeout = 10")
             await query(connection, _RUNS_SCHEMA.format(table=self._table))
             await query(connection, _TOTALS_SCHEMA.format(table=self._table))
             await query(connection, "SET SESSION lock_wait_timeout = 1")
-            found = await self._layout(connection, runs, totals)
-        check_history_layout(found[0], RUN_COLUMNS, runs, self._place, "mysql")
-        check_history_layout(found[1], TOTAL_COLUMNS, totals, self._place, "mysql")
+            found = await self._layout(connection, tables)
+        for table, expected in tables.items():
+            check_history_layout(found[table], expected, table, self._place, "mysql")
 
-    async def _layout(self, connection: Connection, *tables: str) -> list[list[str]]:
+    async def _layout(
+        self, connection: Connection, tables: Collection[str]
+    ) -> dict[str, list[str]]:
+        """The columns of each table; none if there is no such table."""
         results = await query(connection, *(LAYOUT.format(table=table) for table in tables))
-        return [[row[0] for row in rows] for rows in results]
+        return {
+            table: [row[0] for row in rows] for table, rows in zip(tables, results, strict=True)
+        }
 
     async def append(
         self, connection: Connection, runs: Sequence[RunRow], totals: Sequence[TotalRow]

@@ -193,6 +193,9 @@ class PostgresHistory:
         check_history_name(self._table, TABLE_NAME_CHARACTERS_MAX, "postgres")
         tables = {f"{self._table}_runs": RUN_COLUMNS, f"{self._table}_run_totals": TOTAL_COLUMNS}
         found = {table: await self._columns(connection, table) for table in tables}
+        for table, columns in found.items():
+            if columns:
+                check_history_layout(columns, tables[table], table, self._place, "postgres")
         if self._creates and not all(found.values()):
             await connection.execute(self._statements.make)
             found = {table: await self._columns(connection, table) for table in tables}
