@@ -39,7 +39,7 @@ from pyncette.store import (
     Watch,
     Write,
 )
-from pyncette.store.history import History, RowsPage, RunFilter, RunRow, TotalRow
+from pyncette.store.history import KEEP, History, RowsPage, RunFilter, RunRow, TotalRow
 from pyncette.store.record import Record
 
 T = TypeVar("T")
@@ -432,8 +432,8 @@ class FaultyHistory:
         self._history = history
         self._faults = faults
 
-    async def prepare(self) -> None:
-        await self._faults.strike("prepare", (), self._history.prepare)
+    async def prepare(self, keep: int = KEEP) -> None:
+        await self._faults.strike("prepare", (keep,), lambda: self._history.prepare(keep))
 
     async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:
         await self._faults.strike(

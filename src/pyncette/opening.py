@@ -92,7 +92,7 @@ async def open_context(
             recorder = None
             if parts.history is not None:
                 history = required_history(store.history, store.name)
-                await patience.opens(history.prepare)
+                await patience.opens(partial(history.prepare, parts.history.keep_us))
                 recorder = Recorder(history, parts.history, clock, closing.background, reporter)
             context = PyncetteContext(
                 parts,

@@ -80,6 +80,11 @@ class RunHistory:
         self.per_task = per_task
         self.lost: int = 0
 
+    @property
+    def keep_us(self) -> int:
+        """The same as ``keep``, in microseconds."""
+        return self.keep // timedelta(microseconds=1)
+
 
 class _Batch(NamedTuple):
     rows: list[RunRow]
@@ -354,20 +359,16 @@ class _Pruner:
         self._began = elapsed, now
         if elapsed < self._quiet_until:
             return
-        self._jobs.append((None, now - self._keep))
+        self._jobs.append((None, now - self._options.keep_us))
         if self._options.per_task is not None:
             self._jobs.extend((task, None) for task in sorted(self._ran))
             self._ran.clear()
-
-    @property
-    def _keep(self) -> int:
-        return self._options.keep // timedelta(microseconds=1)
 
     async def _first_kept(self, task: str) -> int | None:
         """Returns the instant before which a task has more attempts than are kept."""
         left = self._options.per_task or 0
         now = self._clock.microseconds()
-        for total in await self._history.totals(task, now - self._keep, now + MINUTE):
+        for total in await self._history.totals(task, now - self._options.keep_us, now + MINUTE):
             left -= total.succeeded + total.failed + total.other
             if left < 0:
                 # Whole minutes: the attempts of this one stay.

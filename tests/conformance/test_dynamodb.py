@@ -18,6 +18,8 @@ class OnDynamoDB(StoreConformance):
 
     # PartiQL has no clock.
     bounds_claims = False
+    # The service removes what has expired.
+    prunes = False
 
 
 class TestDynamoDB(OnDynamoDB):

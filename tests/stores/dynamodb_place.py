@@ -94,4 +94,5 @@ def place_at(url: str, behind: str | None = None, **more: Any) -> Iterator[Place
         "dynamodb_table_name": table,
     }
     yield Place(dynamodb_repository, {**options, **more})
-    request(url, "DeleteTable", TableName=table)
+    for name in (table, f"{table}-runs"):
+        request(url, "DeleteTable", TableName=name)

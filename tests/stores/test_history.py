@@ -45,7 +45,7 @@ class Sql(NamedTuple):
     @property
     def schema(self) -> str:
         module = pyncette.postgres if self.kind == "postgres" else pyncette.mysql
-        return module.history_schema_sql(self.table)
+        return str(module.history_schema_sql(self.table))
 
     def sql(self, *statements: str) -> Any:
         return self.run(url(self.server), *statements)

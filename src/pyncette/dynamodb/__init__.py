@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 
 from pyncette.clock import SystemClock, realtime
 from pyncette.dynamodb.clock import WIDTH_GOOD, DateClock
+from pyncette.dynamodb.history import TABLE_NAME_CHARACTERS_MAX as HISTORY_NAME_CHARACTERS_MAX
+from pyncette.dynamodb.history import DynamoHistory, history_definition
 from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_by_itself
 from pyncette.dynamodb.table import (
     DynamoTable,
@@ -198,8 +200,32 @@ def table_definition(table_name: str) -> dict[str, Any]:
     return definition(DynamoDBOptions(table_name).table_name or "")
 
 
+def history_table_definition(table_name: str) -> dict[str, Any]:
+    """The parameters of ``CreateTable`` for the run history.
+
+    Have items expire by the attribute ``expires_at`` (``UpdateTimeToLive``), too.
+
+    Args:
+        table_name: The name of the table of the records.
+
+    Raises:
+        ValueError: The name is not valid, or too long.
+    """
+    name = DynamoDBOptions(table_name).table_name or ""
+    if len(name) > HISTORY_NAME_CHARACTERS_MAX:
+        raise ValueError(
+            f"Table name {name!r} must have at most {HISTORY_NAME_CHARACTERS_MAX} characters, so "
+            "that the name of the history's table fits"
+        )
+    return history_definition(name)
+
+
 class DynamoDBStore:
-    """See ``pyncette.store.Store``. Made by ``dynamodb_repository``."""
+    """See ``pyncette.store.Store``. Made by ``dynamodb_repository``.
+
+    Attributes:
+        history: The run history, see ``pyncette.store.history``.
+    """
 
     def __init__(self, options: DynamoDBOptions, client: Any) -> None:
         self._options = options
@@ -210,10 +236,18 @@ class DynamoDBStore:
         self._place = place_of(client, self._table_name)
         size = client.meta.config.max_pool_connections
         third = max(size // 3, 1)
-        self._requests = Requests(client, self._place, max(size - 2 * third, 1), self._clock)
+        aside = max(third // 4, 1)
+        of_users = max(size - 2 * third - aside, 1)
+        self._requests = Requests(client, self._place, of_users, self._clock)
         self._claims = self._part(Requests(client, self._place, third, self._clock))
         self._outcomes = self._part(Requests(client, self._place, third, self._clock))
         self._users = self._part(self._requests)
+        self.history = DynamoHistory(
+            Requests(client, self._place, aside, self._clock),
+            self._table_name,
+            options.partition_prefix,
+            not options.skip_table_create,
+        )
 
     def _part(self, requests: Requests) -> CasStore:
         """A store with connections of its own."""
@@ -350,5 +384,6 @@ __all__ = [
     "RecordTooLargeError",
     "RefusedValueError",
     "dynamodb_repository",
+    "history_table_definition",
     "table_definition",
 ]

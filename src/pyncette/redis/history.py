@@ -20,7 +20,6 @@ One key for a part, since scripts with a key that does not exist are refused in 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 from zlib import crc32
@@ -29,6 +28,7 @@ from pyncette.redis.connection import Argument, Command, Lane
 from pyncette.redis.layout import Names, encoded, slot_of
 from pyncette.redis.topology import Call, Outcome, Script, Topology
 from pyncette.store.history import (
+    KEEP,
     SUCCEEDED,
     TOTALS_MAX,
     RowsPage,
@@ -37,6 +37,16 @@ from pyncette.store.history import (
     TotalRow,
     examined,
     page_of,
+)
+from pyncette.store.packed_history import (
+    PLACE_BYTES,
+    number_bytes,
+    number_in,
+    place_bytes,
+    place_in,
+    row_of,
+    text_of,
+    unreadable,
 )
 from pyncette.store.sql.history import FIRST, RunIndex, Selection, selected
 
@@ -50,10 +60,6 @@ BATCH_KNOWN_US: Final = 3_600_000_000
 
 _APPEND: Final = Script("append")
 _RUNS: Final = Script("runs")
-
-_PLACE_BYTES: Final = 16
-_FIELDS: Final = len(RunRow._fields) - 2
-_to_json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _PREFIXES: Final = {
     RunIndex.ALL: b"a",
@@ -88,7 +94,7 @@ class RedisHistory:
         self._answers = answers
         self._next = 0
 
-    async def prepare(self) -> None:
+    async def prepare(self, keep: int = KEEP) -> None:
         """Nothing has to be created."""
 
     async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:
@@ -106,8 +112,8 @@ class RedisHistory:
             if rows:
                 shown, forgotten = _attempt(rows[0]), b""
             else:
-                shown = b"b" + _place(*runs[0][:2])
-                forgotten = b"b" + _number(runs[0].ended_at - BATCH_KNOWN_US)
+                shown = b"b" + place_bytes(*runs[0][:2])
+                forgotten = b"b" + number_bytes(runs[0].ended_at - BATCH_KNOWN_US)
             members = [member for row in rows for member in _members(row)]
             arguments: list[Argument] = [shown, forgotten, len(members), *members]
             for minute, task, *numbers in totals_of.get(part, ()):
@@ -119,8 +125,8 @@ class RedisHistory:
         selection, most = selected(where, cursor), examined(where, limit)
         prefix = _prefix(selection)
         ends = (
-            b"(" + prefix + _place(*selection.end),
-            b"[" + prefix + _number(selection.since),
+            b"(" + prefix + place_bytes(*selection.end),
+            b"[" + prefix + number_bytes(selection.since),
         )
         direct = selection.by is RunIndex.ALL
         found = await self._rows(_parts_of(where.task), "ZREVRANGEBYLEX", ends, most, direct)
@@ -133,8 +139,8 @@ class RedisHistory:
             self._call(
                 part,
                 "ZREVRANGEBYLEX",
-                b"(" + prefix + _number(until),
-                b"[" + prefix + _number(since),
+                b"(" + prefix + number_bytes(until),
+                b"[" + prefix + number_bytes(since),
                 "LIMIT",
                 0,
                 TOTALS_MAX,
@@ -153,10 +159,10 @@ class RedisHistory:
     async def prune(self, task: str | None, before: int, limit: int) -> int:
         if task is not None:
             prefix = _prefix(Selection(RunIndex.TASK, task, None, FIRST, (0, 0)))
-            ends = (b"[" + prefix, b"(" + prefix + _number(before))
+            ends = (b"[" + prefix, b"(" + prefix + number_bytes(before))
             part = _part_of(task)
             return await self._remove_rows({part: limit}, ends, direct=False)
-        end = _number(before)
+        end = number_bytes(before)
         old = await self._perform(
             [
                 self._call(part, "ZLEXCOUNT", b"[" + kind, b"(" + kind + end)
@@ -201,7 +207,7 @@ class RedisHistory:
                 row = _row(text)
                 of_part += [text, *(() if row is None else _members(row)[1:])]
                 if not direct:
-                    of_part.append(ends[0][1:] + text[1 : 1 + _PLACE_BYTES])
+                    of_part.append(ends[0][1:] + text[1 : 1 + PLACE_BYTES])
                 removed += 1
             if of_part:
                 members[part] = of_part
@@ -234,7 +240,7 @@ class RedisHistory:
     ) -> list[RunRow]:
         calls = [self._reading(part, order, ends, most, direct) for part in parts]
         return [
-            _row(text) or _unreadable(text)
+            _row(text) or unreadable(_times(text))
             for texts in await self._perform(calls)
             for text in texts
         ]
@@ -265,15 +271,6 @@ def _parts_of(task: str | None) -> Iterable[int]:
     return range(PARTS) if task is None else (_part_of(task),)
 
 
-def _number(value: int) -> bytes:
-    """A number as eight bytes in the order of numbers."""
-    return min(max(value + (1 << 63), 0), (1 << 64) - 1).to_bytes(8, "big")
-
-
-def _place(ended_at: int, number: int) -> bytes:
-    return _number(ended_at) + _number(number)
-
-
 def _prefix(selection: Selection) -> bytes:
     names = (selection.task, selection.instance)
     texts = b"".join(encoded(name) + b"\0" for name in names if name is not None)
@@ -281,12 +278,12 @@ def _prefix(selection: Selection) -> bytes:
 
 
 def _attempt(row: RunRow) -> bytes:
-    return b"a" + _place(*row[:2]) + encoded(_to_json(row[2:]))
+    return b"a" + place_bytes(*row[:2]) + encoded(text_of(row))
 
 
 def _members(row: RunRow) -> list[bytes]:
     """The members of an attempt, itself first."""
-    place, task = _place(*row[:2]), encoded(row.task) + b"\0"
+    place, task = place_bytes(*row[:2]), encoded(row.task) + b"\0"
     members = [_attempt(row), b"t" + task + place]
     if row.instance is not None:
         members.append(b"i" + task + encoded(row.instance) + b"\0" + place)
@@ -297,37 +294,17 @@ def _members(row: RunRow) -> list[bytes]:
 
 def _times(text: bytes) -> tuple[int, int]:
     """The place in time of a member with an attempt."""
-    text = text.ljust(1 + _PLACE_BYTES, b"\0")
-    return (
-        int.from_bytes(text[1:9], "big") - (1 << 63),
-        int.from_bytes(text[9:17], "big") - (1 << 63),
-    )
+    return place_in(text[1:])
 
 
 def _row(text: bytes) -> RunRow | None:
     """The attempt of a member; None if it is none."""
-    try:
-        fields = json.loads(text[1 + _PLACE_BYTES :])
-        # A later release may have more.
-        row = RunRow(*_times(text), *fields[:_FIELDS])
-    except (ValueError, TypeError, RecursionError):
-        return None
-    names = (row.task, row.outcome)
-    if not all(isinstance(name, str) for name in names) or not isinstance(
-        row.instance, (str, type(None))
-    ):
-        return None
-    return row
-
-
-def _unreadable(text: bytes) -> RunRow:
-    """What stands for a member that is no attempt: whoever reads it leaves it out."""
-    return RunRow(*_times(text), "", None, "", 0, 0, 0, "", "", None)
+    return row_of(_times(text), text[1 + PLACE_BYTES :])
 
 
 def _total_prefixes(minute: int, task: str) -> tuple[bytes, bytes]:
     name = encoded(task)
-    return b"m" + _number(minute) + name + b"\0", b"n" + name + b"\0" + _number(minute)
+    return b"m" + number_bytes(minute) + name + b"\0", b"n" + name + b"\0" + number_bytes(minute)
 
 
 def _total(member: bytes, task: str | None) -> TotalRow | None:
@@ -343,7 +320,7 @@ def _total(member: bytes, task: str | None) -> TotalRow | None:
         succeeded, failed, other, took, lateness_max = map(int, numbers.split(b","))
     except ValueError:
         return None
-    minute = int.from_bytes(time, "big") - (1 << 63)
+    minute = number_in(time)
     return TotalRow(minute, found, succeeded, failed, other, took, lateness_max)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.store.history import (
+    KEEP,
     SUCCEEDED,
     TOTALS_MAX,
     RowsPage,
@@ -125,7 +126,7 @@ class SqliteHistory:
             f"SELECT {', '.join(TOTAL_COLUMNS)} FROM {totals} WHERE minute >= ? AND minute < ?"
         )
 
-    async def prepare(self) -> None:
+    async def prepare(self, keep: int = KEEP) -> None:
         def write(connection: sqlite3.Connection) -> bool:
             for statement in self.schema:
                 connection.execute(statement)

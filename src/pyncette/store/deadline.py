@@ -186,8 +186,8 @@ class DeadlineHistory:
         self._history = history
         self._bounded = bounded
 
-    async def prepare(self) -> None:
-        await self._bounded("history.prepare", self._history.prepare())
+    async def prepare(self, keep: int) -> None:
+        await self._bounded("history.prepare", self._history.prepare(keep))
 
     async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:
         await self._bounded("history.append", self._history.append(runs, totals))

@@ -14,6 +14,9 @@ from typing import Final, NamedTuple, Protocol
 MINUTE: Final = 60_000_000
 """The length of what one total is about, in microseconds."""
 
+KEEP: Final = 7 * 24 * 60 * MINUTE
+"""For how long rows are kept, if nothing else is said."""
+
 SUCCEEDED: Final = "succeeded"
 """The one outcome that most rows have. Indexes have the others alone, where a store can do that."""
 
@@ -123,8 +126,12 @@ class History(Protocol):
     Where nothing was ever written, reading finds nothing, also if ``prepare`` was never called.
     """
 
-    async def prepare(self) -> None:
+    async def prepare(self, keep: int = KEEP) -> None:
         """Creates what the history needs, if it is missing. Called before the other writers.
+
+        Args:
+            keep: For how long rows will be kept. A store that removes what is old by itself gives
+                this time to what it is given from now on.
 
         Raises:
             StoreMisconfiguredError: It cannot be created, or is not what it should be.

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 
 from pyncette.store.history import (
+    KEEP,
     SUCCEEDED,
     TOTALS_MAX,
     RowsPage,
@@ -28,7 +29,7 @@ class MemoryHistory:
         self._lists: dict[_List, list[RunRow]] = {}
         self._totals: dict[tuple[int, str], TotalRow] = {}
 
-    async def prepare(self) -> None:
+    async def prepare(self, keep: int = KEEP) -> None:
         pass
 
     async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:

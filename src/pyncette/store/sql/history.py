@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.store.history import (
+    KEEP,
     RowsPage,
     RunFilter,
     RunRow,
@@ -131,7 +132,7 @@ class SqlHistory:
         self._table = table
         self._pool = pool
 
-    async def prepare(self) -> None:
+    async def prepare(self, keep: int = KEEP) -> None:
         await self._pool.run(self._table.prepare)
 
     async def append(self, runs: Sequence[RunRow], totals: Sequence[TotalRow]) -> None:

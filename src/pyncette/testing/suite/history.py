@@ -22,6 +22,9 @@ from pyncette.testing.suite.harness import ENDLESS, NOW, SECOND, Suite, a_group,
 
 EVERY: RunFilter = RunFilter()
 FAILED = frozenset({"failed", "timed_out"})
+KEPT: int = 20 * 365 * 24 * 60 * MINUTE
+"""So long that no server removes rows by its own clock."""
+
 THIS_MINUTE = NOW - NOW % MINUTE
 
 _numbers = count(1)
@@ -107,7 +110,7 @@ class Remembering(Suite):
     @on_store
     async def test_rows_are_read_as_they_were_written_newest_first(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         rows = [
             row(0),
             row(1, instance="a", outcome="failed", error="ValueError: broken", attempt=7),
@@ -124,9 +127,9 @@ class Remembering(Suite):
     @on_store
     async def test_preparing_again_changes_nothing(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         await history.append([row()], [total()])
-        await history.prepare()
+        await history.prepare(KEPT)
         assert len(await all_of(history)) == 1
 
     @on_store
@@ -134,7 +137,7 @@ class Remembering(Suite):
         self, store: Store
     ) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         # Several end in the same microsecond.
         rows = [row(number // 4, instance=f"{number % 3}") for number in range(50)]
         for start in range(0, 50, 20):
@@ -149,7 +152,7 @@ class Remembering(Suite):
     @on_store
     async def test_each_condition_selects_and_all_of_them_together(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         rows = [
             row(
                 number,
@@ -178,7 +181,7 @@ class Remembering(Suite):
         self, store: Store
     ) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         rare = row(0, instance="a", outcome="skipped")
         rows = [row(1 + number, instance="a") for number in range(1_500)]
         await history.append([rare], [])
@@ -194,7 +197,7 @@ class Remembering(Suite):
     @on_store
     async def test_a_batch_that_is_repeated_is_there_once(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         rows = [row(number, instance="a") for number in range(150)]
         await history.append(rows, [total()])
         await history.append(rows, [total()])
@@ -205,7 +208,7 @@ class Remembering(Suite):
     @on_store
     async def test_batches_of_many_workers_at_once_are_all_there(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         batches = [
             [row(number + worker / 100, instance=f"{number}") for number in range(20)]
             for worker in range(8)
@@ -222,7 +225,7 @@ class Remembering(Suite):
         self, store: Store
     ) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         others = [total(0, f"other {number}") for number in range(20)]
         batch = [row()]
         await history.append(batch, others)
@@ -233,7 +236,7 @@ class Remembering(Suite):
     @on_store
     async def test_totals_add_up_over_batches(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         await history.append([row()], [total(0), total(0, "other"), total(1)])
         late = total(0)._replace(lateness_max=9_000)
         await history.append([row()], [late, total(0, "third")])
@@ -248,7 +251,7 @@ class Remembering(Suite):
         self, store: Store
     ) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         totals = [total(minute, task) for minute in range(6) for task in ("reports", "other")]
         await history.append([row()], totals)
         since, until = THIS_MINUTE + 2 * MINUTE, THIS_MINUTE + 4 * MINUTE
@@ -261,7 +264,7 @@ class Remembering(Suite):
     @on_store
     async def test_what_is_old_is_removed_in_steps(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         rows = [row(number, instance=f"{number % 2}") for number in range(30)]
         await history.append(rows, [total(minute) for minute in range(4)])
         if not self.prunes:
@@ -288,7 +291,7 @@ class Remembering(Suite):
         history = history_of(store)
         if not self.prunes:
             pytest.skip("this store removes by itself what is old")
-        await history.prepare()
+        await history.prepare(KEPT)
         rows = [row(number, task=("reports", "other")[number % 2]) for number in range(30)]
         await history.append(rows, [total(0), total(0, "other")])
         assert await history.prune("reports", NOW + 10 * SECOND, 100) == 5
@@ -300,7 +303,7 @@ class Remembering(Suite):
     @on_store
     async def test_no_claim_and_no_scan_finds_the_history(self, store: Store) -> None:
         history = history_of(store)
-        await history.prepare()
+        await history.prepare(KEPT)
         await self.add(store, "reports", "a")
         await history.append([row(instance="a"), row(instance="b")], [total()])
         [record] = (await self.claim(store, [a_group()])).records
