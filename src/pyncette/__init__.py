@@ -1,5 +1,6 @@
 """A reliable distributed scheduler for async Python with pluggable storage."""
 
+from pyncette.acting import acting_as
 from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
 from pyncette.context import PyncetteContext
@@ -91,5 +92,6 @@ __all__ = [
     "Where",
     "WorkerState",
     "__version__",
+    "acting_as",
     "with_heartbeat",
 ]

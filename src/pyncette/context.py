@@ -49,7 +49,6 @@ from pyncette.engine.worker import Executor, Settings, Worker
 from pyncette.errors import (
     PyncetteException,
 )
-from pyncette.events import LoopAnswered
 from pyncette.model import (
     UNSET,
     Context,
@@ -180,7 +179,7 @@ class PyncetteContext:
         self._watchdog = (
             None
             if parts.block_warning is None or clock.moves_by_hand()
-            else Watchdog(parts.block_warning, self._worker.bodies.name_of, self._lagged)
+            else Watchdog(parts.block_warning, self._worker.bodies.name_of, reporter)
         )
         self._shutdown_timeout = parts.shutdown_timeout
         self._started = False
@@ -267,13 +266,6 @@ class PyncetteContext:
         May also be called from a signal handler and from another thread.
         """
         self._worker.shutdown()
-
-    def _lagged(self, lag_s: float) -> None:
-        # Called in the thread of the watchdog.
-        reporter = self._worker.reporter
-        if reporter.observers.watch_details:
-            event = LoopAnswered(**reporter.here(), lag=timedelta(seconds=lag_s))
-            reporter.observers.tell_detail(event)
 
     def _run_in_background(self) -> asyncio.Task[None]:
         def ended(task: asyncio.Task[None]) -> None:
@@ -428,14 +420,17 @@ class PyncetteContext:
             raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
         await self._requests.now()
         group, key = identity_of(task, instance_name)
+        telling = self._requests.telling
         if connection is not None:
-            await remove_one(await self._joined(connection), self._worker, group, key)
-            return
-        if self._requests.places.several(group, key):
+            joined = await self._joined(connection)
+            telling = joined.telling
+            await remove_one(joined, self._worker, group, key)
+        elif self._requests.places.several(group, key):
             await remove_one(self._requests, self._worker, group, key)
-            return
-        self._worker.replaced(group, key)
-        await self._requests.submit(Write(group, key, DELETE, ANY))
+        else:
+            self._worker.replaced(group, key)
+            await self._requests.submit(Write(group, key, DELETE, ANY))
+        telling.instance("unschedule", task.template.name, key)
 
     async def schedule_tasks(
         self,

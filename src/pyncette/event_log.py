@@ -20,6 +20,10 @@ class EventLog:
         """Returns whether the level of the log is so low that each run has lines."""
         return logger.isEnabledFor(logging.DEBUG)
 
+    def wants_steering(self) -> bool:
+        """Returns whether the level of the log is so low that calls have lines."""
+        return logger.isEnabledFor(logging.INFO)
+
     def __call__(self, event: events.Event) -> None:
         """Writes the line of an event, if it has one."""
         line = _LINES.get(type(event))
@@ -185,6 +189,78 @@ def _unreadable(event: events.Unreadable) -> None:
         )
 
 
+def _steered(event: events.Steered) -> None:
+    # A program may trigger thousands of instances: what nobody asked for by name is no news.
+    single = event.by is None and event.instance is not None
+    logger.log(
+        logging.DEBUG if single else logging.INFO,
+        "%s was called for %s%s%s%s",
+        event.action,
+        event.label,
+        "" if event.where is None else f" ({printable(event.where)})",
+        "" if event.by is None else f" by {printable(event.by)}",
+        _what_was_steered(event),
+    )
+
+
+def _what_was_steered(event: events.Steered) -> str:
+    said = []
+    if event.count is not None and event.instance is None:
+        said.append(f"{event.count:,} changed")
+    if event.failed:
+        said.append(f"{event.failed:,} failed")
+    if event.partition_count is not None:
+        said.append(f"{event.partition_count} partitions now")
+    if event.until is not None:
+        said.append(f"until {event.until.isoformat()}")
+    if event.reason:
+        said.append(printable(event.reason))
+    if event.in_transaction:
+        said.append("in a transaction of the application")
+    if event.interrupted:
+        said.append("then the call failed")
+    return f": {', '.join(said)}" if said else ""
+
+
+def _group_paused(event: events.GroupPaused) -> None:
+    logger.info(
+        "'%s' is paused%s: nothing of it is claimed%s%s",
+        event.label,
+        "" if event.by is None else f" by {printable(event.by)}",
+        "" if event.until is None else f" until {event.until.isoformat()}",
+        f" ({printable(event.reason)})" if event.reason else "",
+    )
+
+
+def _group_resumed(event: events.GroupResumed) -> None:
+    logger.info("'%s' is claimed again: its pause has ended", event.label)
+
+
+def _blocked(event: events.LoopBlocked) -> None:
+    logger.warning(
+        "The event loop %s blocked for %.1f s by %s. Nothing else runs meanwhile, no heartbeat "
+        "either. Await what blocks, or make the task a plain function (def), which runs in a "
+        "thread. It is here:\n%s",
+        "is still" if event.still else "has been",
+        event.lag.total_seconds(),
+        event.what,
+        event.stack,
+    )
+
+
+def _goes_on(event: events.LoopGoesOn) -> None:
+    logger.info("The event loop goes on, after %.1f s", event.lag.total_seconds())
+
+
+def _time_stopped(event: events.LoopTimeStopped) -> None:
+    logger.error(
+        "The time of the event loop stands still, so nothing that waits for a time goes "
+        "on: asyncio.sleep, timeouts, the polls of this worker. Has a test frozen "
+        "time.monotonic()? With freezegun, pass real_asyncio=True to freeze_time; or use "
+        "pyncette.testing.VirtualClock instead"
+    )
+
+
 _LINES: Final[dict[type[events.Event], Callable[[Any], None]]] = {
     events.WorkerJoined: _joined,
     events.WorkerLeft: _left,
@@ -206,4 +282,10 @@ _LINES: Final[dict[type[events.Event], Callable[[Any], None]]] = {
     events.NotRecorded: _not_recorded,
     events.Missed: _missed,
     events.Unreadable: _unreadable,
+    events.Steered: _steered,
+    events.GroupPaused: _group_paused,
+    events.GroupResumed: _group_resumed,
+    events.LoopBlocked: _blocked,
+    events.LoopGoesOn: _goes_on,
+    events.LoopTimeStopped: _time_stopped,
 }

@@ -9,6 +9,10 @@ These are told when the body has ended. What follows from that is told when the 
 ``Retried``, ``Parked``, ``Paused``, ``GivenUp``, ``LeaseLost`` or ``NotRecorded``. Nothing follows
 a success that was recorded.
 
+``Steered`` is told by the app that has made a call which changes what runs, when the store has
+answered; that app need not run tasks. All workers notice the pause of a template:
+``GroupPaused``, ``GroupResumed``.
+
 All times are aware and in UTC, unless an attribute says otherwise.
 """
 
@@ -16,8 +20,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 __all__ = [
+    "Action",
     "AttemptEnded",
     "Behind",
     "Cancelled",
@@ -26,9 +32,15 @@ __all__ = [
     "Event",
     "Failed",
     "GivenUp",
+    "GroupPaused",
+    "GroupResumed",
     "HistoryLost",
+    "InstanceSteered",
     "LeaseLost",
     "LoopAnswered",
+    "LoopBlocked",
+    "LoopGoesOn",
+    "LoopTimeStopped",
     "Missed",
     "NotRecorded",
     "NotStarted",
@@ -42,6 +54,7 @@ __all__ = [
     "RunEvent",
     "SkippedByBody",
     "Started",
+    "Steered",
     "StoreCallBegan",
     "StoreCallEnded",
     "StoreDown",
@@ -172,6 +185,47 @@ class LoopAnswered(Detail):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoopBlocked(Detail):
+    """Something has blocked the event loop for longer than ``block_warning``, and still does.
+
+    Told in a thread of its own, because the event loop does not run: the handler must be safe
+    there. Told again while the same thing goes on blocking, after 10 s and at each doubling. If the
+    same task blocks again soon, that is not told; the pause doubles each time, from a minute to an
+    hour.
+
+    Attributes:
+        lag: For how long it has blocked the event loop until now.
+        still: Whether this blocking was told before.
+        task: The name of the static task or of the instance whose body blocks; None: it is other
+            code.
+        what: The same for people, or where the other code is.
+        stack: The innermost frames, as in a traceback; at most 12.
+    """
+
+    lag: timedelta
+    still: bool
+    task: str | None
+    what: str
+    stack: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopGoesOn(Detail):
+    """What has blocked the event loop, and was told, has ended. Told in the same thread.
+
+    Attributes:
+        lag: For how long it has blocked the event loop.
+    """
+
+    lag: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopTimeStopped(Detail):
+    """The time of the event loop stands still: a test has frozen it. Told in the same thread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreCallBegan(Detail):
     """A call of the store begins.
 
@@ -195,6 +249,125 @@ class StoreCallEnded(Detail):
     operation: str
     took: timedelta
     exception: BaseException | None
+
+
+Action = Literal[
+    "schedule",
+    "unschedule",
+    "sync",
+    "pause",
+    "resume",
+    "trigger",
+    "retry",
+    "drop",
+    "purge",
+    "rebalance",
+]
+"""What a call does: ``sync`` is ``sync_tasks``, ``retry`` and ``drop`` are about parked runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steered(Event):
+    """A call of this app has changed what runs; one event for each call.
+
+    Told when the store has answered. A call that has failed, or changed nothing, is not told. Of
+    ``schedule_task`` and ``unschedule_task``, only those within ``acting_as`` are told: there may
+    be millions, see ``InstanceSteered``. To resume a template is told also if it was not paused.
+
+    Attributes:
+        action: What the call does.
+        task: The name of the static task or of the template.
+        instance: The name of the instance; None: the task is static, or the call was not about one
+            instance.
+        partition: The number of the partition, if the call was about one.
+        label: These as one text for people, without line breaks and terminal codes.
+        count: How many static tasks or instances were changed; None: the call changes a template or
+            a partition as a whole, as to pause it does.
+        failed: How many could not be changed.
+        where: Which instances, in words; None: all, or the one that was named.
+        until: When the pause ends by itself; None: when it is resumed.
+        reason: Why it was paused.
+        partition_count: The number of partitions that the template has now, if that was changed.
+        by: Who the call was made for, see ``pyncette.acting_as``; None: nobody was named.
+        in_transaction: Whether it was made in a transaction of the application, which may still be
+            rolled back.
+        interrupted: Whether the call has failed after it had changed some of what it was about.
+    """
+
+    action: Action
+    task: str
+    instance: str | None = None
+    partition: int | None = None
+    label: str
+    count: int | None = 1
+    failed: int = 0
+    where: str | None = None
+    until: datetime | None = None
+    reason: str | None = None
+    partition_count: int | None = None
+    by: str | None = None
+    in_transaction: bool = False
+    interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceSteered(Detail):
+    """A call of ``schedule_task`` or ``unschedule_task`` has changed an instance.
+
+    Told only to handlers that name this class, when the store has answered. Not told of an instance
+    that was left as it is. To remove an instance is told also if there was none.
+
+    Attributes:
+        action: What the call does.
+        task: The name of the template.
+        instance: The name of the instance.
+        by: As of ``Steered``; such a call with a name is told as ``Steered`` as well.
+        in_transaction: As of ``Steered``.
+    """
+
+    action: Action
+    task: str
+    instance: str
+    by: str | None = None
+    in_transaction: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupPaused(Event):
+    """The loop of a worker has noticed that a template or a partition is paused.
+
+    From now on it claims nothing of it. Also told of pauses that a worker finds when it starts.
+
+    Attributes:
+        task: The name of the template.
+        partition: The number of the partition; None: the whole template.
+        label: Both as one text for people.
+        until: When the pause ends by itself; None: when it is resumed.
+        reason: Why it was paused; None if no reason was given.
+        by: Who has paused it; None: nobody was named.
+    """
+
+    task: str
+    partition: int | None
+    label: str
+    until: datetime | None
+    reason: str | None
+    by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResumed(Event):
+    """The loop of a worker has noticed that such a pause has ended: it claims again.
+
+    Attributes:
+        task: The name of the template.
+        partition: The number of the partition; None: the whole template.
+        label: Both as one text for people.
+    """
+
+    task: str
+    partition: int | None
+    label: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

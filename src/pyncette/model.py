@@ -406,6 +406,8 @@ class TaskState:
         last_traceback: The end of the traceback of an attempt that failed; else None.
         skipped: How many occurrences were skipped, or ran together with another one.
         inherited: Whether it is an instance that follows the default schedule of its template.
+        paused_since: When it was paused by a call, aware UTC; else None.
+        paused_by: Who has paused it, see ``pyncette.acting_as``; None: nobody was named.
     """
 
     task: Task
@@ -424,6 +426,8 @@ class TaskState:
     last_traceback: str | None = None
     skipped: int = 0
     inherited: bool = False
+    paused_since: datetime | None = None
+    paused_by: str | None = None
 
     @property
     def args(self) -> dict[str, Any]:
@@ -532,6 +536,7 @@ class PauseState:
         since: When it was paused, aware UTC; None if that is not known.
         until: When the pause ends by itself, aware UTC; None: when it is resumed.
         reason: Why it was paused; None if no reason was given.
+        by: Who has paused it, see ``pyncette.acting_as``; None: nobody was named.
     """
 
     name: str
@@ -539,6 +544,7 @@ class PauseState:
     since: datetime | None
     until: datetime | None
     reason: str | None
+    by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

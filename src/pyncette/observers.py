@@ -18,9 +18,11 @@ from pyncette.events import (
     Claimed,
     Detail,
     Event,
+    InstanceSteered,
     PassBegan,
     PassEnded,
     Started,
+    Steered,
     StoreCallBegan,
     StoreCallEnded,
 )
@@ -56,15 +58,18 @@ class Observers:
 
     Attributes:
         failures: How often a handler has raised an exception.
+        watch_instances: Whether a handler wants to know of each instance that a call changes.
     """
 
     def __init__(self) -> None:
         """Has one handler, which writes the log."""
         self.failures: int = 0
+        self.watch_instances: bool = False
         self._log = EventLog()
         self._observers: list[_Observer] = []
         self._of_details: list[_Observer] = []
         self._of_runs = False
+        self._of_steering = False
         self._origin: Callable[[], str | None] | None = None
         self._failed: set[Handler] = set()
 
@@ -98,14 +103,14 @@ class Observers:
             self.note_wanted(others or (Event,))
         if details:
             self._of_details.append(_Observer(handler, details))
+            self.watch_instances = any(
+                issubclass(InstanceSteered, kinds) for _, kinds in self._of_details
+            )
 
     def note_wanted(self, kinds: tuple[type[Event], ...]) -> None:
         """Notes that a handler wants events of these kinds, which may be told only then."""
-        self._of_runs = self._of_runs or any(
-            issubclass(kind, wanted) or issubclass(wanted, kind)
-            for wanted in kinds
-            for kind in _OF_RUNS
-        )
+        self._of_runs = self._of_runs or any(_meets(kinds, kind) for kind in _OF_RUNS)
+        self._of_steering = self._of_steering or _meets(kinds, Steered)
 
     def set_origin(self, origin: Callable[[], str | None]) -> None:
         """Sets what tells, in a call that schedules an instance, what its runs are linked to."""
@@ -130,6 +135,10 @@ class Observers:
         """Returns whether a handler wants to know of all claims and runs."""
         return self._of_runs or self._log.wants_starts()
 
+    def watch_steering(self) -> bool:
+        """Returns whether a handler wants to know of calls that change what runs."""
+        return self._of_steering or self._log.wants_steering()
+
     @property
     def watch_details(self) -> bool:
         """Whether a handler wants to know of each step of the engine."""
@@ -147,6 +156,11 @@ class Observers:
         for handler, kinds in self._of_details:
             if isinstance(event, kinds):
                 self.call(handler, event)
+
+    def tell_logged_detail(self, event: Detail) -> None:
+        """The same for one that the log wants."""
+        self.call(self._log, event)
+        self.tell_detail(event)
 
     def call(self, handler: Handler, event: Event) -> None:
         """Calls one handler. What it raises is logged once, and breaks nothing."""
@@ -168,6 +182,10 @@ class Observers:
                         name_of(handler),
                         type(event).__name__,
                     )
+
+
+def _meets(wanted: tuple[type[Event], ...], kind: type[Event]) -> bool:
+    return any(issubclass(kind, each) or issubclass(each, kind) for each in wanted)
 
 
 class Here(TypedDict):

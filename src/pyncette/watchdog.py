@@ -2,7 +2,7 @@
 
 A body that computes, or that calls a function that blocks, stops everything else in its process:
 other tasks, heartbeats, the web server beside it. A thread asks the event loop for a sign of life
-now and then. If that is late, it logs which task runs, and where it is.
+now and then. If that is late, it tells which task runs, and where it is.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Final
 
 from pyncette.clock import realtime
+from pyncette.events import Detail, LoopAnswered, LoopBlocked, LoopGoesOn, LoopTimeStopped
+from pyncette.observers import Reporter
 
 logger: Final = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ class Watchdog:
         self,
         threshold_s: float,
         name_of: Callable[[asyncio.Task[Any]], str | None],
-        on_lag: Callable[[float], None],
+        reporter: Reporter,
     ) -> None:
         """Watches nothing yet.
 
@@ -50,12 +53,12 @@ class Watchdog:
             threshold_s: For how long something may block the event loop before it is named.
             name_of: Returns the name of the body that a task of asyncio runs; None: it runs none.
                 Called in another thread.
-            on_lag: Called with how late the event loop has answered, in seconds; in another thread.
+            reporter: Tells the observers, in another thread.
         """
         self._threshold_s = threshold_s
         self._pause_s = min(threshold_s / 2, PAUSE_MAX_S)
         self._name_of = name_of
-        self._on_lag = on_lag
+        self._reporter = reporter
         # When each was named last, and for how long it is not named again.
         self._named: dict[str, tuple[float, float]] = {}
         # The event loop's own time at its last answer.
@@ -102,18 +105,13 @@ class Watchdog:
             lag_s = answer.given_at - asked_at
             self._on_lag(lag_s)
             if named:
-                logger.info("The event loop goes on, after %.1f s", lag_s)
+                self._tell(LoopGoesOn(**self._reporter.here(), lag=timedelta(seconds=lag_s)))
             self._notice_frozen(answer.loop_time)
 
     def _notice_frozen(self, loop_time: float) -> None:
         """Between two answers, time has passed: the event loop must know of it."""
         if loop_time == self._loop_time and not self._is_silent("frozen time"):
-            logger.error(
-                "The time of the event loop stands still, so nothing that waits for a time goes "
-                "on: asyncio.sleep, timeouts, the polls of this worker. Has a test frozen "
-                "time.monotonic()? With freezegun, pass real_asyncio=True to freeze_time; or use "
-                "pyncette.testing.VirtualClock instead"
-            )
+            self._tell(LoopTimeStopped(**self._reporter.here()))
         self._loop_time = loop_time
 
     def _name(
@@ -130,16 +128,25 @@ class Watchdog:
         name = f"task {body}" if body else f"code that is no task of Pyncette ({_place(frame)})"
         if not still and self._is_silent(name):
             return False
-        logger.warning(
-            "The event loop %s blocked for %.1f s by %s. Nothing else runs meanwhile, no heartbeat "
-            "either. Await what blocks, or make the task a plain function (def), which runs in a "
-            "thread. It is here:\n%s",
-            "is still" if still else "has been",
-            lag_s,
-            name,
-            _stack(frame),
+        self._tell(
+            LoopBlocked(
+                **self._reporter.here(),
+                lag=timedelta(seconds=lag_s),
+                still=still,
+                task=body,
+                what=name,
+                stack=_stack(frame),
+            )
         )
         return True
+
+    def _on_lag(self, lag_s: float) -> None:
+        if self._reporter.observers.watch_details:
+            event = LoopAnswered(**self._reporter.here(), lag=timedelta(seconds=lag_s))
+            self._reporter.observers.tell_detail(event)
+
+    def _tell(self, event: Detail) -> None:
+        self._reporter.observers.tell_logged_detail(event)
 
     def _is_silent(self, name: str) -> bool:
         now = realtime.monotonic()

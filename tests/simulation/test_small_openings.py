@@ -466,7 +466,7 @@ def test_what_is_paused_is_known_until_it_ends(
                         for group, name in (("t", first), ("t:1", second)):
                             if name is None:
                                 continue
-                            put = pause_record(PAUSES[name], NOW)
+                            put = pause_record(PAUSES[name]._replace(since=NOW))
                             await store.write([Write(*pause_identity(group), put, ANY)], NOW)
                             until = PAUSES[name].until
                             if name != "ended":

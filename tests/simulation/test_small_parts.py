@@ -25,7 +25,7 @@ from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.occurrences import overdue_count
 from pyncette.engine.polling import BACKOFF_INITIAL, NEVER, PolledSource, Share, Sources
 from pyncette.engine.rules import Failure, Policy
-from pyncette.engine.steering import covering, pause_identity, pause_record, read_pause
+from pyncette.engine.steering import GroupPause, covering, pause_identity, pause_record, read_pause
 from pyncette.engine.upcoming import (
     UPCOMING_MAX,
     after_current,
@@ -605,7 +605,7 @@ def test_a_pause_of_a_group_is_read_as_it_was_written() -> None:
                 "d": Pause(LATEST_INSTANT),
             }
             writes = [
-                Write(*pause_identity(group), pause_record(pause, 7), ANY)
+                Write(*pause_identity(group), pause_record(pause._replace(since=7)), ANY)
                 for group, pause in made.items()
             ]
             await store.write(writes, 7)
@@ -614,7 +614,7 @@ def test_a_pause_of_a_group_is_read_as_it_was_written() -> None:
             records = await store.get([pause_identity(group) for group in made])
             for record, (group, pause) in zip(records, made.items(), strict=True):
                 assert record is not None
-                assert read_pause(record) == (group, pause, 7)
+                assert read_pause(record) == GroupPause(group, pause._replace(since=7))
                 for args, since in (
                     ("garbage", None),
                     ('1 {"until":"x","since":true}', None),
@@ -625,7 +625,7 @@ def test_a_pause_of_a_group_is_read_as_it_was_written() -> None:
                     ),
                 ):
                     found = read_pause(record._replace(args=args))
-                    assert found == (group, Pause(), since)
+                    assert found == GroupPause(group, Pause(since=since))
 
     asyncio.run(main())
 

@@ -25,9 +25,11 @@ from pyncette import (
     PyncetteContext,
     Retry,
     Where,
+    acting_as,
 )
 from pyncette.dynamodb import dynamodb_repository
 from pyncette.errors import TaskLockedException, TaskPausedError
+from pyncette.events import Steered
 from pyncette.model import TaskCount
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, default_partition_selector
@@ -98,12 +100,18 @@ def test_steering(place: Place) -> None:
         async def steer(context: PyncetteContext) -> None:
             for name in ("a", "b", "c"):
                 await context.schedule_task(job, name, interval=seconds(10))
-            await context.pause(job, "a", until=START + seconds(35), reason="söme \U0001f40d")
+            told: list[Steered] = []
+            program.app.on_event(told.append, Steered)
+            with acting_as("alïce \x00 \U0001f40d"):
+                await context.pause(job, "a", until=START + seconds(35), reason="söme \U0001f40d")
+            [event] = told
+            assert (event.action, event.label) == ("pause", f"{job.name}:a")
             await context.pause(job, "b")
             state = await context.get_task(job, "a")
             assert state is not None
             assert (state.state, state.reason) == ("paused", "söme \U0001f40d")
             assert state.paused_until == START + seconds(35)
+            assert (state.paused_by, state.paused_since) == ("alïce \x00 \U0001f40d", START)
             await program.advance(12)
             assert program.runs == [("c", 10)]
             assert await context.trigger(job, "b") == 1
@@ -114,9 +122,10 @@ def test_steering(place: Place) -> None:
             assert sorted(program.runs) == [("a", 35)] * 3 + [("c", 20), ("c", 30)]
             program.runs.clear()
 
-            await context.pause(job, reason="all of it")
+            with acting_as("bob"):
+                await context.pause(job, reason="all of it")
             [pause] = await context.pauses()
-            assert (pause.name, pause.reason) == ("job", "all of it")
+            assert (pause.name, pause.reason, pause.by) == ("job", "all of it", "bob")
             with pytest.raises(TaskPausedError):
                 await context.trigger(job, "a")
             await program.advance(20)

@@ -17,7 +17,7 @@ from tests.servers import url
 from tests.stores.clients import KINDS, Client, client
 from tests.stores.every_store import place_of
 
-from pyncette import Context, Pyncette, PyncetteContext, Task
+from pyncette import Context, Pyncette, PyncetteContext, Task, acting_as
 from pyncette.clock import realtime
 from pyncette.engine.partitions import Fact, fact_identity, fact_record
 from pyncette.errors import (
@@ -28,6 +28,7 @@ from pyncette.errors import (
     TaskLockedException,
     TaskNotFoundError,
 )
+from pyncette.events import InstanceSteered, Steered
 from pyncette.model import OnExisting
 from pyncette.store import Write
 from pyncette.store.record import ANY
@@ -101,12 +102,20 @@ def test_what_is_scheduled_in_a_transaction_is_there_when_it_is_committed(
 ) -> None:
     async def main() -> None:
         async with shop_at(place, kind) as (shop, held):
+            told: list[InstanceSteered | Steered] = []
+            shop.app.on_event(told.append, InstanceSteered, Steered)
             await held.begin()
             task = await shop.schedule(held, "a%b?$1:c", note='it\'s 100% \\ "ünïcode"')
             assert task.next_run == LATER
-            await shop.schedule(held, "b", shop.greet)
+            with acting_as("alice"):
+                await shop.schedule(held, "b", shop.greet)
             assert await shop.names() == []
             await held.commit()
+            assert [(type(e), e.instance, e.by, e.in_transaction) for e in told] == [
+                (InstanceSteered, "a%b?$1:c", None, True),
+                (InstanceSteered, "b", "alice", True),
+                (Steered, "b", "alice", True),
+            ]
             assert await shop.names() == ["a%b?$1:c"]
             assert await shop.names(shop.greet) == ["b"]
             state = await shop.context.get_task(shop.remind, "a%b?$1:c")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import signal
 import subprocess
@@ -281,6 +282,7 @@ def test_a_pause_is_made_and_ended(program: str, capsys: pytest.CaptureFixture[s
     assert main(["show", "reminder", "a", "--json"]) == 0
     (row,) = rows(capsys)
     assert (row["state"], row["reason"]) == ("paused", "moving")
+    assert (row["paused_by"], row["paused_since"] is None) == (f"{getpass.getuser()} (cli)", False)
     assert main(["resume", "reminder", "a"]) == 0
     assert main(["pause", "reminder", "gone"]) == 3
     assert main(["pause", "reminder", "a", "--for", "2h", "--until", "2090-01-01"]) == 2
@@ -290,7 +292,11 @@ def test_a_pause_is_made_and_ended(program: str, capsys: pytest.CaptureFixture[s
     assert main(["list", "--json"]) == 0
     assert {row["task"]: row["state"] for row in rows(capsys)}["reminder"] == "paused"
     assert main(["show", "reminder"]) == 0
-    assert "paused          all, until it is resumed" in capsys.readouterr().out
+    shown = f"paused          all, until it is resumed, by {getpass.getuser()} (cli)\n"
+    assert shown in capsys.readouterr().out
+    assert main(["show", "reminder", "--json"]) == 0
+    ((pause,),) = [row["pauses"] for row in rows(capsys)]
+    assert (pause["by"], pause["until"]) == (f"{getpass.getuser()} (cli)", None)
     assert main(["resume", "reminder"]) == 0
 
 

@@ -37,7 +37,9 @@ INSTANTS = st.integers(EARLIEST_INSTANT, LATEST_INSTANT)
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=8)
 PLAINS = st.text(st.characters(min_codepoint=32, max_codepoint=126))
 NOTHING = st.none()
-PAUSE = NOTHING | st.builds(Pause, until=NOTHING | INSTANTS, reason=NOTHING | st.text(max_size=50))
+TEXTS = NOTHING | st.text(max_size=50)
+MAYBE = NOTHING | INSTANTS
+PAUSE = NOTHING | st.builds(Pause, until=MAYBE, reason=TEXTS, since=MAYBE, by=TEXTS)
 FLAGS = {"paused": st.booleans(), "triggered": NOTHING | INSTANTS, "pause": PAUSE}
 PENDING = st.builds(
     Pending, schedule=NOTHING, args=NOTHING, planned=NOTHING, incarnation=NOTHING, **FLAGS
@@ -325,3 +327,13 @@ def test_without_the_encoder_in_c_texts_are_the_same(
     direct = record._direct()
     assert direct({}, 0) == "{}", "it is the plain one, which returns no tuple"
     assert ["".join(direct(value, 0)) for value in values] == expected
+
+
+def test_who_made_a_pause_is_kept_and_what_is_no_such_thing_is_left_out() -> None:
+    pause = Pause(5, "why", 3, "alice")
+    text = dump_progress(Progress(7, "id", pause=pause))
+    assert load_progress(text).pause == pause
+    older = text.replace('[5,"why",3,"alice"]', '[5,"why"]')
+    assert load_progress(older).pause == Pause(5, "why")
+    odd = text.replace('3,"alice"', 'true,["x"]')
+    assert load_progress(odd).pause == Pause(5, "why")

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from tests.support import Bench, run, seconds
 
-from pyncette import Context, Pyncette, watchdog
-from pyncette.events import LoopAnswered
+from pyncette import Context, Pyncette, event_log, watchdog
+from pyncette.events import Detail, Event, LoopAnswered, LoopBlocked, LoopGoesOn
 from pyncette.memory import MemoryRepository
 
 PATIENCE_S = 30
@@ -28,7 +28,10 @@ class Ears(logging.Handler):
         self.still = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
+        message = record.getMessage()
+        if "event loop" not in message:
+            return  # another event
+        self.heard.append(message)
         (self.still if "is still" in self.heard[-1] else self.named).set()
 
     @property
@@ -39,9 +42,9 @@ class Ears(logging.Handler):
 @pytest.fixture
 def ears() -> Iterator[Ears]:
     handler = Ears()
-    watchdog.logger.addHandler(handler)
+    event_log.logger.addHandler(handler)
     yield handler
-    watchdog.logger.removeHandler(handler)
+    event_log.logger.removeHandler(handler)
 
 
 def an_app(**options: Any) -> Pyncette:
@@ -226,3 +229,41 @@ def test_it_ends_with_an_event_loop_that_is_closed_under_a_running_app() -> None
 def test_the_option_is_checked(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="block_warning"):
         Pyncette(block_warning=value)
+
+
+def test_a_handler_that_names_the_event_is_told_what_blocks_and_when_it_ends() -> None:
+    told: list[Any] = []
+    blocked, ended = threading.Event(), threading.Event()
+
+    def note(event: LoopBlocked | LoopGoesOn) -> None:
+        told.append(event)
+        (blocked if isinstance(event, LoopBlocked) else ended).set()
+
+    async def main() -> None:
+        app = an_app(worker_name="me")
+        app.on_event(note, LoopBlocked, LoopGoesOn)
+        others: list[Event] = []
+        app.on_event(others.append)
+
+        @app.dynamic_task()
+        async def resize(context: Context) -> None:
+            blocked.wait(PATIENCE_S)
+
+        async with app.running() as context:
+            await context.schedule_task(resize, "photo", execute_in=seconds(0))
+            while not ended.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        assert not any(isinstance(event, Detail) for event in others)
+
+    run(main())
+    first, *_, last = told
+    assert (first.worker, first.still, first.task, first.what) == (
+        "me",
+        False,
+        "resize",
+        "task resize",
+    )
+    assert first.lag >= seconds(0.02)
+    assert "blocked.wait(PATIENCE_S)" in first.stack
+    assert isinstance(last, LoopGoesOn)
+    assert last.lag >= first.lag

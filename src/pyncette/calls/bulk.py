@@ -20,6 +20,7 @@ from pyncette.calls import scheduling
 from pyncette.calls.filters import Selection, selection_of
 from pyncette.calls.names import Names
 from pyncette.calls.requests import Changing, Decide, Outcome, Requests, Wish, write_after
+from pyncette.calls.telling import in_words
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import realtime
@@ -99,6 +100,16 @@ class Tally:
         self.mostly_new = 2 * (self.created - before) >= len(wishes)
         self.batch_done()
 
+    @property
+    def changed(self) -> int:
+        """How many were changed so far."""
+        return self.created + self.updated + self.removed
+
+    @property
+    def effective(self) -> bool:
+        """Whether anything was changed."""
+        return self.changed > 0
+
     def batch_done(self) -> None:
         """Tells what was done so far."""
         if self._progress is not None:
@@ -136,7 +147,8 @@ class Bulk:
         if not isinstance(on_existing, OnExisting):
             raise TypeError(f"on_existing must be an OnExisting, not {on_existing!r}")
         tally = Tally(progress, on_failure, mostly_new=True)
-        await self._each(template, instances, scheduling.Wish, on_existing, tally)
+        with self._requests.telling.many("schedule", template, tally):
+            await self._each(template, instances, scheduling.Wish, on_existing, tally)
         return tally.result()
 
     def _check_template(self, template: Task) -> None:
@@ -163,9 +175,18 @@ class Bulk:
         if (names is None) == (where is None):
             raise TypeError("unschedule_tasks needs either names or where")
         tally = Tally(progress, on_failure)
-        if names is None:
-            await self._unschedule_where(template, selection_of(where), tally)
-            return tally.result()
+        selection = selection_of(where)
+        which = "named ones" if names is not None else in_words(where)
+        with self._requests.telling.many("unschedule", template, tally, which):
+            if names is None:
+                await self._unschedule_where(template, selection, tally)
+            else:
+                await self._unschedule_named(template, names, tally)
+        return tally.result()
+
+    async def _unschedule_named(
+        self, template: Task, names: Iterable[str] | AsyncIterable[str], tally: Tally
+    ) -> None:
         async for batch in _batches(names, lambda name: name):
             wishes: list[Wish] = []
             for name in batch:
@@ -176,7 +197,6 @@ class Bulk:
                 else:
                     wishes.append(Changing(group, name, removed))
             await self.remove(wishes, tally)
-        return tally.result()
 
     async def _unschedule_where(self, template: Task, selection: Selection, tally: Tally) -> None:
         def decide(current: Record | None, now: int) -> Change | None:
@@ -241,6 +261,21 @@ class Bulk:
         for option, flag in (("dry_run", dry_run), ("allow_empty", allow_empty)):
             check_flag(option, flag)
         tally = Tally(progress, on_failure)
+        if dry_run:
+            await self._aligned(template, instances, True, allow_empty, tally)
+        else:
+            with self._requests.telling.many("sync", template, tally):
+                await self._aligned(template, instances, False, allow_empty, tally)
+        return tally.result()
+
+    async def _aligned(
+        self,
+        template: Task,
+        instances: Iterable[Instance] | AsyncIterable[Instance],
+        dry_run: bool,
+        allow_empty: bool,
+        tally: Tally,
+    ) -> None:
         with closing(Names()) as names:
 
             def note(name: object) -> None:
@@ -262,7 +297,6 @@ class Bulk:
                     tally.batch_done()
                 else:
                     await self.remove(_wishes(surplus, removed), tally, surplus)
-        return tally.result()
 
     async def _each(
         self,
@@ -306,10 +340,10 @@ class Bulk:
                 )
             if writing is not None:
                 await writing
-        except BaseException:
+        except BaseException as error:
             if writing is not None and not writing.done():
-                writing.cancel()
-                await asyncio.wait([writing])
+                # If reading the instances has failed, the batch before is written all the same.
+                await _ended(writing, cancel=not isinstance(error, Exception))
             raise
 
     async def _settled(
@@ -376,6 +410,19 @@ class Bulk:
 
 def _name_of(instance: Any) -> Any:
     return getattr(instance, "name", instance)
+
+
+async def _ended(task: asyncio.Task[None], cancel: bool) -> None:
+    """Waits for the end of a task, whatever it is."""
+    try:
+        if cancel:
+            task.cancel()
+        await asyncio.wait([task])
+    finally:
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled():
+            task.exception()  # the error before it is raised
 
 
 async def _batches(

@@ -10,6 +10,7 @@ from pyncette.calls.bulk import Bulk, Tally, removed
 from pyncette.calls.listing import count_in_groups, state_of
 from pyncette.calls.parked import dropped, rerun
 from pyncette.calls.requests import Changing, Requests
+from pyncette.calls.telling import in_words
 from pyncette.engine.steering import pause_identity
 from pyncette.engine.templates import groups_of, registered_templates, registration_of
 from pyncette.errors import printable
@@ -74,15 +75,16 @@ class Inventory:
         tally = Tally(progress, on_failure)
         store = self._requests.store
         registered = dict(await registered_templates(store))
-        if name in registered:
-            groups = groups_of(name, registered[name])
-            await self._bulk.clear(groups, tally)
-            if not tally.failed:
-                identities = [*registration_of(name), pause_identity(group_of(name))]
-                identities += map(pause_identity, groups)
-                for identity in dict.fromkeys(identities):
-                    await self._requests.submit(Write(*identity, DELETE, ANY))
-        await self._bulk.remove([Changing(STATIC_GROUP, name, removed)], tally)
+        with self._requests.telling.many("purge", name, tally):
+            if name in registered:
+                groups = groups_of(name, registered[name])
+                await self._bulk.clear(groups, tally)
+                if not tally.failed:
+                    identities = [*registration_of(name), pause_identity(group_of(name))]
+                    identities += map(pause_identity, groups)
+                    for identity in dict.fromkeys(identities):
+                        await self._requests.submit(Write(*identity, DELETE, ANY))
+            await self._bulk.remove([Changing(STATIC_GROUP, name, removed)], tally)
         return tally.result()
 
     async def retry_parked(
@@ -93,9 +95,9 @@ class Inventory:
         on_failure: OnFailure | None,
     ) -> BulkResult:
         tally = Tally(progress, on_failure)
-        await self._bulk.change_where(
-            template, _only_parked(where), partial(rerun, template), tally
-        )
+        where = _only_parked(where)
+        with self._requests.telling.many("retry", template, tally, in_words(where)):
+            await self._bulk.change_where(template, where, partial(rerun, template), tally)
         return tally.result()
 
     async def drop_parked(
@@ -106,10 +108,12 @@ class Inventory:
         on_failure: OnFailure | None,
     ) -> BulkResult:
         tally = Tally(progress, on_failure)
-        # Dropped once more, its next occurrence would be lost, if that has failed meanwhile.
-        await self._bulk.change_where(
-            template, _only_parked(where), partial(dropped, template), tally, repeatable=False
-        )
+        where = _only_parked(where)
+        with self._requests.telling.many("drop", template, tally, in_words(where)):
+            # Dropped once more, its next occurrence would be lost, if that has failed meanwhile.
+            await self._bulk.change_where(
+                template, where, partial(dropped, template), tally, repeatable=False
+            )
         return tally.result()
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from pyncette.calls.places import Places
 from pyncette.calls.requests import Requests
+from pyncette.calls.telling import Telling
 from pyncette.calls.writing import Holding
 from pyncette.clock import Clock
 from pyncette.connections import Link
@@ -47,6 +48,7 @@ class JoinedRequests:
         self.clock: Final = requests.clock
         self.store: Final = _Reads(joined, requests.clock, requests.store.deadline_s)
         self.places: Places = Places(self, worker)
+        self.telling: Telling = Telling(worker.reporter, in_transaction=True)
         self._requests = requests
         self._worker = worker
         self._joined = joined

@@ -211,6 +211,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         progress.traceback,
         progress.skipped,
         task.template.dynamic and record.schedule.startswith(INHERITED_MARK),
+        _instant_or_none(pause.since if state == State.PAUSED else None),
+        pause.by if state == State.PAUSED else None,
     )
 
 

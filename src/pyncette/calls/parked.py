@@ -28,14 +28,20 @@ async def rerun_parked(
     def decide(record: Record | None, now: int) -> Change | None:
         return rerun(task, record, now, text)
 
-    return await requests.change(group, key, decide) is not None
+    done = await requests.change(group, key, decide) is not None
+    if done:
+        requests.telling.one("retry", task, instance_name)
+    return done
 
 
 async def drop_parked(requests: Requests, task: Task, instance_name: str | None) -> bool:
     """Gives up the occurrence of a parked record; see ``PyncetteContext.drop_parked``."""
     requests.check_declared(task)
     group, key = identity_of(task, instance_name)
-    return await requests.change(group, key, partial(dropped, task)) is not None
+    done = await requests.change(group, key, partial(dropped, task)) is not None
+    if done:
+        requests.telling.one("drop", task, instance_name)
+    return done
 
 
 def dropped(task: Task, record: Record | None, now: int) -> Change | None:

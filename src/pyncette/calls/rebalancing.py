@@ -62,9 +62,10 @@ class Rebalancing:
         """See ``PyncetteContext.rebalance``."""
         self._requests.check_declared(task)
         template = _checked(task)
-        return await _Move(
-            self._requests, self._worker, template, checked_count(partition_count), progress
-        ).run()
+        count = checked_count(partition_count)
+        move = _Move(self._requests, self._worker, template, count, progress)
+        with self._requests.telling.many("rebalance", template, move, partition_count=count):
+            return await move.run()
 
 
 class _Move:
@@ -83,7 +84,8 @@ class _Move:
         self._task = task
         self._count = count
         self._progress = progress
-        self._moved = 0
+        self.changed = self.failed = 0
+        self.effective = False
         self._waiting: list[str] = []
         self._failed: list[tuple[str, Exception]] = []
         self._stage = "announcing"
@@ -94,12 +96,14 @@ class _Move:
         under_way = fact.sources or fact.to is not None
         if under_way and count not in (fact.to, fact.partition_count):
             raise self._other_move(fact)
+        self.effective = bool(under_way)
         if under_way and fact.to is not None and count == fact.partition_count:
             fact, version = await self._write(fact.ended(), version)  # nothing was moved yet
         elif not under_way and count != fact.partition_count:
             await self._check_pauses()
             fact, version = await self._write(fact.announced(count), version)
             logger.info("A move of %s to %d partitions is announced", printable(self._task), count)
+            self.effective = True
         groups = self._groups(fact)
         if fact.to is not None:
             await self._until_all_know()
@@ -118,7 +122,7 @@ class _Move:
             "%s has %d partitions; %d instances were moved",
             printable(self._task),
             count,
-            self._moved,
+            self.changed,
         )
         return self._result()
 
@@ -127,7 +131,7 @@ class _Move:
         return [group_of(self._task.name, number) for number in numbers]
 
     def _result(self) -> RebalanceResult:
-        return RebalanceResult(self._count, self._moved, len(self._waiting), self._stage)
+        return RebalanceResult(self._count, self.changed, len(self._waiting), self._stage)
 
     # What is in force.
 
@@ -258,7 +262,8 @@ class _Move:
             return await places.move(await places.read_pairs(pairs))
 
         moved = await self._insist(move)
-        self._moved += moved.moved
+        self.changed += moved.moved
+        self.effective = self.effective or moved.moved > 0
         self._waiting += moved.waiting
         self._failed += moved.failed
         self._report()

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from pyncette.calls.identity import check_declared
 from pyncette.calls.names import Names
 from pyncette.calls.places import Places
+from pyncette.calls.telling import Telling
 from pyncette.calls.writing import (
     BULK_PATIENCE_S,
     PAUSE_INITIAL_S,
@@ -113,6 +114,7 @@ class Requests:
         store: The store.
         clock: The app's clock.
         places: Finds and changes instances that may lie in several places.
+        telling: Tells of what calls have changed.
         batch_max: Maximum writes in one batch of a bulk call.
     """
 
@@ -136,6 +138,7 @@ class Requests:
         self.store: DeadlineStore = worker.store
         self.clock: Clock = worker.clock
         self.places = Places(self, worker)
+        self.telling = Telling(worker.reporter)
         self.batch_max = batch_max
         self._worker = worker
         self._background = background

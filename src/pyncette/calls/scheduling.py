@@ -235,6 +235,8 @@ class Scheduling:
                     return wish.told(None, current, now)
             write = write_after(group, key, current, change)
         requests.wrote(write)
+        if not kept:
+            requests.telling.instance("schedule", wish.template.name, key)
         return wish.told(None if kept else write.change, current, now)
 
     async def _schedule_where_it_lies(self, wish: Wish, group: str, key: str, force: bool) -> Task:
@@ -262,6 +264,8 @@ class Scheduling:
                     raise
             else:
                 now = self._requests.clock.microseconds()
+                if write is not None:
+                    self._requests.telling.instance("schedule", wish.template.name, key)
                 return wish.told(None if write is None else write.change, found, now)
             with self._requests.clock.hold():
                 await realtime.sleep(ADVANCE_LOOK_S)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from pyncette import chance
+from pyncette.acting import actor
 from pyncette.calls.identity import check_declared, identity_of
 from pyncette.calls.requests import Changing, Requests
 from pyncette.calls.unreadable import reading_record
@@ -78,19 +79,20 @@ class Steering:
         now = await self._requests.now()
         pause = self._checked(until, reason, now)
         if task.dynamic and name is None:
-            write = Write(*pause_identity(task.group), pause_record(pause, now), ANY)
-            await self._change_control(write)
-            return
-        await _change(
+            await self._change_control(Write(*pause_identity(task.group), pause_record(pause), ANY))
+            self._requests.telling.one("pause", task, None, pause=pause, count=None)
+        elif await _change(
             self._requests, task, name, lambda reading, now: rules.paused(reading, now, pause)
-        )
+        ):
+            self._requests.telling.one("pause", task, name, pause=pause)
 
     async def resume(self, task: Task, name: str | None) -> None:
         self._requests.check_declared(task)
         if task.dynamic and name is None:
             await self._change_control(Write(*pause_identity(task.group), DELETE, ANY))
-            return
-        await _change(self._requests, task, name, rules.resumed, creates=False)
+            self._requests.telling.one("resume", task, None, count=None)
+        elif await _change(self._requests, task, name, rules.resumed, creates=False):
+            self._requests.telling.one("resume", task, name)
 
     async def trigger(self, task: Task, name: str | None) -> int:
         self._requests.check_declared(task)
@@ -120,7 +122,7 @@ class Steering:
                 f"reason has {len(reason):,} characters, at most {REASON_CHARACTERS_MAX} are kept"
             )
         if until is None:
-            return Pause(None, reason)
+            return Pause(None, reason, now, actor())
         if not isinstance(until, datetime):
             raise TypeError(f"until must be a datetime, not {until!r}")
         instant = instant_of(until)
@@ -128,7 +130,7 @@ class Steering:
             raise ValueError(f"until must lie in the future, not {until.isoformat()}")
         if instant > LATEST_INSTANT:
             raise ValueError(f"until must lie before the year 2255, not {until.isoformat()}")
-        return Pause(instant, reason)
+        return Pause(instant, reason, now, actor())
 
     # A whole template.
 
@@ -138,7 +140,12 @@ class Steering:
         self._worker.wake_groups((CONTROL_GROUP,))
 
     async def _trigger_all(self, task: Task) -> int:
-        count = failed = 0
+        tally = _Tally()
+        with self._requests.telling.many("trigger", task, tally):
+            await self._trigger_each(task, tally)
+        return tally.changed
+
+    async def _trigger_each(self, task: Task, tally: _Tally) -> None:
         triggered = partial(_triggered_if_there, task)
         await self._requests.settled()
         page_size = self._requests.batch_max
@@ -149,19 +156,29 @@ class Steering:
             outcomes = await self._requests.change_all(wishes, records)
             for wish, outcome in zip(wishes, outcomes, strict=True):
                 if isinstance(outcome, Write):
-                    count += 1
+                    tally.changed += 1
                 elif outcome is not None:
-                    failed += 1
-                    if failed <= ERRORS_LOGGED_MAX:
+                    tally.failed += 1
+                    if tally.failed <= ERRORS_LOGGED_MAX:
                         logger.warning(
                             "%s of %s was not triggered: %s",
                             printable(wish.key),
                             printable(task),
                             describe(outcome),
                         )
-        if failed:
-            logger.warning("%d instances of %s were not triggered", failed, printable(task))
-        return count
+        if tally.failed:
+            logger.warning("%d instances of %s were not triggered", tally.failed, printable(task))
+
+
+class _Tally:
+    """Counts what a call has done."""
+
+    def __init__(self) -> None:
+        self.changed = self.failed = 0
+
+    @property
+    def effective(self) -> bool:
+        return self.changed > 0
 
 
 async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
@@ -178,7 +195,10 @@ async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
         await _refuse_if_paused(requests, task, name)
     elif task.parent_task is not None:
         await _refuse_if_paused(requests, task.parent_task, task.name)
-    return int(await _change(requests, task, name, rules.triggered))
+    done = await _change(requests, task, name, rules.triggered)
+    if done:
+        requests.telling.one("trigger", task, name)
+    return int(done)
 
 
 async def _change(
@@ -268,7 +288,8 @@ def _shown(pause: GroupPause) -> PauseState:
     return PauseState(
         name,
         partition,
-        None if pause.since is None else from_microseconds(pause.since),
+        None if pause.pause.since is None else from_microseconds(pause.pause.since),
         None if pause.pause.until is None else from_microseconds(pause.pause.until),
         pause.pause.reason,
+        pause.pause.by,
     )

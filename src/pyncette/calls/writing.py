@@ -20,6 +20,7 @@ from pyncette.store.record import ABSENT, Change, Patch, Record
 
 if TYPE_CHECKING:
     from pyncette.calls.places import Places
+    from pyncette.calls.telling import Telling
 
 T = TypeVar("T")
 
@@ -63,9 +64,11 @@ class Writer(Calling, Protocol):
 
     Attributes:
         places: Finds and changes instances that may lie in several places.
+        telling: Tells of what was changed.
     """
 
     places: Places
+    telling: Telling
 
     async def now(self) -> int:
         """Returns the current instant, by which a call decides."""

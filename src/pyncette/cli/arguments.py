@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
+from pyncette.acting import acting_as
 from pyncette.app import Pyncette
 from pyncette.cli import completion, doctor, looking, moving, scheduling, steering, values
 from pyncette.cli.failures import (
@@ -25,7 +26,7 @@ from pyncette.cli.failures import (
 )
 from pyncette.cli.loading import app_of_url, load_app
 from pyncette.cli.printing import Printer
-from pyncette.cli.session import Session
+from pyncette.cli.session import Session, person
 from pyncette.errors import (
     PyncetteException,
     TaskExistsError,
@@ -324,7 +325,8 @@ def _run(given: argparse.Namespace, verb: Verb) -> int:
         async with app.create(fixtures=False) as context:
             return await verb(Session(app, context, given, _printer(given), declares))
 
-    return asyncio.run(work())
+    with acting_as(person()):
+        return asyncio.run(work())
 
 
 def _run_worker(given: argparse.Namespace) -> int:

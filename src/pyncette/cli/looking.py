@@ -135,6 +135,8 @@ def _lines(session: Session, state: TaskState) -> list[tuple[str, Any]]:
         ("attempt", state.attempt),
         ("reason", state.reason),
         ("paused until", state.paused_until and time(state.paused_until)),
+        ("paused since", state.paused_since and time(state.paused_since)),
+        ("paused by", state.paused_by),
         ("run by", state.locked_by),
         ("leased until", state.locked_until and time(state.locked_until)),
         ("last started", state.last_started_at and time(state.last_started_at)),
@@ -161,7 +163,13 @@ async def _show_template(session: Session, task: Task) -> int:
             "parked": parked.count,
             "failing": failing.count,
             "pauses": [
-                {"partition": pause.partition, "until": utc(pause.until), "reason": pause.reason}
+                {
+                    "partition": pause.partition,
+                    "since": utc(pause.since),
+                    "until": utc(pause.until),
+                    "reason": pause.reason,
+                    "by": pause.by,
+                }
                 for pause in pauses
             ],
         }
@@ -174,8 +182,9 @@ async def _show_template(session: Session, task: Task) -> int:
     for pause in pauses:
         what = "all" if pause.partition is None else f"partition {pause.partition}"
         until = "until it is resumed" if pause.until is None else session.out.time(pause.until)
+        by = f", by {printable(pause.by)}" if pause.by else ""
         why = f" ({printable(pause.reason)})" if pause.reason else ""
-        session.out.text(f"paused          {what}, {until}{why}")
+        session.out.text(f"paused          {what}, {until}{by}{why}")
     return DONE
 
 

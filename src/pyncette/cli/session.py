@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import getpass
+import os
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -104,6 +106,15 @@ class Session(NamedTuple):
         return FAILED if result.failed else DONE
 
 
+def person() -> str:
+    """Who runs this command: the user of the operating system, and that it is a command line."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container without users
+        name = f"user {os.getuid()}" if hasattr(os, "getuid") else "a user"
+    return f"{name[:100]} (cli)"
+
+
 def named(task: Task, instance: str | None) -> str:
     """A task, or one of its instances, for people."""
     return printable(f"{task}:{instance}" if instance is not None else task)
@@ -153,6 +164,8 @@ def state_data(state: TaskState) -> dict[str, Any]:
         "attempt": state.attempt,
         "reason": state.reason,
         "paused_until": utc(state.paused_until),
+        "paused_since": utc(state.paused_since),
+        "paused_by": state.paused_by,
         "last_started_at": utc(state.last_started_at),
         "last_finished_at": utc(state.last_finished_at),
         "last_outcome": None if state.last_outcome is None else str(state.last_outcome),

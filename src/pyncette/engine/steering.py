@@ -6,14 +6,12 @@ paused. A pause with an end needs no worker to end it: from then on it is ignore
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from pyncette.clock import Clock
 from pyncette.engine.partitions import PREFIX, Partitions
 from pyncette.engine.polling import NEVER
-from pyncette.errors import printable
 from pyncette.store import Filter, Identity, Scans, scan_all
 from pyncette.store.record import (
     CONTROL_GROUP,
@@ -26,8 +24,6 @@ from pyncette.store.record import (
     load_args,
 )
 
-logger = logging.getLogger(__name__)
-
 _PREFIX: Final = "paused:"
 _PAUSES: Final = Filter(prefix=_PREFIX)
 _PAUSES_AND_PARTITIONS: Final = Filter(prefix="pa")
@@ -39,13 +35,11 @@ class GroupPause(NamedTuple):
 
     Attributes:
         group: The group of a partition, or of a template with all its partitions.
-        pause: Its end and its reason.
-        since: When it was made, in microseconds; None if the record does not say it.
+        pause: What was said about it.
     """
 
     group: str
     pause: Pause
-    since: int | None
 
 
 def pause_identity(group: str) -> Identity:
@@ -60,9 +54,11 @@ def covering(group: str) -> list[str]:
     return [group, template] if template else [group]
 
 
-def pause_record(pause: Pause, now: int) -> Put:
+def pause_record(pause: Pause) -> Put:
     """Returns the control record of a pause."""
-    args = {"until": pause.until, "reason": pause.reason, "since": now}
+    args: dict[str, Any] = pause._asdict()
+    if pause.by is None:
+        del args["by"]
     return Put(None, State.FINISHED, None, 0, "", dump_args(args), "")
 
 
@@ -72,13 +68,18 @@ def read_pause(record: Record) -> GroupPause:
     try:
         args = load_args(record.args)
     except ValueError:
-        return GroupPause(group, Pause(), None)
-    reason = args.get("reason")
-    return GroupPause(
-        group,
-        Pause(_instant(args.get("until")), None if reason is None else str(reason)),
+        return GroupPause(group, Pause())
+    pause = Pause(
+        _instant(args.get("until")),
+        _text(args.get("reason")),
         _instant(args.get("since")),
+        _text(args.get("by")),
     )
+    return GroupPause(group, pause)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _instant(value: Any) -> int | None:
@@ -97,13 +98,20 @@ class Pauses:
         known: For each paused group when its pause ends (``NEVER``: when it is resumed).
     """
 
-    def __init__(self, partitions: Partitions, clock: Clock) -> None:
+    def __init__(
+        self,
+        partitions: Partitions,
+        clock: Clock,
+        on_change: Callable[[Pause | None, str], object],
+    ) -> None:
         """Knows no pause yet.
 
         Args:
             partitions: Learns what the same listing says of partitions.
             clock: Tells how old that is.
+            on_change: Called with a pause that was found, or None if it has ended; and its group.
         """
+        self._on_change = on_change
         self.known: dict[str, int] = {}
         self._partitions = partitions
         self._clock = clock
@@ -114,13 +122,16 @@ class Pauses:
         Raises:
             StoreError: The store failed; what was known before stays.
         """
-        known: dict[str, int] = {}
-        for group, pause, _ in await self._read(store):
-            if not pause.ended(now):
-                known[group] = NEVER if pause.until is None else pause.until
+        found = {group: pause for group, pause in await self._read(store) if not pause.ended(now)}
+        known = {
+            group: NEVER if pause.until is None else pause.until for group, pause in found.items()
+        }
         if known != self.known:
-            self._log(known)
-            self.known = known
+            before, self.known = self.known, known
+            for group in sorted(known.keys() - before.keys()):
+                self._on_change(found[group], group)
+            for group in sorted(before.keys() - known.keys()):
+                self._on_change(None, group)
 
     async def _read(self, store: Scans) -> list[GroupPause]:
         if not self._partitions.tasks:
@@ -130,12 +141,6 @@ class Pauses:
         facts = [record for record in found if record.key.startswith(PREFIX)]
         self._partitions.learn(facts, asked_at)
         return [read_pause(record) for record in found if record.key.startswith(_PREFIX)]
-
-    def _log(self, known: Mapping[str, int]) -> None:
-        for group in known.keys() - self.known.keys():
-            logger.info("'%s' is paused: nothing of it is claimed", printable(group))
-        for group in self.known.keys() - known.keys():
-            logger.info("'%s' is claimed again: its pause has ended", printable(group))
 
     def holds(self, group: str, now: int) -> bool:
         """Returns whether a group is paused."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, Protocol
 
-from pyncette.clock import Clock, StoreClock
+from pyncette.clock import Clock, StoreClock, from_microseconds
 from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background
 from pyncette.engine.backlog import Backlogs
@@ -28,12 +28,12 @@ from pyncette.engine.run_events import about_task
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
 from pyncette.errors import printable
-from pyncette.events import Behind
+from pyncette.events import Behind, GroupPaused, GroupResumed
 from pyncette.model import Heartbeat, MiddlewareFunc
 from pyncette.observers import Reporter
 from pyncette.store import Identity, Write
 from pyncette.store.deadline import DeadlineStore
-from pyncette.store.record import CONTROL_GROUP
+from pyncette.store.record import CONTROL_GROUP, Pause, template_of
 from pyncette.task import Task
 
 
@@ -119,7 +119,7 @@ class Worker:
         self.stopping = False
         self.sources = Sources()
         self.partitions = Partitions(store, clock, tasks)
-        self.pauses = Pauses(self.partitions, clock)
+        self.pauses = Pauses(self.partitions, clock, self._pause_changed)
         self.alarm = Alarm(clock, background)
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
@@ -200,6 +200,26 @@ class Worker:
     def _behind(self, task: Task, identity: Identity, count: int, age: int) -> None:
         about = about_task(self.reporter.here(), task, identity[1], printable(task))
         self.reporter.tell(Behind(**about, count=count, age=timedelta(microseconds=age)))
+
+    def _pause_changed(self, pause: Pause | None, group: str) -> None:
+        name, partition = template_of(group)
+        here = self.reporter.here()
+        label = printable(name if partition is None else f"{name} partition {partition}")
+        if pause is None:
+            self.reporter.tell(GroupResumed(**here, task=name, partition=partition, label=label))
+            return
+        until = None if pause.until is None else from_microseconds(pause.until)
+        self.reporter.tell(
+            GroupPaused(
+                **here,
+                task=name,
+                partition=partition,
+                label=label,
+                until=until,
+                reason=pause.reason,
+                by=pause.by,
+            )
+        )
 
     def _written(self) -> None:
         if self.loop.starved:

@@ -144,10 +144,14 @@ class Pause(NamedTuple):
     Attributes:
         until: The instant at which it ends by itself; None: when the record is resumed.
         reason: Why, as text for people; None if no reason was given.
+        since: The instant at which it was made; None if that is not known.
+        by: Who has made it, as text for people; None: nobody was named.
     """
 
     until: int | None = None
     reason: str | None = None
+    since: int | None = None
+    by: str | None = None
 
     def ended(self, now: int) -> bool:
         """Returns whether the pause has ended by itself."""
@@ -436,10 +440,13 @@ def load_progress(text: str) -> Progress:
 
 
 def _pause(fields: list[Any]) -> Pause:
-    until, reason = fields
+    until, reason, since, by, *_ = (*fields, None, None)
     if reason is not None and not isinstance(reason, str):
         raise ValueError(f"the reason of the pause is {reason!r}")
-    return Pause(None if until is None else _instant(until), reason)
+    # These are only shown.
+    since = since if type(since) is int and EARLIEST_INSTANT <= since <= LATEST_INSTANT else None
+    by = by if isinstance(by, str) else None
+    return Pause(None if until is None else _instant(until), reason, since, by)
 
 
 def _outcome(value: Any) -> Outcome | None:
