@@ -20,7 +20,7 @@ from typing import Any, Concatenate, Final, Literal, NoReturn, Protocol, TypeVar
 
 from pyncette.body import BodyResult, check_fixture, check_found, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
-from pyncette.context import AppParts, PyncetteContext, check_context_name
+from pyncette.context import AppParts, OpenContexts, PyncetteContext, check_context_name
 from pyncette.events import Event
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
@@ -207,6 +207,7 @@ class Pyncette:
         self._tasks: list[Task] = []
         self._sync = SyncContext(self)
         self._warned = False
+        self._opened = OpenContexts()
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
@@ -613,6 +614,7 @@ class Pyncette:
             self._open_timeout.total_seconds(),
             None if self._shutdown_timeout is None else self._shutdown_timeout.total_seconds(),
             self._thread_limit,
+            self._opened,
             self._heartbeat,
             self._raise_task_errors,
             self._worker_tags,

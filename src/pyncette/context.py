@@ -13,10 +13,11 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -107,6 +108,29 @@ CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
 """When tasks that sleep on such a clock are cancelled, and closing fails."""
 
 
+class OpenContexts:
+    """The contexts of an app that are open now: what shows it uses one of them."""
+
+    def __init__(self) -> None:
+        """None is open."""
+        self._contexts: list[tuple[asyncio.AbstractEventLoop, PyncetteContext]] = []
+
+    @contextmanager
+    def holds(self, context: PyncetteContext) -> Iterator[None]:
+        """Has this one, in the event loop that runs, for as long as the block takes."""
+        entry = (asyncio.get_running_loop(), context)
+        self._contexts.append(entry)
+        try:
+            yield
+        finally:
+            self._contexts.remove(entry)
+
+    def here(self) -> list[PyncetteContext]:
+        """Returns those that were opened in the event loop that runs, the last one first."""
+        loop = asyncio.get_running_loop()
+        return [context for of, context in reversed(self._contexts) if of is loop]
+
+
 class AppParts(NamedTuple):
     """The parts of an app that each of its contexts gets."""
 
@@ -123,6 +147,7 @@ class AppParts(NamedTuple):
     open_timeout: float
     shutdown_timeout: float | None
     thread_limit: int | None
+    opened: OpenContexts
     heartbeat: Heartbeat | None = None
     raise_task_errors: bool = False
     worker_tags: frozenset[str] = frozenset()
@@ -604,18 +629,23 @@ class PyncetteContext:
         task: Task,
         limit: int | None = None,
         continuation_token: ContinuationToken | None = None,
+        *,
+        where: Where | None = None,
     ) -> ListTasksResponse:
         """Returns a page of the instances of a template, in an order that writes do not change.
 
         Args:
-            task: The template.
+            task: The template, or one of its partitions.
             limit: Maximum number of instances; default is ``batch_size``.
             continuation_token: The token of the page before.
+            where: Which instances; all of them by default. Where few of very many match, a page
+                may be empty although others follow: the store looks at some thousands for each.
 
         Raises:
+            TypeError: A condition is of a wrong type.
             ValueError: The task is not a template, or an argument is invalid.
         """
-        return await self._listing.page(task, limit, continuation_token)
+        return await self._listing.page(task, limit, continuation_token, where)
 
     def iter_tasks(self, task: Task, where: Where | None = None) -> AsyncGenerator[TaskState, None]:
         """Goes through the instances of a template, page by page, in an order of our choosing.

@@ -123,7 +123,8 @@ async def open_context(
             bodies = context._worker.bodies
             stack.enter_context(clock.attend(bodies))
             try:
-                yield context
+                with parts.opened.holds(context):
+                    yield context
             except BaseException as error:
                 bodies.note_on(error)
                 raise

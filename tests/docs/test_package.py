@@ -98,7 +98,7 @@ def test_a_bare_installation_needs_one_package_and_each_extra_its_driver(metadat
     [everything] = extras.pop("all")
     assert everything == f"pyncette[{','.join(sorted(extras))}]"
     for name, packages in extras.items():
-        assert 1 <= len(packages) <= 2, name
+        assert 1 <= len(packages) <= 3, name
 
 
 def test_no_link_on_the_page_of_a_package_index_leads_nowhere(metadata: Message) -> None:

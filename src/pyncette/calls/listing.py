@@ -18,7 +18,7 @@ from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
 from pyncette.schedule import INHERITED_MARK
-from pyncette.store import EVERYTHING, Filter, Store
+from pyncette.store import Filter, Store
 from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
 from pyncette.task import Task
 
@@ -64,23 +64,30 @@ class Listing:
         return None if record is None else self._state(task, record)
 
     async def page(
-        self, task: Task, limit: int | None, token: ContinuationToken | None
+        self,
+        task: Task,
+        limit: int | None,
+        token: ContinuationToken | None,
+        where: Where | None = None,
     ) -> ListTasksResponse:
-        self._requests.check_declared(task)
-        check_template(task)
+        self._checked(task, where)
         limit = (
             self._batch_size if limit is None else min(at_least_one("limit", limit), PAGE_LIMIT_MAX)
         )
         await self._requests.now()
-        groups = task.groups()
+        groups, selection = self._checked(task, where)
         group, cursor = _go_on(groups, token)
-        page = await self._requests.store.scan(groups[group], EVERYTHING, cursor, limit)
+        page = await self._requests.store.scan(groups[group], selection.filter, cursor, limit)
         following = None
         if page.cursor is not None:
             following = ContinuationToken(f"{group}:{page.cursor}")
         elif group + 1 < len(groups):
             following = ContinuationToken(f"{group + 1}:")
-        states = [self._state(task, record) for record in page.records if not in_transit(record)]
+        states = [
+            self._state(task, record)
+            for record in page.records
+            if not in_transit(record) and selection.admits(record)
+        ]
         return ListTasksResponse(states, following)
 
     async def iterate(self, task: Task, where: Where | None) -> AsyncGenerator[TaskState, None]:

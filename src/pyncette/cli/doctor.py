@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, NamedTuple
 
@@ -21,16 +20,9 @@ from pyncette.errors import (
 )
 from pyncette.model import Partitions, TaskState, Where, WorkerState
 from pyncette.schedule import parse_timezone
+from pyncette.showing import CLOCK_OFFSET_MAX, SILENT_AFTER, overdue, silent
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
-
-OVERDUE_AFTER: Final = timedelta(minutes=1)
-"""What is due for longer than this, and for longer than three poll intervals, is overdue."""
-
-SILENT_AFTER: Final = timedelta(seconds=40)
-"""A worker writes every 20 s that it is alive; after a minute it counts as dead."""
-
-CLOCK_OFFSET_MAX: Final = timedelta(seconds=1)
 
 COUNT_LIMIT: Final = 1_000
 
@@ -207,12 +199,12 @@ def _workers(workers: list[WorkerState], context: PyncetteContext) -> Check:
     if not workers:
         return Check("workers", "warn", "none is alive", "Start one: pyncette run")
     now = context.clock.now()
-    silent = [worker.name for worker in workers if now - worker.seen_at > SILENT_AFTER]
-    if silent:
+    found = [worker.name for worker in silent(workers, now)]
+    if found:
         return Check(
             "workers",
             "warn",
-            f"silent for more than {SILENT_AFTER.seconds} s: {_names(silent)}",
+            f"silent for more than {SILENT_AFTER.seconds} s: {_names(found)}",
             "It was killed, or its event loop is blocked by a body: look at its log, restart it",
         )
     return Check("workers", "ok", f"{len(workers)} alive: {_names([w.name for w in workers])}")
@@ -263,17 +255,10 @@ async def _of_tasks(
     )
 
 
-def _due_before(context: PyncetteContext) -> Where:
-    patience = max(OVERDUE_AFTER, 3 * context.poll_interval)
-    return Where(
-        states={"scheduled", "retrying", "running"}, due_before=context.clock.now() - patience
-    )
-
-
 async def _overdue(
     context: PyncetteContext, templates: list[Task], statics: list[TaskState]
 ) -> Check:
-    where = _due_before(context)
+    where = overdue(context)
     assert where.due_before is not None
     late = [
         state
@@ -302,7 +287,7 @@ async def _partitions(context: PyncetteContext, templates: list[Task]) -> Check 
     ]
     if not fixed:
         return None
-    where = _due_before(context)
+    where = overdue(context)
     late: list[str] = []
     for task in fixed:
         late += [

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pyncette.cli.failures import DONE, not_found, usage
-from pyncette.cli.session import Session, named, schedule_text, state_data, utc
+from pyncette.cli.session import Session, state_data, utc
 from pyncette.errors import printable
-from pyncette.model import PauseState, TaskState, Where
+from pyncette.model import TaskState, Where
 from pyncette.schedule import Cron, Every, Schedule
+from pyncette.showing import clock_change, clock_change_text, named, paused_word, schedule_text
 from pyncette.task import Task
 
 
@@ -52,16 +53,13 @@ async def _overview(session: Session) -> int:
     table = session.out.table(["task", "kind", "instances", "state", "next", "schedule"])
     context = session.context
     states = {state.task.name: state for state in await context.static_tasks()}
-    pauses: dict[str, PauseState] = {}
-    for pause in await context.pauses():
-        if pause.partition is None or pause.name not in pauses:
-            pauses[pause.name] = pause
+    pauses = await context.pauses()
     for task in session.app.tasks:
         schedule = schedule_text(task)
         data: dict[str, Any] = {"task": task.name, "kind": "static", "schedule": schedule}
         if task.dynamic:
             count = await context.count_tasks(task)
-            state = _pause_state(pauses.get(task.name))
+            state = paused_word(pauses, task.name)
             data |= {"kind": "template", "state": state}
             data |= {"instances": count.count, "exact": count.exact}
             table.add(task.name, "template", count, state or "-", "-", schedule)
@@ -78,7 +76,7 @@ async def _overview(session: Session) -> int:
         session.out.data(data)
     for left in await context.unknown():
         kind = "template" if left.dynamic else "static"
-        state = _pause_state(pauses.get(left.name))
+        state = paused_word(pauses, left.name)
         session.out.data(
             {
                 "task": left.name,
@@ -91,12 +89,6 @@ async def _overview(session: Session) -> int:
         table.add(left.name, f"unknown {kind}", left.count, state or "-", "-", "-")
     table.flush()
     return DONE
-
-
-def _pause_state(pause: PauseState | None) -> str | None:
-    if pause is None:
-        return None
-    return "paused" if pause.partition is None else "partly paused"
 
 
 async def show(session: Session) -> int:
@@ -214,7 +206,7 @@ async def upcoming(session: Session) -> int:
     table = session.out.table(["in its zone", "zone", "local", "clocks"])
     before: datetime | None = None
     for time in times:
-        change = _change(before, time)
+        change = clock_change(before, time)
         session.out.data(
             {
                 "at": utc(time),
@@ -223,26 +215,13 @@ async def upcoming(session: Session) -> int:
                 "clocks_changed": None if change is None else change.total_seconds(),
             }
         )
-        moved = "" if change is None else _moved(change)
+        moved = "" if change is None else clock_change_text(change)
         table.add(time.isoformat(" "), time.tzinfo, session.out.time(time), moved)
         before = time
     table.flush()
     if not times:
         session.out.text("No further occurrence")
     return DONE
-
-
-def _change(before: datetime | None, time: datetime) -> timedelta | None:
-    """By how much the clocks of the zone were moved between two occurrences."""
-    if before is None:
-        return None
-    earlier, later = before.utcoffset(), time.utcoffset()
-    return None if earlier is None or later is None or earlier == later else later - earlier
-
-
-def _moved(change: timedelta) -> str:
-    forward = change > timedelta()
-    return f"{'forward' if forward else 'back'} by {abs(change)} before this"
 
 
 async def workers(session: Session) -> int:

@@ -6,10 +6,11 @@ from typing import Any
 
 from pyncette.bulk import RebalanceResult
 from pyncette.cli.failures import DONE, not_found, usage
-from pyncette.cli.session import Session, named, utc
+from pyncette.cli.session import Session, utc
 from pyncette.cli.values import arguments_of
 from pyncette.errors import printable
 from pyncette.model import OnExisting
+from pyncette.showing import named
 from pyncette.task import PartitionedTask
 
 

@@ -16,7 +16,7 @@ from pyncette.cli.printing import Printer
 from pyncette.context import PyncetteContext
 from pyncette.errors import describe, printable
 from pyncette.model import TaskState, Where
-from pyncette.schedule import Schedule
+from pyncette.showing import schedule_text
 from pyncette.task import PartitionedTask, Task
 
 
@@ -113,33 +113,6 @@ def person() -> str:
     except (OSError, KeyError, ImportError):  # a container without users
         name = f"user {os.getuid()}" if hasattr(os, "getuid") else "a user"
     return f"{name[:100]} (cli)"
-
-
-def named(task: Task, instance: str | None) -> str:
-    """A task, or one of its instances, for people."""
-    return printable(f"{task}:{instance}" if instance is not None else task)
-
-
-def schedule_text(task: Task) -> str:
-    """When a task runs, for people."""
-    when = task.when
-    if isinstance(when.schedule, Schedule):
-        text = repr(when.schedule)
-    elif when.schedule is not None:
-        text = f"{when.schedule} {when.timezone or 'UTC'}"
-    elif when.interval:
-        text = f"every {when.interval}"
-    elif when.execute_at is not None:
-        text = f"once at {when.execute_at.isoformat()}"
-    else:
-        return "-"
-    if when.span.start_at is not None:
-        text += f" from {when.span.start_at.isoformat()}"
-    if when.span.end_at is not None:
-        text += f" until {when.span.end_at.isoformat()}"
-    if when.span.jitter is not None:
-        text += f" jitter {when.span.jitter}"
-    return text
 
 
 def state_data(state: TaskState) -> dict[str, Any]:

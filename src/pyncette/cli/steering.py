@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pyncette.cli.failures import DONE, not_found, usage
-from pyncette.cli.session import Session, named, utc
+from pyncette.cli.session import Session, utc
 from pyncette.cli.values import arguments_of
+from pyncette.showing import named
 
 
 async def pause(session: Session) -> int:

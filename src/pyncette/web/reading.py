@@ -1,0 +1,282 @@
+"""What the screens show, read from the store in bounded queries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Final, NamedTuple
+
+from pyncette import showing
+from pyncette.app import Pyncette
+from pyncette.clock import StoreClock, realtime
+from pyncette.context import PyncetteContext
+from pyncette.model import (
+    ContinuationToken,
+    PauseState,
+    StateName,
+    TaskCount,
+    TaskState,
+    UnknownTask,
+    Where,
+    WorkerState,
+)
+from pyncette.task import Task
+from pyncette.web import past
+
+COUNT_LIMIT: Final = 10_000
+"""Up to how many instances are counted; more is shown as "more than 10,000"."""
+
+TROUBLE_LIMIT: Final = 1_000
+"""The same for those that are overdue, fail or are parked."""
+
+COUNTING_S: Final = 0.1
+"""How long counting may take in one reading; what was not reached is counted in the next ones."""
+
+COUNTS_AT_ONCE: Final = 4
+
+SELDOM_S: Final = 30.0
+"""How often what hardly changes, and costs more, is read."""
+
+PAGE: Final = 50
+"""Instances on a page."""
+
+SCANS_MAX: Final = 10
+"""Pages of the store that are looked at for one page of instances."""
+
+SCANNING_S: Final = 0.1
+"""The same in seconds: then the page ends, and another one goes on from there."""
+
+SAMPLES_MAX: Final = 120
+
+FAILED: Final[frozenset[StateName]] = frozenset({"retrying", "parked"})
+"""The states of what fails: at least one attempt has failed, and the occurrence is not done."""
+
+
+@dataclass
+class TemplateCounts:
+    """How many instances of a template there are, as they were counted last.
+
+    Attributes:
+        read_at: When, by a monotonic clock.
+        total: All of them.
+        overdue: Those that could have been run for a while.
+        retrying: Those that wait for another attempt.
+        parked: Those that are kept, and never run.
+        paused: Those that are paused by themselves.
+    """
+
+    read_at: float
+    total: TaskCount
+    overdue: TaskCount
+    retrying: TaskCount
+    parked: TaskCount
+    paused: TaskCount
+
+
+class Sample(NamedTuple):
+    """What was found at an instant, while a viewer looked."""
+
+    at: datetime
+    overdue: int
+    running: int
+
+
+@dataclass
+class Snapshot:
+    """The store as a whole.
+
+    Attributes:
+        at: When it was read, by the clock of the app.
+        took: How long it took.
+        statics: The static tasks of the app and their states; None: never started.
+        templates: Its templates, and how many instances they have; None: not counted yet.
+        pauses: What is paused as a whole.
+        workers: The workers that are alive.
+        left: Tasks that no living worker runs.
+        unknown: What the store holds of tasks that the app does not declare.
+        clock_offset: How far the clock of this machine is ahead of that of the store; None: the
+            store has none.
+        minutes: What was run in each of the last minutes; None: no history is kept.
+        samples: What was found before, while viewers looked.
+    """
+
+    at: datetime
+    took: timedelta = timedelta()
+    statics: list[tuple[Task, TaskState | None]] = field(default_factory=list)
+    templates: list[tuple[Task, TemplateCounts | None]] = field(default_factory=list)
+    pauses: list[PauseState] = field(default_factory=list)
+    workers: list[WorkerState] = field(default_factory=list)
+    left: list[Task] = field(default_factory=list)
+    unknown: list[UnknownTask] = field(default_factory=list)
+    clock_offset: timedelta | None = None
+    minutes: list[past.Minute] | None = None
+    samples: Sequence[Sample] = ()
+
+    def paused(self, name: str) -> str | None:
+        """Returns how a template is paused; None: it is not."""
+        return showing.paused_word(self.pauses, name)
+
+
+class Page(NamedTuple):
+    """Instances that match.
+
+    Attributes:
+        states: At most a page of them.
+        token: Where the next page begins; None: there is none.
+        partial: Whether it ends because enough was looked at, not because it is full.
+    """
+
+    states: list[TaskState]
+    token: str | None
+    partial: bool
+
+
+class Reader:
+    """Reads snapshots and pages. It remembers what need not be read each time."""
+
+    def __init__(self, app: Pyncette) -> None:
+        """Has read nothing yet."""
+        self._app = app
+        self._counts: dict[str, TemplateCounts] = {}
+        self._unknown: tuple[float, list[UnknownTask]] | None = None
+        self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+
+    def forget(self) -> None:
+        """Something was changed: all of it is read again."""
+        self._unknown = None
+        for counts in self._counts.values():
+            counts.read_at = 0.0
+
+    async def snapshot(self, context: PyncetteContext) -> Snapshot:
+        """Reads the store as a whole.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        began = realtime.monotonic()
+        found = Snapshot(context.clock.now())
+        statics, found.pauses, found.workers, found.left, found.minutes = await asyncio.gather(
+            context.static_tasks(),
+            context.pauses(),
+            context.workers(),
+            context.tasks_without_worker(),
+            past.minutes(context, found.at - timedelta(hours=1)),
+        )
+        states = {state.task.name: state for state in statics}
+        found.statics = [
+            (task, states.get(task.name)) for task in self._app.tasks if not task.dynamic
+        ]
+        templates = [task for task in self._app.tasks if task.dynamic]
+        await self._count(context, templates)
+        found.templates = [(task, self._counts.get(task.name)) for task in templates]
+        if self._unknown is None or began - self._unknown[0] > SELDOM_S:
+            self._unknown = began, await context.unknown()
+        found.unknown = self._unknown[1]
+        clock = context.clock
+        if isinstance(clock, StoreClock) and clock.is_measured:
+            found.clock_offset = self._app.clock.now() - clock.now()
+        self._samples.append(_sample(found))
+        found.samples = tuple(self._samples)
+        found.took = timedelta(seconds=realtime.monotonic() - began)
+        return found
+
+    async def _count(self, context: PyncetteContext, templates: Sequence[Task]) -> None:
+        """Counts what was counted longest ago first, for as long as that may take."""
+        oldest_first = sorted(
+            templates,
+            key=lambda task: self._counts[task.name].read_at if task.name in self._counts else -1,
+        )
+        began = realtime.monotonic()
+        waiting = iter(oldest_first)
+
+        async def work() -> None:
+            for task in waiting:
+                if realtime.monotonic() - began > COUNTING_S:
+                    return
+                self._counts[task.name] = await count_template(context, task)
+
+        await asyncio.gather(*(work() for _ in range(COUNTS_AT_ONCE)))
+
+
+async def count_template(context: PyncetteContext, task: Task) -> TemplateCounts:
+    """Counts the instances of a template or of a partition, up to the limits.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    total, overdue, retrying, parked, paused = await asyncio.gather(
+        context.count_tasks(task, limit=COUNT_LIMIT),
+        context.count_tasks(task, showing.overdue(context), limit=TROUBLE_LIMIT),
+        context.count_tasks(task, Where(states={"retrying"}), limit=TROUBLE_LIMIT),
+        context.count_tasks(task, Where(states={"parked"}), limit=TROUBLE_LIMIT),
+        context.count_tasks(task, Where(states={"paused"}), limit=TROUBLE_LIMIT),
+    )
+    return TemplateCounts(realtime.monotonic(), total, overdue, retrying, parked, paused)
+
+
+def _sample(found: Snapshot) -> Sample:
+    overdue = sum(counts.overdue.count for _, counts in found.templates if counts is not None)
+    overdue += sum(is_overdue(state, found.at) for _, state in found.statics)
+    return Sample(found.at, overdue, sum(worker.running_count for worker in found.workers))
+
+
+def is_overdue(state: TaskState | None, now: datetime) -> bool:
+    """Returns whether a task could have been run for a while."""
+    return (
+        state is not None
+        and state.state in ("scheduled", "retrying", "running")
+        and state.next is not None
+        and state.next < now - showing.OVERDUE_AFTER
+    )
+
+
+async def page_of(
+    context: PyncetteContext,
+    task: Task,
+    where: Where | None,
+    token: str | None = None,
+    limit: int = PAGE,
+    admits: Callable[[TaskState], bool] = lambda state: True,
+) -> Page:
+    """Reads a page of instances. Where few match, it ends when enough was looked at.
+
+    Args:
+        context: The open app.
+        task: The template.
+        where: Which instances.
+        token: Where the page begins.
+        limit: How many it has at most.
+        admits: What else is asked of them.
+
+    Raises:
+        StoreError: The store failed.
+        ValueError: The token is not one of this task.
+    """
+    began = realtime.monotonic()
+    states: list[TaskState] = []
+    following = None if token is None else ContinuationToken(token)
+    for looked in count(1):
+        page = await context.list_tasks(task, limit - len(states), following, where=where)
+        states += filter(admits, page.tasks)
+        following = page.continuation_token
+        if following is None or len(states) >= limit:
+            return Page(states, following, False)
+        if looked >= SCANS_MAX or realtime.monotonic() - began > SCANNING_S:
+            return Page(states, following, True)
+    raise AssertionError
+
+
+def shown_templates(
+    found: Snapshot, sees: Callable[[str], bool]
+) -> list[tuple[Task, TemplateCounts | None]]:
+    """The templates that a viewer may see."""
+    return [(task, counts) for task, counts in found.templates if sees(task.name)]
+
+
+def total(counts: Collection[TaskCount]) -> TaskCount:
+    """Several counts as one."""
+    return TaskCount(sum(one.count for one in counts), all(one.exact for one in counts))

@@ -1,0 +1,659 @@
+"""What each screen shows. All of it is read through the shared poller, in bounded queries."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pyncette import showing
+from pyncette.app import Pyncette
+from pyncette.context import PyncetteContext
+from pyncette.errors import PyncetteException, describe
+from pyncette.model import STATES, PauseState, TaskCount, TaskState, Where
+from pyncette.sqlite import sqlite_repository
+from pyncette.task import PartitionedTask, Task
+from pyncette.web import charts, past, reading
+from pyncette.web.access import Access
+from pyncette.web.actions import PAUSES, Chosen, MissingError, digest_of, error_of, task_named
+from pyncette.web.jobs import Jobs
+from pyncette.web.poller import Poller
+from pyncette.web.reading import (
+    Reader,
+    Snapshot,
+    TemplateCounts,
+    is_overdue,
+    page_of,
+    shown_templates,
+    total,
+)
+from pyncette.web.view import View, counted, link, plural
+
+_T = TypeVar("_T")
+
+OCCURRENCES: Final = 12
+"""Occurrences that are previewed for a task."""
+
+ATTENTION_MAX: Final = 5
+"""Names in a line about what needs attention."""
+
+FAILURES_LOOKED_AT: Final = 200
+"""Failing instances of a template by which its errors are put together."""
+
+NAMES_SHOWN: Final = 5
+EXPIRED_SHOWN: Final = 20
+
+SOON: Final = timedelta(hours=1)
+SOON_STEPS: Final = 12
+SOON_LISTED: Final = 60
+SOON_OCCURRENCES: Final = 400
+"""Occurrences of a static task that are counted; what is beyond is shown as many."""
+
+SOON_TASKS_MAX: Final = 50
+
+
+class Notice(NamedTuple):
+    """Something that needs attention.
+
+    Attributes:
+        level: ``"bad"``, ``"warn"`` or ``"rest"``.
+        text: What it is.
+        advice: What to do.
+        href: Where to look.
+    """
+
+    level: str
+    text: str
+    advice: str
+    href: str
+
+
+class FailureGroup(NamedTuple):
+    """What fails in the same way.
+
+    Attributes:
+        task: The static task or the template.
+        error: The error.
+        retrying: How many of those that were looked at wait for another attempt.
+        parked: How many are parked.
+        names: The names of the first of them; empty: it is a static task.
+        last: When the last of them has failed.
+        traceback: The end of the traceback of one of them.
+        state: The state of a static task.
+    """
+
+    task: Task
+    error: str
+    retrying: int
+    parked: int
+    names: list[str]
+    last: datetime | None
+    traceback: str | None
+    state: str | None
+
+    @property
+    def digest(self) -> str:
+        """What stands for the error in addresses and forms."""
+        return digest_of(self.error)
+
+    @property
+    def number(self) -> int:
+        """How many were found."""
+        return self.retrying + self.parked
+
+    @classmethod
+    def of(cls, task: Task, states: list[TaskState]) -> FailureGroup:
+        """Puts these together, which have the same error."""
+        ends = [state.last_finished_at for state in states if state.last_finished_at is not None]
+        return cls(
+            task,
+            error_of(states[0]),
+            sum(state.state == "retrying" for state in states),
+            sum(state.state == "parked" for state in states),
+            [state.task.name for state in states[:NAMES_SHOWN]] if task.dynamic else [],
+            max(ends, default=None),
+            next((state.last_traceback for state in states if state.last_traceback), None),
+            None if task.dynamic else states[0].state,
+        )
+
+
+class SoonRow(NamedTuple):
+    """What comes due of a task in the coming hour.
+
+    Attributes:
+        task: The static task or the template.
+        steps: How many occurrences, or instances, in each of the steps; None: too many to count.
+        occurrences: Whether occurrences are counted, else instances.
+    """
+
+    task: Task
+    steps: list[int | None]
+    occurrences: bool
+
+
+class Screens:
+    """Gives each screen its template and values."""
+
+    def __init__(self, app: Pyncette, poller: Poller, reader: Reader, jobs: Jobs) -> None:
+        """Shows an app."""
+        self._app = app
+        self._poller = poller
+        self._reader = reader
+        self._jobs = jobs
+
+    async def snapshot(self, context: PyncetteContext) -> Snapshot:
+        """Returns the store as a whole, as it is shared by all viewers."""
+        return await self._poller.get("snapshot", lambda: self._reader.snapshot(context))
+
+    async def overview(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """How it goes as a whole, and what needs attention."""
+        access = view.access
+        found = await self.snapshot(context)
+        templates = shown_templates(found, access.sees)
+        counts = [one for _, one in templates if one is not None]
+        statics = [(task, state) for task, state in found.statics if access.sees(task.name)]
+        minutes = found.minutes
+        if access.tasks is not None and minutes is not None:
+            names = sorted(access.tasks)
+            minutes = await self._poller.get(
+                ("minutes", tuple(names)),
+                lambda: past.minutes(context, found.at - timedelta(hours=1), names),
+            )
+        return "overview.html", {
+            "page": "",
+            "found": found,
+            "notices": self._notices(context, found, access),
+            "overdue": _with_statics(
+                [one.overdue for one in counts],
+                [is_overdue(state, found.at) for _, state in statics],
+            ),
+            "retrying": _with_statics(
+                [one.retrying for one in counts], [_in(state, "retrying") for _, state in statics]
+            ),
+            "parked": _with_statics(
+                [one.parked for one in counts], [_in(state, "parked") for _, state in statics]
+            ),
+            "running": sum(worker.running_count for worker in found.workers),
+            "minutes": minutes,
+            "run_chart": None if minutes is None else _run_chart(minutes),
+            "lateness_chart": None if minutes is None else _lateness_chart(minutes),
+            "backlog_chart": charts.line(
+                [sample.overdue for sample in found.samples],
+                f"Overdue, while this page was open: now {found.samples[-1].overdue}",
+            ),
+            "running_chart": charts.line(
+                [sample.running for sample in found.samples],
+                f"Running, while this page was open: now {found.samples[-1].running}",
+            ),
+            "statics": statics,
+            "templates": templates,
+        }
+
+    async def tasks(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """The static tasks and the templates."""
+        found = await self.snapshot(context)
+        sees = view.access.sees
+        return "tasks.html", {
+            "page": "tasks",
+            "found": found,
+            "statics": [(task, state) for task, state in found.statics if sees(task.name)],
+            "templates": shown_templates(found, sees),
+            "left": {task.name for task in found.left},
+        }
+
+    async def task(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """A static task, an instance, or a template with its instances.
+
+        Raises:
+            MissingError: There is no such task or instance, or it may not be seen.
+        """
+        name = given.get("name", "")
+        task = task_named(name, self._app.tasks)
+        if not view.access.sees(name):
+            raise MissingError(f"The app declares no task {name!r}.")
+        instance = given.get("instance") or None
+        if task.dynamic and instance is None:
+            return await self._template(context, view, task, given)
+        if instance is not None and not task.dynamic:
+            raise MissingError(f"{showing.named(task, None)} is a static task: no instances.")
+        return await self._single(context, task, instance)
+
+    async def _template(
+        self, context: PyncetteContext, view: View, task: Task, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        chosen = Chosen.given(given)
+        found = await self.snapshot(context)
+        token = given.get("after") or None
+        page = await self._poller.get(
+            ("page", task.name, chosen, token),
+            lambda: page_of(
+                context,
+                task,
+                None if chosen.all else chosen.where(),
+                token,
+                admits=lambda state: chosen.error in (None, digest_of(error_of(state))),
+            ),
+        )
+        counts = {one.name: counts for one, counts in found.templates}[task.name]
+        matching: TaskCount | None = None
+        if not chosen.all and chosen.error is None:
+            matching = await self._poller.get(
+                ("count", task.name, chosen),
+                lambda: context.count_tasks(task, chosen.where(), limit=reading.COUNT_LIMIT),
+            )
+        following = None
+        if page.token is not None:
+            following = link("task", name=task.name, **chosen.fields(), after=page.token)
+        return "template.html", {
+            "page": "tasks",
+            "task": task,
+            "counts": counts,
+            "chosen": chosen,
+            "matching": matching,
+            "instances": page.states,
+            "partial": page.partial,
+            "following": following,
+            "first": token is None,
+            "pauses": [pause for pause in found.pauses if pause.name == task.name],
+            "partitions": len(task.get_partitions()) if isinstance(task, PartitionedTask) else 0,
+            "states": STATES,
+            "lastings": PAUSES,
+            "left": any(one is task for one in found.left),
+            "back": link("task", name=task.name, **chosen.fields(), after=token),
+        }
+
+    async def _single(
+        self, context: PyncetteContext, task: Task, instance: str | None
+    ) -> tuple[str, dict[str, Any]]:
+        state, times, runs = await self._poller.get(
+            ("task", task.name, instance), lambda: _read_single(context, task, instance)
+        )
+        if state is None and task.dynamic:
+            raise MissingError(
+                f"There is no {showing.named(task, instance)}: it was not scheduled, it is done, "
+                "or it was removed."
+            )
+        upcoming: list[datetime] = times if isinstance(times, list) else []
+        found = await self.snapshot(context)
+        chart = None
+        if upcoming:
+            start = min(found.at, upcoming[0])
+            chart = charts.timeline(
+                upcoming, start, upcoming[-1], f"The next {plural(len(upcoming), 'occurrence')}"
+            )
+        pauses = [pause for pause in found.pauses if pause.name == task.name]
+        return "task.html", {
+            "page": "tasks",
+            "task": task,
+            "instance": instance,
+            "state": state,
+            "shown": task if state is None else state.task,
+            "upcoming": upcoming,
+            "upcoming_error": times if isinstance(times, str) else None,
+            "chart": chart,
+            "runs": runs,
+            "history": past.is_kept(context),
+            "pauses": _covering(pauses, state),
+            "lastings": PAUSES,
+            "left": any(one is task for one in found.left),
+            "overdue": is_overdue(state, found.at),
+            "back": link("task", name=task.name, instance=instance),
+        }
+
+    async def failures(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """What fails, put together by task and error."""
+        found = await self.snapshot(context)
+        sees, only = view.access.sees, given.get("task") or None
+        groups: list[FailureGroup] = []
+        partial = False
+        for task, state in found.statics:
+            if state is not None and sees(task.name) and only in (None, task.name):
+                failed = state.state in reading.FAILED or state.last_outcome == "failed"
+                if failed:
+                    groups.append(FailureGroup.of(task, [state]))
+        for task, counts in shown_templates(found, sees):
+            if counts is None or only not in (None, task.name):
+                continue
+            if counts.retrying.count or counts.parked.count or not counts.retrying.exact:
+                more, whole = await self._poller.get(
+                    ("failures", task.name), partial_of(_failures_of, context, task)
+                )
+                groups += more
+                partial = partial or not whole
+        groups.sort(key=lambda group: (group.parked == 0, -group.number))
+        return "failures.html", {
+            "page": "failures",
+            "groups": groups,
+            "partial": partial,
+            "only": only,
+            "looked_at": FAILURES_LOOKED_AT,
+            "back": link("failures", task=only),
+        }
+
+    async def soon(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """What comes due in the coming hour."""
+        found = await self.snapshot(context)
+        sees = view.access.sees
+        rows: list[SoonRow] = []
+        listed: list[tuple[datetime, Task, str | None]] = []
+        left_out: list[str] = []
+        for task, state in found.statics[:SOON_TASKS_MAX]:
+            if sees(task.name) and state is not None:
+                times = await self._poller.get(
+                    ("soon", task.name), partial_of(_soon_static, context, task, state)
+                )
+                rows.append(SoonRow(task, _in_steps(times, found.at), True))
+                listed += [(time, task, None) for time in times]
+        for task, counts in shown_templates(found, sees)[:SOON_TASKS_MAX]:
+            if counts is None or (counts.total.exact and not counts.total.count):
+                continue
+            row, instances, whole = await self._poller.get(
+                ("soon", task.name), partial_of(_soon_template, context, task, counts)
+            )
+            rows.append(row)
+            listed += [(time, task, name) for time, name in instances]
+            if not whole:
+                left_out.append(task.name)
+        listed.sort(key=lambda entry: entry[0])
+        return "next.html", {
+            "page": "next",
+            "rows": rows,
+            "steps": [found.at + number * SOON / SOON_STEPS for number in range(SOON_STEPS)],
+            "listed": listed[:SOON_LISTED],
+            "more": len(listed) > SOON_LISTED,
+            "left_out": left_out,
+        }
+
+    async def workers(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """Who is alive, what each one runs, and leases that have run out."""
+        found = await self.snapshot(context)
+        sees = view.access.sees
+        expired: list[TaskState] = [
+            state
+            for task, state in found.statics
+            if state is not None and sees(task.name) and _lease_ended(state, found.at)
+        ]
+        for task, counts in shown_templates(found, sees):
+            if counts is not None and counts.overdue.count:
+                page = await self._poller.get(
+                    ("expired", task.name), partial_of(_expired, context, task, found.at)
+                )
+                expired += page.states
+        return "workers.html", {
+            "page": "workers",
+            "found": found,
+            "silent": {worker.id for worker in showing.silent(found.workers, found.at)},
+            "left": [task for task in found.left if sees(task.name)],
+            "expired": expired,
+            "everything": view.access.tasks is None,
+            "sees": sees,
+        }
+
+    async def unknown(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """What the store holds of tasks that the app does not declare.
+
+        Raises:
+            MissingError: The viewer sees some tasks only.
+        """
+        if view.access.tasks is not None:
+            raise MissingError("You may see some of the tasks only.")
+        found = await self.snapshot(context)
+        declared = {task.name for task in self._app.tasks}
+        return "unknown.html", {
+            "page": "unknown",
+            "unknown": found.unknown,
+            "pauses": [pause for pause in found.pauses if pause.name not in declared],
+            "back": "unknown",
+        }
+
+    def _notices(self, context: PyncetteContext, found: Snapshot, access: Access) -> list[Notice]:
+        """What needs attention, the worst first."""
+        notices: list[Notice] = []
+
+        def add(level: str, text: str, advice: str, href: str) -> None:
+            notices.append(Notice(level, text, advice, href))
+
+        if not found.workers:
+            add("bad", "No worker is alive", "Start one: pyncette run", "workers")
+        elif silent := showing.silent(found.workers, found.at):
+            add(
+                "warn",
+                f"Silent: {_names([worker.name for worker in silent])}",
+                "It was killed, or a body blocks its event loop: look at its log, restart it",
+                "workers",
+            )
+        left = [task.name for task in found.left if access.sees(task.name)]
+        if left and found.workers:
+            add(
+                "bad",
+                f"No worker runs {_names(left)}",
+                "Deploy the release that declares it, or start a worker with its tags",
+                "workers",
+            )
+        for task, state in found.statics:
+            if state is not None and access.sees(task.name):
+                href = link("task", name=task.name)
+                if state.state == "parked":
+                    add("bad", f"{task.name} is parked", "Retry it, or give the run up", href)
+                elif state.state == "retrying" or state.last_outcome == "failed":
+                    add("warn", f"{task.name} has failed", "See its error", href)
+                elif state.state == "paused":
+                    add("rest", f"{task.name} is paused", "If forgotten: resume it", href)
+                if is_overdue(state, found.at):
+                    add("bad", f"{task.name} is overdue", "Is a worker alive that runs it?", href)
+        for task, counts in shown_templates(found, access.sees):
+            if counts is None:
+                continue
+            name = task.name
+            if counts.overdue.count:
+                add(
+                    "bad" if found.paused(name) is None else "rest",
+                    f"{name}: {counted(counts.overdue)} overdue",
+                    "Start workers, or more of them; is it paused, or its executor full?",
+                    link("task", name=name, due_before=_iso(found.at)),
+                )
+            if counts.parked.count:
+                add(
+                    "bad",
+                    f"{name}: {counted(counts.parked)} parked",
+                    "See why, then retry them or give them up",
+                    link("failures", task=name),
+                )
+            if counts.retrying.count:
+                add(
+                    "warn",
+                    f"{name}: {counted(counts.retrying)} retrying",
+                    "See their errors",
+                    link("failures", task=name),
+                )
+        for pause in found.pauses:
+            if access.sees(pause.name):
+                part = "" if pause.partition is None else f" partition {pause.partition}"
+                why = f" ({pause.reason})" if pause.reason else ""
+                add(
+                    "rest",
+                    f"{pause.name}{part} is paused{why}",
+                    "If forgotten: resume it",
+                    link("task", name=pause.name)
+                    if any(task.name == pause.name for task in self._app.tasks)
+                    else "unknown",
+                )
+        if found.unknown and access.tasks is None:
+            add(
+                "rest",
+                f"Not declared: {_names([left.name for left in found.unknown])}",
+                "Renamed, of another app, or gone: then purge it",
+                "unknown",
+            )
+        offset = found.clock_offset
+        if offset is not None and abs(offset) > showing.CLOCK_OFFSET_MAX:
+            add(
+                "warn",
+                f"The clock of this machine is {offset.total_seconds():+.1f} s off the store's",
+                "Workers correct it; the times in logs differ: let both use NTP",
+                "workers",
+            )
+        if is_in_memory(self._app):
+            add(
+                "rest",
+                "The app keeps its records in memory: only this process sees them",
+                "Name a file or a server, for example url='sqlite:///tasks.db'",
+                "",
+            )
+        order = ("bad", "warn", "rest")
+        return sorted(notices, key=lambda notice: order.index(notice.level))
+
+
+async def _read_single(
+    context: PyncetteContext, task: Task, instance: str | None
+) -> tuple[TaskState | None, list[datetime] | str, list[Any] | None]:
+    """The state, what comes next (or why that is not known), and the last runs."""
+    state = await context.get_task(task, instance)
+    times: list[datetime] | str
+    try:
+        times = await context.preview(task, OCCURRENCES, instance) if state is not None else []
+        if state is None and not task.dynamic:
+            times = await context.preview(task, OCCURRENCES)
+    except (PyncetteException, ValueError) as error:
+        times = describe(error)
+    return state, times, await past.runs(context, task, instance, 20)
+
+
+def partial_of(
+    function: Callable[..., Awaitable[_T]], *arguments: Any
+) -> Callable[[], Awaitable[_T]]:
+    """Returns a call that is made only if its answer is not kept."""
+    return lambda: function(*arguments)
+
+
+async def _failures_of(context: PyncetteContext, task: Task) -> tuple[list[FailureGroup], bool]:
+    """The failures of a template by error, and whether all were looked at."""
+    page = await page_of(context, task, Where(states=reading.FAILED), None, FAILURES_LOOKED_AT)
+    by_error: dict[str, list[TaskState]] = {}
+    for state in page.states:
+        by_error.setdefault(error_of(state), []).append(state)
+    return [FailureGroup.of(task, states) for states in by_error.values()], page.token is None
+
+
+async def _soon_static(context: PyncetteContext, task: Task, state: TaskState) -> list[datetime]:
+    """The occurrences of the coming hour, as far as they are shown."""
+    if state.state not in ("scheduled", "running", "retrying"):
+        return []
+    end = context.clock.now() + SOON
+    try:
+        times = await context.preview(task, SOON_OCCURRENCES)
+    except (PyncetteException, ValueError):
+        return []
+    return [time for time in times if time < end]
+
+
+async def _soon_template(
+    context: PyncetteContext, task: Task, counts: TemplateCounts
+) -> tuple[SoonRow, list[tuple[datetime, str]], bool]:
+    """The same of a template; and whether all of its instances are listed.
+
+    A store finds quickly how many are due before an instant. Which these are, it finds by looking
+    at all of them, so that is done only where there are not very many.
+    """
+    now = context.clock.now()
+    ends = [now + number * SOON / SOON_STEPS for number in range(1, SOON_STEPS + 1)]
+    before = [
+        await context.count_tasks(task, Where(due_before=end), limit=reading.COUNT_LIMIT)
+        for end in (ends if counts.total.count else [])
+    ]
+    steps: list[int | None] = []
+    earlier = 0
+    for one in before:
+        steps.append(one.count - earlier if one.exact else None)
+        earlier = one.count
+    row = SoonRow(task, steps, False)
+    if not before or (not before[-1].count and before[-1].exact):
+        return row, [], True
+    if not counts.total.exact:
+        return row, [], False
+    page = await page_of(context, task, Where(due_before=ends[-1]), None, 2 * SOON_LISTED)
+    found = [(state.next, state.task.name) for state in page.states if state.next is not None]
+    return row, found, page.token is None
+
+
+def _in_steps(times: list[datetime], now: datetime) -> list[int | None]:
+    steps: list[int | None] = []
+    for number in range(SOON_STEPS):
+        begin, end = now + number * SOON / SOON_STEPS, now + (number + 1) * SOON / SOON_STEPS
+        if len(times) == SOON_OCCURRENCES and times[-1] < end:
+            steps.append(None)
+        else:
+            steps.append(sum(time < end and (number == 0 or time >= begin) for time in times))
+    return steps
+
+
+async def _expired(context: PyncetteContext, task: Task, now: datetime) -> reading.Page:
+    where = Where(states={"running"}, due_before=now)
+    return await page_of(context, task, where, None, EXPIRED_SHOWN)
+
+
+def _lease_ended(state: TaskState, now: datetime) -> bool:
+    return state.locked_until is not None and state.locked_until < now
+
+
+def is_in_memory(app: Pyncette) -> bool:
+    """Returns whether no other process can see the records of an app."""
+    return app._repository_factory is sqlite_repository and app._configuration.get(
+        "sqlite_database"
+    ) in (None, ":memory:")
+
+
+def _in(state: TaskState | None, name: str) -> bool:
+    return state is not None and state.state == name
+
+
+def _with_statics(counts: list[TaskCount], statics: list[bool]) -> TaskCount:
+    return total([*counts, TaskCount(sum(statics), True)])
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - ATTENTION_MAX} more" if len(names) > ATTENTION_MAX else ""
+    return ", ".join(names[:ATTENTION_MAX]) + more
+
+
+def _iso(instant: datetime) -> str:
+    return instant.isoformat(timespec="seconds")
+
+
+def _covering(pauses: list[PauseState], state: TaskState | None) -> list[PauseState]:
+    """The pauses of the template, or of the partition, that an instance belongs to."""
+    if state is None or state.task.parent_task is None:
+        return []
+    number = getattr(state.task.parent_task, "partition_id", None)
+    return [pause for pause in pauses if pause.partition in (None, number)]
+
+
+def _run_chart(minutes: list[past.Minute]) -> Any:
+    done = sum(minute.succeeded + minute.other for minute in minutes)
+    failed = sum(minute.failed for minute in minutes)
+    return charts.bars(
+        [(minute.succeeded + minute.other, minute.failed) for minute in minutes],
+        f"Runs in each minute of the last hour: {done:,} done, {failed:,} failed",
+    )
+
+
+def _lateness_chart(minutes: list[past.Minute]) -> Any:
+    worst = max((minute.lateness_s for minute in minutes), default=0.0)
+    return charts.line(
+        [minute.lateness_s for minute in minutes],
+        f"Largest lateness in each minute of the last hour: {worst:.1f} s at most",
+    )
