@@ -17,6 +17,7 @@ from tests.support import after, run, seconds
 from tests.unit.web_site import EVERYTHING, SAME_ORIGIN, Browser, Site, ada, said, text
 
 from pyncette import Context, Pyncette, Where
+from pyncette.history import use_history
 from pyncette.showing import cron_words, duration_text
 from pyncette.testing import VirtualClock
 from pyncette.web import Access, Action, dashboard
@@ -24,7 +25,7 @@ from pyncette.web.actions import digest_of
 from pyncette.web.opened import OpenedApp
 from pyncette.web.poller import Poller
 
-SCREENS = ["", "tasks", "failures", "next", "workers", "unknown"]
+SCREENS = ["", "tasks", "failures", "runs", "next", "workers", "unknown"]
 EVIL = '"><script>alert(1)</script><b onload=x> \u202e&amp;'
 
 
@@ -84,6 +85,37 @@ class TestScreens:
                 assert "Fri 2026-03-27 09:00:00 2026-03-27 17:00:00" in page
                 assert "clocks forward by 1:00:00 before this" in page
                 assert "Mon 2026-03-30 09:00:00 2026-03-30 16:00:00" in page
+
+        run(main())
+
+    def test_past_runs_are_shown_where_a_history_is_kept(self) -> None:
+        async def main() -> None:
+            site = Site()
+            use_history(site.app)
+            async with site.opened():
+                await site.context.schedule_task(site.send, "anna", execute_in=timedelta(0))
+                await site.context.run_until_idle()
+                await site.parked("bob")
+                overview = await site.browser.get()
+                assert "Runs in each minute of the last hour: 1 done, 1 failed" in overview
+                page = text(await site.browser.get("runs"))
+                assert "bob send failed" in page
+                assert "anna send succeeded" in page
+                page = text(await site.browser.get("runs", name="send", outcome="failed"))
+                assert "bob failed" in page
+                assert "anna" not in page
+                page = text(await site.browser.get("task", name="send", instance="bob"))
+                assert "2026-01-05 12:00:00 failed" in page
+                await site.browser.get("runs", 400, after="nonsense")
+                await site.browser.get("runs", 404, name="nothing")
+
+        run(main())
+
+    def test_where_no_history_is_kept_the_screens_say_how_to_turn_it_on(self) -> None:
+        async def main() -> None:
+            async with Site().opened() as site:
+                for page in ("", "runs", "task?name=report"):
+                    assert "use_history(app)" in await site.browser.get(page)
 
         run(main())
 

@@ -237,7 +237,7 @@ def _partition(task: Task, text: str) -> Task:
 def _safe_page(text: str) -> str:
     """A page of the dashboard to go back to: never another site."""
     page, _, query = text.partition("?")
-    known = {"", "./", "tasks", "task", "failures", "next", "workers", "unknown"}
+    known = {"", "./", "tasks", "task", "failures", "runs", "next", "workers", "unknown"}
     if page not in known or any(character in text for character in "\r\n\\"):
         return "./"
     return f"{page or './'}?{query}" if query else page or "./"

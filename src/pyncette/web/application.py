@@ -107,6 +107,7 @@ class Dashboard:
                 Route("/tasks", self._page(shown.tasks)),
                 Route("/task", self._page(shown.task)),
                 Route("/failures", self._page(shown.failures)),
+                Route("/runs", self._page(shown.runs)),
                 Route("/next", self._page(shown.soon)),
                 Route("/workers", self._page(shown.workers)),
                 Route("/unknown", self._page(shown.unknown)),

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 WIDTH: Final = 240
 HEIGHT: Final = 40
+TIMELINE_WIDTH: Final = 600
 
 
 def bars(values: Sequence[tuple[float, float]], label: str) -> Markup:
@@ -57,17 +58,43 @@ def line(values: Sequence[float], label: str, kind: str = "line") -> Markup:
     return _svg(f'{area}<polyline class="{kind}" points="{" ".join(points)}"/>', label)
 
 
-def timeline(times: Sequence[datetime], start: datetime, end: datetime, label: str) -> Markup:
-    """Instants as dots on a line from ``start`` to ``end``."""
+def timeline(
+    past: Sequence[tuple[datetime, bool]], upcoming: Sequence[datetime], now: datetime
+) -> Markup:
+    """Past runs and the next occurrences as dots on a line, and a mark for now.
+
+    Args:
+        past: When they started, and whether they failed.
+        upcoming: The occurrences.
+        now: What lies between.
+    """
+    start = min((time for time, _ in past), default=now)
+    end = max((*upcoming, now))
+    if upcoming and past:
+        # As much of the past as of what is to come, so that neither is squeezed.
+        start = max(start, now - (end - now))
     whole = (end - start).total_seconds() or 1
-    dots = []
-    for time in times:
-        x = 6 + (600 - 12) * min(max((time - start).total_seconds() / whole, 0), 1)
-        dots.append(f'<circle class="dot" cx="{x:.1f}" cy="10" r="4"/>')
-    axis = '<line class="axis" x1="0" y1="10" x2="600" y2="10"/>'
+
+    def place(time: datetime) -> str:
+        share = min(max((time - start).total_seconds() / whole, 0), 1)
+        return f"{6 + (TIMELINE_WIDTH - 12) * share:.1f}"
+
+    shown = [(time, failed) for time, failed in past if time >= start]
+    parts = [f'<line class="axis" x1="0" y1="10" x2="{TIMELINE_WIDTH}" y2="10"/>']
+    parts += [
+        f'<circle class="{"bad" if failed else "good"}" cx="{place(time)}" cy="10" r="4"/>'
+        for time, failed in shown
+    ]
+    at = place(now)
+    parts.append(f'<line class="now" x1="{at}" y1="1" x2="{at}" y2="19"/>')
+    parts += [f'<circle class="dot" cx="{place(time)}" cy="10" r="4"/>' for time in upcoming]
+    failures = sum(failed for _, failed in shown)
+    label = (
+        f"{len(shown)} past runs, {failures} of them failed; {len(upcoming)} occurrences to come"
+    )
     return Markup(
-        f'<svg class="timeline" viewBox="0 0 600 20" role="img" aria-label="{escape(label)}">'
-        f"{axis}{''.join(dots)}</svg>"
+        f'<svg class="timeline" viewBox="0 0 {TIMELINE_WIDTH} 20" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
 

@@ -70,7 +70,7 @@ class Poller:
 
     @contextmanager
     def watching(self) -> Iterator[asyncio.Event]:
-        """Gives an event that is set at each tick; a viewer looks for as long as the block takes."""
+        """Gives an event that is set at each tick, while the block lasts: a viewer looks."""
         self._here()
         ticked = asyncio.Event()
         self._viewers.add(ticked)

@@ -17,6 +17,7 @@ from pyncette.context import PyncetteContext
 from pyncette.model import (
     ContinuationToken,
     PauseState,
+    RunTotals,
     StateName,
     TaskCount,
     TaskState,
@@ -100,7 +101,7 @@ class Snapshot:
         unknown: What the store holds of tasks that the app does not declare.
         clock_offset: How far the clock of this machine is ahead of that of the store; None: the
             store has none.
-        minutes: What was run in each of the last minutes; None: no history is kept.
+        totals: What has ended in each of the last minutes; None: no history is kept.
         samples: What was found before, while viewers looked.
     """
 
@@ -113,7 +114,7 @@ class Snapshot:
     left: list[Task] = field(default_factory=list)
     unknown: list[UnknownTask] = field(default_factory=list)
     clock_offset: timedelta | None = None
-    minutes: list[past.Minute] | None = None
+    totals: list[RunTotals] | None = None
     samples: Sequence[Sample] = ()
 
     def paused(self, name: str) -> str | None:
@@ -159,12 +160,12 @@ class Reader:
         """
         began = realtime.monotonic()
         found = Snapshot(context.clock.now())
-        statics, found.pauses, found.workers, found.left, found.minutes = await asyncio.gather(
+        statics, found.pauses, found.workers, found.left, found.totals = await asyncio.gather(
             context.static_tasks(),
             context.pauses(),
             context.workers(),
             context.tasks_without_worker(),
-            past.minutes(context, found.at - timedelta(hours=1)),
+            past.totals(context, found.at),
         )
         states = {state.task.name: state for state in statics}
         found.statics = [

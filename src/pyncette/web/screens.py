@@ -10,7 +10,7 @@ from pyncette import showing
 from pyncette.app import Pyncette
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, describe
-from pyncette.model import STATES, PauseState, TaskCount, TaskState, Where
+from pyncette.model import STATES, PauseState, RunsPage, TaskCount, TaskState, Where
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 from pyncette.web import charts, past, reading
@@ -27,7 +27,7 @@ from pyncette.web.reading import (
     shown_templates,
     total,
 )
-from pyncette.web.view import View, counted, link, plural
+from pyncette.web.view import View, counted, link
 
 _T = TypeVar("_T")
 
@@ -40,6 +40,7 @@ ATTENTION_MAX: Final = 5
 FAILURES_LOOKED_AT: Final = 200
 """Failing instances of a template by which its errors are put together."""
 
+RUNS_SHOWN: Final = 50
 NAMES_SHOWN: Final = 5
 EXPIRED_SHOWN: Final = 20
 
@@ -154,13 +155,9 @@ class Screens:
         templates = shown_templates(found, access.sees)
         counts = [one for _, one in templates if one is not None]
         statics = [(task, state) for task, state in found.statics if access.sees(task.name)]
-        minutes = found.minutes
-        if access.tasks is not None and minutes is not None:
-            names = sorted(access.tasks)
-            minutes = await self._poller.get(
-                ("minutes", tuple(names)),
-                lambda: past.minutes(context, found.at - timedelta(hours=1), names),
-            )
+        minutes = None
+        if found.totals is not None:
+            minutes = past.minutes_of(found.totals, found.at, access.sees)
         return "overview.html", {
             "page": "",
             "found": found,
@@ -272,7 +269,7 @@ class Screens:
         self, context: PyncetteContext, task: Task, instance: str | None
     ) -> tuple[str, dict[str, Any]]:
         state, times, runs = await self._poller.get(
-            ("task", task.name, instance), lambda: _read_single(context, task, instance)
+            ("task", task.name, instance), partial_of(_read_single, context, task, instance)
         )
         if state is None and task.dynamic:
             raise MissingError(
@@ -281,12 +278,9 @@ class Screens:
             )
         upcoming: list[datetime] = times if isinstance(times, list) else []
         found = await self.snapshot(context)
-        chart = None
-        if upcoming:
-            start = min(found.at, upcoming[0])
-            chart = charts.timeline(
-                upcoming, start, upcoming[-1], f"The next {plural(len(upcoming), 'occurrence')}"
-            )
+        last = [] if runs is None else runs.runs
+        ends = [(run.started_at, run.outcome in past.FAILED) for run in last]
+        chart = charts.timeline(ends, upcoming, found.at) if upcoming or ends else None
         pauses = [pause for pause in found.pauses if pause.name == task.name]
         return "task.html", {
             "page": "tasks",
@@ -298,7 +292,6 @@ class Screens:
             "upcoming_error": times if isinstance(times, str) else None,
             "chart": chart,
             "runs": runs,
-            "history": past.is_kept(context),
             "pauses": _covering(pauses, state),
             "lastings": PAUSES,
             "left": any(one is task for one in found.left),
@@ -336,6 +329,39 @@ class Screens:
             "only": only,
             "looked_at": FAILURES_LOOKED_AT,
             "back": link("failures", task=only),
+        }
+
+    async def runs(
+        self, context: PyncetteContext, view: View, given: Mapping[str, str]
+    ) -> tuple[str, dict[str, Any]]:
+        """The run history: of all tasks, of one, or of one instance.
+
+        Raises:
+            MissingError: There is no such task, or it may not be seen.
+        """
+        name, instance = given.get("name") or None, given.get("instance") or None
+        failed, cursor = given.get("outcome") == "failed", given.get("after") or None
+        task = None if name is None else task_named(name, self._app.tasks)
+        if name is not None and not view.access.sees(name):
+            raise MissingError(f"The app declares no task {name!r}.")
+        page = await self._poller.get(
+            ("runs", name, instance, cursor, failed),
+            partial_of(past.runs, context, task, instance, cursor, failed, RUNS_SHOWN),
+        )
+        following = None
+        if page is not None and page.cursor is not None:
+            chosen = {"name": name, "instance": instance, "outcome": given.get("outcome")}
+            following = link("runs", **chosen, after=page.cursor)
+        sees = view.access.sees
+        return "runs.html", {
+            "page": "runs",
+            "task": task,
+            "instance": instance,
+            "failed": failed,
+            "runs": None if page is None else [run for run in page.runs if sees(run.task)],
+            "following": following,
+            "first": cursor is None,
+            "declared": {one.name for one in self._app.tasks},
         }
 
     async def soon(
@@ -520,7 +546,7 @@ class Screens:
 
 async def _read_single(
     context: PyncetteContext, task: Task, instance: str | None
-) -> tuple[TaskState | None, list[datetime] | str, list[Any] | None]:
+) -> tuple[TaskState | None, list[datetime] | str, RunsPage | None]:
     """The state, what comes next (or why that is not known), and the last runs."""
     state = await context.get_task(task, instance)
     times: list[datetime] | str
@@ -530,7 +556,7 @@ async def _read_single(
             times = await context.preview(task, OCCURRENCES)
     except (PyncetteException, ValueError) as error:
         times = describe(error)
-    return state, times, await past.runs(context, task, instance, 20)
+    return state, times, await past.runs(context, task, instance)
 
 
 def partial_of(
@@ -643,10 +669,10 @@ def _covering(pauses: list[PauseState], state: TaskState | None) -> list[PauseSt
 
 
 def _run_chart(minutes: list[past.Minute]) -> Any:
-    done = sum(minute.succeeded + minute.other for minute in minutes)
+    done = sum(minute.done for minute in minutes)
     failed = sum(minute.failed for minute in minutes)
     return charts.bars(
-        [(minute.succeeded + minute.other, minute.failed) for minute in minutes],
+        [(minute.done, minute.failed) for minute in minutes],
         f"Runs in each minute of the last hour: {done:,} done, {failed:,} failed",
     )
 

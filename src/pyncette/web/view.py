@@ -96,6 +96,8 @@ STATE_WORDS: Final = {
     "never started": "rest",
     "succeeded": "good",
     "failed": "bad",
+    "timed_out": "bad",
+    "cancelled": "rest",
     "skipped": "rest",
     "postponed": "rest",
 }
@@ -104,7 +106,8 @@ STATE_WORDS: Final = {
 def pill(word: object) -> Markup:
     """A state as a coloured word."""
     text = str(word)
-    return Markup('<span class="pill {}">{}</span>').format(STATE_WORDS.get(text, "calm"), text)
+    shown = text.replace("_", " ")
+    return Markup('<span class="pill {}">{}</span>').format(STATE_WORDS.get(text, "calm"), shown)
 
 
 ENVIRONMENT: Final = Environment(
