@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -823,6 +824,25 @@ class TestMounting:
                     assert not address.startswith("/")
                     if address != "act":
                         await browser.get(address.replace("&amp;", "&"))
+
+        run(main())
+
+    def test_the_directory_without_its_slash_leads_to_it(self) -> None:
+        async def main() -> None:
+            async with Site().opened() as site:
+
+                async def litestar(scope: Any, receive: Any, send: Any) -> None:
+                    # It takes its prefix away, and adds a slash at the end.
+                    path = scope["path"].removeprefix("/ops").rstrip("/") + "/"
+                    await site.board({**scope, "path": path}, receive, send)
+
+                browser = Browser(litestar, base="http://localhost/ops/")
+                response = await browser.http.get("http://localhost/ops")
+                assert response.headers["location"] == "ops/"
+                assert "Overview" in await browser.get()
+                page = await browser.get("task", name="report")
+                assert 'hx-get="task?name=report"' in page
+                assert await browser.act("pause", "report") == "Paused report."
 
         run(main())
 

@@ -12,7 +12,16 @@ from typing import Any, Final
 
 from pyncette.acting import acting_as
 from pyncette.app import Pyncette
-from pyncette.cli import completion, doctor, looking, moving, scheduling, steering, values
+from pyncette.cli import (
+    completion,
+    doctor,
+    looking,
+    moving,
+    scheduling,
+    serving,
+    steering,
+    values,
+)
 from pyncette.cli.failures import (
     DONE,
     FAILED,
@@ -120,6 +129,10 @@ def parser_of() -> argparse.ArgumentParser:
     check = _command(commands, "doctor", "check what goes wrong in practice", None)
     check.add_argument("--strict", action="store_true", help="a warning is a failure, too")
     check.set_defaults(run=_doctor)
+
+    web = _plain(commands, "web", "serve the dashboard until SIGINT or SIGTERM")
+    serving.add_options(web)
+    web.set_defaults(run=lambda given: serving.serve(given, chosen_app(given)[0]))
 
     migrate.add_to(commands)
     shell = _plain(commands, "completion", "print a script that completes commands in a shell")

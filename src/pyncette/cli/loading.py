@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
@@ -23,9 +25,47 @@ def load_app(name: str) -> Pyncette:
         CommandError: There is no such app; the message says what is wrong.
     """
     module_name, _, attribute = name.partition(":")
-    attribute = attribute or "app"
     if not module_name or module_name.startswith(".") or "/" in module_name:
         raise usage(f"--app must be module:attribute, for example tasks:app, not {printable(name)}")
+    found = _found(module_name, attribute or "app")
+    if not isinstance(found, Pyncette) and callable(found):
+        try:
+            found = found()
+        except Exception as error:
+            raise CommandError(
+                f"'{printable(name)}' is called to make the app, and failed: {describe(error)}"
+            ) from error
+    if not isinstance(found, Pyncette):
+        raise usage(
+            f"'{printable(name)}' is no app, but {printable(type(found).__name__)}: name a "
+            f"pyncette.Pyncette, or a function that returns one{_apps_in(module_name)}"
+        )
+    return found
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Returns the function of this name, ``module:function``.
+
+    Raises:
+        CommandError: There is none; the message says what is wrong.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute or module_name.startswith(".") or "/" in module_name:
+        raise usage(
+            f"--authorize must be module:function, for example ops:authorize, not {printable(name)}"
+        )
+    found = _found(module_name, attribute)
+    if not callable(found):
+        raise usage(f"'{printable(name)}' is no function, but {printable(type(found).__name__)}")
+    return found
+
+
+def _found(module_name: str, attribute: str) -> object:
+    """What a module has under a name; a module of the current directory is found.
+
+    Raises:
+        CommandError: The module cannot be imported, or it has nothing of this name.
+    """
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -53,18 +93,6 @@ def load_app(name: str) -> Pyncette:
             raise usage(
                 f"'{printable(module_name)}' has no '{printable(part)}'{_apps_in(module_name)}"
             ) from error
-    if not isinstance(found, Pyncette) and callable(found):
-        try:
-            found = found()
-        except Exception as error:
-            raise CommandError(
-                f"'{printable(name)}' is called to make the app, and failed: {describe(error)}"
-            ) from error
-    if not isinstance(found, Pyncette):
-        raise usage(
-            f"'{printable(name)}' is no app, but {printable(type(found).__name__)}: name a "
-            f"pyncette.Pyncette, or a function that returns one{_apps_in(module_name)}"
-        )
     return found
 
 

@@ -49,7 +49,7 @@ class Access:
     """
 
     user: str
-    actions: Collection[Action] = ()
+    actions: Collection[Action] | type[Action] = ()
     tasks: Collection[str] | None = None
     arguments: bool = True
 
@@ -122,7 +122,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def local_only(actions: Collection[Action], user: str) -> Authorize:
+def local_only(actions: Collection[Action] | type[Action], user: str) -> Authorize:
     """A hook that lets in who is on this machine, and refuses all others."""
 
     def authorize(request: Request) -> Access | None:

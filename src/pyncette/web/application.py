@@ -123,8 +123,17 @@ class Dashboard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or takes part in the lifespan of the server."""
-        if scope["type"] == "http" and not scope["path"].startswith("/"):
-            scope = {**scope, "path": f"/{scope['path']}"}
+        if scope["type"] == "http":
+            asked = scope.get("raw_path") or scope["path"].encode()
+            inside = scope["path"].removeprefix(scope.get("root_path", ""))
+            if inside in ("", "/") and asked and not asked.endswith(b"/"):
+                # Links are relative to the directory, which this address does not name.
+                name = asked.rpartition(b"/")[2].decode("ascii", "replace")
+                await _redirect(f"{name}/")(scope, receive, send)
+                return
+            if inside not in ("", "/") and inside.endswith("/") and not asked.endswith(b"/"):
+                # As Litestar tells of a mounted app's path.
+                scope = {**scope, "path": scope["path"].rstrip("/")}
         await self._asgi(scope, receive, send)
 
     def stop(self) -> None:
