@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pyncette.app import Pyncette
 from pyncette.cli.failures import DONE, FAILED, CommandError, usage
 from pyncette.cli.loading import load_function
+from pyncette.clock import realtime
 
 if TYPE_CHECKING:
     import uvicorn
@@ -95,8 +96,8 @@ def serve(given: argparse.Namespace, app: Pyncette) -> int:
 
 async def _serving(server: uvicorn.Server) -> None:
     serving = asyncio.create_task(server.serve())
-    while not server.started and not serving.done():  # noqa: ASYNC110 - it has no event for this
-        await asyncio.sleep(0.01)
+    while not server.started and not serving.done():
+        await realtime.sleep(0.01)
     if server.started:
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
