@@ -556,6 +556,11 @@ def skipped(
     schedule = load_schedule(before.schedule)
     while planned is not None and now - planned > grace:
         planned, count = schedule.following(planned), count + 1
+    since = _backlog_since(run, before)
+    if planned is not None and since is not None and planned > since:
+        # It was the last of a backlog, during which these came due.
+        while planned is not None and planned <= now:
+            planned, count = schedule.following(planned), count + 1
     counted = progress_of(after.progress).skipped - progress_of(before.progress).skipped
     if not count or counted != count or kept.planned != planned:
         raise Violation(Row.SKIPS_COUNTED, f"{count} of {run} are too late: {after}")
@@ -566,10 +571,20 @@ def skipped(
     return ledger
 
 
+def _backlog_since(run: Run, before: Record) -> int | None:
+    """When the first run of the backlog began to which a run belongs; None: to none."""
+    since = progress_of(before.progress).backlog
+    if since is None or run.planned is None or run.planned > since:
+        return None
+    return since
+
+
 def overlapped(
     ledger: Ledger, run: Run, before: Record, after: Record | None, now: int, began: int | None
 ) -> Ledger:
     """A body has succeeded: what came due after its first attempt began is skipped.
+
+    If it was one of a backlog, that is what came due after the first attempt of the backlog.
 
     Args:
         ledger: What was owed before.
@@ -591,6 +606,8 @@ def overlapped(
         return ledger
     first = progress_of(before.progress).begun
     first = began if first is None else first
+    since = _backlog_since(run, before)
+    first = first if since is None else since
     schedule = load_schedule(before.schedule)
     planned, count = schedule.following(run.planned), 0
     if planned is not None and first is not None and first < planned:
@@ -599,6 +616,11 @@ def overlapped(
     counted = progress_of(after.progress).skipped - progress_of(before.progress).skipped
     if (counted, kept.planned) != (count, planned):
         raise Violation(Row.SKIPS_COUNTED, f"{count} overlap with {run}: {after}")
+    behind = planned is not None and first is not None and planned <= min(first, now)
+    if kept.triggered is None and after.state == State.SCHEDULED:
+        known = progress_of(after.progress).backlog
+        if known != (first if behind else None):
+            raise Violation(Row.SKIPS_COUNTED, f"{run} ran in the backlog of {first}: {after}")
     if ledger.due is None or planned is None or planned > ledger.due:
         return ledger._replace(due=planned)
     return ledger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import product
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from tests.simulation.test_small_records import COMMIT, EVERY, LEASE_END, NOW
@@ -286,6 +286,75 @@ def test_what_comes_due_after_the_first_attempt_began_overlaps(
         since = begun if begun is not None else ran
         overlaps = overlap and since is not None and following > since
         assert rules._skips(policy, progress, following, given) is (forward or overlaps)
+
+
+def test_what_comes_due_after_the_first_run_of_its_backlog_overlaps() -> None:
+    policy = Policy(skip_overlap=True)
+    for planned, backlog, begun, started, now in product(
+        (2, 5, 8), (None, 4, 5, 9), (None, 9), (None, 10, 12), (4, 6, 8, 12, 20)
+    ):
+        reading = _held(planned=planned, backlog=backlog, begun=begun)
+        ran = None if started is None else (started, now)
+        since = started if begun is None else begun
+        if backlog is not None and planned <= backlog:
+            since = backlog
+        following, missed = planned + 3, len(range(planned + 3, now + 1, 3))
+        overlaps = bool(missed) and since is not None and following > since
+        left = following + 3 * missed if overlaps else following
+        keeps = since if missed and not overlaps else None
+        # Also if it has failed for good, which is written in another way.
+        for failure in (None, Failure("no")):
+            change = rules._occurrence_done(reading, policy, now, failure, ran)
+            assert isinstance(change, Patch)
+            progress = load_progress(change.progress or "")
+            assert (progress.planned, progress.skipped) == (left, missed if overlaps else 0)
+            assert (progress.backlog, progress.begun) == (keeps, None)
+        plain = rules.succeeded(reading, Policy(), now, ran)
+        assert isinstance(plain, Patch)
+        assert load_progress(plain.progress or "").backlog is None
+
+
+def test_a_triggered_run_leaves_the_backlog_and_a_pause_or_parking_ends_it() -> None:
+    held: dict[str, Any] = {"planned": 5, "backlog": 8}
+    no = Failure("no")
+    policy = Policy(skip_overlap=True)
+    change = rules.succeeded(_held(triggered=9, **held), policy, NOW, (9, 10))
+    assert isinstance(change, Patch)
+    assert load_progress(change.progress or "").backlog == 8
+    failed = rules.failed(_held(**held), policy._replace(failure_mode=FailureMode.UNLOCK), NOW, no)
+    assert isinstance(failed, Patch)
+    assert load_progress(failed.progress or "").backlog == 8
+    given_back = rules.given_back(_held(**held), NOW, started=9)
+    assert isinstance(given_back, Patch)
+    progress = load_progress(given_back.progress or "")
+    assert (progress.backlog, progress.begun) == (8, 9)
+    for ended in (
+        rules.paused(_held(state=State.SCHEDULED, unfinished=0, **held), NOW),
+        rules.succeeded(_held(pending=Pending(paused=True), **held), policy, NOW, (9, 10)),
+        rules.failed(_held(pending=Pending(paused=True), **held), policy, NOW, no),
+        rules.rerun(_held(state=State.PARKED, **held), NOW),
+    ):
+        assert isinstance(ended, Put | Patch)
+        assert load_progress(ended.progress or "").backlog is None
+
+
+def test_what_overlaps_with_a_backlog_is_skipped_with_the_last_of_it_that_is_too_late() -> None:
+    for backlog, grace, now in product((None, 2, 4, 5, 8, 11), (0, 1, 4), (9, 11, 12, 16)):
+        policy = Policy(skip_overlap=True, misfire_grace=grace)
+        reading = _held(planned=2, backlog=backlog)
+        instants = range(2, 40, 3)
+        rest = [instant for instant in instants if now - instant <= grace]
+        if backlog is not None and backlog >= 2 and rest[0] > backlog:
+            rest = [instant for instant in instants if instant > now]
+        for forward in (False, True):
+            change = rules.misfired(reading, policy._replace(fast_forward=forward), now)
+            assert isinstance(change, Patch)
+            progress = load_progress(change.progress or "")
+            if forward:
+                rest = [instant for instant in instants if now - instant <= grace]
+            assert (progress.planned, progress.skipped) == (rest[0], instants.index(rest[0]))
+            behind = backlog is not None and rest[0] <= min(backlog, now)
+            assert progress.backlog == (backlog if behind else None)
 
 
 @pytest.mark.parametrize("at_most_once", [False, True])

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from tests.support import START, Bench, Progress, after, lines, logged, micros, run, seconds
 
 from pyncette import (
@@ -20,6 +22,7 @@ from pyncette import (
     Instance,
     OnExisting,
     Overlap,
+    PyncetteContext,
     Retry,
     RetryIn,
     Skip,
@@ -1244,6 +1247,117 @@ def test_what_was_missed_before_the_run_is_no_overlap() -> None:
         async with bench.running():
             await bench.advance(1)
         assert bench.planned == [-30, -20, -10, 0]
+
+    run(main())
+
+
+class Slow:
+    """A body that takes these lengths in turn, in seconds, and a task of it that skips overlaps."""
+
+    def __init__(self, bench: Bench, interval: int, *lengths: int, **options: Any) -> None:
+        self.bench = bench
+        self.lengths = lengths
+        self.ends: list[float] = []
+        self.task = bench.app.task(
+            name="job",
+            interval=seconds(interval),
+            overlap=Overlap.SKIP,
+            lease_duration=seconds(3_600),
+            **options,
+        )(self)
+
+    async def __call__(self, context: Context) -> None:
+        await self.bench.note(context)
+        await self.bench.clock.sleep(self.lengths[len(self.ends) % len(self.lengths)])
+        self.ends.append(self.bench.clock.monotonic())
+
+    async def rest(self, context: PyncetteContext) -> None:
+        """Lets the run that is under way end, and no other begin."""
+        await context.pause(self.task)
+        await self.bench.advance(max(self.lengths))
+
+
+@given(
+    interval=st.integers(2, 60),
+    lengths=st.lists(st.integers(0, 150), min_size=1, max_size=8),
+    missed=st.integers(0, 6),
+)
+@example(interval=60, lengths=[150], missed=5)
+@settings(max_examples=12, deadline=None)
+def test_a_backlog_is_worked_off_by_a_task_that_takes_longer_than_its_interval(
+    interval: int, lengths: list[int], missed: int
+) -> None:
+    """What was missed runs, what comes due until that is done is skipped, then all is on time."""
+
+    async def main() -> tuple[Bench, list[float]]:
+        bench = Bench()
+        slow = Slow(bench, interval, *lengths)
+        start = -missed * interval
+        await bench.plant(slow.task, schedule=Every(seconds(interval)), planned=start)
+        async with bench.running() as context:
+            await bench.advance(1_200)
+            await slow.rest(context)
+        return bench, slow.ends
+
+    bench, ends = run(main())
+    assert bench.planned[: missed + 1] == [count * interval for count in range(-missed, 1)]
+    assert len(bench.runs) > missed + 1
+    for ended, each in zip(ends[missed:], bench.runs[missed + 1 :], strict=False):
+        assert each.at == each.scheduled_at == (ended // interval + 1) * interval
+
+
+def test_what_overlaps_with_a_backlog_is_skipped_also_where_its_rest_is_too_late() -> None:
+    async def main() -> None:
+        bench = Bench()
+        slow = Slow(bench, 10, 25, misfire_grace=seconds(40))
+        await bench.plant(slow.task, schedule=Every(seconds(10)), planned=-40)
+        async with bench.running() as context:
+            await bench.advance(95)
+            await slow.rest(context)
+        # At 25, -30 and -20 are too late. At 50, what is left of the backlog is.
+        runs = [(each.at, each.scheduled_at) for each in bench.runs]
+        assert runs == [(0, -40), (25, -10), (60, 60), (90, 90)]
+        progress = await progress_of(bench, slow.task)
+        assert (progress.skipped, progress.backlog) == (2 + 6 + 2 + 2, None)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("steered", "planned"),
+    [
+        ("trigger", [-20, 5, -10, 0, 110, 140]),
+        ("close", [-20, -10, 0, 80, 110, 140]),
+        ("pause", [-20, -10, 0, 10, 20, 30]),
+    ],
+)
+def test_a_backlog_lasts_over_other_runs_and_workers_but_not_over_a_pause(
+    steered: str, planned: list[float]
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        slow = Slow(bench, 10, 25)
+        await bench.plant(slow.task, schedule=Every(seconds(10)), planned=-20)
+        async with bench.running() as context:
+            await bench.advance(5)
+            if steered == "trigger":
+                assert await context.trigger(slow.task)
+            elif steered == "pause":
+                await context.pause(slow.task)
+                await bench.advance(30)
+                await context.resume(slow.task)
+            await bench.advance(20)
+            if steered == "close":
+                context.shutdown()
+                await bench.advance(25)
+            else:
+                await bench.advance(130)
+                await slow.rest(context)
+        if steered == "close":
+            async with bench.running() as context:
+                await bench.advance(120)
+                await slow.rest(context)
+        assert bench.planned[:6] == planned
 
     run(main())
 

@@ -61,6 +61,7 @@ PROGRESS = st.builds(
     traceback=st.none() | st.text(max_size=100),
     begun=st.none() | INSTANTS,
     renewed=st.none() | INSTANTS,
+    backlog=st.none() | INSTANTS,
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

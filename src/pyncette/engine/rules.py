@@ -462,6 +462,15 @@ def misfired(reading: Reading, policy: Policy, now: int) -> Change:
         last = max(last - min(wait, schedule.jitter), progress.planned)
     count = overdue_count(schedule, progress.planned, last)
     planned = schedule.skip(progress.planned, last)
+    if (
+        planned is not None
+        and planned <= now
+        and not policy.fast_forward
+        and _skips(policy, progress, planned, None)
+    ):
+        # It was the last of a backlog: what came due while that was run overlaps.
+        count += overdue_count(schedule, planned, now)
+        planned = schedule.skip(planned, now)
     error = f"skipped: {(now - (came_due(reading) or 0)) / 1_000_000:.0f} s late"
     progress = progress._replace(skipped=progress.skipped + count)
     failure = Failure(error, outcome=Outcome.SKIPPED)
@@ -638,7 +647,7 @@ def paused(reading: Reading, now: int, pause: Pause = WITHOUT_END) -> Change | N
     if alive(record, now):
         pending = (progress.pending or Pending())._replace(paused=True, pause=said)
         return None if pending == progress.pending else _pending_changed(record, progress, pending)
-    progress = _unpaused(progress)._replace(pause=said)
+    progress = _unpaused(progress)._replace(pause=said, backlog=None)
     return Put(
         _due_after(said, progress, schedule, record),
         State.PAUSED,
@@ -751,7 +760,8 @@ def rerun(reading: Reading, now: int, args: str | None = None) -> Change | None:
         progress = progress._replace(planned=schedule.next(now), triggered=now)
     # What came due while it was parked came due during no attempt.
     begun = None if progress.triggered is None else progress.begun
-    text = dump_progress(progress._replace(failures=0, renewed=now, begun=begun))
+    progress = progress._replace(failures=0, renewed=now, begun=begun, backlog=None)
+    text = dump_progress(progress)
     if args is None:
         return Patch(now, State.SCHEDULED, 0, text)
     return Put(now, State.SCHEDULED, record.token, 0, record.schedule, args, text)
@@ -952,8 +962,14 @@ def _occurrence_done(
             planned = schedule.next(now)
         else:
             planned = schedule.following(planned)
-            if planned is not None and planned <= now and _skips(policy, progress, planned, ran):
-                return _skipping(reading, policy, now, planned, failure, ran)
+            if planned is not None and planned <= now:
+                if _skips(policy, progress, planned, ran):
+                    return _skipping(reading, policy, now, planned, failure, ran)
+                if policy.skip_overlap:
+                    # Missed before. What comes due while it is run is skipped, too.
+                    since = _running_since(progress, ran)
+                    reading = Reading(record, schedule, progress._replace(backlog=since))
+                    return _go_on(reading, policy, now, planned, failure, ran)
     elif planned is not None:
         if planned > now + CLOCK_ERROR_MAX and not at_most_once:
             upcoming = schedule.next(now + CLOCK_ERROR_MAX)
@@ -995,13 +1011,24 @@ def _skipping(
 def _skips(policy: Policy, progress: Progress, following: int, ran: Ran | None) -> bool:
     """Returns whether the next occurrence, which is due already, is skipped.
 
-    It overlaps if it came due after the first attempt of the one before began.
+    It overlaps if it came due after the first attempt of the one before began, or after that of
+    the backlog to which the one before belongs. Otherwise, a task that takes longer than its
+    interval would never work off its backlog: each of its runs would add to it.
     """
     if policy.fast_forward or not policy.skip_overlap:
         return policy.fast_forward
+    since = _running_since(progress, ran)
+    return since is not None and following > since
+
+
+def _running_since(progress: Progress, ran: Ran | None) -> int | None:
+    """When the first attempt of the planned occurrence began, or of the backlog that it is in."""
+    planned, backlog = progress.planned, progress.backlog
+    if backlog is not None and planned is not None and planned <= backlog:
+        return backlog
     if progress.begun is not None:
-        return following > progress.begun
-    return ran is not None and following > ran[0]
+        return progress.begun
+    return None if ran is None else ran[0]
 
 
 def _go_on(
@@ -1055,12 +1082,15 @@ def _next_occurrence(
     keep: bool,
 ) -> Patch | Delete:
     record, schedule, progress = reading
-    pending = progress.pending
+    pending, backlog = progress.pending, progress.backlog
+    if backlog is not None and (planned is None or planned > min(backlog, now)):
+        backlog = None
     after = Progress(
         planned,
         progress.incarnation,
         last=progress.last if ran is None else _shown(ran),
         skipped=progress.skipped,
+        backlog=backlog,
     )
     if progress.triggered is not None:
         # The occurrence of the schedule, which a triggered run leaves where it was.
@@ -1158,6 +1188,7 @@ def _resting(
 ) -> Patch:
     """The record is paused, as ``progress.pause`` says."""
     record = record._replace(unfinished_attempts=unfinished_attempts)
+    progress = progress._replace(backlog=None)
     due_at = _due_after(progress.pause, progress, schedule, record)
     return Patch(due_at, State.PAUSED, unfinished_attempts, dump_progress(progress))
 

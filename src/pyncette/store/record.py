@@ -199,6 +199,9 @@ class Progress(NamedTuple):
         begun: When the first attempt of the planned occurrence started, where that matters. A
             triggered run leaves it.
         renewed: When the current occurrence got all of its attempts anew.
+        backlog: If occurrences that came due during a run are skipped, and the planned one was
+            missed before: when the first run of this backlog started. What came due after that is
+            skipped once the backlog has been run. A pause ends it.
     """
 
     planned: int | None
@@ -214,6 +217,7 @@ class Progress(NamedTuple):
     traceback: str | None = None
     begun: int | None = None
     renewed: int | None = None
+    backlog: int | None = None
 
     @property
     def occurrence(self) -> int | None:
@@ -355,7 +359,7 @@ def dump_progress(progress: Progress) -> str:
         and progress[8:] == _NOTHING
     ):
         return head
-    outcome, skipped, traceback, begun, renewed = progress[8:]
+    outcome, skipped, traceback, begun, renewed, backlog = progress[8:]
     rest: dict[str, Any] = {}
     if triggered is not None:
         rest["triggered"] = triggered
@@ -380,6 +384,8 @@ def dump_progress(progress: Progress) -> str:
         rest["begun"] = begun
     if renewed is not None:
         rest["renewed"] = renewed
+    if backlog is not None:
+        rest["backlog"] = backlog
     return f"{head} {_encode(rest)}"
 
 
@@ -405,8 +411,9 @@ def load_progress(text: str) -> Progress:
         if not more:
             # Written out, which takes a third of the time that it takes to unpack the defaults.
             return _progress_of(
-                (planned, incarnation, None, 0, None, None, None, None, None, 0, None, None, None)
-            )
+                (planned, incarnation, None, 0, None, None, None, None,
+                 None, 0, None, None, None, None)
+            )  # fmt: skip
         last: str | None = more[0]
         if more[0].startswith("{"):
             last, body = None, text.split(" ", 3)[3]
@@ -414,8 +421,9 @@ def load_progress(text: str) -> Progress:
             raise ValueError("the last attempt is not an instant")
         elif len(more) == 1:
             return _progress_of(
-                (planned, incarnation, None, 0, None, None, None, last, None, 0, None, None, None)
-            )
+                (planned, incarnation, None, 0, None, None, None, last,
+                 None, 0, None, None, None, None)
+            )  # fmt: skip
         else:
             body = more[1]
         rest = json.loads(body)
@@ -434,6 +442,7 @@ def load_progress(text: str) -> Progress:
             None if traceback is None else str(traceback),
             _instant_or_none(rest.get("begun")),
             _instant_or_none(rest.get("renewed")),
+            _instant_or_none(rest.get("backlog")),
         )
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableRecord(f"progress '{text[:100]}': {error}") from error
