@@ -6,7 +6,7 @@ asynchronous: they work in any test, with pytest-asyncio, with anyio, and withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from pyncette import Pyncette
-    from pyncette.testing import IsolatedApp, VirtualClock
+    from pyncette.testing import Isolate, IsolatedApp, VirtualClock
 
 __all__ = ["pyncette_clock", "pyncette_isolated"]
 
@@ -28,13 +28,22 @@ def pyncette_clock() -> VirtualClock:
 
 
 @pytest.fixture
-def pyncette_isolated(pyncette_clock: VirtualClock) -> Iterator[Callable[[Pyncette], IsolatedApp]]:
+def pyncette_isolated(pyncette_clock: VirtualClock) -> Iterator[Isolate]:
     """Isolates apps for the test, on the clock of ``pyncette_clock``.
 
-    It is called with an app, see ``pyncette.testing.isolated``. After the test, the app is as it
-    was.
+    It is called with an app and the options of ``pyncette.testing.isolated``, which see. After the
+    test, the app is as it was.
     """
     from pyncette.testing import isolated
 
     with ExitStack() as stack:
-        yield lambda app: stack.enter_context(isolated(app, clock=pyncette_clock))
+
+        def isolate(
+            app: Pyncette, *, clock: VirtualClock | None = None, raise_task_errors: bool = True
+        ) -> IsolatedApp:
+            clock = pyncette_clock if clock is None else clock
+            return stack.enter_context(
+                isolated(app, clock=clock, raise_task_errors=raise_task_errors)
+            )
+
+        yield isolate

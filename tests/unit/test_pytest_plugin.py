@@ -41,9 +41,10 @@ def order(email: str) -> None:
 """
 
 SYNC = """
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 import pytest
-from shop import app, mails, order
+from pyncette.testing import VirtualClock
+from shop import app, mails, order, remind
 
 @pytest.mark.parametrize("time", [1, 2])
 def test_a_reminder_is_sent(pyncette_isolated, time):
@@ -61,6 +62,17 @@ def test_what_is_due_runs(pyncette_isolated, pyncette_clock):
     isolated = pyncette_isolated(app)
     assert isolated.clock is pyncette_clock
     assert isolated.run_until_idle().runs == 0
+
+def test_a_task_that_fails_is_tried_again(pyncette_isolated, pyncette_clock):
+    isolated = pyncette_isolated(app, raise_task_errors=False)
+    assert isolated.clock is pyncette_clock
+    order("no address")
+    isolated.advance(timedelta(hours=2))
+    assert app.sync().get_task(remind, "no address").last_error is not None
+
+def test_the_clock_may_be_another_one(pyncette_isolated):
+    clock = VirtualClock(datetime(2030, 1, 1, tzinfo=UTC))
+    assert pyncette_isolated(app, clock=clock).clock is app.clock is clock
 
 def test_it_fails_with_its_task(pyncette_isolated):
     isolated = pyncette_isolated(app)
@@ -105,8 +117,9 @@ def test_a_test_that_is_not_asynchronous_isolates_the_app_and_moves_its_clock(
     tmp_path: Path,
 ) -> None:
     ended = run_pytest(tmp_path, SYNC)
-    assert "3 passed" in ended.stdout, ended.stdout
+    assert "5 passed" in ended.stdout, ended.stdout
     assert "1 failed" in ended.stdout
+    assert "no running event loop" not in ended.stdout
     assert "assert '@' in 'no address'" in ended.stdout or "AssertionError" in ended.stdout
     assert not (tmp_path / "production.db").exists()
 
@@ -193,3 +206,130 @@ def test_errors_of_tasks_are_raised_unless_the_test_does_not_want_that() -> None
         world.advance(timedelta(hours=1))
     with isolated(app, raise_task_errors=False) as world:
         world.advance(timedelta(hours=1))
+
+
+class Sleepers:
+    """An app with a task that sleeps on the clock for so long, and one that fails a while later."""
+
+    def __init__(self, sleeps_s: float = 30) -> None:
+        self.app = Pyncette()
+        self.log: list[str] = []
+
+        @self.app.task(interval=timedelta(minutes=10))
+        async def sleeps(context: Context) -> None:
+            clock = context.app_context.clock
+            self.log.append(f"begins at {clock.now():%H:%M:%S}")
+            try:
+                await clock.sleep(sleeps_s)
+            except asyncio.CancelledError:
+                self.log.append("cancelled")
+                raise
+            self.log.append(f"ends at {clock.now():%H:%M:%S}")
+
+    def fails(self, minutes: float) -> None:
+        @self.app.task(interval=timedelta(minutes=minutes))
+        async def wrong(context: Context) -> None:
+            raise AssertionError("the assertion of the test")
+
+
+def test_a_task_that_sleeps_when_the_clock_stops_goes_on_when_it_is_moved_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sleepers = Sleepers()
+    with isolated(sleepers.app) as world:
+        world.advance(timedelta(minutes=10))
+        assert sleepers.log == ["begins at 00:10:00"]
+        assert world.run_until_idle().runs == 0
+        world.advance(timedelta(seconds=29))
+        assert len(sleepers.log) == 1
+        world.advance(timedelta(seconds=1))
+        assert sleepers.log == ["begins at 00:10:00", "ends at 00:10:30"]
+        state = sleepers.app.sync().get_task(sleepers.app.tasks[0])
+        assert state is not None
+        assert state.last_finished_at is not None
+        world.advance(timedelta(minutes=9.5))
+        assert world.run_until_idle().runs == 0
+    assert sleepers.log[2:] == ["begins at 00:20:00", "cancelled"]
+    assert "sleeps" in caplog.text
+    assert "move the clock further" in caplog.text
+
+
+def test_what_run_until_idle_has_started_goes_on_when_the_clock_is_moved() -> None:
+    sleepers = Sleepers(60)
+    with isolated(sleepers.app) as world:
+        world.run_until_idle()
+        world.clock._now += 600_000_000  # due, and nobody has run it
+        assert world.run_until_idle().runs == 1
+        assert sleepers.log == ["begins at 00:10:00"]
+        world.advance(timedelta(minutes=1))
+        assert sleepers.log[1:] == ["ends at 00:11:00"]
+
+
+@pytest.mark.parametrize("advances", [1, 2])
+def test_a_task_that_sleeps_does_not_hide_the_error_of_another_one(advances: int) -> None:
+    sleepers = Sleepers()
+    sleepers.fails(20 + 5 / 60)
+
+    def work() -> None:
+        with isolated(sleepers.app) as world:
+            for _ in range(advances):
+                world.advance(timedelta(seconds=1_210 / advances))
+
+    with pytest.raises(AssertionError, match="the assertion of the test") as caught:
+        work()
+    assert caught.value.__context__ is None
+    assert "wrong" in caught.value.__notes__[0]
+    assert sleepers.log[-1] == "cancelled"
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_task_that_sleeps_does_not_hide_the_error_in_a_coroutine_either(
+    in_background: bool,
+) -> None:
+    sleepers = Sleepers()
+    sleepers.fails(20 + 5 / 60)
+
+    async def main() -> None:
+        with isolated(sleepers.app) as world:
+            if in_background:
+                async with sleepers.app.running():
+                    await world.clock.advance(timedelta(seconds=1_210))
+            async with sleepers.app.create() as context:
+                running = asyncio.ensure_future(context.run())
+                try:
+                    await world.clock.advance(timedelta(seconds=1_210))
+                finally:
+                    running.cancel()
+
+    with pytest.raises(AssertionError, match="the assertion of the test"):
+        asyncio.run(main())
+
+
+def test_a_failing_test_shows_its_error_only() -> None:
+    app = Pyncette()
+
+    @app.task(interval=60)
+    async def job(context: Context) -> None:
+        raise ValueError("wrong")
+
+    for run_once in (False, True):
+        with isolated(app) as world:
+            world.run_until_idle()
+            if run_once:
+                world.clock._now += 60_000_000
+            with pytest.raises(ValueError, match="wrong") as caught:
+                world.run_until_idle() if run_once else world.advance(timedelta(hours=1))
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+def test_an_error_of_the_test_is_not_hidden_by_what_still_sleeps() -> None:
+    sleepers = Sleepers()
+
+    def work() -> None:
+        with isolated(sleepers.app) as world:
+            world.advance(timedelta(minutes=10))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert sleepers.log[-1] == "cancelled"

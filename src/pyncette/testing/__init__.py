@@ -1,6 +1,6 @@
 """Tools to test a program that uses Pyncette, or a store written for it."""
 
 from pyncette.testing.clocks import ScaledClock, VirtualClock
-from pyncette.testing.isolation import IsolatedApp, isolated
+from pyncette.testing.isolation import Isolate, IsolatedApp, isolated
 
-__all__ = ["IsolatedApp", "ScaledClock", "VirtualClock", "isolated"]
+__all__ = ["Isolate", "IsolatedApp", "ScaledClock", "VirtualClock", "isolated"]
