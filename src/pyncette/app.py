@@ -41,7 +41,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.observers import Observers
-from pyncette.opening import open_context
+from pyncette.opening import check_not_imported, open_context
 from pyncette.options import at_least_one
 from pyncette.recorder import RunHistory
 from pyncette.retry import Retry
@@ -593,6 +593,7 @@ class Pyncette:
 
         Raises:
             ValueError: An option is invalid.
+            RuntimeError: A process that this program has started imports the program.
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
         for task in self._tasks:
@@ -637,6 +638,7 @@ class Pyncette:
 
         Raises:
             ValueError: An option is invalid.
+            RuntimeError: A process that this program has started imports the program.
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
         async with self.create(context_items) as context:
@@ -701,7 +703,7 @@ class Pyncette:
             RuntimeError: A process that this program has started imports the program.
             Exception: What ``create`` and ``run_until_idle`` raise.
         """
-        _check_not_imported()
+        check_not_imported("app.main() was called", "call it")
         logging.basicConfig(
             level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -737,15 +739,6 @@ class Pyncette:
                 if not stop.received or main.uncancel():
                     raise
         return counts
-
-
-def _check_not_imported() -> None:
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            "app.main() was called while a process of this program imports it: call it under "
-            'if __name__ == "__main__": only'
-        )
 
 
 class _StopSignals:

@@ -212,6 +212,11 @@ class ProcessEndedError(PyncetteException):
                 how += ": it was killed, perhaps because the machine had no memory left"
         else:
             how = f"exit code {exit_code}: what it wrote to stderr says more"
+            if exit_code == 1:
+                how += (
+                    '. If the program has no if __name__ == "__main__": around what it runs, the '
+                    "process ran it again"
+                )
         super().__init__(f"The process of the task ended before its function did ({how})")
         self.exit_code = exit_code
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -60,6 +61,7 @@ async def open_context(
     released. Fixtures and store are closed only when no task runs any more. Then the cancellation
     is raised again.
     """
+    check_not_imported("The app was opened", "open it")
     for name in context_items:
         check_context_name(name)
     settings = _settings(parts)
@@ -132,6 +134,22 @@ async def open_context(
                     give_up()
                 raise
     bodies.check()
+
+
+def check_not_imported(what: str, instead: str) -> None:
+    """Refuses to open an app in a process that is being started and imports the program.
+
+    Otherwise the process would run the whole program once more: a second worker.
+
+    Raises:
+        RuntimeError: This is such a process.
+    """
+    multiprocessing = sys.modules.get("multiprocessing")
+    if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            f"{what} while a process of this program imports it: {instead} under "
+            'if __name__ == "__main__": only'
+        )
 
 
 class _Closing:

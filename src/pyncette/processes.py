@@ -15,10 +15,10 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final, NoReturn
 
@@ -253,7 +253,8 @@ def _run(function: tuple[str, str], view: bytes) -> None:
         Exception: What the function has raised, if it can travel.
     """
     try:
-        body = function_named(*function)
+        with _importing():
+            body = function_named(*function)
         context = ProcessContext(pickle.loads(view))
         _call(body, context)
     except BaseException as error:
@@ -261,6 +262,21 @@ def _run(function: tuple[str, str], view: bytes) -> None:
             raise
         # Its traceback travels as text.
         raise RuntimeError(describe(error)) from error
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """While the module of a function is imported, as while the main module is.
+
+    A program that runs when it is imported starts no further processes, and opens no app: see
+    ``pyncette.opening.check_not_imported``.
+    """
+    process: Any = multiprocessing.current_process()
+    process._inheriting = True
+    try:
+        yield
+    finally:
+        del process._inheriting
 
 
 def _call(body: Callable[..., Any], context: ProcessContext) -> None:

@@ -516,9 +516,9 @@ async def look(context: Context) -> None:
 """
 
 
-def started(tmp_path: Path, end: str) -> subprocess.Popen[bytes]:
+def started(tmp_path: Path, end: str, beginning: str = PROGRAM) -> subprocess.Popen[bytes]:
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM + textwrap.dedent(end))
+    program.write_text(beginning + textwrap.dedent(end))
     return subprocess.Popen([sys.executable, str(program), str(tmp_path)], stderr=subprocess.PIPE)
 
 
@@ -536,15 +536,58 @@ def test_a_process_ends_with_its_worker_that_is_killed(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_program_that_runs_on_import_fails_its_runs_and_says_why(tmp_path: Path) -> None:
+RUNNING = """
+import asyncio
+
+async def work() -> None:
+    (here / f"works {os.getpid()}").touch()
+    async with %s as context:
+        (here / f"open {os.getpid()}").touch()
+        await %s
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "app.main()\n",
+        "app.main(until_idle=True)\napp.main()\n",
+        "app.sync().get_task(job)\n(here / f'open {os.getpid()}').touch()\napp.main()",
+        RUNNING % ("app.running()", "asyncio.sleep(600)"),
+        RUNNING % ("app.create()", "context.run()"),
+        RUNNING % ("app.create()", "context.run_until_idle(); await context.run()"),
+    ],
+    ids=["main", "main until idle", "sync", "running", "run", "run_until_idle"],
+)
+def test_a_program_that_runs_on_import_fails_its_runs_and_says_why(
+    tmp_path: Path, end: str
+) -> None:
     async def main() -> None:
-        program = started(tmp_path, "app.main()\n")
+        program = started(tmp_path, end)
         error = await exists(tmp_path / "error")
         program.kill()
         _, stderr = program.communicate()
         assert "ProcessEndedError" in error
         assert "exit code 1" in error
+        assert 'if __name__ == "__main__":' in error
         assert b'if __name__ == "__main__": only' in stderr
+
+    run(main())
+    assert len(list(tmp_path.glob("open *"))) <= 1
+
+
+def test_a_module_that_runs_on_import_fails_the_runs_of_its_functions_likewise(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        (tmp_path / "module.py").write_text(PROGRAM + "app.main()\n")
+        program = started(tmp_path, "", 'if __name__ == "__main__":\n    import module\n')
+        error = await exists(tmp_path / "error")
+        program.kill()
+        program.communicate()
+        assert "RuntimeError: app.main() was called while a process" in error
 
     run(main())
 
