@@ -183,6 +183,9 @@ class Pyncette:
         _check_factory("executor_cls", executor_cls)
         _check_store_options(repository_factory, configuration)
         self._repository_factory = repository_factory or sqlite_repository
+        self._has_store = (
+            repository_factory is not None or configuration.get("sqlite_database") is not None
+        )
         self._executor_cls = executor_cls
         self._poll_interval = duration("poll_interval", poll_interval)
         self._open_timeout = _timeout("open_timeout", open_timeout)
@@ -621,6 +624,7 @@ class Pyncette:
             self._worker_tags,
             None if self._block_warning is None else self._block_warning.total_seconds(),
             self._history,
+            self._has_store or self._repository_factory is not sqlite_repository,
         )
         return open_context(parts, context_items or {})
 
@@ -642,6 +646,7 @@ class Pyncette:
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
         async with self.create(context_items) as context:
+            context._check_run()
             loop = context._run_in_background()
             try:
                 yield context
@@ -657,7 +662,8 @@ class Pyncette:
         """Returns the calls of the open app for code that is not asynchronous.
 
         The app is opened by the first call in a thread of its own, once in a process, and closed
-        at the end of the process. No tasks run there: start workers for that. An app that keeps its
+        at the end of the process. No tasks run there: start workers for that. So fixtures are not
+        opened, and a health check does not listen. An app that keeps its
         records in memory has others there than its workers have; the log warns about that.
         """
         in_memory = self._configuration.get("sqlite_database") in (None, ":memory:")

@@ -153,6 +153,7 @@ class AppParts(NamedTuple):
     worker_tags: frozenset[str] = frozenset()
     block_warning: float | None = None
     history: RunHistory | None = None
+    has_store: bool = True
 
 
 class PyncetteContext:
@@ -210,6 +211,9 @@ class PyncetteContext:
         self._started = False
         self._cancelled = False
         self._closing = False
+        self._refused: Exception | None = None
+        # Where a test moves the clock, the records are meant to be lost.
+        self._tells_no_store = not parts.has_store and not clock.moves_by_hand()
 
     @property
     def last_tick(self) -> datetime:
@@ -231,10 +235,12 @@ class PyncetteContext:
 
         Raises:
             PyncetteException: ``run`` was called before on this context.
+            OSError: The health check could not listen on its port.
         """
         if self._started:
             raise PyncetteException("This context runs already, or has run: open another one")
         if not self._worker.stopping:
+            self._check_run()
             self._started = True
             await self._loop(until_idle=False)
 
@@ -257,12 +263,14 @@ class PyncetteContext:
 
         Raises:
             PyncetteException: ``run`` is under way on this context.
+            OSError: The health check could not listen on its port.
             Exception: What a task has raised, with ``raise_task_errors``.
         """
         worker = self._worker
         dispatcher, bodies = worker.dispatcher, worker.bodies
         started, failures = dispatcher.started, bodies.failures
         if not worker.stopping:
+            self._check_run()
             usual = bodies.raises_errors
             if raise_task_errors is not None:
                 bodies.raises_errors = raise_task_errors
@@ -274,7 +282,22 @@ class PyncetteContext:
             bodies.check()
         return RunCounts(dispatcher.started - started, bodies.failures - failures)
 
+    def _refuse_run(self, error: Exception) -> None:
+        """What only a worker needs is missing: the loop raises this error when it is started."""
+        self._refused = self._refused or error
+
+    def _check_run(self) -> None:
+        if self._refused is not None:
+            raise self._refused
+
     async def _loop(self, until_idle: bool) -> None:
+        if self._tells_no_store:
+            self._tells_no_store = False
+            logger.warning(
+                "This app was given no store: its records are kept in memory, are lost when this "
+                "process ends, and no other process sees them. Name one, as in "
+                "Pyncette(url='sqlite:///tasks.db'); url='sqlite://' says that memory is meant"
+            )
         watching = nullcontext() if self._watchdog is None else self._watchdog.watching()
         try:
             with watching:

@@ -20,6 +20,7 @@ from pyncette.app import Pyncette
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
 from pyncette.engine.background import is_cancelled
+from pyncette.errors import describe
 from pyncette.logs import log_exception
 from pyncette.options import whole_number
 
@@ -77,8 +78,8 @@ class HealthcheckServer:
     async def serve(self, app_context: PyncetteContext) -> AsyncIterator[HealthcheckServer]:
         """The fixture: listens until the app's context closes.
 
-        Raises:
-            OSError: It cannot listen on the address.
+        If it cannot listen, the log says so, and ``run`` of the context raises the ``OSError``: a
+        worker must not run unwatched, but a program that only schedules may open the same app.
         """
         connections: set[asyncio.Task[None]] = set()
         closing = False
@@ -99,7 +100,15 @@ class HealthcheckServer:
 
             connection.add_done_callback(ended)
 
-        server = await self._listen(connected)
+        try:
+            server = await self._listen(connected)
+        except OSError as error:
+            refusal = OSError(error.errno, self._why_not(error))
+            refusal.__cause__ = error
+            logger.warning("%s", refusal.strerror)
+            app_context._refuse_run(refusal)
+            yield self
+            return
         self.port = server.sockets[0].getsockname()[1]
         logger.info("Health check on port %d", self.port)
         try:
@@ -116,6 +125,14 @@ class HealthcheckServer:
             # a connection that it had just accepted.
             for _ in range(ACCEPTING_PASSES):
                 await realtime.sleep(0)
+
+    def _why_not(self, error: OSError) -> str:
+        return (
+            f"The health check cannot listen on port {self._wanted_port} ({describe(error)}). "
+            "Each worker of a machine needs a port of its own: use_healthcheck_server(app, "
+            "port=…), where port=0 picks a free one. A program that runs no tasks needs no health "
+            "check: open the app with app.create(fixtures=False), or use app.sync()"
+        )
 
     async def _listen(
         self, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
@@ -227,8 +244,8 @@ def use_healthcheck_server(
 ) -> HealthcheckServer:
     """Adds an HTTP server to the app that reports whether the app is healthy.
 
-    It listens from when the app is opened until the last task has ended. The answers, for any
-    path:
+    It listens from when the app is opened (with its fixtures) until the last task has ended. If
+    the port is in use, the log warns, and ``run`` raises an ``OSError``. The answers, for any path:
 
     - ``GET``: 200 and ``OK`` if the app is healthy, else 500 (also if the handler raises).
     - ``HEAD``: the same without a body.
@@ -242,7 +259,7 @@ def use_healthcheck_server(
         bind_address: The address to listen on; all addresses of the machine if not given.
         healthcheck_handler: Takes the app's context and returns whether the app is healthy. By
             default it is healthy if the loop has reached its store within the last two poll
-            intervals.
+            intervals, or the app was opened within them.
 
     Returns:
         The server; its ``port`` is the port on which it listens once the app is open.

@@ -132,8 +132,8 @@ atexit.register(_process.ends)
 class Opens(Protocol):
     """An app."""
 
-    def create(self) -> AbstractAsyncContextManager[PyncetteContext]:
-        """Opens it."""
+    def create(self, *, fixtures: bool = True) -> AbstractAsyncContextManager[PyncetteContext]:
+        """Opens it, with or without the fixtures that only executions need."""
         ...
 
 
@@ -145,7 +145,7 @@ class _Open:
         self.context: PyncetteContext = thread.do(self._open(app))
 
     async def _open(self, app: Opens) -> PyncetteContext:
-        # Opened and closed by one task, as the context variables of fixtures ask for.
+        # Opened and closed by one task, as the context variables of a store may ask for.
         opened: asyncio.Future[PyncetteContext] = asyncio.get_running_loop().create_future()
         self._end = asyncio.Event()
         self._kept = asyncio.ensure_future(self._keep(app, opened))
@@ -160,7 +160,9 @@ class _Open:
         return opened.result()
 
     async def _keep(self, app: Opens, opened: asyncio.Future[PyncetteContext]) -> None:
-        async with app.create() as context:
+        # Nothing runs here. Fixtures serve executions, and the health check is one of them: its
+        # port belongs to the worker.
+        async with app.create(fixtures=False) as context:
             opened.set_result(context)
             await self._end.wait()
 
@@ -233,7 +235,8 @@ class SyncContext:
     """The calls of ``PyncetteContext``, each of which waits for its answer.
 
     The app is opened by the first call, and closed at the end of the process, or by ``close``. It
-    may be used from any thread. It runs no tasks: workers do. A call made in a coroutine blocks
+    may be used from any thread. It runs no tasks: workers do. So no fixture is opened, and no
+    health check listens. A call made in a coroutine blocks
     the event loop of that coroutine; use the asynchronous context there.
 
     All calls raise what the asynchronous ones raise. The first one may also raise what

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +166,42 @@ def test_the_newsletter_subscribes_fails_shows_and_is_repaired(directory: Direct
         directory.do(command)
     worker.until("Sent to ada@example.com")
     worker.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+ADDED = re.search(r"insert these lines.*?^```python\n(.*?)^```$", PAGE, re.M | re.S)
+
+
+def test_the_newsletter_with_a_health_check_still_subscribes_beside_its_workers(
+    directory: Directory,
+) -> None:
+    assert ADDED is not None
+    newsletter = directory.path / "newsletter.py"
+    before, mark, after = newsletter.read_text().partition("async def send")
+    newsletter.write_text(f"{before}{ADDED[1]}\n\n{mark}{after}")
+    ports = [str(free_port()) for _ in range(2)]
+    for port in ports:
+        directory.environment["HEALTH_PORT"] = port
+        worker = directory.start("newsletter.py")
+        worker.until("starts with 1 tasks")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as answer:
+            assert answer.status == 200
+    # Like the last worker, these scripts are told a port that is in use.
+    subscribed = [directory.do(command) for command in commands("Subscribing")]
+    assert_shows("".join(subscribed), "Subscribing")
+    directory.do("touch mail-server && python now.py ada")
+    deadline = time.monotonic() + PATIENCE_S
+    while not any("Sent to ada@example.com" in one.printed for one in directory.started):
+        assert time.monotonic() < deadline, [one.printed for one in directory.started]
+        time.sleep(0.05)
+    for worker in directory.started:
+        worker.stop()
 
 
 def test_the_test_of_the_newsletter_passes(directory: Directory) -> None:

@@ -1011,3 +1011,29 @@ def test_the_options_that_a_misspelt_one_is_compared_with_are_those_of_all_store
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
     assert set(KNOWN_OPTIONS) == known | {"batch_size", "concurrency_limit", "worker_name"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["This app was given no store"]),
+        ({"url": "sqlite://"}, []),
+        ({"sqlite_database": ":memory:"}, []),
+        ({"repository_factory": sqlite_repository}, []),
+        ({"repository_factory": MemoryRepository()}, []),
+        ({"clock": VirtualClock()}, []),
+    ],
+    ids=["none", "url", "database", "factory", "memory", "moved clock"],
+)
+def test_a_worker_without_a_store_says_once_that_its_records_are_lost(
+    options: dict[str, Any], words: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with Pyncette(**options).create() as context:
+            assert caplog.messages == []
+            await context.run_until_idle()
+            await context.run_until_idle()
+
+    caplog.set_level(logging.WARNING, "pyncette.context")
+    asyncio.run(main())
+    assert [message[:27] for message in caplog.messages if "no store" in message] == words

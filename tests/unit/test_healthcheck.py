@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import socket
@@ -397,19 +398,78 @@ def test_the_port_is_that_of_the_latest_opening() -> None:
     asyncio.run(main())
 
 
-def test_a_given_port_is_used_and_a_taken_one_is_an_error_when_the_app_opens() -> None:
+def test_a_given_port_is_used() -> None:
     async def main() -> None:
-        async with serving() as taken:
-            app = Pyncette(MemoryRepository(), clock=VirtualClock())
-            server = use_healthcheck_server(app, taken.port, HERE, well)
-            with pytest.raises(OSError, match="address already in use"):
-                async with app.create():
-                    pass
+        async with serving() as before:
+            port = before.port
+        app = Pyncette(MemoryRepository(), clock=VirtualClock())
+        server = use_healthcheck_server(app, port, HERE, well)
         async with app.create():
-            assert server.port == taken.port
+            assert server.port == port
             assert (await ask(server.port)).startswith(b"HTTP/1.1 200 ")
 
     asyncio.run(main())
+
+
+async def by_run(app: Pyncette) -> None:
+    async with app.create() as context:
+        await context.run()
+
+
+async def by_running(app: Pyncette) -> None:
+    async with app.running():
+        pytest.fail("The worker runs without its health check")
+
+
+async def by_run_until_idle(app: Pyncette) -> None:
+    async with app.create() as context:
+        await context.run_until_idle()
+
+
+@pytest.mark.parametrize("way", [by_run, by_running, by_run_until_idle])
+def test_a_worker_whose_port_is_taken_does_not_start_and_its_error_says_what_to_do(
+    way: Callable[[Pyncette], Awaitable[None]],
+) -> None:
+    async def main() -> None:
+        async with serving() as taken:
+            app = Pyncette(MemoryRepository(), clock=VirtualClock())
+            use_healthcheck_server(app, taken.port, HERE, well)
+            with pytest.raises(OSError, match="address already in use") as raised:
+                await way(app)
+            assert f"The health check cannot listen on port {taken.port}" in str(raised.value)
+            assert "port=0" in str(raised.value)
+            assert raised.value.errno == errno.EADDRINUSE
+
+    asyncio.run(main())
+
+
+def test_a_program_that_runs_nothing_opens_the_app_of_a_worker_on_its_machine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with serving() as taken:
+            app = Pyncette(MemoryRepository(), clock=VirtualClock())
+            use_healthcheck_server(app, taken.port, HERE, unwell)
+            async with app.create() as context:
+                assert await context.static_tasks() == []
+            [warning] = caplog.records
+            assert f"cannot listen on port {taken.port}" in warning.getMessage()
+            caplog.clear()
+            async with app.create(fixtures=False) as context:
+                assert await context.static_tasks() == []
+            assert caplog.records == []
+            assert (await ask(taken.port)).startswith(b"HTTP/1.1 200 ")
+
+    caplog.set_level(logging.WARNING, "pyncette")
+    asyncio.run(main())
+
+
+def test_the_blocking_calls_leave_the_port_to_the_worker() -> None:
+    app = Pyncette(MemoryRepository())
+    server = use_healthcheck_server(app, 0, HERE, well)
+    with app.sync() as calls:
+        assert calls.static_tasks() == []
+        assert server.port == 0
 
 
 def addresses_of_this_machine() -> list[str]:

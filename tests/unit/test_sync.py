@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,16 @@ class Service:
     def __init__(self, **options: Any) -> None:
         self.opened = 0
         repository = MemoryRepository()
-        self.app = Pyncette(repository, **options)
-        self.app.use_fixture("counted", self._counted)
+
+        @asynccontextmanager
+        async def counted(**configuration: Any) -> AsyncIterator[Any]:
+            self.opened += 1
+            async with repository(**configuration) as store:
+                yield store
+            self.opened -= 1
+
+        self.app = Pyncette(counted, **options)
+        self.app.use_fixture("of_workers", self._of_workers)
 
         @self.app.dynamic_task()
         async def job(context: Context) -> None: ...
@@ -44,10 +52,9 @@ class Service:
         self.job, self.hourly = job, hourly
         self.calls = self.app.sync()
 
-    async def _counted(self, context: object) -> Any:
-        self.opened += 1
-        yield 1
-        self.opened -= 1
+    async def _of_workers(self, context: object) -> Any:
+        pytest.fail("app.sync() runs nothing that would need a fixture")
+        yield
 
 
 @pytest.fixture
@@ -354,6 +361,7 @@ def test_a_call_that_is_cancelled_by_the_closing_of_its_app_says_so() -> None:
 
 SIDE_BY_SIDE = """
 import asyncio
+from contextlib import asynccontextmanager
 from pyncette import sync
 from pyncette.memory import MemoryRepository
 
@@ -361,17 +369,16 @@ sync.EXIT_PATIENCE_S = 20.0
 closing = []
 
 def another(number):
-    other = Pyncette(MemoryRepository())
-
-    @other.fixture()
-    async def slow(context):
-        yield
+    @asynccontextmanager
+    async def slow(**configuration):
+        async with MemoryRepository()(**configuration) as store:
+            yield store
         closing.append(number)
         while len(closing) < 3:  # it ends only if the others close meanwhile
             await asyncio.sleep(0.001)
         print("closed", flush=True)
 
-    other.sync().static_tasks()
+    Pyncette(slow).sync().static_tasks()
 
 for number in range(3):
     another(number)
@@ -386,24 +393,24 @@ def test_at_the_end_of_the_process_apps_are_closed_side_by_side(tmp_path: Path) 
 
 FROZEN = """
 import asyncio
+from contextlib import asynccontextmanager
 from pyncette import sync
 from pyncette.memory import MemoryRepository
 
 sync.EXIT_PATIENCE_S = sync.EXIT_GRACE_S = 0.1
 
 for _ in range(3):
-    frozen = Pyncette(MemoryRepository())
-
-    @frozen.fixture()
-    async def endless(context):
-        yield
+    @asynccontextmanager
+    async def endless(**configuration):
+        async with MemoryRepository()(**configuration) as store:
+            yield store
         while True:
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 pass
 
-    frozen.sync().static_tasks()
+    Pyncette(endless).sync().static_tasks()
 schedule("a")
 print("ends", flush=True)
 """
