@@ -63,6 +63,7 @@ __all__ = [
     "TaskEvent",
     "TimedOut",
     "Unreadable",
+    "Waiting",
     "WorkerJoined",
     "WorkerLeft",
 ]
@@ -168,6 +169,19 @@ class PassEnded(Detail):
 
     took: timedelta
     exception: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting(Detail):
+    """How late a task is; told for each that this worker runs when that changes, once per poll.
+
+    Attributes:
+        task: The name of the static task or of the template.
+        age: For how long its soonest due record has waited for a worker; 0: none waits.
+    """
+
+    task: str
+    age: timedelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

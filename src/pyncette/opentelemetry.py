@@ -64,6 +64,7 @@ def use_opentelemetry(
     app.on_event(meters.ended, events.AttemptEnded)
     app.on_event(meters.call_ended, events.StoreCallEnded)
     app.on_event(meters.behind, events.Behind)
+    app.on_event(meters.waiting, events.Waiting)
     app.on_event(meters.followed, *_FOLLOWS)
 
 
@@ -178,6 +179,11 @@ class _Metrics:
             "{occurrence}",
             "Overdue occurrences of the record of the task that is furthest behind",
         )
+        self._waiting = meter.create_gauge(
+            "pyncette.task.waiting",
+            "s",
+            "For how long the soonest due record of the task has waited for a worker",
+        )
         self._calls = meter.create_histogram(
             "pyncette.store.call.duration",
             "s",
@@ -206,6 +212,9 @@ class _Metrics:
 
     def behind(self, event: events.Behind) -> None:
         self._backlog.set(event.count, {"pyncette.task": event.task})
+
+    def waiting(self, event: events.Waiting) -> None:
+        self._waiting.set(event.age.total_seconds(), {"pyncette.task": event.task})
 
     def call_ended(self, event: events.StoreCallEnded) -> None:
         attributes = {"pyncette.operation": event.operation}

@@ -83,7 +83,8 @@ def use_prometheus(
         runs = _Runs(metrics)
         app.on_event(runs.started, events.Started)
         app.on_event(runs.ended, events.AttemptEnded)
-        app.on_event(runs.behind, events.Behind)
+        app.on_event(metrics.backlog.behind, events.Behind)
+        app.on_event(metrics.backlog.waiting, events.Waiting)
         app.on_event(lambda event: metrics.lost.inc(event.attempts), events.HistoryLost)
 
 
@@ -155,14 +156,27 @@ class _Backlog:
         )
         self._age = Gauge(
             "pyncette_tasks_backlog_age_seconds",
-            "By how much the oldest of these is overdue",
+            "For how long the soonest due run of the task has waited for a worker",
             ["task_name"],
             multiprocess_mode="max",
         )
+        self._behind: dict[str, timedelta] = {}
+        self._waiting: dict[str, timedelta] = {}
 
-    def note(self, event: events.Behind) -> None:
+    def behind(self, event: events.Behind) -> None:
+        """The occurrences of a record are late, of which only one is due at a time."""
+        self._behind[event.task] = event.age
         self._count.labels(event.task).set(event.count)
-        self._age.labels(event.task).set(event.age.total_seconds())
+        self._set_age(event.task)
+
+    def waiting(self, event: events.Waiting) -> None:
+        """A record is due, and no worker has claimed it."""
+        self._waiting[event.task] = event.age
+        self._set_age(event.task)
+
+    def _set_age(self, task: str) -> None:
+        age = max(self._behind.get(task, timedelta()), self._waiting.get(task, timedelta()))
+        self._age.labels(task).set(age.total_seconds())
 
 
 class _Metrics(NamedTuple):
@@ -220,9 +234,6 @@ class _Runs:
     def ended(self, event: events.AttemptEnded) -> None:
         failure = event.exception if isinstance(event, events.Failed) else None
         self._metrics.tasks.labelled(event.task).end(event.took, failure)
-
-    def behind(self, event: events.Behind) -> None:
-        self._metrics.backlog.note(event)
 
 
 class _Calls:

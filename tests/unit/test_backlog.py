@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import timedelta
 
@@ -10,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import Bench, micros, run, seconds
 
-from pyncette import Context
+from pyncette import Context, PerWorker, Pyncette
 from pyncette.engine.occurrences import overdue_count
-from pyncette.events import Behind
+from pyncette.events import Behind, Waiting
+from pyncette.memory import MemoryRepository
 from pyncette.schedule import Cron, Every
+from pyncette.testing import VirtualClock
 
 MINUTE = 60_000_000
 
@@ -108,3 +111,88 @@ def test_overdue_occurrences_of_cron_are_counted_and_beyond_a_thousand_estimated
 ) -> None:
     count = overdue_count(Cron("* * * * *"), micros(0), micros(0) + minutes * MINUTE)
     assert abs(count - expected) <= expected // 500
+
+
+class Queue:
+    """One-off instances that take ten seconds each, in a worker that may run one at a time."""
+
+    def __init__(self, clock: VirtualClock, repository: MemoryRepository) -> None:
+        self.ages: dict[str, float] = {}
+        self.app = Pyncette(repository, clock=clock)
+        self.app.on_event(self.waits, Waiting)
+
+        @self.app.dynamic_task(limit=PerWorker(1))
+        async def job(context: Context) -> None:
+            await clock.sleep(context.args["seconds"])
+
+        @self.app.dynamic_task()
+        async def other(context: Context) -> None: ...
+
+        self.job = job
+
+    def waits(self, event: Waiting) -> None:
+        self.ages[event.task] = event.age.total_seconds()
+
+
+def test_one_off_runs_that_wait_for_a_limit_are_told_with_the_age_of_the_oldest() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        queue = Queue(clock, MemoryRepository())
+        async with queue.app.running() as context:
+            for name in range(3):
+                await context.schedule_task(
+                    queue.job, str(name), execute_in=timedelta(seconds=1), seconds=60
+                )
+            await clock.advance(timedelta(seconds=31))
+            assert queue.ages == {"job": 30.0, "other": 0.0}
+            await clock.advance(timedelta(seconds=60))
+            assert queue.ages == {"job": 90.0, "other": 0.0}
+            await context.pause(queue.job)
+            await clock.advance(timedelta(seconds=2))
+            assert queue.ages == {"job": 0.0, "other": 0.0}
+            await context.resume(queue.job)
+            await clock.advance(timedelta(seconds=32))
+            assert queue.ages == {"job": 0.0, "other": 0.0}
+            await clock.advance(timedelta(seconds=60))
+
+    asyncio.run(main())
+
+
+def test_what_another_worker_has_run_meanwhile_waits_no_more() -> None:
+    async def main() -> None:
+        clock, repository = VirtualClock(), MemoryRepository()
+        busy, quick = Queue(clock, repository), Queue(clock, repository)
+        async with busy.app.running() as context:
+            await context.schedule_task(
+                busy.job, "long", execute_in=timedelta(seconds=1), seconds=50
+            )
+            await clock.advance(timedelta(seconds=2))
+            await context.schedule_task(
+                busy.job, "short", execute_in=timedelta(seconds=1), seconds=1
+            )
+            await clock.advance(timedelta(seconds=11))
+            assert busy.ages["job"] == 10.0
+            async with quick.app.running():
+                await clock.advance(timedelta(seconds=3))
+                assert busy.ages["job"] == 0.0
+            await clock.advance(timedelta(seconds=60))
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_has_ended_tells_no_more_that_runs_wait() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        queue = Queue(clock, MemoryRepository())
+        async with queue.app.running() as context:
+            for name in range(2):
+                await context.schedule_task(
+                    queue.job, str(name), execute_in=timedelta(seconds=1), seconds=20
+                )
+            await clock.advance(timedelta(seconds=11))
+            assert queue.ages["job"] == 10.0
+            context.shutdown()
+            await clock.advance(timedelta(seconds=10))
+            assert queue.ages["job"] == 0.0
+
+    asyncio.run(main())

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.faulty_store import Fail, Faults, Gate, faulty
 from tests.support import START, Bench, after, micros, run
 
-from pyncette import Context, Pyncette, PyncetteContext
+from pyncette import Context, PerWorker, Pyncette, PyncetteContext
 from pyncette.events import HistoryLost, LoopAnswered
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
@@ -535,3 +535,32 @@ def test_attempts_that_are_missing_in_the_history_are_counted(
         reporter.tell(HistoryLost(**reporter.here(), attempts=attempts, reason="it is full"))
     added = scrape().value("history_lost_total") - before.value("history_lost_total")
     assert added == 7
+
+
+def test_one_off_runs_that_wait_have_an_age_too(scrape: Callable[[], Scrape]) -> None:
+    clock = VirtualClock()
+    app = Pyncette(MemoryRepository(), clock=clock)
+    use_prometheus(app)
+
+    @app.dynamic_task(name="waiting", limit=PerWorker(1))
+    async def waiting(context: Context) -> None:
+        await clock.sleep(600)
+
+    def age() -> float:
+        return scrape().value("tasks_backlog_age_seconds", task_name="waiting")
+
+    async def main() -> None:
+        async with app.running() as context:
+            assert {"task_name": "waiting"} not in scrape().labels("tasks_backlog_age_seconds")
+            await clock.advance(timedelta(seconds=1))
+            # Also while nothing waits, so that an alert sees that it is measured.
+            assert {"task_name": "waiting"} in scrape().labels("tasks_backlog_age_seconds")
+            for name in range(2):
+                await context.schedule_task(waiting, str(name), execute_in=timedelta(seconds=1))
+            await clock.advance(timedelta(seconds=301))
+            assert age() == 300
+            await clock.advance(timedelta(seconds=302))
+            assert age() == 0
+            await clock.advance(timedelta(seconds=600))
+
+    asyncio.run(main())

@@ -1,4 +1,4 @@
-"""Detects tasks that are behind their schedule, and logs a warning.
+"""Detects tasks that are late: how long records wait, and who is behind its schedule.
 
 A task that was disabled for a day, or that takes longer than its interval, catches up one
 occurrence after the other. This may take hours, so the user should be told.
@@ -7,7 +7,7 @@ occurrence after the other. This may take hours, so the user should be told.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from pyncette.clock import Clock
@@ -24,6 +24,36 @@ BACKLOG_AGE_MIN: Final = 60_000_000
 
 WARNING_PAUSE_INITIAL_S: Final = 60.0
 WARNING_PAUSE_MAX_S: Final = 3_600.0
+
+
+class Waits:
+    """How long the soonest due record of each task has waited for a worker."""
+
+    def __init__(self, tell: Callable[[Task, int], None]) -> None:
+        """Starts without any task.
+
+        Args:
+            tell: Called with a task and the age in microseconds, if that has changed.
+        """
+        self._tell = tell
+        self._told: dict[Task, int] = {}
+
+    def note(self, soonest: Iterable[tuple[Task, int]], now: int) -> None:
+        """Tells what has changed.
+
+        Args:
+            soonest: For each source, its task and when its soonest record is due.
+            now: The time.
+        """
+        ages: dict[Task, int] = {}
+        for task, due_at in soonest:
+            ages[task] = max(ages.get(task, 0), now - due_at)
+        for task in self._told.keys() - ages.keys():
+            ages[task] = 0  # it is paused or disabled
+        for task, age in ages.items():
+            if self._told.get(task) != age:
+                self._told[task] = age
+                self._tell(task, age)
 
 
 class _Backlog:

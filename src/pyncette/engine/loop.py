@@ -145,6 +145,7 @@ class Loop:
                 await self._pass()
         finally:
             reporter.tell(WorkerLeft(**reporter.here()))
+            worker.waits.note((), 0)
             self.running = False
             if self._watch is not None:
                 self._watch.close()
@@ -184,6 +185,8 @@ class Loop:
                     await self._claim(question)
                 if polls:
                     worker.dispatcher.drop_unstarted()
+                    if worker.reporter.observers.watch_details:
+                        await self._look_who_waits()
                     await self._measure()
                     await self._notice_backward_step()
                     await self._watch_changes()
@@ -236,6 +239,24 @@ class Loop:
         self._watching = False
         self.look_at_pauses()
         self._worker.alarm.ring()
+
+    async def _look_who_waits(self) -> None:
+        """Tells how long due records have waited, as the last claims have told."""
+        worker = self._worker
+        # Other workers may have run meanwhile what waits here for a limit.
+        if held := [source for sources in worker.sources.held.values() for source in sources]:
+            now = worker.clock.microseconds()
+            self._claims += 1
+            claimed = await worker.store.claim(
+                [self._source(source, 0, now) for source in held],
+                0,
+                now,
+                f"{self._tokens}{self._claims}",
+            )
+            for source, next_due in zip(held, claimed.next_due, strict=True):
+                source.next_due = NEVER if next_due is None else next_due
+        soonest = ((source.task, source.next_due) for source in worker.sources.all())
+        worker.waits.note(soonest, worker.clock.microseconds())
 
     async def _measure(self) -> None:
         """Measures the store's clock at intervals, if it has one."""
@@ -473,7 +494,9 @@ class Loop:
         asked = zip(question.asked, question.sources, claimed.next_due, strict=True)
         for source, sent, next_due in asked:
             if next_due is None:
+                source.next_due = NEVER
                 continue
+            source.next_due = next_due
             overdue = question.now
             if not source.own and isinstance(sent, Group):
                 overdue = sent.before

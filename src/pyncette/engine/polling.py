@@ -53,10 +53,13 @@ class PolledSource:
     """One source, and when the worker claims from it next.
 
     Attributes:
+        next_due: When its soonest record is due, as the last claim has told.
         own: Whether it is not a partition of another worker.
     """
 
-    __slots__ = ("backoff", "group", "key", "next_ask", "own", "seen", "serial", "task")
+    __slots__ = (
+        *("backoff", "group", "key", "next_ask", "next_due", "own", "seen", "serial", "task"),
+    )
 
     def __init__(self, task: Task, group: str, key: str | None, serial: int) -> None:
         """Creates a source that is due at once."""
@@ -65,6 +68,7 @@ class PolledSource:
         self.group = group
         self.key = key
         self.next_ask = 0
+        self.next_due = NEVER
         self.backoff = 0
         self.own = True
         self.seen = 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from pyncette.clock import Clock, StoreClock, from_microseconds
 from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background
-from pyncette.engine.backlog import Backlogs
+from pyncette.engine.backlog import Backlogs, Waits
 from pyncette.engine.bodies import Bodies
 from pyncette.engine.dispatch import Dispatcher
 from pyncette.engine.execution import Execution, RunContext
@@ -28,7 +28,7 @@ from pyncette.engine.run_events import about_task
 from pyncette.engine.steering import Pauses
 from pyncette.engine.writes import WriteQueue
 from pyncette.errors import printable
-from pyncette.events import Behind, GroupPaused, GroupResumed
+from pyncette.events import Behind, GroupPaused, GroupResumed, Waiting
 from pyncette.model import Heartbeat, MiddlewareFunc
 from pyncette.observers import Reporter
 from pyncette.store import Identity, Write
@@ -87,6 +87,7 @@ class Worker:
         alarm: The loop waits on it.
         writes: Writes outcomes and heartbeats to the store.
         backlogs: Detects tasks that are behind their schedule.
+        waits: How long records wait for a worker.
         heartbeats: Sends automatic heartbeats.
         dispatcher: Turns records into executions.
         bodies: The bodies that run, and the errors of those that have failed.
@@ -124,6 +125,7 @@ class Worker:
         self.writes = WriteQueue(store.write, clock.microseconds, background)
         self.writes.on_written = self._written
         self.backlogs = Backlogs(clock, self._behind)
+        self.waits = Waits(self._waiting)
         self.heartbeats = Heartbeats(self)
         self.bodies = Bodies(self, settings.raise_task_errors)
         self.dispatcher = Dispatcher(self)
@@ -220,6 +222,10 @@ class Worker:
                 by=pause.by,
             )
         )
+
+    def _waiting(self, task: Task, age: int) -> None:
+        event = Waiting(**self.reporter.here(), task=task.name, age=timedelta(microseconds=age))
+        self.reporter.observers.tell_detail(event)
 
     def _written(self) -> None:
         if self.loop.starved:
