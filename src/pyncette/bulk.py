@@ -31,12 +31,12 @@ class Instance:
         schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
-        execute_in: timedelta | Json = UNSET,
+        execute_in: timedelta = UNSET,
         timezone: str | tzinfo | None = None,
-        start_at: datetime | Json = UNSET,
-        end_at: datetime | Json = UNSET,
-        jitter: timedelta | Json = UNSET,
-        args: Mapping[str, Any] | Json = UNSET,
+        start_at: datetime = UNSET,
+        end_at: datetime = UNSET,
+        jitter: timedelta = UNSET,
+        args: Mapping[str, Any] = UNSET,
         **keywords: Json,
     ) -> None:
         """Describes an instance; it is checked when it is scheduled.

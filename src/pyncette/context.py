@@ -337,14 +337,14 @@ class PyncetteContext:
         schedule: str | Schedule | None = None,
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
-        execute_in: timedelta | Json = UNSET,
+        execute_in: timedelta = UNSET,
         timezone: str | tzinfo | None = None,
-        start_at: datetime | Json = UNSET,
-        end_at: datetime | Json = UNSET,
-        jitter: timedelta | Json = UNSET,
+        start_at: datetime = UNSET,
+        end_at: datetime = UNSET,
+        jitter: timedelta = UNSET,
         on_existing: OnExisting | None = None,
         connection: Any = UNSET,
-        args: Mapping[str, Any] | Json = UNSET,
+        args: Mapping[str, Any] = UNSET,
         **keywords: Json,
     ) -> Task:
         """Creates an instance of a dynamic task, or updates the one of this name.
@@ -584,7 +584,7 @@ class PyncetteContext:
         task: Task,
         instance_name: str | None = None,
         *,
-        args: Mapping[str, Any] | Json = UNSET,
+        args: Mapping[str, Any] = UNSET,
         **keywords: Json,
     ) -> bool:
         """Runs a parked task again, at once, with all of its attempts.

@@ -240,9 +240,9 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
-        start_at: datetime | Json = UNSET,
-        end_at: datetime | Json = UNSET,
-        jitter: timedelta | Json = UNSET,
+        start_at: datetime = UNSET,
+        end_at: datetime = UNSET,
+        jitter: timedelta = UNSET,
         fast_forward: bool = False,
         failure_mode: FailureMode = FailureMode.NONE,
         execution_mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE,
@@ -254,10 +254,10 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         misfire_grace: timedelta | None = UNSET,
         catch_up: CatchUp | None = UNSET,
         overlap: Overlap | None = UNSET,
-        limit: PerWorker | Json = UNSET,
-        tags: Set[str] | Json = UNSET,
+        limit: PerWorker | None = UNSET,
+        tags: Set[str] = UNSET,
         executor: Process | None = UNSET,
-        args: Mapping[str, Any] | Json = UNSET,
+        args: Mapping[str, Any] = UNSET,
         **extra_args: Json,
     ) -> None:
         """Declares a task.
@@ -645,10 +645,10 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
-        start_at: datetime | Json = UNSET,
-        end_at: datetime | Json = UNSET,
-        jitter: timedelta | Json = UNSET,
-        args: Mapping[str, Any] | Json = UNSET,
+        start_at: datetime = UNSET,
+        end_at: datetime = UNSET,
+        jitter: timedelta = UNSET,
+        args: Mapping[str, Any] = UNSET,
         **keywords: Json,
     ) -> Task:
         """An instance of this template. Nothing is stored.
@@ -685,7 +685,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             end_at=end_at,
             jitter=jitter,
             args=args,
-            **keywords,
+            **keywords,  # type: ignore[arg-type]
         )
         return self.described_as(self.describe(name, instance.options))
 
@@ -767,9 +767,9 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         interval: timedelta | float | None = None,
         execute_at: datetime | None = None,
         timezone: str | tzinfo | None = None,
-        start_at: datetime | Json = UNSET,
-        end_at: datetime | Json = UNSET,
-        jitter: timedelta | Json = UNSET,
+        start_at: datetime = UNSET,
+        end_at: datetime = UNSET,
+        jitter: timedelta = UNSET,
         **args: Json,
     ) -> Described:
         if not NOT_OF_INSTANCES.isdisjoint(args) and (
@@ -1046,7 +1046,7 @@ class PartitionedTask(Task[P]):
         partition_count: int,
         partition_selector: PartitionSelector = default_partition_selector,
         enabled_partitions: Collection[int] | None = None,
-        partitions: Partitions | Json = UNSET,
+        partitions: Partitions = UNSET,
         **options: Any,
     ) -> None:
         """Declares a partitioned template; see ``Task`` for the other options.

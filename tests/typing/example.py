@@ -21,9 +21,11 @@ from pyncette import (
     GiveUp,
     Heartbeat,
     Instance,
+    ListTasksResponse,
     OnExisting,
     Overlap,
     Partitions,
+    PauseState,
     PerWorker,
     Process,
     Pyncette,
@@ -32,6 +34,8 @@ from pyncette import (
     RetryIn,
     Skip,
     Task,
+    TaskCount,
+    UnknownTask,
     Where,
 )
 from pyncette.schedule import At, Calendar, Cron, Every, Rule
@@ -248,8 +252,13 @@ async def bounds() -> None:
         await context.schedule_task(
             inventory, "b", schedule=Every(timedelta(hours=1), at_once=True), jitter=timedelta()
         )
-        # As in 1.x, what JSON can hold is an argument.
-        await context.schedule_task(inventory, "c", interval=5, start_at="noon", jitter=5)
+        # An argument that has the name of an option.
+        await context.schedule_task(inventory, "c", interval=5, args={"jitter": 5})
+        pauses: list[PauseState] = await context.pauses()
+        count: TaskCount = await context.count_tasks(inventory)
+        left: list[UnknownTask] = await context.unknown()
+        page: ListTasksResponse = await context.list_tasks(inventory)
+        print(pauses, count, left, page.tasks)
         times: list[datetime] = await context.preview(inventory, 5, "a")
         print(times, await context.preview(opening))
 
@@ -321,6 +330,27 @@ def with_a_yield(context: Context) -> Iterator[int]:
 
 
 # What else is wrong.
+
+# A number for an option: it would be an argument, as in 1.x, and the option would not be set.
+
+
+@app.dynamic_task(limit=2)  # mistake
+async def with_a_number_as_limit(context: Context) -> None: ...
+
+
+@app.dynamic_task(tags=["gpu"])  # mistake
+async def with_a_list_of_tags(context: Context) -> None: ...
+
+
+@app.dynamic_task(args=["a@example.org"])  # mistake
+async def with_positional_arguments(context: Context) -> None: ...
+
+
+async def with_numbers(context: PyncetteContext) -> None:
+    await context.schedule_task(send, "a", execute_in=5)  # mistake
+    await context.schedule_task(send, "b", interval=60, jitter=5)  # mistake
+    await context.schedule_task(send, "c", interval=60, start_at="noon")  # mistake
+    Instance("d", execute_in=5)  # mistake
 
 
 @app.dynamic_task()  # mistake

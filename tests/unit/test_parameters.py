@@ -507,7 +507,7 @@ def test_a_parked_run_gets_new_arguments_that_fit() -> None:
                 ({"dya": 3}, "takes no argument 'dya'"),
             ):
                 with pytest.raises(ArgumentError, match=words):
-                    await context.retry_parked(job, "x", **args)
+                    await context.retry_parked(job, "x", **args)  # type: ignore[arg-type]
             with pytest.raises(ArgumentError, match="needs the argument day"):
                 await context.retry_parked(job, "x", args={})
             assert await context.retry_parked(job, "x", args=job.args(date(2026, 1, 2)))
@@ -574,13 +574,16 @@ def test_arguments_may_have_the_names_of_options() -> None:
 def test_args_that_is_no_mapping_is_an_argument_as_in_1_x() -> None:
     async def main() -> None:
         bench = Bench()
-        template = bench.app.dynamic_task(args=[1])(bench.note)
-        static = bench.app.task(name="static", interval=1, args="x")(bench.note)
+        values: list[Any] = [[1], "x", None, 3]
+        template = bench.app.dynamic_task(args=values[0])(bench.note)
+        static = bench.app.task(name="static", interval=1, args=values[1])(bench.note)
         assert template.extra_args == {"args": [1]}
         assert static.extra_args == {"args": "x"}
-        assert template.instantiate("x", interval=1, args=None).extra_args == {"args": None}
+        assert template.instantiate("x", interval=1, args=values[2]).extra_args == {"args": None}
         async with bench.app.create() as context:
-            instance = await context.schedule_task(template, "x", execute_at=after(1), args=3)
+            instance = await context.schedule_task(
+                template, "x", execute_at=after(1), args=values[3]
+            )
             assert instance.extra_args == {"args": 3}
             nested = {"args": {"a": 1}}
             instance = await context.schedule_task(
@@ -597,7 +600,7 @@ def test_what_is_given_by_name_and_apart_is_one_set() -> None:
     with pytest.raises(TypeError, match="'a' of 'x' was given twice"):
         template.instantiate("x", args={"a": 1}, a=1)
     with pytest.raises(TypeError, match="strings as keys"):
-        template.instantiate("x", args={1: 1})
+        template.instantiate("x", args={1: 1})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="must be JSON serializable"):
         template.instantiate("x", args={"a": NoJson()})
 

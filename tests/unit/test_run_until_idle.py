@@ -8,7 +8,7 @@ import pytest
 from tests.faulty_store import Fail
 from tests.support import Bench, after, run, seconds
 
-from pyncette import Context, PyncetteException, Retry
+from pyncette import Context, PerWorker, PyncetteException, Retry
 
 
 def test_what_is_due_runs_and_what_is_not_stays() -> None:
@@ -57,7 +57,7 @@ def test_what_a_task_schedules_for_now_runs_too() -> None:
 def test_more_than_a_claim_can_hold_runs() -> None:
     async def main() -> None:
         bench = Bench(batch_size=7, concurrency_limit=5)
-        job = bench.app.dynamic_task(name="job", limit=2)(bench.note)
+        job = bench.app.dynamic_task(name="job", limit=PerWorker(2))(bench.note)
         other = bench.app.dynamic_task(name="other")(bench.note)
         async with bench.app.create() as context:
             for number in range(50):

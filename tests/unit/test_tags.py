@@ -255,7 +255,7 @@ def test_tags_of_a_worker_are_checked(tags: Any) -> None:
 def test_a_list_is_an_argument_of_the_task_as_in_1x() -> None:
     app = Pyncette()
 
-    @app.task(interval=1, tags=["a", "b"])
+    @app.task(interval=1, tags=["a", "b"])  # type: ignore[call-overload, untyped-decorator]
     async def job(context: Context) -> None: ...
 
     assert job.extra_args == {"tags": ["a", "b"]}

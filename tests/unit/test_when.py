@@ -203,8 +203,9 @@ def test_a_value_that_json_can_hold_is_an_argument_as_in_1_x(
     assert job.extra_args == args
     assert (job.start_at, job.jitter) == (None, None)
     for _ in range(2):
-        instance = job.instantiate("a", start_at=1, end_at=[], jitter={}, execute_in="soon")
-    assert instance.extra_args == {"start_at": 1, "end_at": [], "jitter": {}, "execute_in": "soon"}
+        values: dict[str, Any] = {"start_at": 1, "end_at": [], "jitter": {}, "execute_in": "soon"}
+        instance = job.instantiate("a", **values)
+    assert instance.extra_args == values
     warned = [line for line in caplog.messages if "is an argument of the task" in line]
     assert len(warned) == 4
     assert logged(caplog, "'jitter' is an argument", "the option takes a timedelta")
