@@ -177,7 +177,7 @@ class MemoryStore:
     """
 
     def __init__(self) -> None:
-        self.history = MemoryHistory()
+        self.history: MemoryHistory = MemoryHistory()
         self._shelves: dict[str, _Shelf] = {}
         self._watches: list[_Watch] = []
 

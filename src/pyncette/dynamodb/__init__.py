@@ -242,7 +242,7 @@ class DynamoDBStore:
         self._claims = self._part(Requests(client, self._place, third, self._clock))
         self._outcomes = self._part(Requests(client, self._place, third, self._clock))
         self._users = self._part(self._requests)
-        self.history = DynamoHistory(
+        self.history: DynamoHistory = DynamoHistory(
             Requests(client, self._place, aside, self._clock),
             self._table_name,
             options.partition_prefix,

@@ -75,10 +75,10 @@ class Names:
     def __init__(self, namespace: str, database: int = 0) -> None:
         self._namespace = namespace.translate(_ESCAPES_OF_NAMESPACES)
         self._groups: dict[str, tuple[bytes, bytes, bytes]] = {}
-        self.layout = encoded(f"pyncette2:{{{self._namespace}:}}:layout")
-        self.channel = encoded(f"pyncette2:{{{self._namespace}:}}:wake:{database}")
-        self.legacy_static = encoded(f"pyncette:{namespace}:index")
-        self.legacy_tasks = encoded(f"pyncette:{_literal(namespace)}:task:*")
+        self.layout: bytes = encoded(f"pyncette2:{{{self._namespace}:}}:layout")
+        self.channel: bytes = encoded(f"pyncette2:{{{self._namespace}:}}:wake:{database}")
+        self.legacy_static: bytes = encoded(f"pyncette:{namespace}:index")
+        self.legacy_tasks: bytes = encoded(f"pyncette:{_literal(namespace)}:task:*")
 
     def history(self, part: int) -> bytes:
         """The key of a part of the run history, in a slot of its own."""

@@ -153,7 +153,7 @@ class RedisStore:
         # Groups of which a key is of a wrong type.
         self._broken: set[str] = set()
         self._home = slot_of(self._names.layout)
-        self.history = RedisHistory(self._topology, self._names, self.now, _answers)
+        self.history: RedisHistory = RedisHistory(self._topology, self._names, self.now, _answers)
 
     # Opening.
 

@@ -141,7 +141,9 @@ class SqliteStore:
             options.synchronous.upper(),
             self._changed,
         )
-        self.history = SqliteHistory(self._thread.call, options.table_name, self._place)
+        self.history: SqliteHistory = SqliteHistory(
+            self._thread.call, options.table_name, self._place
+        )
 
     async def open(self) -> None:
         """Opens the database and creates the table if it is missing."""

@@ -103,7 +103,7 @@ class SqliteHistory:
         self._call = call
         self._table = table
         self._place = place
-        self.schema = tuple(statement.format(table=table) for statement in _SCHEMA)
+        self.schema: tuple[str, ...] = tuple(statement.format(table=table) for statement in _SCHEMA)
         runs, totals = f"{table}_runs", f"{table}_run_totals"
         self._insert = {
             rows: f"INSERT INTO {runs} ({', '.join(RUN_COLUMNS)}) "

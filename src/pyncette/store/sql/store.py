@@ -111,7 +111,7 @@ class SqlStore:
         self._claims = pool(1, 1)
         self._outcomes = pool(1, 1)
         self._users = pool(max(size - RESERVED, 1), 0)
-        self.history = SqlHistory(history, self._users)
+        self.history: SqlHistory = SqlHistory(history, self._users)
         self._opening = opening
         self._joining = joining
         self._lent = lending(max(size - RESERVED, 1))
