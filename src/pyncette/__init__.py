@@ -19,6 +19,7 @@ from pyncette.errors import (
     TaskNotFoundError,
     TaskPausedError,
     TaskUnreadableError,
+    TransactionBegunError,
 )
 from pyncette.model import (
     CatchUp,
@@ -96,6 +97,7 @@ __all__ = [
     "TaskPausedError",
     "TaskState",
     "TaskUnreadableError",
+    "TransactionBegunError",
     "UnknownTask",
     "Where",
     "WorkerState",

@@ -118,7 +118,11 @@ class TaskLockedException(PyncetteException):
 
 
 class NoTransactionError(PyncetteException):
-    """A connection is not in a transaction that a call could join, or is in one already."""
+    """A connection is not in a transaction that a call could join."""
+
+
+class TransactionBegunError(PyncetteException):
+    """A connection is in a transaction already, and ``context.transaction`` would begin one."""
 
 
 class TaskExistsError(PyncetteException):

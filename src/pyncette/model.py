@@ -367,7 +367,7 @@ class Context:
                 has ended the transaction itself.
             LeaseLostException: Another worker has claimed the record, or it was replaced or
                 removed. All that was done in the block is undone.
-            NoTransactionError: A transaction is open on the connection already.
+            TransactionBegunError: A transaction is open on the connection already.
             StoreMisconfiguredError: The connection finds no records of the app's store; or its
                 isolation is not that of READ COMMITTED on PostgreSQL.
             TypeError: The store has no transactions, or the connection cannot be used here.

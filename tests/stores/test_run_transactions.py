@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from tests.stores.clients import KINDS, Client, client
 from tests.stores.every_store import place_of
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext, Retry, Task
 from pyncette.clock import realtime
-from pyncette.errors import LeaseLostException, PyncetteException, StoreMisconfiguredError
+from pyncette.errors import (
+    LeaseLostException,
+    PyncetteException,
+    StoreMisconfiguredError,
+    TransactionBegunError,
+)
 from pyncette.model import Heartbeat, OnExisting, TaskState
 from pyncette.retry import RetryIn, Skip
 from pyncette.sqlite.joined import JoinedSqlite
@@ -601,3 +607,37 @@ def test_a_plain_function_has_the_connection_of_a_file_lent(tmp_path: Path) -> N
 def test_a_context_of_no_run_has_no_transaction() -> None:
     with pytest.raises(PyncetteException, match="belongs to no run"):
         Context().transaction()
+
+
+def test_a_connection_of_sqlalchemy_that_has_begun_is_refused_and_a_fresh_one_is_used(
+    tmp_path: Path,
+) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'effects.db'}")
+    app = Pyncette(sqlite_database=str(tmp_path / "effects.db"))
+    refused: list[TransactionBegunError] = []
+
+    @app.dynamic_task()
+    def note(context: Context) -> None:
+        if not refused:
+            try:
+                with engine.begin() as connection, context.transaction(connection):
+                    pytest.fail("The block runs in a transaction of somebody else")
+            except TransactionBegunError as error:
+                refused.append(error)
+        with engine.connect() as connection, context.transaction(connection):
+            connection.execute(sqlalchemy.text("INSERT INTO effects VALUES (1)"))
+
+    async def main() -> None:
+        async with app.create() as context:
+            await context.schedule_task(note, "a", execute_in=timedelta())
+            await context.run_until_idle(raise_task_errors=True)
+
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("CREATE TABLE effects (number INTEGER)"))
+    asyncio.run(main())
+    with engine.connect() as connection:
+        counted = connection.execute(sqlalchemy.text("SELECT count(*) FROM effects"))
+        assert counted.scalar() == 1
+    engine.dispose()
+    [error] = refused
+    assert "engine.connect(), not of engine.begin()" in str(error)

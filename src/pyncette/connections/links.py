@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from pyncette.errors import NoTransactionError
+from pyncette.errors import NoTransactionError, TransactionBegunError
 
 _T = TypeVar("_T")
 
@@ -130,7 +130,7 @@ class Link:
         """Begins a transaction.
 
         Raises:
-            NoTransactionError: One has begun already.
+            TransactionBegunError: One has begun already.
         """
         raise NotImplementedError
 
@@ -154,10 +154,11 @@ def _outside(name: str) -> NoTransactionError:
     )
 
 
-def _begun(name: str) -> NoTransactionError:
-    return NoTransactionError(
+def _begun(name: str) -> TransactionBegunError:
+    return TransactionBegunError(
         f"{name} is in a transaction already: context.transaction() begins one, and commits it. "
-        "Commit or roll back what was done before, or pass another connection"
+        "Commit or roll back what was done before, or pass another connection; with SQLAlchemy, "
+        "one of engine.connect(), not of engine.begin()"
     )
 
 
