@@ -1010,6 +1010,9 @@ class PyncetteContext:
         elsewhere: after a program was stopped during a whole move, or when ``partition_selector``
         has changed.
 
+        If the number in the store cannot be read, because the row was edited, it looks through all
+        10,000 partitions that there may be, and writes the number anew.
+
         Args:
             task: The template.
             partition_count: The number of partitions, from 1 to 10,000.
@@ -1022,7 +1025,7 @@ class PyncetteContext:
             ValueError: The task has no partitions, or the number is out of range.
             TypeError: The number is not a whole number.
             PyncetteException: A move to another number is under way; or a partition is paused; or
-                an instance cannot be moved.
+                an instance cannot be moved; or a later release wrote the number in the store.
             StoreError: The store has failed for half a minute. Call it again to go on.
         """
         return await self._rebalancing.rebalance(task, partition_count, progress)

@@ -153,22 +153,31 @@ class TaskUnreadableError(PyncetteException, ValueError):
     """The record of a task cannot be read, so that the call cannot decide what to do with it.
 
     Attributes:
-        name: The name of the static task, or of the instance.
+        name: The name of the static task, of the instance, or of the template whose number of
+            partitions cannot be read.
         elsewhere: Whether another process may be able to read it: a later release wrote it, or
             this process lacks one of its calendars or its time zone. If not, no process can.
     """
 
-    def __init__(self, name: str, reason: str, elsewhere: bool, static: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        reason: str,
+        elsewhere: bool,
+        static: bool = False,
+        advice: str | None = None,
+    ) -> None:
         if elsewhere:
             where = "this process, but perhaps by another one"
             advice = "make the call where its release, its calendars and its time zone are known"
         else:
             where = "any worker"
-            advice = (
-                "once it is parked, a worker that starts plans it anew"
-                if static
-                else "schedule it anew, or remove it"
-            )
+            if advice is None:
+                advice = (
+                    "once it is parked, a worker that starts plans it anew"
+                    if static
+                    else "schedule it anew, or remove it"
+                )
         super().__init__(
             f"The record of '{printable(name)}' cannot be read by {where} ({reason}): {advice}"
         )

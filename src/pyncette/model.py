@@ -516,8 +516,10 @@ class UnknownTask:
     Attributes:
         name: The name of the task.
         dynamic: Whether it is a template.
-        partition_count: The number of partitions of a template; None: without partitions.
-        count: The number of its instances; 1 for a static task.
+        partition_count: The number of partitions of a template; None: without partitions, or
+            their number cannot be read.
+        count: The number of its instances; 1 for a static task. ``0+`` if the number of partitions
+            cannot be read.
     """
 
     name: str

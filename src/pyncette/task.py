@@ -1034,6 +1034,7 @@ class PartitionedTask(Task[P]):
         declared_count: The number of partitions that it was declared with.
         relocated: Whether its instances may lie, or may have lain, elsewhere than declared.
         layout_version: The version of the control record that ``layout`` was read from.
+        unplaced: That record, while it cannot be read; None: it can be.
         enabled_of: Among how many partitions ``enabled_partitions`` were chosen.
         enabled_partitions: The partitions that this worker claims from, or None for all of them;
             may be set at run time.
@@ -1096,6 +1097,7 @@ class PartitionedTask(Task[P]):
         self.declared_count = partition_count
         self.relocated: bool = False
         self.layout_version = 0
+        self.unplaced: Record | None = None
         self._layout = Layout(partition_count)
         self._partition_selector = partition_selector
         self._partitions = [_Partition(self, number) for number in range(partition_count)]

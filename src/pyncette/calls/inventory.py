@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,11 +14,13 @@ from pyncette.calls.requests import Changing, Requests
 from pyncette.calls.telling import in_words
 from pyncette.engine.steering import pause_identity
 from pyncette.engine.templates import groups_of, registered_templates, registration_of
-from pyncette.errors import printable
+from pyncette.errors import TaskUnreadableError, printable
 from pyncette.model import StateName, TaskCount, TaskState, UnknownTask, Where
 from pyncette.store import EVERYTHING, Write, scan_all
 from pyncette.store.record import ANY, DELETE, STATIC_GROUP, group_of
 from pyncette.task import Task
+
+logger = logging.getLogger(__name__)
 
 COUNT_LIMIT = 10_000
 """Up to how many instances of an unknown template are counted."""
@@ -48,6 +51,11 @@ class Inventory:
         templates = {task.name for task in self._tasks() if task.dynamic}
         for name, fact in await registered_templates(store):
             if name in templates:
+                continue
+            if isinstance(fact, TaskUnreadableError):
+                # To look into every partition that there may be takes long.
+                logger.warning("%s", printable(fact))
+                found.append(UnknownTask(name, True, None, TaskCount(0, False)))
                 continue
             groups = groups_of(name, fact)
             count = await count_in_groups(store, groups, EVERYTHING, COUNT_LIMIT)

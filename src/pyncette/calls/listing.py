@@ -76,6 +76,7 @@ class Listing:
         )
         await self._requests.now()
         groups, selection = self._checked(task, where)
+        self._requests.check_placed(groups[0])
         group, cursor = _go_on(groups, token)
         page = await self._requests.store.scan(groups[group], selection.filter, cursor, limit)
         following = None
@@ -128,6 +129,7 @@ class Listing:
         await self._requests.now()
         groups, selection = self._checked(task, where)
         limit = min(at_least_one("limit", limit), COUNT_LIMIT_MAX)
+        self._requests.check_placed(groups[0])
         if selection.exact and not self._requests.moving(groups):
             return await count_in_groups(self._requests.store, groups, selection.filter, limit)
         return await self._count_here(groups, selection, limit)

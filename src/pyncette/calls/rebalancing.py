@@ -24,14 +24,21 @@ from pyncette.engine.partitions import (
     checked_count,
     fact_identity,
     fact_record,
+    misread,
     read_fact,
 )
 from pyncette.engine.steering import read_pauses
 from pyncette.engine.worker import Worker
-from pyncette.errors import PyncetteException, StoreUnavailableError, describe, printable
+from pyncette.errors import (
+    PyncetteException,
+    StoreUnavailableError,
+    TaskUnreadableError,
+    describe,
+    printable,
+)
 from pyncette.store import EVERYTHING, Write
 from pyncette.store.record import ABSENT, CONTROL_GROUP, Record, group_of, template_of
-from pyncette.task import PartitionedTask, Task
+from pyncette.task import PARTITION_COUNT_MAX, Layout, PartitionedTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +99,13 @@ class _Move:
 
     async def run(self) -> RebalanceResult:
         count = self._count
-        fact, version = await self._read()
+        found, version = await self._read()
+        if isinstance(found, TaskUnreadableError):
+            await self._collect(found)
+            await self._write(Fact(count), version)
+            self.effective = True
+            return self._done()
+        fact = found
         under_way = fact.sources or fact.to is not None
         if under_way and count not in (fact.to, fact.partition_count):
             raise self._other_move(fact)
@@ -117,11 +130,35 @@ class _Move:
             fact, version = await self._write(fact.ended(), version)
             await self._until_all_know()
         await self._sweep_until_done(groups)
+        return self._done()
+
+    async def _collect(self, error: TaskUnreadableError) -> None:
+        """Moves the instances of a template from wherever they are.
+
+        Its number of partitions cannot be read, so by now, or soon, all programs refuse to look for
+        instances, and to create some. They go on once the number has been written.
+        """
+        if error.elsewhere:
+            raise error
+        logger.warning(
+            "All %s partitions that %s may have are gone through: %s",
+            f"{PARTITION_COUNT_MAX:,}",
+            printable(self._task),
+            printable(error),
+        )
+        self._task.layout = Layout(self._count)
+        await self._until_all_know()
+        self._stage = "moving"
+        numbers = range(PARTITION_COUNT_MAX)
+        await self._sweep_until_done([group_of(self._task.name, number) for number in numbers])
+        self._stage = "ending"
+
+    def _done(self) -> RebalanceResult:
         self._stage = "done"
         logger.info(
             "%s has %d partitions; %d instances were moved",
             printable(self._task),
-            count,
+            self._count,
             self.changed,
         )
         return self._result()
@@ -135,13 +172,13 @@ class _Move:
 
     # What is in force.
 
-    async def _read(self) -> tuple[Fact, int]:
+    async def _read(self) -> tuple[Fact | TaskUnreadableError, int]:
         identity = fact_identity(self._task.name)
         [record] = await self._insist(lambda: self._requests.store.get([identity]))
         await self._worker.partitions.read()
         if record is None:
             return Fact(self._task.partition_count), ABSENT
-        return read_fact(record), record.version
+        return misread(record) or read_fact(record), record.version
 
     async def _write(self, fact: Fact, version: int) -> tuple[Fact, int]:
         """Changes what is in force; all running workers read it at once if they are notified."""
@@ -156,7 +193,7 @@ class _Move:
                 error = failed
             found, found_version = await self._read()
             if found == fact:
-                return found, found_version
+                return fact, found_version
             if found_version != version:
                 raise self._other_move(found)
             if realtime.monotonic() >= give_up_at:
@@ -166,7 +203,9 @@ class _Move:
                 )
             await self._pause()
 
-    def _other_move(self, fact: Fact) -> PyncetteException:
+    def _other_move(self, fact: Fact | TaskUnreadableError) -> PyncetteException:
+        if isinstance(fact, TaskUnreadableError):
+            return fact
         count = fact.partition_count if fact.to is None else fact.to
         return PyncetteException(
             f"{printable(self._task)} is being moved to {count} partitions: end that move first, "

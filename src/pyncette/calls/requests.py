@@ -185,6 +185,14 @@ class Requests:
         """Lets what is known of partitions be fresh enough to decide by."""
         await self._worker.partitions.fresh()
 
+    def check_placed(self, group: str) -> None:
+        """Refuses a call about a template of which it is not known where its instances are.
+
+        Raises:
+            TaskUnreadableError: Its control record cannot be read.
+        """
+        self._worker.partitions.check(group)
+
     async def _measure(self) -> None:
         monotonic = self.clock.monotonic()
         if not self._worker.loop.running and monotonic >= self._measure_at:
@@ -229,6 +237,7 @@ class Requests:
         """
         partitions = self._worker.partitions
         await partitions.fresh()
+        partitions.check(groups[0])
         template = partitions.template_of(groups[0])
         if template is not None and len(groups) < len(template.groups()):
             template = None  # one partition, as it is now

@@ -12,9 +12,11 @@ from pyncette.cli.printing import Printer
 from pyncette.clock import StoreClock
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
+    PyncetteException,
     StoreError,
     StoreMisconfiguredError,
     StoreUnavailableError,
+    TaskUnreadableError,
     describe,
     printable,
 )
@@ -115,6 +117,8 @@ async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Ch
         )
     except StoreError as error:
         yield Check("store", "fail", str(error), "See the log of the server")
+    except PyncetteException as error:
+        yield Check("records", "fail", describe(error))
     except (ValueError, TypeError) as error:
         yield Check("app", "fail", describe(error), "Correct the declaration")
 
@@ -227,7 +231,16 @@ async def _of_tasks(
         else:
             yield Check("tasks without a worker", "ok", "none")
     statics = await context.static_tasks()
-    templates = [task for task in app.tasks if task.dynamic]
+    templates = []
+    for task in app.tasks:
+        if isinstance(task, PartitionedTask):
+            try:
+                await context.list_tasks(task, 1)
+            except TaskUnreadableError as error:
+                yield Check("number of partitions", "fail", str(error))
+                continue
+        if task.dynamic:
+            templates.append(task)
     yield await _overdue(context, templates, statics)
     partitions = await _partitions(context, templates)
     if partitions is not None:

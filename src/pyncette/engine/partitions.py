@@ -26,7 +26,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from pyncette.clock import Clock
-from pyncette.errors import PyncetteException, describe, printable
+from pyncette.errors import TaskUnreadableError, describe, printable
+from pyncette.schedule import UnreadableHere
 from pyncette.store import EVERYTHING, Identity
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
@@ -121,9 +122,12 @@ def read_fact(record: Record) -> Fact:
     """Reads a control record.
 
     Raises:
-        PyncetteException: It does not say what it must.
+        TaskUnreadableError: It does not say what it must.
     """
-    args = load_args(record.args)
+    try:
+        args = load_args(record.args)
+    except ValueError as error:
+        raise _unreadable(record, describe(error), isinstance(error, UnreadableHere)) from error
     to = args.get("to")
     fact = Fact(
         args.get("partition_count", 0),
@@ -134,11 +138,33 @@ def read_fact(record: Record) -> Fact:
     if not all(
         type(count) is int and 1 <= count <= PARTITION_COUNT_MAX for count in fact.known_counts
     ):
-        raise PyncetteException(
-            f"The record {printable(record.key)!r} of the group '{CONTROL_GROUP}' in the store "
-            f"does not say how many partitions the task has: {printable(record.args)[:100]}"
-        )
+        raise _unreadable(record, f"args '{printable(record.args)[:100]}'", False)
     return fact
+
+
+def misread(record: Record) -> TaskUnreadableError | None:
+    """Returns why a control record cannot be read; None: it can be."""
+    try:
+        read_fact(record)
+    except TaskUnreadableError as error:
+        return error
+    return None
+
+
+def _unreadable(record: Record, reason: str, elsewhere: bool) -> TaskUnreadableError:
+    name = record.key.removeprefix(PREFIX)
+    return TaskUnreadableError(
+        name,
+        f"the row with the key '{printable(record.key)}' of the group '{record.group}' does not "
+        f"say how many partitions it has: {reason}",
+        elsewhere,
+        advice=(
+            "await context.rebalance(task, partition_count) or 'pyncette rebalance "
+            f"{printable(name)} PARTITION_COUNT' collects the instances from all partitions, and "
+            "writes it anew. Until then workers run the instances in the partitions that they "
+            "know, and calls about the template fail"
+        ),
+    )
 
 
 def _counts(value: Any) -> tuple[Any, ...]:
@@ -163,6 +189,16 @@ def checked_count(value: object) -> int:
     return value
 
 
+def check_placed(task: PartitionedTask) -> None:
+    """Refuses a template of which it is not known where its instances are.
+
+    Raises:
+        TaskUnreadableError: Its control record cannot be read.
+    """
+    if task.unplaced is not None:
+        read_fact(task.unplaced)
+
+
 class Partitions:
     """What a context knows of the partitions of its templates.
 
@@ -183,7 +219,6 @@ class Partitions:
         self._declared = tasks
         self._read_at = -math.inf
         self._reading = asyncio.Lock()
-        self._unreadable: set[str] = set()
         self._strays: set[str] = set()
         self._known: tuple[int, dict[str, PartitionedTask]] = (0, {})
 
@@ -212,8 +247,19 @@ class Partitions:
         task = self.template_of(group)
         if task is None or not task.relocated:
             return (group,)
+        check_placed(task)
         places = task.places(key)
         return places if group in places else [*places, group]
+
+    def check(self, group: str) -> None:
+        """Refuses a call about a template of which it is not known where its instances are.
+
+        Raises:
+            TaskUnreadableError: Its control record cannot be read.
+        """
+        task = self.template_of(group)
+        if task is not None:
+            check_placed(task)
 
     def template_of(self, group: str) -> PartitionedTask | None:
         """Returns the template with partitions that a group belongs to."""
@@ -224,7 +270,6 @@ class Partitions:
 
         Raises:
             StoreError: The store failed.
-            PyncetteException: A control record cannot be read.
         """
         if not self.tasks or self._is_fresh():
             return
@@ -240,41 +285,49 @@ class Partitions:
 
         Raises:
             StoreError: The store failed.
-            PyncetteException: A control record cannot be read.
         """
         asked_at = self._clock.monotonic()
         names = [task.name for task in self.tasks.values()]
         found = await self._store.get([fact_identity(name) for name in names])
-        for record in found:
-            if record is not None:
-                self._learn(record)
-        self._read_at = asked_at
+        self.learn([record for record in found if record is not None], asked_at)
 
     def learn(self, records: Iterable[Record], asked_at: float) -> None:
-        """Takes in what the loop has read.
+        """Takes in what was read. Of a record that cannot be read, its template is told.
 
         Args:
             records: The control records of all templates with partitions.
             asked_at: The monotonic instant before they were read.
         """
         for record in records:
-            try:
-                self._learn(record)
-            except (PyncetteException, ValueError) as error:
-                if record.key not in self._unreadable:
-                    self._unreadable.add(record.key)
-                    logger.error("%s", describe(error))
+            task = self.tasks.get(group_of(record.key.removeprefix(PREFIX)))
+            if task is not None:
+                self._learn(task, record)
         self._read_at = max(self._read_at, asked_at)
 
-    def _learn(self, record: Record) -> None:
-        name = record.key.removeprefix(PREFIX)
-        task = self.tasks.get(group_of(name))
-        if task is not None and record.version > task.layout_version:
-            self._adopt(task, read_fact(record), record.version)
+    def _learn(self, task: PartitionedTask, record: Record) -> None:
+        # Also if its version is the known one: a row that was edited by hand keeps it.
+        try:
+            fact = read_fact(record)
+        except TaskUnreadableError as error:
+            self.misread(task, record, error)
+            return
+        if task.unplaced is not None or record.version > task.layout_version:
+            self._adopt(task, fact, record.version)
+
+    def misread(self, task: PartitionedTask, record: Record, error: TaskUnreadableError) -> None:
+        """The control record of a template cannot be read.
+
+        Workers go on to claim where its instances lay as far as they know. To claim is never wrong;
+        to create an instance, or to say that there is none, would be.
+        """
+        if task.unplaced is None:
+            logger.error("%s", printable(error))
+        task.unplaced = record
+        task.relocated = True
 
     def opened(self, task: PartitionedTask, fact: Fact, version: int) -> None:
         """A context was opened on a store that says this of a task."""
-        task.layout, task.layout_version = fact.layout, version
+        task.layout, task.layout_version, task.unplaced = fact.layout, version, None
         if fact.partition_count != task.declared_count:
             logger.warning(
                 "%s is declared with %d partitions, but the store holds its instances in %d: these "
@@ -327,6 +380,7 @@ class Partitions:
     def _adopt(self, task: PartitionedTask, fact: Fact, version: int) -> None:
         before = task.layout
         task.layout_version = version
+        task.unplaced = None
         if before == fact.layout:
             return
         task.layout = fact.layout
@@ -343,6 +397,8 @@ class Partitions:
         """Says once if an instance that runs lies in a partition where no call looks for it."""
         template = task.template
         if not isinstance(template, PartitionedTask) or template.name in self._strays:
+            return
+        if template.unplaced is not None:
             return
         if record.group in template.places(record.key):
             return

@@ -18,9 +18,10 @@ from pyncette.engine.partitions import (
     Partitions,
     fact_identity,
     fact_record,
+    misread,
     read_fact,
 )
-from pyncette.errors import PyncetteException, printable
+from pyncette.errors import PyncetteException, TaskUnreadableError, printable
 from pyncette.store import (
     EVERYTHING,
     Applied,
@@ -46,7 +47,7 @@ from pyncette.store.record import (
     dump_args,
     group_of,
 )
-from pyncette.task import PartitionedTask, Task
+from pyncette.task import PARTITION_COUNT_MAX, PartitionedTask, Task
 
 logger = logging.getLogger(__name__)
 
@@ -95,8 +96,20 @@ async def check_templates(
     found = await store.get(
         [*map(fact_identity, kinds), *((CONTROL_GROUP, f"{_TEMPLATE}{name}") for name in templates)]
     )
-    facts = found[: len(kinds)]
-    left = list(zip(kinds, facts, strict=True))
+    left: list[tuple[str, Record | None]] = []
+    for task, fact in zip(declared, found, strict=False):
+        if fact is None or (error := misread(fact)) is None:
+            left.append((task.name, fact))
+        elif isinstance(task, PartitionedTask):
+            partitions.misread(task, fact, error)
+        else:
+            logger.error(
+                "Task '%s' is declared as %s, but was a template with partitions, and may have "
+                "instances that would never run again. To move them, declare it as it was. %s",
+                printable(task),
+                kinds[task.name],
+                printable(error),
+            )
     opened: dict[str, tuple[Fact, int]] = {}
     await _register(store, clock, templates, found[len(kinds) :])
     await _check_static_names(store, clock, [task for task in declared if not task.dynamic])
@@ -123,7 +136,7 @@ async def check_templates(
             elif count is not None and isinstance(result, Applied):
                 opened[name] = Fact(count), result.version
     for task in declared:
-        if isinstance(task, PartitionedTask):
+        if isinstance(task, PartitionedTask) and task.name in opened:
             partitions.opened(task, *opened[task.name])
             await partitions.look_beyond(task, opened[task.name][0])
 
@@ -143,12 +156,16 @@ async def _register(
                 raise result.error
 
 
-async def registered_templates(store: Scans) -> list[tuple[str, Fact | None]]:
-    """Returns the names of all templates that were ever opened, and what is known of partitions."""
-    facts = {
-        record.key.removeprefix(PREFIX): read_fact(record)
-        async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=PREFIX))
-    }
+async def registered_templates(
+    store: Scans,
+) -> list[tuple[str, Fact | TaskUnreadableError | None]]:
+    """Returns the names of all templates that were ever opened, and what is known of partitions.
+
+    Where that cannot be read, the error says it.
+    """
+    facts: dict[str, Fact | TaskUnreadableError] = {}
+    async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=PREFIX)):
+        facts[record.key.removeprefix(PREFIX)] = misread(record) or read_fact(record)
     names = [
         record.key.removeprefix(_TEMPLATE)
         async for record in scan_all(store, CONTROL_GROUP, Filter(prefix=_TEMPLATE))
@@ -156,10 +173,12 @@ async def registered_templates(store: Scans) -> list[tuple[str, Fact | None]]:
     return [(name, facts.get(name)) for name in sorted({*names, *facts})]
 
 
-def groups_of(name: str, fact: Fact | None) -> list[str]:
+def groups_of(name: str, fact: Fact | TaskUnreadableError | None) -> list[str]:
     """Returns all groups that may hold instances of a template; without partitions it has one."""
     if fact is None:
         return [group_of(name)]
+    if isinstance(fact, TaskUnreadableError):
+        return [group_of(name, number) for number in range(PARTITION_COUNT_MAX)]
     return [group_of(name, number) for number in range(max(fact.known_counts))]
 
 

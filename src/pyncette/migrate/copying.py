@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
 from pyncette.clock import Clock
-from pyncette.errors import PyncetteException
+from pyncette.errors import PyncetteException, describe
 from pyncette.migrate.legacy import NOBODY, Done, LeftBehind, LegacyRow, Taken, taken_over
 from pyncette.schedule import NewerFormat
 from pyncette.store import EVERYTHING, Applied, Failed, Refused, Store, Unknown, Write
@@ -331,7 +331,15 @@ async def is_marked_finished(store: Store) -> bool:
 
 async def _marked(store: Store) -> Any:
     [record] = await store.get([(CONTROL_GROUP, MARK)])
-    return None if record is None else load_args(record.args).get("state")
+    try:
+        return None if record is None else load_args(record.args).get("state")
+    except ValueError as error:
+        raise PyncetteException(
+            f"It cannot be read how far the migration is: the row with the key '{MARK}' of the "
+            f"group '{CONTROL_GROUP}' in the new store: {describe(error)}. If no worker has run on "
+            "the new store yet, empty it, and migrate again; if the migration was complete, remove "
+            "this row"
+        ) from error
 
 
 async def mark_begun(store: Store, place: str, now: int) -> None:
