@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -558,6 +560,75 @@ def test_a_paused_instance_is_replaced_if_that_is_wished(
 
 def checks(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows(capsys)}
+
+
+def exported(path: Path) -> list[str]:
+    """The kinds of the lines of an export."""
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+
+
+def test_an_export_follows_links_and_keeps_the_mode_of_a_file(program: str, tmp_path: Path) -> None:
+    assert main(["schedule", "reminder", "a", "--arg", "secret=1"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "all.jsonl", tmp_path / "link"
+    link.symlink_to(target)
+    assert main(["export", "--output", "link"]) == 0
+    assert (link.is_symlink(), target.stat().st_mode & 0o777) == (True, 0o600)
+    target.write_text("before")
+    target.chmod(0o640)
+    assert main(["export", "--output", "link"]) == 0
+    assert (link.is_symlink(), target.stat().st_mode & 0o777) == (True, 0o640)
+    assert exported(target) == ["export", "instance", "end"]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["all.jsonl"]
+
+
+def test_an_export_is_written_into_a_pipe_or_a_device_and_does_not_replace_it(
+    program: str, tmp_path: Path
+) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True) as reader:
+        assert main(["export", "--output", str(pipe)]) == 0
+        assert reader.stdout is not None
+        assert len(reader.stdout.read().splitlines()) == 3
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert main(["export", "--output", os.devnull]) == 0
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+@pytest.mark.parametrize("into", ["a pipe", "a file"])
+def test_an_export_to_dev_stdout_goes_where_the_output_goes(
+    program: str, tmp_path: Path, into: str
+) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    command = [sys.executable, "-m", "pyncette", "export", "--output", "/dev/stdout"]
+    out = tmp_path / "out.jsonl"
+    if into == "a pipe":
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        out.write_text(done.stdout)
+    else:
+        with out.open("w") as stream:
+            subprocess.run(command, stdout=stream, check=True)
+    assert exported(out) == ["export", "instance", "end"]
+
+
+def test_an_export_that_fails_leaves_the_file_of_before(program: str, tmp_path: Path) -> None:
+    assert main(["schedule", "reminder", "a"]) == 0
+    assert main(["export", "--output", "all.jsonl"]) == 0
+    before = (tmp_path / "all.jsonl").read_text()
+
+    async def schedule(app: Pyncette, context: PyncetteContext) -> None:
+        [reminder] = [task for task in app.tasks if task.name == "reminder"]
+        for name in ("b", "c"):
+            await context.schedule_task(reminder, name, text="x" * 150_000)
+
+    with_app(program, schedule)
+    command = f"ulimit -f 200; {sys.executable} -m pyncette export --output all.jsonl"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, "File too large" in done.stderr) == (1, True)
+    assert (tmp_path / "all.jsonl").read_text() == before
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
 
 def test_the_doctor_says_what_to_do(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from typing import IO, Any, Final
@@ -43,16 +45,11 @@ async def export(session: Session) -> int:
     for template in templates:
         if not template.dynamic:
             raise usage(f"'{printable(template)}' is a static task: its schedule is in the code")
-    with ExitStack() as stack:
-        stream: IO[str] = sys.stdout
-        part = None
-        if given.output is not None:
-            # Under another name until it is complete.
-            part = f"{given.output}.part"
-            stream = stack.enter_context(_opened(part, "w"))
-        count, failed = await _write(session, templates, stream)
-    if part is not None:
-        os.replace(part, given.output)
+    if given.output is None:
+        count, failed = await _write(session, templates, sys.stdout)
+    else:
+        with _written(given.output) as stream:
+            count, failed = await _write(session, templates, stream)
     session.out.note(f"{count:,} instances exported" + (f", {failed:,} failed" if failed else ""))
     return FAILED if failed else DONE
 
@@ -277,11 +274,72 @@ async def take_in(session: Session) -> int:
     return FAILED if work.counts["failed"] else DONE
 
 
+@contextmanager
+def _written(name: str) -> Iterator[IO[str]]:
+    """A file that appears, or changes, only once all of it is written.
+
+    Links are followed. A file that exists keeps its mode; a new one is for its owner alone, because
+    arguments may be secret. What is no file, as a device or a pipe, is written to directly.
+    """
+    try:
+        before = os.stat(name)
+    except FileNotFoundError:
+        before = None
+    except OSError as error:
+        raise _not_opened(name, error) from None
+    # The standard output may be a file, too: what wrote to it before must stay.
+    if before is not None and (not stat.S_ISREG(before.st_mode) or _is_standard(before)):
+        with _opened(name, "w" if not _is_standard(before) else "a") as stream:
+            yield stream
+        return
+    path = os.path.realpath(name)
+    try:
+        # Beside it, so that it can be renamed; mkstemp makes a file that nobody else can read.
+        descriptor, part = tempfile.mkstemp(
+            ".part", f".{os.path.basename(path)[:100]}.", os.path.dirname(path)
+        )
+    except OSError as error:
+        raise _not_opened(name, error) from None
+    try:
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            if before is not None:
+                _keep_rights(part, before)
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _is_standard(status: os.stat_result) -> bool:
+    """Whether this is what the standard output or the standard error goes to."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(status, os.fstat(descriptor)):
+                return True
+    return False
+
+
+def _keep_rights(part: str, before: os.stat_result) -> None:
+    """Gives a file the owner and the mode of the one that it replaces, as far as it may."""
+    if hasattr(os, "chown"):
+        with suppress(OSError):
+            os.chown(part, before.st_uid, before.st_gid)
+    os.chmod(part, stat.S_IMODE(before.st_mode))
+
+
 def _opened(name: str, mode: str) -> IO[str]:
     try:
         return open(name, mode, encoding="utf-8")
     except OSError as error:
-        raise CommandError(f"Cannot open {printable(name)}: {error.strerror}") from None
+        raise _not_opened(name, error) from None
+
+
+def _not_opened(name: str, error: OSError) -> CommandError:
+    return CommandError(f"Cannot open {printable(name)}: {error.strerror}")
 
 
 def _line_of(line: str, number: int) -> dict[str, Any]:
