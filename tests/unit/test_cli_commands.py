@@ -428,7 +428,7 @@ def test_without_an_app_it_is_asked_for(
 def test_an_interrupt_ends_the_command_with_130(
     program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(name: str) -> None:
+    def interrupted(name: str, quiet: bool) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pyncette.cli.arguments.load_app", interrupted)
@@ -629,6 +629,118 @@ def test_an_export_that_fails_leaves_the_file_of_before(program: str, tmp_path: 
     assert (done.returncode, "File too large" in done.stderr) == (1, True)
     assert (tmp_path / "all.jsonl").read_text() == before
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit()", "import sys; sys.exit(0)"])
+@pytest.mark.parametrize("command", [["doctor"], ["list"], ["export"], ["run"], ["workers"]])
+def test_a_module_that_exits_while_it_is_imported_is_a_failure_in_words(
+    command: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "leaving.py").write_text(text)
+    (tmp_path / "calling.py").write_text(f"def app(): {text}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for app in ("leaving", "calling"):
+        assert main(["--app", app, *command]) == 1
+        shown = capsys.readouterr()
+        assert f"'{app}'" in shown.out + shown.err
+        assert "sys.exit(" in shown.out + shown.err
+
+
+def test_a_module_that_raises_what_is_no_exception_is_a_failure_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "odd.py").write_text("class Odd(BaseException): pass\nraise Odd('of its own')\n")
+    (tmp_path / "stopped.py").write_text("raise KeyboardInterrupt\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert main(["doctor", "--app", "odd"]) == 1
+    assert "Odd: of its own" in capsys.readouterr().out
+    assert main(["list", "--app", "stopped"]) == 130
+
+
+def test_what_the_module_prints_is_not_taken_for_a_result(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noisy.py").write_text(
+        f"import {program}\nprint('imported')\n"
+        f"def app():\n    print('made')\n    return {program}.create_app()\n"
+    )
+    for command in ("list", "doctor", "workers"):
+        assert main(["--json", "--app", "noisy", command]) == 0
+        shown = capsys.readouterr()
+        assert all(json.loads(line) for line in shown.out.splitlines())
+        assert "made" in shown.err
+    assert main(["export", "--app", "noisy"]) == 0
+    assert "made" not in capsys.readouterr().out
+
+
+def strictly(text: str) -> Any:
+    """Reads JSON as other programs do."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_infinite_numbers_are_shown_and_exported_as_json_that_any_program_reads(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [
+        "--arg",
+        "a=NaN",
+        "--arg",
+        "b=[Infinity]",
+        "--arg",
+        'c={"d":-Infinity}',
+        "--arg",
+        "e=1",
+    ]
+    assert main(["schedule", "reminder", "x", *given]) == 0
+    capsys.readouterr()
+    for command in (["show", "reminder", "x"], ["list", "reminder"]):
+        assert main(["--json", *command]) == 0
+        [line] = capsys.readouterr().out.splitlines()
+        shown = {"a": "NaN", "b": ["Infinity"], "c": {"d": "-Infinity"}, "e": 1}
+        assert strictly(line)["args"] == shown
+    assert main(["export", "--output", "all.jsonl"]) == 0
+    assert [strictly(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert main(["--yes", "unschedule", "reminder", "--all"]) == 0
+    assert main(["import", "all.jsonl"]) == 0
+
+    async def args(app: Pyncette, context: PyncetteContext) -> dict[str, Any]:
+        [reminder] = [task for task in app.tasks if task.name == "reminder"]
+        state = await context.get_task(reminder, "x")
+        assert state is not None
+        return state.args
+
+    found = with_app(program, args)
+    assert repr(found) == "{'a': nan, 'b': [inf], 'c': {'d': -inf}, 'e': 1}"
+
+
+@pytest.mark.parametrize("command", ["list", "doctor", "workers", "export"])
+def test_a_command_without_a_standard_output_does_its_work(program: str, command: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m pyncette {command} >&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Error" not in done.stderr
+    assert done.returncode == (1 if command == "export" else 0)
+
+
+@pytest.mark.parametrize("given", [["--arg", "x=" + "[" * 100_000], ["--args", "[" * 100_000]])
+def test_arguments_that_are_nested_too_deeply_are_wrong_usage(
+    program: str, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "reminder", "x", *given]) == 2
+    assert "nested too deeply" in capsys.readouterr().err
 
 
 def test_the_doctor_says_what_to_do(

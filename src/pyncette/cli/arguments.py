@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = given.debug or (os.environ.get("LOG_LEVEL") or "").upper() == "DEBUG"
     try:
         code: int = given.run(given)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed before the start
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\npyncette: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -322,7 +323,8 @@ def chosen_app(given: argparse.Namespace) -> tuple[Pyncette, bool]:
     name = given.app or os.environ.get("PYNCETTE_APP")
     if not name:
         raise usage("Pass --app module:attribute, or set PYNCETTE_APP")
-    return load_app(name), True
+    # A worker may log to the standard output; all else is read by programs.
+    return load_app(name, given.json or given.command != "run"), True
 
 
 def _run(given: argparse.Namespace, verb: Verb) -> int:

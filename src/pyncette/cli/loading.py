@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,26 @@ from pyncette.errors import describe, printable
 from pyncette.sqlite import sqlite_repository
 
 
-def load_app(name: str) -> Pyncette:
+def load_app(name: str, quiet: bool = False) -> Pyncette:
     """Returns the app of this name; a module of the current directory is found.
 
     The attribute is an app, or a function without parameters that returns one. Without an
     attribute, it is ``app``.
 
+    Args:
+        name: Its name, as ``module:attribute``.
+        quiet: Whether what the module prints goes to the standard error, because programs read the
+            standard output.
+
     Raises:
         CommandError: There is no such app; the message says what is wrong.
+        KeyboardInterrupt: The user has interrupted it.
     """
+    with redirect_stdout(sys.stderr) if quiet else nullcontext():
+        return _load(name)
+
+
+def _load(name: str) -> Pyncette:
     module_name, _, attribute = name.partition(":")
     if not module_name or module_name.startswith(".") or "/" in module_name:
         raise usage(f"--app must be module:attribute, for example tasks:app, not {printable(name)}")
@@ -31,7 +43,13 @@ def load_app(name: str) -> Pyncette:
     if not isinstance(found, Pyncette) and callable(found):
         try:
             found = found()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except SystemExit as error:
+            raise CommandError(
+                f"'{printable(name)}' is called to make the app, and {_ended(error)}"
+            ) from error
+        except BaseException as error:
             raise CommandError(
                 f"'{printable(name)}' is called to make the app, and failed: {describe(error)}"
             ) from error
@@ -82,7 +100,13 @@ def _found(module_name: str, attribute: str) -> object:
             f"'{printable(module_name)}' imports '{printable(missing)}', which is not installed "
             "in this environment"
         ) from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        raise CommandError(
+            f"'{printable(module_name)}' {_ended(error)} while it was imported"
+        ) from error
+    except BaseException as error:
         raise CommandError(
             f"Importing '{printable(module_name)}' failed: {describe(error)} (--debug shows where)"
         ) from error
@@ -112,6 +136,14 @@ def app_of_url(url: str) -> Pyncette:
         if not Path(path).exists():
             raise CommandError(f"There is no file {printable(path)}")
     return app
+
+
+def _ended(error: SystemExit) -> str:
+    code = "" if error.code is None else repr(error.code)[:200]
+    return (
+        f"called sys.exit({printable(code)}), so there is no app to look at: call it only below "
+        "if __name__ == '__main__' (--debug shows where)"
+    )
 
 
 def _apps_in(module_name: str) -> str:

@@ -46,6 +46,8 @@ async def export(session: Session) -> int:
         if not template.dynamic:
             raise usage(f"'{printable(template)}' is a static task: its schedule is in the code")
     if given.output is None:
+        if sys.stdout is None:
+            raise CommandError("There is no standard output to write to: pass --output FILE")
         count, failed = await _write(session, templates, sys.stdout)
     else:
         with _written(given.output) as stream:
@@ -56,7 +58,7 @@ async def export(session: Session) -> int:
 
 async def _write(session: Session, templates: list[Task], stream: IO[str]) -> tuple[int, int]:
     def put(line: dict[str, Any]) -> None:
-        stream.write(json.dumps(line) + "\n")
+        stream.write(json.dumps(line, allow_nan=False) + "\n")
 
     context = session.context
     chosen = {template.name for template in templates}
@@ -112,6 +114,11 @@ def _instance_line(template: Task, state: TaskState) -> dict[str, Any]:
         "state": state.state,
         "next": utc(state.next),
     }
+    try:
+        json.dumps(line["args"], allow_nan=False)
+    except ValueError:
+        # JSON has no infinite numbers and no NaN, but Python's does: another program reads a text.
+        line |= {"args": None, "args_text": json.dumps(line["args"])}
     if state.state in ("paused", "parked"):
         line |= {"reason": state.reason, "paused_until": utc(state.paused_until)}
     return line
@@ -259,6 +266,8 @@ async def take_in(session: Session) -> int:
     name = session.arguments.file
     with ExitStack() as stack:
         stream: IO[str] = sys.stdin
+        if name is None and stream is None:
+            raise CommandError("There is no standard input to read: pass a file")
         if name is not None:
             stream = stack.enter_context(_opened(name, "r"))
         await work.read(iter(stream))
@@ -359,7 +368,9 @@ def _instance(line: dict[str, Any]) -> Instance:
     options: dict[str, Any] = {}
     if line["schedule"] is not None:
         options["schedule"] = loads(line["schedule"])
-    if line["args"]:
+    if line.get("args_text") is not None:
+        options["args"] = json.loads(line["args_text"])
+    elif line["args"]:
         options["args"] = line["args"]
     return Instance(line["instance"], **options)
 

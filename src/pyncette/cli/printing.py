@@ -45,7 +45,7 @@ class Printer:
     def data(self, value: Mapping[str, Any]) -> None:
         """Writes a line for programs. Nothing where people read."""
         if self.as_json:
-            print(json.dumps(value, default=_as_json))
+            print(json_line(value))
 
     def note(self, line: str) -> None:
         """Tells people something that is no result."""
@@ -65,7 +65,7 @@ class Printer:
 
     def progress(self, line: str) -> None:
         """Shows how far long work is: on a terminal only, in one line."""
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self._progress_shown = True
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
@@ -83,7 +83,8 @@ class Printer:
         """
         if self.yes:
             return
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        streams = (sys.stdin, sys.stderr)
+        if not all(stream is not None and stream.isatty() for stream in streams):
             raise CommandError(f"{what}: pass --yes to do so without a terminal", REFUSED)
         print(f"{what}. Continue? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
@@ -119,7 +120,7 @@ class Table:
             self._widths = [max(w, len(cell)) for w, cell in zip(self._widths, row, strict=True)]
         # Piped, nothing is cut. On a terminal the last column gives way, never a name.
         room = None
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             before = sum(self._widths[:-1]) + len(_COLUMN_GAP) * (len(self._widths) - 1)
             room = max(shutil.get_terminal_size().columns - before, _LAST_COLUMN_MIN)
         for row in rows:
@@ -129,6 +130,19 @@ class Table:
             padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
             print(_COLUMN_GAP.join([*padded, last]).rstrip())
         self._rows = []
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """An object as JSON that every program can read.
+
+    JSON has no infinite numbers and no NaN: they are shown as the texts ``NaN``, ``Infinity`` and
+    ``-Infinity``.
+    """
+    try:
+        return json.dumps(value, default=_as_json, allow_nan=False)
+    except ValueError:
+        python = json.loads(json.dumps(value, default=_as_json), parse_constant=str)
+        return json.dumps(python, allow_nan=False)
 
 
 def _as_json(value: object) -> object:

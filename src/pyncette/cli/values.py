@@ -77,6 +77,8 @@ def arguments_of(pairs: Iterable[str] | None, whole: str | None) -> dict[str, An
             found = json.loads(whole)
         except ValueError as error:
             raise usage(f"--args is no JSON: {error}") from None
+        except RecursionError:
+            raise usage("--args is nested too deeply") from None
         if not isinstance(found, dict):
             raise usage('--args must be a JSON object, for example \'{"to": "a@example.org"}\'')
     for pair in pairs or ():
@@ -87,5 +89,7 @@ def arguments_of(pairs: Iterable[str] | None, whole: str | None) -> dict[str, An
             found[name] = json.loads(text)
         except ValueError:
             found[name] = text
+        except RecursionError:
+            raise usage(f"--arg {printable(name)} is nested too deeply") from None
     arguments: dict[str, Any] = found
     return arguments
