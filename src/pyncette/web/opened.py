@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 from weakref import WeakSet
@@ -39,6 +39,8 @@ class OpenedApp:
         self._app = app
         self._idle_s = idle_s
         self._own: _Own | None = None
+        # Also those that close after a while without requests: nothing else waits for their end.
+        self._not_closed: set[_Own] = set()
 
     @asynccontextmanager
     async def lent(self) -> AsyncIterator[PyncetteContext]:
@@ -54,7 +56,8 @@ class OpenedApp:
                 return
         own = self._own
         if own is None or own.ended or own.loop is not asyncio.get_running_loop():
-            own = self._own = _Own(self._app, self._idle_s)
+            own = self._own = _Own(self._app, self._idle_s, self._not_closed.discard)
+            self._not_closed.add(own)
         own.users += 1
         try:
             yield await own.get()
@@ -62,16 +65,21 @@ class OpenedApp:
             own.users -= 1
 
     async def close(self) -> None:
-        """Closes the context of its own, if there is one. The next one who needs one opens it."""
-        own, self._own = self._own, None
-        if own is not None and own.loop is asyncio.get_running_loop():
-            await own.close()
+        """Closes the context of its own, if there is one, and waits until it is closed.
+
+        So it does with one that is being closed for want of requests. The next request opens a new
+        one.
+        """
+        self._own = None
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(own.close() for own in self._not_closed if own.loop is loop))
 
 
 class _Own:
     """A context that the dashboard has opened, and the task that holds it."""
 
-    def __init__(self, app: Pyncette, idle_s: float) -> None:
+    def __init__(self, app: Pyncette, idle_s: float, on_end: Callable[[_Own], object]) -> None:
+        self._on_end = on_end
         self.loop = asyncio.get_running_loop()
         self.users = 0
         self._opened: asyncio.Future[PyncetteContext] = self.loop.create_future()
@@ -119,6 +127,7 @@ class _Own:
         return True
 
     def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._on_end(self)
         if not self._opened.done():
             self._opened.cancel()
         if not task.cancelled():
