@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -18,7 +19,9 @@ from tests.support import after, run, seconds
 from tests.unit.web_site import EVERYTHING, SAME_ORIGIN, Browser, Site, ada, said, text
 
 from pyncette import Context, Pyncette, Where
+from pyncette.events import Steered
 from pyncette.history import use_history
+from pyncette.memory import MemoryStore
 from pyncette.showing import cron_words, duration_text
 from pyncette.testing import VirtualClock
 from pyncette.web import Access, Action, dashboard
@@ -741,6 +744,48 @@ class TestActions:
         run(main())
         assert "ada: pause of report, in the dashboard" in caplog.messages
 
+    def test_the_events_of_each_action_name_the_viewer(self) -> None:
+        async def main() -> None:
+            site = Site()
+            told: list[tuple[str, str | None]] = []
+
+            def note(event: Steered) -> None:
+                told.append((event.action, event.by))
+
+            site.app.on_event(note, Steered)
+            async with site.opened():
+                await site.parked("b1", "b2", "b3")
+                await site.browser.act("pause", "report")
+                await site.browser.act("retry", "send", scope="selected", selected=["b1"])
+                await site.browser.confirm("drop", "send", scope="matching", prefix="b2")
+                await site.browser.confirm("unschedule", "send", scope="matching", prefix="b3")
+                await site.browser.confirm("trigger", "poll")
+            assert {by for _, by in told} == {"ada"}
+            assert {"pause", "retry", "drop", "unschedule"} <= {action for action, _ in told}
+
+        run(main())
+
+    def test_the_screens_show_who_has_paused_what(self) -> None:
+        async def main() -> None:
+            async with Site().opened() as site:
+                await site.context.schedule_task(site.send, "anna", execute_in=seconds(60))
+                await site.browser.act("pause", "report", reason="moving house")
+                await site.browser.act("pause", "send", instance="anna")
+                await site.browser.act("pause", "poll", partition="1")
+                overview = text(await site.browser.get())
+                assert "report is paused by ada (moving house)" in overview
+                assert "poll partition 1 is paused by ada" in overview
+                page = text(await site.browser.get("task", name="report"))
+                assert "Paused since 2026-01-05 12:00:00 by ada, until it is resumed" in page
+                page = text(await site.browser.get("task", name="send", instance="anna"))
+                assert "Paused since 2026-01-05 12:00:00 by ada, until it is resumed" in page
+                page = text(await site.browser.get("task", name="poll"))
+                assert "Partition 1 is paused since 2026-01-05 12:00:00 by ada" in page
+                site.app._tasks.remove(site.poll)
+                assert "by ada" in text(await site.browser.get("unknown"))
+
+        run(main())
+
     def test_without_scripts_every_form_works_with_what_the_page_has(self) -> None:
         # The fields come from the page itself, and not from the test.
         async def main() -> None:
@@ -784,6 +829,34 @@ class TestMounting:
             assert not app._opened.here()
 
         run(main())
+
+    def test_its_end_waits_for_a_context_that_is_being_closed(self) -> None:
+        async def main() -> None:
+            leaving: list[asyncio.Event] = []
+
+            @asynccontextmanager
+            async def slow(**options: Any) -> AsyncIterator[MemoryStore]:
+                leaving.append(asyncio.Event())
+                mine = leaving[-1]
+                yield MemoryStore()
+                await mine.wait()
+
+            app = Pyncette(slow, clock=VirtualClock())
+            opened = OpenedApp(app, idle_s=0.0)
+            for _ in range(2):
+                async with opened.lent():
+                    pass
+                await until(lambda: not app._opened.here())
+            leaving[1].set()
+            closing = asyncio.ensure_future(opened.close())
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not closing.done()
+            leaving[0].set()
+            await closing
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        asyncio.run(main())
 
     def test_the_end_of_the_event_loop_closes_it(self) -> None:
         app = Pyncette(clock=VirtualClock())

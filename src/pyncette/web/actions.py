@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -308,11 +308,6 @@ def error_of(state: TaskState) -> str:
 def digest_of(error: str) -> str:
     """What stands for an error in addresses and forms."""
     return hashlib.sha256(error.encode(errors="replace")).hexdigest()[:16]
-
-
-def acting(user: str) -> AbstractContextManager[object]:
-    """Names who acts, for the events of what is done in the block."""
-    return nullcontext(user)
 
 
 async def do_one(context: PyncetteContext, wish: Wish) -> str:

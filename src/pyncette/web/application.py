@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from pyncette.acting import acting_as
 from pyncette.app import Pyncette
 from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
@@ -307,7 +308,7 @@ class Dashboard:
         user, what = view.access.user, actions.target(wish)
         logger.info("%s: %s of %s, in the dashboard", user, wish.action, what)
         if wish.one and not (wish.whole and wish.action is Action.TRIGGER):
-            with actions.acting(user):
+            with acting_as(user):
                 said = await actions.do_one(context, wish)
             self._changed()
             return self._back(request, wish.back, said)
@@ -316,7 +317,7 @@ class Dashboard:
         async def work(job: Job) -> Any:
             async with self._opened.lent() as context:
                 try:
-                    with actions.acting(user):
+                    with acting_as(user):
                         if wish.whole:
                             said = await actions.do_one(context, wish)
                             job.said = said

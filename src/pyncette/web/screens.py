@@ -478,7 +478,8 @@ class Screens:
                 elif state.state == "retrying" or state.last_outcome == "failed":
                     add("warn", f"{task.name} has failed", "See its error", href)
                 elif state.state == "paused":
-                    add("rest", f"{task.name} is paused", "If forgotten: resume it", href)
+                    by = _by(state.paused_by, state.reason)
+                    add("rest", f"{task.name} is paused{by}", "If forgotten: resume it", href)
                 if is_overdue(state, found.at):
                     add("bad", f"{task.name} is overdue", "Is a worker alive that runs it?", href)
         for task, counts in shown_templates(found, access.sees):
@@ -509,10 +510,9 @@ class Screens:
         for pause in found.pauses:
             if access.sees(pause.name):
                 part = "" if pause.partition is None else f" partition {pause.partition}"
-                why = f" ({pause.reason})" if pause.reason else ""
                 add(
                     "rest",
-                    f"{pause.name}{part} is paused{why}",
+                    f"{pause.name}{part} is paused{_by(pause.by, pause.reason)}",
                     "If forgotten: resume it",
                     link("task", name=pause.name)
                     if any(task.name == pause.name for task in self._app.tasks)
@@ -654,6 +654,11 @@ def _with_statics(counts: list[TaskCount], statics: list[bool]) -> TaskCount:
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - ATTENTION_MAX} more" if len(names) > ATTENTION_MAX else ""
     return ", ".join(names[:ATTENTION_MAX]) + more
+
+
+def _by(user: str | None, reason: str | None) -> str:
+    """Who has paused something, and why, as far as it is known."""
+    return (f" by {user}" if user else "") + (f" ({reason})" if reason else "")
 
 
 def _iso(instant: datetime) -> str:
