@@ -11,10 +11,13 @@ import tarfile
 import tomllib
 import zipfile
 from email.message import Message
+from html import unescape
 from pathlib import Path
 
 import pytest
 from tests.docs.named_tests import ROOT
+from tests.docs.test_dashboard_mounted import TASKS, Visitor
+from tests.docs.test_frameworks import program
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGE = ROOT / "src" / "pyncette"
@@ -41,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wheel(built: Path) -> zipfile.ZipFile:
     [path] = built.glob("*.whl")
-    assert path.stat().st_size < 700_000
+    assert path.stat().st_size < 850_000
     return zipfile.ZipFile(path)
 
 
@@ -65,6 +68,40 @@ def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(
     assert any(name.endswith("licenses/LICENSE") for name in names)
     sources = {f"pyncette/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == {*sources, "pyncette_pytest.py"}
+
+
+def test_the_wheel_has_what_the_dashboard_shows_with_the_licence_of_htmx(
+    wheel: zipfile.ZipFile,
+) -> None:
+    names = set(wheel.namelist())
+    for part in ("assets", "templates"):
+        there = {f"pyncette/web/{part}/{path.name}" for path in (PACKAGE / "web" / part).iterdir()}
+        assert there == {name for name in names if name.startswith(f"pyncette/web/{part}/")}
+    assert {"pyncette/web/assets/htmx.min.js", "pyncette/web/assets/htmx.LICENSE"} <= names
+
+
+def test_the_dashboard_of_the_wheel_shows_every_screen_and_asset(
+    wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    installed, work = tmp_path / "installed", tmp_path / "work"
+    work.mkdir()
+    wheel.extractall(installed)
+    located = "import pyncette; print(pyncette.__file__)\n"
+    (work / "tasks.py").write_text(located + TASKS.format(url="sqlite:///tasks.db"))
+    command = ["-P", "-m", "pyncette", "--app", "tasks:app", "web", "--port", "PORT"]
+    with program(command, work, PYTHONPATH=str(installed)) as served:
+        visitor = Visitor(served, "")
+        served.says(str(installed / "pyncette" / "__init__.py"))
+        first, _ = visitor.send("")
+        screens = re.findall(r'<li><a href="([^"]+)"', first)
+        assert len(screens) == 7
+        for screen in (*screens, "task?name=refresh"):
+            page, _ = visitor.send(screen)
+            assert "</html>" in page
+        assets = re.findall(r'(?:href|src)="(assets/[^"]+)"', first)
+        assert len(assets) == 5
+        for asset in assets:
+            assert visitor.send(unescape(asset))[0]
 
 
 def wheel_version(wheel: zipfile.ZipFile) -> str:
