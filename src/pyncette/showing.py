@@ -24,6 +24,12 @@ SILENT_AFTER: Final = timedelta(seconds=40)
 CLOCK_OFFSET_MAX: Final = timedelta(seconds=1)
 """How far the clock of a machine may be off that of the store before people are told."""
 
+PAUSED_LONG_AFTER: Final = timedelta(days=1)
+"""A pause that lasts longer may have been forgotten."""
+
+SLOW_ANSWER_MIN: Final = timedelta(milliseconds=250)
+"""A store whose fastest answer to one small question takes longer than this is slow."""
+
 _WEEKDAYS: Final = (
     *("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
 )
@@ -78,6 +84,28 @@ def paused_word(pauses: Iterable[PauseState], template: str) -> str | None:
     if not partitions:
         return None
     return "paused" if None in partitions else "partly paused"
+
+
+def pause_text(
+    since: datetime | None,
+    until: datetime | None,
+    by: str | None,
+    reason: str | None,
+    *,
+    now: datetime,
+) -> str:
+    """Since when something is paused, until when, by whom and why; empty if none is known."""
+    parts = []
+    if since is not None:
+        instant = since.isoformat(" ", "seconds")
+        parts.append(f"since {instant} ({duration_text(max(now - since, timedelta()))})")
+    if until is not None:
+        parts.append(f"until {until.isoformat(' ', 'seconds')}")
+    if by is not None:
+        parts.append(f"by {by}")
+    if reason is not None:
+        parts.append(f"because: {reason}")
+    return ", ".join(parts)
 
 
 def overdue(context: PyncetteContext) -> Where:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ from tests.stores.every_store import STORES, place_of
 
 from pyncette import Context, Pyncette
 from pyncette.cli.arguments import main
+from pyncette.clock import SystemClock
 
 
 @pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
@@ -50,3 +51,28 @@ def test_the_command_line_schedules_lists_moves_and_checks(
         assert main(["doctor", "--json"]) == 0
         levels = {row["name"]: row["level"] for row in rows()}
         assert levels["store"] == levels["rights"] == levels["clock"] == "ok"
+
+
+class Ahead(SystemClock):
+    """The clock of a machine that is a minute and a half ahead."""
+
+    def now(self) -> datetime:
+        return super().now() + timedelta(seconds=90)
+
+    def microseconds(self) -> int:
+        return super().microseconds() + 90_000_000
+
+
+@pytest.mark.parametrize("store", ["postgres", "mysql", "redis", "dynamodb"])
+def test_the_doctor_tells_by_how_much_the_clock_of_the_machine_is_off(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with place_of(store, tmp_path) as place:
+        module = ModuleType("program_with_a_clock")
+        module.app = Pyncette(place.factory, clock=Ahead(), **place.configuration)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "program_with_a_clock", module)
+        assert main(["doctor", "--app", "program_with_a_clock:app", "--json"]) == 0
+        found = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert found["clock"]["level"] == "warn"
+        assert "+90." in found["clock"]["found"] or "+89." in found["clock"]["found"]
+        assert "NTP" in found["clock"]["advice"]

@@ -20,6 +20,17 @@ async def workers(requests: Requests) -> list[WorkerState]:
     return [_shown(member) for member in sorted(alive, key=_order)]
 
 
+async def gone_workers(requests: Requests) -> list[WorkerState]:
+    """Returns the workers that have not ended, but are not alive: killed, frozen, or cut off.
+
+    The records of such workers are kept for a day.
+    """
+    now = await requests.now()
+    found = [member for _, member in await read_members(requests.store) if member is not None]
+    gone = [member for member in found if not member.alive(now)]
+    return [_shown(member) for member in sorted(gone, key=_order)]
+
+
 async def without_worker(requests: Requests, tasks: Sequence[Task]) -> list[Task]:
     """Returns the tasks that no living worker runs; see ``PyncetteContext``."""
     now = await requests.now()

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any, Final
 
 from pyncette.acting import acting_as
@@ -129,6 +130,13 @@ def parser_of() -> argparse.ArgumentParser:
     run.set_defaults(run=_run_worker)
     check = _command(commands, "doctor", "check what goes wrong in practice", None)
     check.add_argument("--strict", action="store_true", help="a warning is a failure, too")
+    check.add_argument(
+        "--timeout",
+        type=values.span,
+        default=timedelta(seconds=doctor.OPEN_TIMEOUT_S),
+        metavar="DURATION",
+        help=f"how long opening the store may take ({doctor.OPEN_TIMEOUT_S:g}s)",
+    )
     check.set_defaults(run=_doctor)
 
     web = _plain(commands, "web", "serve the dashboard until SIGINT or SIGTERM")
@@ -361,7 +369,14 @@ def _run_worker(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
-    return asyncio.run(doctor.examine(lambda: chosen_app(given), _printer(given), given.strict))
+    return asyncio.run(
+        doctor.examine(
+            lambda: chosen_app(given),
+            _printer(given),
+            given.strict,
+            given.timeout.total_seconds(),
+        )
+    )
 
 
 def _complete(shell: str) -> int:

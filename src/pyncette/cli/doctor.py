@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import difflib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, NamedTuple
 
 from pyncette.app import Pyncette
+from pyncette.calls.workers import gone_workers
 from pyncette.cli.failures import DONE, FAILED, CommandError
 from pyncette.cli.printing import Printer
-from pyncette.clock import StoreClock
+from pyncette.clock import StoreClock, realtime
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
     PyncetteException,
@@ -20,15 +24,43 @@ from pyncette.errors import (
     describe,
     printable,
 )
-from pyncette.model import Partitions, TaskState, Where, WorkerState
+from pyncette.model import Partitions, TaskState, UnknownTask, Where, WorkerState
 from pyncette.schedule import parse_timezone
-from pyncette.showing import CLOCK_OFFSET_MAX, SILENT_AFTER, overdue, silent
+from pyncette.showing import (
+    CLOCK_OFFSET_MAX,
+    PAUSED_LONG_AFTER,
+    SILENT_AFTER,
+    SLOW_ANSWER_MIN,
+    duration_text,
+    overdue,
+    pause_text,
+    silent,
+)
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 
 COUNT_LIMIT: Final = 1_000
 
 PARTITIONS_LOOKED_AT_MAX: Final = 100
+
+EXPLAINED_MAX: Final = 10
+"""Of how many tasks a check says why they fail."""
+
+ERROR_SHOWN_MAX: Final = 200
+
+RUNS_READ: Final = 100
+"""Attempts in one page in which the last success is looked for, behind many failures."""
+
+OPEN_TIMEOUT_S: Final = 5.0
+"""How long opening the store may take, unless ``--timeout`` says otherwise."""
+
+OPEN_GRACE_S: Final = 1.0
+"""How much longer it is waited for, so that the error that the store gives is shown."""
+
+GONE_WITHIN: Final = timedelta(hours=1)
+"""Workers that died longer ago are not told of."""
+
+SPEED_CALLS: Final = 3
 
 PROBE: Final = "pyncette doctor"
 """The name of a task that no app has: the record of it is removed, to see whether that may be."""
@@ -53,11 +85,21 @@ class Check(NamedTuple):
 
 
 async def examine(
-    load: Callable[[], tuple[Pyncette, bool]], out: Printer, strict: bool = False
+    load: Callable[[], tuple[Pyncette, bool]],
+    out: Printer,
+    strict: bool = False,
+    timeout: float = OPEN_TIMEOUT_S,
 ) -> int:
-    """Makes all checks, shows each, and returns the exit code."""
+    """Makes all checks, shows each, and returns the exit code.
+
+    Args:
+        load: Returns the app, and whether it has the tasks of a program.
+        out: Where the checks are shown.
+        strict: Whether a warning is a failure, too.
+        timeout: How long opening the store may take, in seconds.
+    """
     levels: list[Level] = []
-    async for check in _checks(load):
+    async for check in _checks(load, timeout):
         levels.append(check.level)
         out.data(check._asdict())
         out.text(f"{check.level:<5} {check.name}: {printable(check.found)}")
@@ -68,7 +110,9 @@ async def examine(
     return FAILED if failures or (strict and warnings) else DONE
 
 
-async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Check]:
+async def _checks(
+    load: Callable[[], tuple[Pyncette, bool]], timeout: float
+) -> AsyncIterator[Check]:
     try:
         app, declares = load()
     except ImportError as error:
@@ -95,8 +139,10 @@ async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Ch
             "the app keeps its records in memory: no other process sees them",
             "Name a file or a server, for example url='sqlite:///tasks.db'",
         )
+    app._open_timeout = timedelta(seconds=timeout)
     try:
-        async with app.create(fixtures=False) as context:
+        async with AsyncExitStack() as stack:
+            context = await _open(app, stack, timeout)
             yield Check("store", "ok", "reached; its version and the layout of its tables fit")
             async for check in _of_store(app, context, declares):
                 yield check
@@ -123,6 +169,21 @@ async def _checks(load: Callable[[], tuple[Pyncette, bool]]) -> AsyncIterator[Ch
         yield Check("app", "fail", describe(error), "Correct the declaration")
 
 
+async def _open(app: Pyncette, stack: AsyncExitStack, timeout: float) -> PyncetteContext:
+    """Opens the app.
+
+    Raises:
+        StoreUnavailableError: It took longer than it may.
+    """
+    try:
+        async with realtime.timeout(timeout + OPEN_GRACE_S) as deadline:
+            return await stack.enter_async_context(app.create(fixtures=False))
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise StoreUnavailableError(f"The store was not opened within {timeout:g} s") from error
+
+
 def _zones(app: Pyncette) -> Check:
     try:
         release = version("tzdata")
@@ -146,41 +207,103 @@ async def _of_store(
         yield Check(
             "rights", "fail", describe(error), "Grant the rights that the documentation lists"
         )
+    yield await _speed(context)
     yield _clock(app, context)
     workers = await context.workers()
     yield _workers(workers, context)
+    yield await _gone(workers, context)
     if declares:
         async for check in _of_tasks(app, context, workers):
             yield check
-    unknown = await context.unknown()
-    if declares and unknown:
-        names = _names([f"{left.name} ({left.count})" for left in unknown])
-        yield Check(
-            "unknown tasks",
+    yield _unknown(await context.unknown(), app if declares else None)
+    now = context.clock.now()
+    yield _pauses(
+        "paused templates",
+        [
+            _Pause(
+                pause.name + ("" if pause.partition is None else f" partition {pause.partition}"),
+                pause.since,
+                pause.until,
+                pause.by,
+                pause.reason,
+            )
+            for pause in await context.pauses()
+        ],
+        now,
+    )
+
+
+class _Pause(NamedTuple):
+    """What is paused."""
+
+    name: str
+    since: datetime | None
+    until: datetime | None
+    by: str | None
+    reason: str | None
+
+
+def _pauses(name: str, pauses: Sequence[_Pause], now: datetime) -> Check:
+    """Pauses that end by themselves, and soon, are as they should be; the others are told of."""
+    if not pauses:
+        return Check(name, "ok", "none")
+    said = _names([f"{pause.name} {pause_text(*pause[1:], now=now)}" for pause in pauses])
+    long = [pause for pause in pauses if pause.since and now - pause.since > PAUSED_LONG_AFTER]
+    if long:
+        return Check(
+            name,
             "warn",
-            f"in the store, but not declared: {names}",
-            "If one was renamed, give it its old name; if another app owns it, leave it; if it is "
-            "gone, pyncette purge NAME",
+            said,
+            f"Paused for more than {duration_text(PAUSED_LONG_AFTER)}: "
+            f"{_names([pause.name for pause in long])}. Ask who paused it; if it was forgotten: "
+            "pyncette resume NAME",
         )
-    elif declares:
-        yield Check("unknown tasks", "ok", "none")
-    else:
-        held = _names([f"{left.name} ({left.count})" for left in unknown])
-        yield Check("tasks in the store", "ok", held or "none")
-    pauses = await context.pauses()
-    if pauses:
-        said = _names(
-            [
-                pause.name
-                + ("" if pause.partition is None else f" partition {pause.partition}")
-                + (f" since {pause.since.isoformat(' ', 'seconds')}" if pause.since else "")
-                + (f" ({pause.reason})" if pause.reason else "")
-                for pause in pauses
-            ]
-        )
-        yield Check("paused templates", "warn", said, "If it was forgotten: pyncette resume NAME")
-    else:
-        yield Check("paused templates", "ok", "none")
+    if all(pause.until for pause in pauses):
+        return Check(name, "ok", said)
+    return Check(name, "warn", said, "If it was forgotten: pyncette resume NAME")
+
+
+def _unknown(unknown: list[UnknownTask], app: Pyncette | None) -> Check:
+    names = _names([f"{left.name} ({left.count})" for left in unknown])
+    if app is None:
+        return Check("tasks in the store", "ok", names or "none")
+    if not unknown:
+        return Check("unknown tasks", "ok", "none")
+    declared = [task.name for task in app.tasks]
+    near = [
+        f"'{left.name}' is near to '{close[0]}', which is declared"
+        for left in unknown
+        if (close := difflib.get_close_matches(left.name, declared, 1))
+    ]
+    advice = (
+        'If one was renamed, give it its old name (name="…"); if another app owns it, leave it; if '
+        "it is gone, pyncette purge NAME"
+    )
+    return Check(
+        "unknown tasks",
+        "warn",
+        f"in the store, but not declared: {names}" + (f"; {_names(near)}" if near else ""),
+        advice,
+    )
+
+
+async def _speed(context: PyncetteContext) -> Check:
+    took: list[float] = []
+    for _ in range(SPEED_CALLS):
+        began = context.clock.monotonic()
+        await context.pauses()
+        took.append(context.clock.monotonic() - began)
+    fastest = timedelta(seconds=min(took))
+    text = f"answers in {duration_text(fastest)}"
+    if fastest <= SLOW_ANSWER_MIN:
+        return Check("speed", "ok", text)
+    return Check(
+        "speed",
+        "warn",
+        text,
+        "Look at the load of the server, its disk, its locks, and the way to it: a worker makes "
+        "some calls for each batch of runs, so they start late",
+    )
 
 
 def _clock(app: Pyncette, context: PyncetteContext) -> Check:
@@ -214,19 +337,41 @@ def _workers(workers: list[WorkerState], context: PyncetteContext) -> Check:
     return Check("workers", "ok", f"{len(workers)} alive: {_names([w.name for w in workers])}")
 
 
+async def _gone(workers: list[WorkerState], context: PyncetteContext) -> Check:
+    """Workers that have not ended, and are not alive; a restarted one has the name of before."""
+    alive = {worker.name for worker in workers}
+    now = context.clock.now()
+    gone = [
+        f"{worker.name} on {worker.host}, process {worker.process_id}, last seen "
+        f"{duration_text(now - worker.seen_at)} ago"
+        for worker in await gone_workers(context._requests)
+        if worker.name not in alive and now - worker.seen_at < GONE_WITHIN
+    ]
+    if not gone:
+        return Check("workers that died", "ok", f"none within {duration_text(GONE_WITHIN)}")
+    return Check(
+        "workers that died",
+        "warn",
+        _names(gone),
+        "It was killed, or is frozen, or does not reach the store: look at its log. If no other "
+        "one has replaced it, restart it. Others run what it has claimed when its leases have "
+        "ended",
+    )
+
+
 async def _of_tasks(
     app: Pyncette, context: PyncetteContext, workers: list[WorkerState]
 ) -> AsyncIterator[Check]:
-    if workers and all(worker.task_count <= len(worker.tasks) for worker in workers):
-        claimed = {name for worker in workers for name in worker.tasks}
-        left = [task.name for task in app.tasks if task.enabled and task.name not in claimed]
+    if workers:
+        unserved = await context.tasks_without_worker()
+        left = [task.name for task in unserved if task.enabled]
         if left:
             yield Check(
                 "tasks without a worker",
                 "warn",
                 _names(left),
                 "Are the workers of an older release of your program, or have none of them its "
-                "worker_tags? Deploy this release, or start one with these tags",
+                "tags (worker_tags)? Deploy this release, or start one with these tags",
             )
         else:
             yield Check("tasks without a worker", "ok", "none")
@@ -245,11 +390,23 @@ async def _of_tasks(
     partitions = await _partitions(context, templates)
     if partitions is not None:
         yield partitions
-    paused = [state.task.name for state in statics if state.state == "paused"]
-    if paused:
-        yield Check(
-            "paused tasks", "warn", _names(paused), "If it was forgotten: pyncette resume NAME"
-        )
+    async for check in _moves(app, context):
+        yield check
+    yield _pauses(
+        "paused tasks",
+        [
+            _Pause(
+                state.task.name,
+                state.paused_since,
+                state.paused_until,
+                state.paused_by,
+                state.reason,
+            )
+            for state in statics
+            if state.state == "paused"
+        ],
+        context.clock.now(),
+    )
     yield await _number(
         context,
         "parked",
@@ -257,6 +414,7 @@ async def _of_tasks(
         [state for state in statics if state.state == "parked"],
         Where(states={"parked"}),
         "pyncette list NAME --state parked shows why; then pyncette retry NAME, or with --drop",
+        why=True,
     )
     yield await _number(
         context,
@@ -265,7 +423,39 @@ async def _of_tasks(
         [state for state in statics if state.last_outcome == "failed" and state.state != "parked"],
         Where(failing=True, states={"scheduled", "running", "retrying", "paused"}),
         "pyncette list NAME --failing, and pyncette show NAME INSTANCE for the traceback",
+        why=True,
     )
+
+
+async def _moves(app: Pyncette, context: PyncetteContext) -> AsyncIterator[Check]:
+    """Moves to another number of partitions that have not ended, and what they have left."""
+    tasks = [task for task in app.tasks if isinstance(task, PartitionedTask)]
+    if not tasks:
+        return
+    moving: list[str] = []
+    stray: list[str] = []
+    for task in tasks:
+        look = await context._worker.partitions.examine(task)
+        if look.moving_to is not None:
+            moving.append(f"{task.name} {look.moving_to}")
+        if look.stray_group is not None:
+            stray.append(f"{task.name} {look.partition_count}")
+    if moving:
+        yield Check(
+            "moves",
+            "warn",
+            f"under way, or interrupted, to another number of partitions: {_names(moving)}",
+            f"If no rebalance runs: pyncette rebalance {moving[0]}",
+        )
+    if stray:
+        yield Check(
+            "moves",
+            "warn",
+            f"instances lie in partitions that no worker claims from: {_names(stray)}",
+            f"A frozen program has created them after a move: pyncette rebalance {stray[0]}",
+        )
+    if not moving and not stray:
+        yield Check("moves", "ok", "none under way, and nothing was left by one")
 
 
 async def _overdue(
@@ -325,13 +515,37 @@ async def _number(
     statics: list[TaskState],
     where: Where,
     advice: str,
+    why: bool = False,
 ) -> Check:
-    found = [state.task.name for state in statics]
+    """What static tasks and how many instances are in some state, and why the first of them is."""
+    found: list[str] = []
+    for state in statics:
+        text = await _why(context, state) if why and len(found) < EXPLAINED_MAX else ""
+        found.append(state.task.name + text)
     for task in templates:
         count = await context.count_tasks(task, where, limit=COUNT_LIMIT)
         if count.count:
-            found.append(f"{task.name} ({count})")
+            text = ""
+            if why and len(found) < EXPLAINED_MAX:
+                page = await context.list_tasks(task, where=where, limit=1)
+                for state in page.tasks:
+                    text = f", such as {state.task.name}{await _why(context, state)}"
+            found.append(f"{task.name} ({count}){text}")
     return Check(name, "warn", _names(found), advice) if found else Check(name, "ok", "none")
+
+
+async def _why(context: PyncetteContext, state: TaskState) -> str:
+    """How the last attempt has failed, and since when none has succeeded, as far as is known."""
+    told = (state.last_error or state.reason or "").strip().splitlines()
+    text = f": {told[0][:ERROR_SHOWN_MAX]}" if told else ""
+    if state.last_finished_at is not None:
+        text += f", last at {state.last_finished_at.isoformat(' ', 'seconds')}"
+    task = state.task
+    instance = None if task.parent_task is None else task.name
+    runs = await context.runs(task.template, instance, outcomes={"succeeded"}, limit=RUNS_READ)
+    for run in runs.runs[:1]:
+        text += f", last success at {run.ended_at.isoformat(' ', 'seconds')}"
+    return text
 
 
 def _names(names: list[str]) -> str:

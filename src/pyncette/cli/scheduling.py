@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pyncette.bulk import RebalanceResult
 from pyncette.cli.failures import DONE, not_found, usage
@@ -12,6 +12,13 @@ from pyncette.errors import printable
 from pyncette.model import OnExisting
 from pyncette.showing import named
 from pyncette.task import PartitionedTask
+
+_STAGES: Final = {
+    "announcing": "waiting until all programs know of the move",
+    "moving": "moving",
+    "ending": "waiting until all programs know that it is over",
+    "done": "done",
+}
 
 
 async def schedule(session: Session) -> int:
@@ -96,8 +103,15 @@ async def rebalance(session: Session) -> int:
         raise usage(f"'{printable(task)}' has no partitions")
 
     def progress(result: RebalanceResult) -> None:
-        session.out.progress(f"{result.moved:,} moved, {result.waiting:,} wait for their run")
+        session.out.progress(
+            f"{_STAGES[result.stage]}: {result.moved:,} moved"
+            + (f", {result.waiting:,} wait for the end of their run" if result.waiting else "")
+        )
 
+    # Three times, workers are given the time to learn of it, whatever the number of instances.
+    session.out.note(
+        "A move takes a minute or longer. If it is interrupted, give the command again"
+    )
     result = await session.context.rebalance(task, session.arguments.partitions, progress)
     session.out.end_progress()
     session.out.data(

@@ -101,6 +101,20 @@ class Fact(NamedTuple):
         return Fact(self.partition_count, was=tuple(reversed(list(latest)[:WAS_MAX])))
 
 
+class Look(NamedTuple):
+    """What was found of the partitions of a template.
+
+    Attributes:
+        partition_count: The number of partitions in force.
+        moving_to: A move to this number is under way, or was interrupted; None: none is.
+        stray_group: A group that holds instances, and that no worker claims from; None: none does.
+    """
+
+    partition_count: int
+    moving_to: int | None
+    stray_group: str | None
+
+
 def fact_identity(name: str) -> Identity:
     """Returns the identity of the control record of a template."""
     return CONTROL_GROUP, f"{PREFIX}{name}"
@@ -356,8 +370,20 @@ class Partitions:
         Raises:
             StoreError: The store failed.
         """
+        group = await self._stray_group(task, fact)
+        if group is not None:
+            logger.warning(
+                "Instances of %s lie in the group '%s', which %d partitions do not have: "
+                "no worker runs them. await context.rebalance(task, %d) moves them",
+                printable(task),
+                printable(group),
+                fact.partition_count,
+                fact.partition_count,
+            )
+
+    async def _stray_group(self, task: PartitionedTask, fact: Fact) -> str | None:
         if fact.to is not None or fact.sources:
-            return  # that move ends with a look
+            return None  # that move ends with a look
         left = range(fact.partition_count, max(fact.known_counts))[:LOOKED_BEYOND_MAX]
         groups = [group_of(task.name, number) for number in left]
         for first in range(0, len(groups), LOOKED_TOGETHER):
@@ -367,15 +393,22 @@ class Partitions:
             )
             for group, page in zip(some, found, strict=True):
                 if page.records:
-                    logger.warning(
-                        "Instances of %s lie in the group '%s', which %d partitions do not have: "
-                        "no worker runs them. await context.rebalance(task, %d) moves them",
-                        printable(task),
-                        printable(group),
-                        fact.partition_count,
-                        fact.partition_count,
-                    )
-                    return
+                    return group
+        return None
+
+    async def examine(self, task: PartitionedTask) -> Look:
+        """Returns whether a move of a template has not ended, and whether one has left something.
+
+        Raises:
+            StoreError: The store failed.
+            PyncetteException: The control record cannot be read.
+        """
+        [record] = await self._store.get([fact_identity(task.name)])
+        fact = Fact(task.partition_count) if record is None else read_fact(record)
+        moving_to = fact.to
+        if moving_to is None and fact.sources:
+            moving_to = fact.partition_count
+        return Look(fact.partition_count, moving_to, await self._stray_group(task, fact))
 
     def _adopt(self, task: PartitionedTask, fact: Fact, version: int) -> None:
         before = task.layout

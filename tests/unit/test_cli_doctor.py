@@ -1,0 +1,445 @@
+"""What ``pyncette doctor`` warns of, each made in a store as it comes about in practice."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pyncette import Context, Pyncette, PyncetteContext, acting_as
+from pyncette.cli import doctor
+from pyncette.cli.arguments import main
+from pyncette.cli.printing import Printer
+from pyncette.clock import SystemClock
+from pyncette.history import use_history
+from pyncette.memory import MemoryRepository
+from pyncette.store import EVERYTHING, Write
+from pyncette.store.record import ABSENT, Put, Record, group_of
+from pyncette.testing import VirtualClock
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+async def nothing(context: Context) -> None:
+    pass
+
+
+async def failing(context: Context) -> None:
+    raise RuntimeError("no mail today")
+
+
+async def examined(app: Pyncette, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
+    """What the doctor finds in an app, by the names of its checks."""
+    capsys.readouterr()
+    await doctor.examine(lambda: (app, True), Printer(as_json=True))
+    return {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+
+
+class Installation:
+    """A store in memory, with a clock that the test moves, and the apps on it."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock(start=NOON)
+        self.repository = MemoryRepository()
+
+    def app(self, declare: Callable[[Pyncette], object] = lambda app: None, **options: Any) -> Any:
+        app = Pyncette(self.repository, clock=self.clock, **options)
+        declare(app)
+        return app
+
+
+def plain(app: Pyncette) -> None:
+    app.task(interval=timedelta(hours=1), name="report")(nothing)
+    app.dynamic_task(interval=timedelta(hours=1), name="reminder")(nothing)
+
+
+@asynccontextmanager
+async def working(app: Pyncette) -> AsyncIterator[PyncetteContext]:
+    """A worker, until the block ends."""
+    async with app.create() as context:
+        running = asyncio.ensure_future(context.run())
+        try:
+            yield context
+        finally:
+            context.shutdown()
+            await running
+
+
+@asynccontextmanager
+async def frozen(place: Installation) -> AsyncIterator[None]:
+    """A worker for which time stands still, as for one under SIGSTOP."""
+    clock = VirtualClock(start=NOON)
+    app = Pyncette(place.repository, clock=clock, worker_name="stuck")
+    plain(app)
+    async with working(app):
+        await clock.advance(timedelta(seconds=1))
+        yield
+
+
+def test_a_worker_that_has_not_written_for_a_while_is_silent(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        async with frozen(place):
+            await place.clock.advance(timedelta(seconds=50))
+            found = (await examined(place.app(plain), capsys))["workers"]
+            assert (found["level"], found["found"]) == ("warn", "silent for more than 40 s: stuck")
+            assert "restart it" in found["advice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_died_is_named_until_another_one_of_its_name_is_alive(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        async with frozen(place):
+            await place.clock.advance(timedelta(minutes=5))
+            found = await examined(place.app(plain), capsys)
+            assert (found["workers"]["level"], found["workers"]["found"]) == (
+                "warn",
+                "none is alive",
+            )
+            died = found["workers that died"]
+            assert died["level"] == "warn"
+            assert died["found"].startswith("stuck on ")
+            assert "last seen 5 min" in died["found"]
+            async with working(place.app(plain, worker_name="stuck")):
+                await place.clock.advance(timedelta(seconds=1))
+                found = await examined(place.app(plain), capsys)
+                assert found["workers that died"]["level"] == found["workers"]["level"] == "ok"
+            await place.clock.advance(timedelta(hours=2))
+            found = await examined(place.app(plain), capsys)
+            assert found["workers that died"]["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_was_stopped_has_not_died(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        async with working(place.app(plain, worker_name="good")):
+            await place.clock.advance(timedelta(seconds=1))
+        found = await examined(place.app(plain), capsys)
+        assert found["workers that died"]["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def test_a_task_that_no_living_worker_runs_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def tagged(app: Pyncette) -> None:
+        plain(app)
+        app.task(interval=timedelta(hours=1), name="render", tags={"gpu"})(nothing)
+
+    async def scenario() -> None:
+        place = Installation()
+        async with working(place.app(tagged)):
+            await place.clock.advance(timedelta(seconds=1))
+            found = (await examined(place.app(tagged), capsys))["tasks without a worker"]
+            assert (found["level"], found["found"]) == ("warn", "render")
+            assert "worker_tags" in found["advice"]
+            async with working(place.app(tagged, worker_tags={"gpu"})):
+                await place.clock.advance(timedelta(seconds=1))
+                found = (await examined(place.app(tagged), capsys))["tasks without a worker"]
+                assert (found["level"], found["found"]) == ("ok", "none")
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_no_worker_claims_from_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spread(app: Pyncette, **options: Any) -> Any:
+        return app.partitioned_task(2, interval=timedelta(hours=1), name="spread", **options)(
+            nothing
+        )
+
+    async def scenario() -> None:
+        place = Installation()
+        half = place.app(lambda app: spread(app, enabled_partitions=[0]))
+        async with working(half) as context:
+            for number in range(8):
+                await context.schedule_task(half.tasks[0], f"i{number}")
+            late = half.tasks[0].get_partitions()[1]
+            await place.clock.advance(timedelta(hours=3))
+            found = (await examined(place.app(spread), capsys))["partitions"]
+            assert (found["level"], found["found"]) == ("warn", f"with overdue instances: {late}")
+            assert "enabled_partitions" in found["advice"]
+            async with working(place.app(lambda app: spread(app, enabled_partitions=[1]))):
+                await place.clock.advance(timedelta(minutes=2))
+                found = (await examined(place.app(spread), capsys))["partitions"]
+                assert found["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def test_a_pause_is_told_with_its_age_its_author_and_its_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(plain)
+        report, reminder = app.tasks
+        async with app.create() as context:
+            await context.run_until_idle()
+            with acting_as("ann"):
+                await context.pause(report, reason="the disk is full")
+                await context.pause(reminder, reason="the release")
+            await place.clock.advance(timedelta(minutes=10))
+            found = await examined(place.app(plain), capsys)
+            for name in ("paused tasks", "paused templates"):
+                assert found[name]["level"] == "warn"
+                assert "(10 min), by ann, because: the " in found[name]["found"]
+                assert "more than" not in found[name]["advice"]
+            await place.clock.advance(timedelta(days=3))
+            found = await examined(place.app(plain), capsys)
+            assert "(3 d)" in found["paused templates"]["found"]
+            assert "Paused for more than 1 d: reminder" in found["paused templates"]["advice"]
+            assert "Paused for more than 1 d: report" in found["paused tasks"]["advice"]
+            # One that ends by itself is shown, and is no warning.
+            for task in (report, reminder):
+                await context.resume(task)
+                await context.pause(task, until=place.clock.now() + timedelta(hours=1))
+            found = await examined(place.app(plain), capsys)
+            for name in ("paused tasks", "paused templates"):
+                assert found[name]["level"] == "ok"
+                assert "until" in found[name]["found"]
+
+    asyncio.run(scenario())
+
+
+def test_a_task_that_fails_is_told_with_its_error_and_its_last_success(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    well = True
+
+    async def report(context: Context) -> None:
+        if not well:
+            raise RuntimeError("no mail today")
+
+    def declare(app: Pyncette) -> None:
+        app.task(interval=timedelta(hours=1))(report)
+        app.dynamic_task(interval=timedelta(hours=1), name="reminder")(failing)
+        use_history(app)
+
+    async def scenario() -> None:
+        nonlocal well
+        place = Installation()
+        app = place.app(declare)
+        async with working(app) as context:
+            await context.schedule_task(app.tasks[1], "a")
+            await place.clock.advance(timedelta(hours=1, minutes=1))
+            well = False
+            await place.clock.advance(timedelta(hours=3))
+            found = (await examined(place.app(declare), capsys))["failing"]
+        assert found["level"] == "warn"
+        static, instance = found["found"].split(", reminder (1), such as a")
+        assert static.startswith("report: RuntimeError: no mail today, last at 2026-05-04 1")
+        assert "last success at 2026-05-04 13:00:0" in static
+        assert instance.startswith(": RuntimeError: no mail today, last at 2026-05-04 1")
+        assert "last success" not in instance
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_task_is_compared_with_the_declared_ones(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(plain)
+        async with app.create() as context:
+            await context.schedule_task(app.tasks[1], "a")
+
+        def renamed(app: Pyncette) -> None:
+            app.dynamic_task(interval=timedelta(hours=1), name="reminders")(nothing)
+
+        found = (await examined(place.app(renamed), capsys))["unknown tasks"]
+        assert found["level"] == "warn"
+        assert "'reminder' is near to 'reminders', which is declared" in found["found"]
+        assert "purge" in found["advice"]
+
+    asyncio.run(scenario())
+
+
+def test_a_move_that_was_interrupted_is_named_and_then_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spread(app: Pyncette) -> None:
+        app.partitioned_task(2, interval=timedelta(hours=1), name="spread")(nothing)
+
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(spread)
+        async with app.create() as context:
+            assert (await examined(place.app(spread), capsys))["moves"]["level"] == "ok"
+            moving = asyncio.ensure_future(context.rebalance(app.tasks[0], 3))
+            await place.clock.advance(timedelta(seconds=2))
+            moving.cancel()
+            with suppress(asyncio.CancelledError):
+                await moving
+            found = (await examined(place.app(spread), capsys))["moves"]
+            assert found["level"] == "warn"
+            assert "pyncette rebalance spread 3" in found["advice"]
+            moving = asyncio.ensure_future(context.rebalance(app.tasks[0], 3))
+            await place.clock.advance(timedelta(minutes=5))
+            await moving
+        assert (await examined(place.app(spread), capsys))["moves"]["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def test_an_instance_in_a_partition_that_a_move_has_left_is_named_and_mended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def spread(app: Pyncette) -> None:
+        app.partitioned_task(2, interval=timedelta(hours=1), name="spread")(nothing)
+
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(spread)
+        async with app.create() as context:
+            moving = asyncio.ensure_future(context.rebalance(app.tasks[0], 1))
+            await place.clock.advance(timedelta(minutes=5))
+            await moving
+            # As a program does that was frozen during the whole move.
+            [partition] = app.tasks[0].get_partitions()[:1]
+            await context.schedule_task(app.tasks[0], "late")
+            [record] = (await context._store.scan(partition.group, EVERYTHING, None, 10)).records
+            stray = Write(group_of("spread", 1), "stray", copied(record), ABSENT)
+            await context._store.write([stray], place.clock.microseconds())
+            found = (await examined(place.app(spread), capsys))["moves"]
+            assert found["level"] == "warn"
+            assert "pyncette rebalance spread 1" in found["advice"]
+            moving = asyncio.ensure_future(context.rebalance(app.tasks[0], 1))
+            await place.clock.advance(timedelta(minutes=5))
+            await moving
+            assert (await examined(place.app(spread), capsys))["moves"]["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def copied(record: Record) -> Put:
+    return Put(record.due_at, record.state, None, 0, record.schedule, record.args, record.progress)
+
+
+class Slow(SystemClock):
+    """A clock by which each question takes a while longer."""
+
+    delay_s = 0.0
+    _passed = 0.0
+
+    def monotonic(self) -> float:
+        self._passed += self.delay_s
+        return super().monotonic() + self._passed
+
+
+def test_a_slow_store_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Slow()
+
+    def app() -> Pyncette:
+        return Pyncette(url=f"sqlite:///{tmp_path / 'tasks.db'}", clock=clock)
+
+    found = asyncio.run(examined(app(), capsys))["speed"]
+    assert found["level"] == "ok"
+    clock.delay_s = 2.0
+    found = asyncio.run(examined(app(), capsys))["speed"]
+    assert found["level"] == "warn"
+    assert found["found"].startswith("answers in ")
+    assert "locks" in found["advice"]
+
+
+@contextmanager
+def silent_server() -> Any:
+    """The port of a server that takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://someone:word@127.0.0.1:{port}/tasks",
+        "mysql://someone:word@127.0.0.1:{port}/tasks",
+        "redis://127.0.0.1:{port}/0",
+    ],
+)
+def test_a_server_that_never_answers_is_waited_for_as_long_as_was_said(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with silent_server() as port:
+        given = ["doctor", "--url", url.format(port=port), "--timeout", "200ms", "--json"]
+        assert main(given) == 1
+    [found] = [
+        row
+        for row in map(json.loads, capsys.readouterr().out.splitlines())
+        if row["name"] == "store"
+    ]
+    assert found["level"] == "fail"
+    assert "firewall" in found["advice"]
+    assert "10 s" not in found["found"]
+
+
+class Terminal(io.StringIO):
+    """What a terminal was shown."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_move_shows_on_a_terminal_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Installation()
+    app = place.app(
+        lambda app: app.partitioned_task(2, interval=timedelta(hours=1), name="spread")(nothing)
+    )
+    module = ModuleType("program_that_moves")
+    module.app = app  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "program_that_moves", module)
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+
+    async def fill() -> None:
+        async with app.create() as context:
+            for number in range(8):
+                await context.schedule_task(app.tasks[0], f"i{number}")
+
+    asyncio.run(fill())
+    assert moves(place, ["--app", "program_that_moves", "rebalance", "spread", "3"]) == 0
+    assert capsys.readouterr().out.startswith("spread has 3 partitions; ")
+    shown = terminal.getvalue()
+    assert shown.startswith("A move takes a minute or longer")
+    for stage in ("until all programs know of the move: 0 moved", "until all programs know that"):
+        assert stage in shown, shown
+
+
+def moves(place: Installation, arguments: list[str]) -> int:
+    """Runs a command while time passes."""
+    # The command has an event loop of its own, in which the clock is moved.
+    original = asyncio.run
+
+    def run(work: Any) -> Any:
+        async def both() -> Any:
+            command = asyncio.ensure_future(work)
+            while not command.done():
+                await place.clock.advance(timedelta(seconds=5))
+            return await command
+
+        return original(both())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyncette.cli.arguments.asyncio.run", run)
+        return main(arguments)
