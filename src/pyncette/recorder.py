@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from pyncette import chance, events
 from pyncette.clock import Clock, realtime, to_microseconds
@@ -41,6 +41,12 @@ FLUSH_AFTER_S: Final = 1.0
 
 RETRY_AFTER_S_MAX: Final = 30.0
 """The longest pause before a batch is tried again, if the store is not available."""
+
+SUSPECT_AFTER: Final = 6
+"""After so many failures of a batch, another one is tried: is the store at fault, or the batch?"""
+
+PENDING_MAX: Final = 4
+"""Maximum batches that have failed and are tried again."""
 
 RETRY_AFTER_CLOSING_S: Final = 0.05
 """The first such pause while the app is closed; it doubles."""
@@ -86,9 +92,26 @@ class RunHistory:
         return self.keep // timedelta(microseconds=1)
 
 
-class _Batch(NamedTuple):
-    rows: list[RunRow]
-    totals: list[TotalRow]
+class _Batch:
+    """What is written by one call.
+
+    Attributes:
+        failures: How often the store was not available for it.
+        outlived: Another batch was written after this one had failed ``SUSPECT_AFTER`` times.
+    """
+
+    __slots__ = ("failures", "outlived", "rows", "totals")
+
+    def __init__(self, rows: list[RunRow], totals: list[TotalRow]) -> None:
+        self.rows = rows
+        self.totals = totals
+        self.failures = 0
+        self.outlived = False
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the store may be available, and refuse this batch."""
+        return self.failures >= SUSPECT_AFTER
 
 
 class _Total:
@@ -119,7 +142,7 @@ class Recorder:
         self._reporter = reporter
         self._queue: deque[RunRow] = deque()
         self._totals: dict[tuple[int, str], _Total] = {}
-        self._pending: _Batch | None = None
+        self._pending: deque[_Batch] = deque()
         self._ids = count(chance.current().getrandbits(61))
         self._some = asyncio.Event()
         self._full = asyncio.Event()
@@ -220,26 +243,48 @@ class Recorder:
     async def _flush_once(self) -> bool:
         """Writes a batch; returns whether more may be written at once."""
         async with self._writing:
-            batch = self._pending = self._pending or self._take()
+            batch = self._next()
             if batch is None:
                 return True
             try:
                 await self._history.append(batch.rows, batch.totals)
             except StoreUnavailableError as error:
-                # It is repeated as it is: the store knows what it has of it already.
-                self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S_MAX)
-                self._full.clear()
-                self._reason = describe(error)
-                return False
-            except (StoreError, ValueError) as error:
+                if not batch.outlived:
+                    self._put_back(batch, error)
+                    return False
+                # The store takes others: an error that is not known as a refusal of a value.
+                self._note_lost(len(batch.rows), describe(error))
+            except Exception as error:  # also of a store of others: the next batch may be written
                 self._note_lost(len(batch.rows), describe(error))
             else:
-                self._retry_after_s = FLUSH_AFTER_S
-                if self._options.per_task is not None:
-                    for total in batch.totals:
-                        self._pruner.ran(total.task)
-            self._pending = None
+                self._note_written(batch)
+            self._pending.remove(batch)
             return True
+
+    def _next(self) -> _Batch | None:
+        """The batch to write now; None if there is nothing to write."""
+        pending = self._pending
+        if len(pending) < PENDING_MAX and all(batch.suspect for batch in pending):
+            taken = self._take()
+            if taken is not None:
+                pending.appendleft(taken)
+        return pending[0] if pending else None
+
+    def _put_back(self, batch: _Batch, error: StoreUnavailableError) -> None:
+        # It is repeated as it is: the store knows what it has of it already.
+        batch.failures += 1
+        self._pending.rotate(-1)
+        self._retry_after_s = min(2 * self._retry_after_s, RETRY_AFTER_S_MAX)
+        self._full.clear()
+        self._reason = describe(error)
+
+    def _note_written(self, batch: _Batch) -> None:
+        self._retry_after_s = FLUSH_AFTER_S
+        for other in self._pending:
+            other.outlived = other.suspect
+        if self._options.per_task is not None:
+            for total in batch.totals:
+                self._pruner.ran(total.task)
 
     def _take(self) -> _Batch | None:
         queue = self._queue
@@ -298,7 +343,7 @@ class Recorder:
                         pause_s = min(2 * pause_s, FLUSH_AFTER_S)
         except TimeoutError:
             pass
-        lost = len(self._queue) + (0 if self._pending is None else len(self._pending.rows))
+        lost = len(self._queue) + sum(len(batch.rows) for batch in self._pending)
         self._options.lost += lost
         self._untold += lost
         if self._untold:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.servers import url
-from tests.stores import mysql_place, postgres_place, redis_place
+from tests.stores import dynamodb_place, mysql_place, postgres_place, redis_place
 from tests.stores.redis_place import client_at, keys_in
 from tests.stores.redis_server import a_server
 from tests.stores.sql_servers import place_of_a_user
@@ -19,10 +19,10 @@ import pyncette.mysql
 import pyncette.postgres
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.redis import redis_repository
-from pyncette.store.history import RunFilter
+from pyncette.store.history import MINUTE, RunFilter
 from pyncette.testing.conformance import Place
 from pyncette.testing.suite.harness import NOW
-from pyncette.testing.suite.history import THIS_MINUTE, all_of, history_of, row, total
+from pyncette.testing.suite.history import KEPT, THIS_MINUTE, all_of, history_of, row, total
 
 DOCS = Path(__file__).parents[2] / "docs" / "explanation" / "stores"
 
@@ -128,6 +128,48 @@ def test_values_that_no_attempt_has_do_not_hide_the_others(sql: Sql) -> None:
     assert (found[0], found[2]) == (third, first)
     broken = second._replace(attempt=-5, planned_at=extreme, outcome="")
     assert found[1] == broken
+
+
+def test_a_total_that_cannot_be_added_to_is_refused_and_holds_up_no_other(sql: Sql) -> None:
+    prepared(sql.place, row())
+    sql.sql(f"UPDATE {sql.table}_run_totals SET succeeded = {2**63 - 1}")
+    with pytest.raises(ValueError, match="value"):
+        prepared(sql.place, row())
+    later = row()
+
+    async def main() -> None:
+        async with sql.place.open() as store:
+            await history_of(store).append([later], [total(1)])
+            assert later in await all_of(history_of(store))
+
+    asyncio.run(main())
+
+
+def test_a_total_that_cannot_be_added_to_in_dynamodb_is_refused_and_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dynamodb_place.set_credentials(monkeypatch)
+    server = url("dynamodb")
+    with dynamodb_place.place_at(server) as place:
+        table = place.configuration["dynamodb_table_name"] + "-runs"
+
+        async def main() -> None:
+            async with place.open() as store:
+                history = history_of(store)
+                await history.prepare(KEPT)
+                await history.append([row()], [total()])
+                items = dynamodb_place.request(server, "Scan", TableName=table)["Items"]
+                [broken] = [item for item in items if ":n:" in item["in"]["S"] and "took" in item]
+                broken["took"] = {"S": "long"}
+                dynamodb_place.request(server, "PutItem", TableName=table, Item=broken)
+                with pytest.raises(ValueError, match="cannot keep a value of the run history"):
+                    await history.append([row()], [total()])
+                later = row()
+                await history.append([later], [total(1)])
+                assert later in await all_of(history)
+                assert await history.totals("reports", NOW, NOW + 2 * MINUTE) == [total(1)]
+
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize("server", ["postgres", "mysql", "mariadb"])

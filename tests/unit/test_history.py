@@ -24,8 +24,8 @@ from pyncette import (
     events,
     recorder,
 )
-from pyncette.clock import Clock
-from pyncette.errors import PyncetteException, StoreMisconfiguredError
+from pyncette.clock import Clock, to_microseconds
+from pyncette.errors import PyncetteException, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.history import Run, RunHistory, RunTotals, use_history
 from pyncette.memory import MemoryRepository
 from pyncette.schedule import Every
@@ -399,6 +399,50 @@ def test_a_batch_that_the_store_refuses_is_lost_and_the_next_one_is_written() ->
         async with bench.running() as context:
             await bench.advance(35)
             bench.faults.next("append", Fail(StoreMisconfiguredError("no right to insert")))
+            assert (await context.runs()).runs == []
+            assert bench.history.lost == 3
+            await bench.advance(10)
+            assert len((await context.runs()).runs) == 1
+
+    run(main())
+
+
+def test_a_batch_that_fails_while_others_are_written_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Poisoned(Fail):
+        """The store is available, and fails for each batch with the first rows."""
+
+        async def strike(self, call: Any) -> Any:
+            batch = bench.faults.made("append")[-1].arguments[0]
+            if any(row.started_at <= to_microseconds(after(100)) for row in batch):
+                raise StoreUnavailableError("an error that is not known")
+            return await call()
+
+    async def main() -> None:
+        async with in_steps(monkeypatch):
+            bench.app.task(name="job", interval=seconds(10))(bench.note)
+            async with bench.running() as context:
+                assert context._recorder is not None
+                with bench.faults.down("append", fault=Poisoned()):
+                    await bench.advance(175)
+                    for _ in range(40):
+                        await context._recorder._flush_once()
+                # Two batches of 5 are poisoned.
+                assert bench.history.lost == 10
+                assert len(await bench.rows()) == 7
+
+    bench = Recorded()
+    run(main())
+
+
+def test_an_error_that_no_store_should_raise_loses_its_batch_alone() -> None:
+    async def main() -> None:
+        bench = Recorded()
+        bench.app.task(name="job", interval=seconds(10))(bench.note)
+        async with bench.running() as context:
+            await bench.advance(35)
+            bench.faults.next("append", Fail(KeyError("a store of others")))
             assert (await context.runs()).runs == []
             assert bench.history.lost == 3
             await bench.advance(10)

@@ -21,12 +21,12 @@ writes a second.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pyncette.clock import realtime
-from pyncette.dynamodb.requests import REFUSED, THROTTLED, Patience, Requests
-from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette.dynamodb.requests import REFUSED, THROTTLED, Patience, Requests, error_of
+from pyncette.errors import StoreMisconfiguredError
 from pyncette.store.history import (
     KEEP,
     SUCCEEDED,
@@ -169,25 +169,41 @@ class DynamoHistory:
             return
         items = [item for row in runs for item in self._items(row)]
         first = place_bytes(*runs[0][:2])
-        try:
-            await together(
-                self._put(items[start : start + ITEMS_MAX])
-                for start in range(0, len(items), ITEMS_MAX)
-            )
-            ordered = sorted(totals)
-            for start in range(0, len(ordered), TOTALS_OF_TRANSACTION_MAX):
-                part = ordered[start : start + TOTALS_OF_TRANSACTION_MAX]
-                await self._add(part, first + number_bytes(start))
-            await together(
-                self._raise_lateness(key, total)
-                for total in ordered
-                if total.lateness_max
-                for key in self._keys_of(total)
-            )
-        except StoreMisconfiguredError as error:
-            if any(code in str(error) for code in REFUSED):
-                raise ValueError(f"DynamoDB cannot keep a value: {error}") from error
-            raise
+        await together(
+            self._put(items[start : start + ITEMS_MAX]) for start in range(0, len(items), ITEMS_MAX)
+        )
+        ordered = sorted(totals)
+        for start in range(0, len(ordered), TOTALS_OF_TRANSACTION_MAX):
+            part = ordered[start : start + TOTALS_OF_TRANSACTION_MAX]
+            await self._add(part, first + number_bytes(start))
+        await together(
+            self._raise_lateness(key, total)
+            for total in ordered
+            if total.lateness_max
+            for key in self._keys_of(total)
+        )
+
+    async def _write(
+        self, operation: str, *, tolerated: Collection[str] = (), **parameters: Any
+    ) -> dict[str, Any]:
+        """As ``Requests.make``, for a request that writes.
+
+        Raises:
+            ValueError: The service refuses a value.
+        """
+        answer = await self._requests.make(
+            operation, tolerated={*REFUSED, *tolerated}, **parameters
+        )
+        error = answer.get("Error", {})
+        if error.get("Code") in REFUSED:
+            raise self._refusal(error)
+        return answer
+
+    def _refusal(self, reason: Mapping[str, Any]) -> ValueError:
+        return ValueError(
+            f"{self._requests.place} cannot keep a value of the run history: "
+            f"{reason.get('Code')}: {reason.get('Message')}"
+        )
 
     def _items(self, row: RunRow) -> Iterator[dict[str, Any]]:
         """The items of an attempt."""
@@ -209,7 +225,7 @@ class DynamoHistory:
         asked: Any = {self._table: [{"PutRequest": {"Item": item}} for item in items]}
         patience = Patience(self._requests.place)
         while asked:
-            answer = await self._requests.make("batch_write_item", RequestItems=asked)
+            answer = await self._write("batch_write_item", RequestItems=asked)
             left = answer.get("UnprocessedItems")
             if left:
                 await patience.wait("items were left unprocessed")
@@ -251,10 +267,12 @@ class DynamoHistory:
             for total in totals
             for key in self._keys_of(total)
         ]
-        token = hashlib.sha256(batch).hexdigest()[:36]
+        # The service knows tokens of all tables.
+        place = f"{self._table}\0{self._prefix}\0".encode()
+        token = hashlib.sha256(place + batch).hexdigest()[:36]
         patience = Patience(self._requests.place)
         while True:
-            answer = await self._requests.make(
+            answer = await self._write(
                 "transact_write_items",
                 tolerated=(_CANCELLED, "TransactionInProgressException"),
                 TransactItems=updates,
@@ -262,17 +280,21 @@ class DynamoHistory:
             )
             if "Error" not in answer:
                 return
-            reasons = {reason.get("Code") for reason in answer.get("CancellationReasons", ())}
-            refused = reasons - THROTTLED - {"None", "TransactionConflict", "ThrottlingError"}
-            if refused:
-                raise StoreUnavailableError(
-                    f"{self._requests.place}: totals of the run history were refused: "
-                    f"{', '.join(map(str, refused))}"
-                )
+            reasons = [
+                reason
+                for reason in answer.get("CancellationReasons", ())
+                if reason.get("Code") not in {"None", *THROTTLED}
+            ]
+            for reason in reasons:
+                if reason.get("Code") in REFUSED:
+                    raise self._refusal(reason)
+            if reasons:
+                code, message = str(reasons[0].get("Code")), str(reasons[0].get("Message"))
+                raise error_of(code, message, self._requests.place)
             await patience.wait("totals are written by others")
 
     async def _raise_lateness(self, key: dict[str, Any], total: TotalRow) -> None:
-        await self._requests.make(
+        await self._write(
             "update_item",
             tolerated=(_NOT_HIGHER,),
             TableName=self._table,

@@ -50,8 +50,9 @@ Results = list[Any]
 _MISCONFIGURED: Final = frozenset(
     (1044, 1045, 1046, 1049, 1054, 1064, 1142, 1143, 1146, 1176, 1227, 1251, 1665, 1698, 2059)
 )
-# Out of range, too long, not in the character set, violates a check, larger than a packet.
-_BAD_VALUE: Final = frozenset((1048, 1153, 1264, 1366, 1406, 3819, 3854, 4025))
+# Out of range, also as a sum; too long, not in the character set, violates a check, larger than a
+# packet.
+_BAD_VALUE: Final = frozenset((1048, 1153, 1264, 1366, 1406, 1690, 3819, 3854, 4025))
 _READ_ONLY: Final = frozenset((1290, 1792, 1836))
 
 _ISOLATION: Final = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED"

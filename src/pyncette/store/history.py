@@ -145,9 +145,15 @@ class History(Protocol):
         only once then. Where the store has transactions, so are its totals: a batch whose first row
         is there already has been written. So ``runs`` is empty only if ``totals`` is.
 
+        An error that says nothing against a second attempt is a ``StoreUnavailableError``: such a
+        batch is repeated. One that cannot be kept for what is in it is another error.
+
         Args:
             runs: At most 1,000.
             totals: At most 1,000; no minute of a task twice.
+
+        Raises:
+            ValueError: A value cannot be kept. Part of the batch may have been written.
         """
         ...
 

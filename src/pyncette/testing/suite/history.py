@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from pyncette.errors import StoreMisconfiguredError
 from pyncette.store import Store
 from pyncette.store.history import (
     MINUTE,
@@ -204,6 +205,33 @@ class Remembering(Suite):
         assert await all_of(history) == newest_first(rows)
         [found] = await history.totals(None, THIS_MINUTE, THIS_MINUTE + MINUTE)
         assert found == total()
+
+    @on_store
+    async def test_a_batch_that_cannot_be_kept_is_refused_and_not_said_to_be_worth_a_retry(
+        self, store: Store
+    ) -> None:
+        history = history_of(store)
+        await history.prepare(KEPT)
+        written = []
+        for bad in (
+            row(instance="a\ud800"),
+            row(worker="w\0"),
+            row(error="e\ud800", outcome="failed"),
+            row(attempt=1 << 70),
+            row(instance="i" * 5_000),
+            row(worker="w" * 500_000),
+        ):
+            try:
+                await history.append([bad], [])
+            except (ValueError, StoreMisconfiguredError):
+                pass
+            else:
+                written.append(bad.id)
+        good = row()
+        await history.append([good], [total()])
+        found = await all_of(history)
+        assert good in found
+        assert {one.id for one in found} <= {good.id, *written}
 
     @on_store
     async def test_batches_of_many_workers_at_once_are_all_there(self, store: Store) -> None:
