@@ -5,6 +5,7 @@ from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
+    AppClosedError,
     ArgumentError,
     DeadlineExceededError,
     LeaseLostException,
@@ -49,6 +50,7 @@ from pyncette.utils import with_heartbeat
 from pyncette.version import __version__
 
 __all__ = [
+    "AppClosedError",
     "ArgumentError",
     "At",
     "BulkFailure",

@@ -48,6 +48,7 @@ from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
 from pyncette.engine.worker import Executor, Settings, Worker
 from pyncette.errors import (
+    AppClosedError,
     PyncetteException,
 )
 from pyncette.model import (
@@ -236,7 +237,9 @@ class PyncetteContext:
         Raises:
             PyncetteException: ``run`` was called before on this context.
             OSError: The health check could not listen on its port.
+            AppClosedError: The app is closed.
         """
+        self._check_open()
         if self._started:
             raise PyncetteException("This context runs already, or has run: open another one")
         if not self._worker.stopping:
@@ -264,8 +267,10 @@ class PyncetteContext:
         Raises:
             PyncetteException: ``run`` is under way on this context.
             OSError: The health check could not listen on its port.
+            AppClosedError: The app is closed.
             Exception: What a task has raised, with ``raise_task_errors``.
         """
+        self._check_open()
         worker = self._worker
         dispatcher, bodies = worker.dispatcher, worker.bodies
         started, failures = dispatcher.started, bodies.failures
@@ -289,6 +294,10 @@ class PyncetteContext:
     def _check_run(self) -> None:
         if self._refused is not None:
             raise self._refused
+
+    def _check_open(self) -> None:
+        if self._store.closed:
+            raise AppClosedError
 
     async def _loop(self, until_idle: bool) -> None:
         if self._tells_no_store:

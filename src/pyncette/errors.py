@@ -241,6 +241,20 @@ class StoreError(PyncetteException):
     """A store could not do what it was asked to."""
 
 
+class AppClosedError(StoreError, RuntimeError):
+    """A call of a context whose app is closed: nothing was done, and trying again does not help.
+
+    Make the calls inside of ``async with app.create() as context:``.
+    """
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "The app is closed, so this call does nothing: make it inside of 'async with "
+            "app.create() as context:', or open the app once more"
+        )
+
+
 class StoreUnavailableError(StoreError):
     """The store is out of reach, overloaded, or answered too late: trying again may help.
 

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -71,6 +71,7 @@ async def open_context(
     async with AsyncExitStack() as stack:
         closing = _Closing(Background())
         stack.push_async_callback(closing.go_on)
+        after = stack.enter_context(ExitStack())
         with clock.hold():
             opened = await patience.opens(
                 lambda: _opened(
@@ -81,6 +82,7 @@ async def open_context(
         stack.push_async_callback(closing.background.close)
         reporter = Reporter(parts.observers, clock, settings.worker_name)
         store = DeadlineStore(opened, clock, deadline_for(parts.tasks), reporter)
+        after.callback(store.close)
         if isinstance(clock, StoreClock):
             measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
             await patience.opens(measuring)

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from pyncette.clock import realtime
 from pyncette.engine.background import Background, is_cancelled
-from pyncette.errors import StoreUnavailableError, describe
+from pyncette.errors import AppClosedError, StoreUnavailableError, describe
 from pyncette.store import (
     Applied,
     Failed,
@@ -147,7 +147,7 @@ class WriteQueue:
     def add(self, entry: Entry, urgent: bool = False) -> None:
         """Queues an entry; urgent entries are sent first."""
         if self._closed:
-            _abandon(entry, StoreUnavailableError("The app is closed: nothing is written any more"))
+            _abandon(entry, AppClosedError())
             return
         (self._urgent if urgent else self._queue).append(entry)
         if not self._writing:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pyncette.clock import Clock, realtime
 from pyncette.connections import Do, Link
 from pyncette.errors import (
+    AppClosedError,
     DeadlineExceededError,
     StoreError,
     StoreUnavailableError,
@@ -42,6 +43,13 @@ from pyncette.store.sql.joined import Joined
 _Answer = TypeVar("_Answer")
 
 
+class _ClosedStore:
+    """What is there in place of a store that is closed."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AppClosedError
+
+
 class DeadlineStore:
     """Passes calls on to a store; see ``pyncette.store.Store`` for what they do.
 
@@ -64,6 +72,16 @@ class DeadlineStore:
         self._store = store
         self._clock = clock
         self.deadline_s = deadline_s
+
+    @property
+    def closed(self) -> bool:
+        """Whether the app, and with it the store, is closed."""
+        return isinstance(self._store, _ClosedStore)
+
+    def close(self) -> None:
+        """The store is closed: each call raises ``AppClosedError`` from now on."""
+        closed: Any = _ClosedStore()
+        self._store = closed
 
     async def _bounded(
         self, operation: str, call: Awaitable[_Answer], deadlines: int = 1
