@@ -1089,7 +1089,10 @@ class PyncetteContext:
                 worker.dispatcher.cancel_waiting()
                 if await self._rests_within(0.0, queued):
                     break
-            message = f"Closing waits for running executions: {self._running_names()}"
+            names = self._running_names()
+            if not names:
+                continue  # the last of them have ended at this moment
+            message = f"Closing waits for running executions: {names}"
             if by_hand:
                 message += (
                     ". The clock of this app is moved by hand: what sleeps on it ends only when "

@@ -484,3 +484,38 @@ def test_a_run_that_is_cancelled_before_its_first_step_gives_back_its_record_and
 
     run(main())
     assert logged(caplog, "tick was not started: its asyncio task was cancelled")
+
+
+class Held(MemoryStore):
+    """A store whose claims wait until they are released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
+
+    async def claim(self, *args: Any, **options: Any) -> Any:
+        self.asked.set()
+        await self.released.wait()
+        return await super().claim(*args, **options)
+
+
+def test_closing_names_what_it_waits_for_or_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pyncette.context.CLOSING_WORD_AFTER_S", 0.01)
+
+    async def main() -> None:
+        store = Held()
+
+        @asynccontextmanager
+        async def repository(**configuration: Any) -> AsyncIterator[Any]:
+            yield store
+
+        async with Pyncette(repository).create() as context:
+            running = asyncio.create_task(context.run())
+            await store.asked.wait()
+            asyncio.get_running_loop().call_later(0.1, store.released.set)
+        await running
+
+    run(main())
+    assert not logged(caplog, "Closing waits")
