@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
@@ -252,6 +252,40 @@ class When(NamedTuple):
         return when._replace(span=span)
 
 
+def check_beside_single(options: Mapping[str, Any], single: str, name: str) -> None:
+    """Refuses options that do not go with one that asks for a single run.
+
+    ``When.of`` refuses them, too, but knows of ``execute_at`` only.
+
+    Args:
+        options: The options, as they were given.
+        single: The name of the option that asks for the run.
+        name: The name of the task, for the message of an error.
+
+    Raises:
+        ValueError: One of them was given.
+    """
+    given = [option for option in ("schedule", "interval") if options.get(option) is not None]
+    if given:
+        raise ValueError(
+            f"Task '{name}' has more than one of schedule, interval and {single}: "
+            f"{', '.join([*given, single])}"
+        )
+    if options.get("timezone") is not None:
+        raise ValueError(
+            f"timezone may only be given together with schedule, not with {single} (task '{name}')"
+        )
+    # What is no instant is an argument of the task.
+    if any(isinstance(options.get(option), datetime) for option in ("start_at", "end_at")):
+        raise _bounded_single(single, name)
+
+
+def _bounded_single(single: str, name: str) -> ValueError:
+    return ValueError(
+        f"start_at and end_at bound a recurrence: a single run has its {single} (task '{name}')"
+    )
+
+
 def single_at(execute_at: datetime) -> At:
     """The schedule of a single run.
 
@@ -316,10 +350,7 @@ def _check_single(span: Span, name: str, instance: bool) -> None:
     if not instance:
         raise ValueError(f"execute_at is for instances of dynamic tasks, not for '{name}' itself")
     if span.start_at is not None or span.end_at is not None:
-        raise ValueError(
-            f"start_at and end_at bound a recurrence: a single run has its execute_at (task "
-            f"'{name}')"
-        )
+        raise _bounded_single("execute_at", name)
 
 
 @lru_cache(maxsize=1024)  # once for each expression, whatever its zone

@@ -353,7 +353,21 @@ def test_an_instance_may_run_in_some_time_from_now() -> None:
             ValueError,
             "execute_in and execute_at cannot be given together",
         ),
-        ({"execute_in": seconds(1), "interval": 5}, ValueError, "more than one of schedule"),
+        (
+            {"execute_in": seconds(1), "interval": 5},
+            ValueError,
+            "more than one of schedule, interval and execute_in: interval, execute_in",
+        ),
+        (
+            {"execute_in": seconds(1), "timezone": "Europe/Berlin"},
+            ValueError,
+            "together with schedule, not with execute_in",
+        ),
+        (
+            {"execute_in": seconds(1), "end_at": START},
+            ValueError,
+            "a single run has its execute_in",
+        ),
     ],
 )
 def test_a_wrong_time_from_now_is_refused(

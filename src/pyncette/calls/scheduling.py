@@ -32,7 +32,7 @@ from pyncette.store.record import (
     load_progress,
 )
 from pyncette.task import Task
-from pyncette.when import in_time, option_or_argument
+from pyncette.when import check_beside_single, in_time, option_or_argument
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Wish:
         """
         options = instance.options
         if "execute_in" in options:
-            options = _with_execute_at(options, clock)
+            options = _with_execute_at(options, clock, instance.name)
         self.template = template
         described = template.describe(instance.name, options, complete=True)
         name, group, _, _, _, _, args = described
@@ -289,16 +289,17 @@ class Scheduling:
             [current] = await self._requests.store.get([wish.wanted.identity])
 
 
-def _with_execute_at(options: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
+def _with_execute_at(options: Mapping[str, Any], clock: Clock, name: str) -> dict[str, Any]:
     """Options with an instant in the place of ``execute_in``, unless that is an argument.
 
     Raises:
         TypeError: It can be neither.
-        ValueError: It is negative or too long, or ``execute_at`` is given as well.
+        ValueError: It is negative or too long, or what does not go with it is given as well.
     """
     options = dict(options)
     wait = option_or_argument("execute_in", options.pop("execute_in"), timedelta, options)
     if wait is not None:
+        check_beside_single(options, "execute_in", name)
         options["execute_at"] = in_time(wait, options.get("execute_at"), clock.now())
     return options
 
