@@ -41,7 +41,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.observers import Observers
-from pyncette.opening import check_not_imported, open_context
+from pyncette.opening import Opening, check_not_imported, open_context
 from pyncette.options import at_least_one
 from pyncette.recorder import RunHistory
 from pyncette.retry import Retry
@@ -626,12 +626,11 @@ class Pyncette:
             self._history,
             self._has_store or self._repository_factory is not sqlite_repository,
         )
-        return open_context(parts, context_items or {})
+        return Opening("create", open_context(parts, context_items or {}))
 
-    @asynccontextmanager
-    async def running(
+    def running(
         self, context_items: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[PyncetteContext]:
+    ) -> AbstractAsyncContextManager[PyncetteContext]:
         """Opens the app and runs its tasks in the background, for example in a web server.
 
         On leaving, it claims nothing more and waits for running tasks, see ``shutdown_timeout``. A
@@ -645,6 +644,12 @@ class Pyncette:
             RuntimeError: A process that this program has started imports the program.
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
+        return Opening("running", self._running(context_items))
+
+    @asynccontextmanager
+    async def _running(
+        self, context_items: Mapping[str, Any] | None
+    ) -> AsyncIterator[PyncetteContext]:
         async with self.create(context_items) as context:
             context._check_run()
             loop = context._run_in_background()

@@ -8,10 +8,15 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+)
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from pyncette import chance
 from pyncette.calls.history import required_history
@@ -136,6 +141,36 @@ async def open_context(
                     give_up()
                 raise
     bodies.check()
+
+
+class Opening(AbstractAsyncContextManager[PyncetteContext]):
+    """What opens an app when it is entered: until then, there is nothing to call."""
+
+    def __init__(
+        self, method: str, manager: AbstractAsyncContextManager[PyncetteContext, bool | None]
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            method: The method of the app that has returned it.
+            manager: Opens and closes the app.
+        """
+        self._method = method
+        self._manager = manager
+
+    async def __aenter__(self) -> PyncetteContext:
+        return await self._manager.__aenter__()
+
+    async def __aexit__(self, *exception: Any) -> bool | None:
+        return await self._manager.__aexit__(*exception)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if hasattr(PyncetteContext, name) and not name.startswith("_"):
+            raise AttributeError(
+                f"app.{self._method}() opens the app when it is entered: write 'async with "
+                f"app.{self._method}() as context:' and call context.{name} inside"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 def check_not_imported(what: str, instead: str) -> None:

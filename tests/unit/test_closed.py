@@ -119,3 +119,15 @@ def test_a_context_that_runs_no_more_but_is_open_serves_calls() -> None:
             assert await context.get_task(job, "a") is not None
 
     run(main())
+
+
+@pytest.mark.parametrize("method", ["create", "running"])
+def test_a_call_without_async_with_says_what_is_missing(method: str) -> None:
+    app = Pyncette(MemoryRepository())
+    opening: Any = getattr(app, method)()
+    words = rf"'async with app\.{method}\(\) as context:' and call context\.schedule_task inside"
+    with pytest.raises(AttributeError, match=words):
+        getattr(opening, "schedule_task")  # noqa: B009
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(opening, "nonsense")  # noqa: B009
+    assert not hasattr(opening, "_worker")
