@@ -119,6 +119,16 @@ class Parameters:
                 raise _unfit(name, label(), error) from None
         return found
 
+    def fits(self, name: str, value: Any) -> bool:
+        """Returns whether the parameter of this name takes a value."""
+        write = self._writers.get(name, self._write_rest)
+        try:
+            if write is not None:
+                write(value)
+        except (self._mismatch, RecursionError):
+            return False
+        return True
+
     def check_complete(
         self, names: Iterable[str], label: Callable[[], str], hint: str = ""
     ) -> None:

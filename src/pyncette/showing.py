@@ -12,7 +12,7 @@ from typing import Any, Final
 from pyncette.context import PyncetteContext
 from pyncette.errors import printable
 from pyncette.model import PauseState, Where, WorkerState
-from pyncette.schedule import Schedule
+from pyncette.schedule import AnyOf, At, Bounded, Cron, Every, Jittered, Schedule, Without
 from pyncette.task import Task
 
 OVERDUE_AFTER: Final = timedelta(minutes=1)
@@ -60,7 +60,7 @@ def schedule_text(task: Task) -> str:
     """When a task runs, as it was written."""
     when = task.when
     if isinstance(when.schedule, Schedule):
-        text = repr(when.schedule)
+        text = _as_written(when.schedule)
     elif when.schedule is not None:
         text = f"{when.schedule} {when.timezone or 'UTC'}"
     elif when.interval:
@@ -76,6 +76,35 @@ def schedule_text(task: Task) -> str:
     if when.span.jitter is not None:
         text += f" jitter {when.span.jitter}"
     return text
+
+
+def _as_written(schedule: Schedule) -> str:
+    """A schedule as it was written, for people who need not know Python."""
+    match schedule:
+        case Cron():
+            return f"{schedule.expression} {schedule.timezone_name}"
+        case Every():
+            anchor = "" if schedule.anchor is None else f" from {schedule.anchor.isoformat()}"
+            return f"every {schedule.interval}{anchor}"
+        case At():
+            return f"once at {schedule.instant.isoformat()}"
+        case AnyOf():
+            return " or ".join(map(_as_written, schedule.schedules))
+        case Without():
+            inner = _as_written(schedule.schedule)
+            inner = f"({inner})" if isinstance(schedule.schedule, AnyOf) else inner
+            return f"{inner} without {', '.join(each.name for each in schedule.calendars)}"
+        case Bounded():
+            text = _as_written(schedule.schedule)
+            if schedule.start is not None:
+                text += f" from {schedule.start.isoformat()}"
+            if schedule.end is not None:
+                text += f" until {schedule.end.isoformat()}"
+            return text
+        case Jittered():
+            wait = timedelta(microseconds=schedule.jitter)
+            return f"{_as_written(schedule.schedule)} jitter {wait}"
+    return repr(schedule)
 
 
 def paused_word(pauses: Iterable[PauseState], template: str) -> str | None:

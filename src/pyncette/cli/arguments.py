@@ -38,6 +38,7 @@ from pyncette.cli.loading import app_of_url, load_app
 from pyncette.cli.printing import Printer
 from pyncette.cli.session import Session, person
 from pyncette.errors import (
+    ArgumentError,
     PyncetteException,
     TaskExistsError,
     TaskLockedException,
@@ -101,6 +102,8 @@ def _failure(error: Exception) -> tuple[int, str]:
             return NOT_FOUND, message
         case TaskLockedException() | TaskExistsError() | TaskPausedError():
             return REFUSED, message
+        case ArgumentError():
+            return USAGE, message
         case PyncetteException() | ImportError():
             return FAILED, message
         case ValueError() | TypeError():
@@ -356,8 +359,7 @@ def _run_worker(given: argparse.Namespace) -> int:
     if given.url is not None:
         raise usage("run needs the tasks of your program: pass --app module:attribute")
     app, _ = chosen_app(given)
-    number = len(app.tasks)
-    print(f"pyncette {__version__}: starting a worker with {number} tasks", file=sys.stderr)
+    print(f"pyncette {__version__}: starting a worker", file=sys.stderr)
     if given.until_idle:
         done = app.main(until_idle=True)
         _printer(given).data(done._asdict())

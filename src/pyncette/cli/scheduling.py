@@ -36,7 +36,7 @@ async def schedule(session: Session) -> int:
         "start_at": given.start_at,
         "end_at": given.end_at,
         "jitter": given.jitter,
-        "args": arguments_of(given.arg, given.args),
+        "args": arguments_of(given.arg, given.args, task.options.parameters),
         "on_existing": given.on_existing and OnExisting(given.on_existing),
     }
     options = {name: value for name, value in options.items() if value is not None}

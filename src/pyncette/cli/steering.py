@@ -52,7 +52,7 @@ async def retry(session: Session) -> int:
     """Runs what is parked again, or gives those runs up."""
     task, instance = session.chosen()
     given = session.arguments
-    arguments = arguments_of(given.arg, given.args)
+    arguments = arguments_of(given.arg, given.args, task.template.options.parameters)
     if task.dynamic and instance is None:
         if arguments is not None:
             raise usage("New arguments are for one instance: name it")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pyncette.cli.failures import usage
 from pyncette.errors import printable
+from pyncette.parameters import Parameters
 
 _UNITS: Final = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[wdhms])")
@@ -61,10 +62,18 @@ def at_least(least: int) -> Any:
     return number
 
 
-def arguments_of(pairs: Iterable[str] | None, whole: str | None) -> dict[str, Any] | None:
+def arguments_of(
+    pairs: Iterable[str] | None, whole: str | None, parameters: Parameters | None
+) -> dict[str, Any] | None:
     """The arguments of a task: ``--args`` as JSON, and each ``--arg name=value`` over it.
 
-    A value that is JSON is read as JSON (``5``, ``true``, ``[1]``); any other is text.
+    A value that is JSON is read as JSON (``5``, ``true``, ``[1]``); any other is text. So is JSON
+    that the parameter does not take, if it takes text: ``5`` for a ``str`` is ``"5"``.
+
+    Args:
+        pairs: The values of ``--arg``.
+        whole: The value of ``--args``.
+        parameters: The parameters of the function of the task; None: it takes a context only.
 
     Returns:
         None if none were given.
@@ -89,7 +98,12 @@ def arguments_of(pairs: Iterable[str] | None, whole: str | None) -> dict[str, An
             found[name] = json.loads(text)
         except ValueError:
             found[name] = text
+            continue
         except RecursionError:
             raise usage(f"--arg {printable(name)} is nested too deeply") from None
+        if parameters is None or parameters.fits(name, found[name]):
+            continue
+        if parameters.fits(name, text):
+            found[name] = text
     arguments: dict[str, Any] = found
     return arguments
