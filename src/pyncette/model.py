@@ -277,7 +277,8 @@ class Context:
     """The argument of a task: one object for each execution.
 
     Fixtures and context items are further attributes. Tasks and middlewares may set their own
-    attributes. A test may create an empty context and set the attributes that the task reads.
+    attributes. In a test, ``pyncette.testing.context_for`` makes one; an empty ``Context()`` has no
+    attributes but those that the test sets.
 
     Attributes:
         app_context: The context of the running app.

@@ -34,4 +34,4 @@ def test_every_schedule_that_a_program_may_write_is_exported() -> None:
 
 def test_of_the_tools_for_tests_only_those_for_users_are_in_the_package() -> None:
     tools = {module.name for module in pkgutil.iter_modules(pyncette.testing.__path__)}
-    assert tools == {"clocks", "conformance", "isolation", "suite", "waits"}
+    assert tools == {"clocks", "conformance", "contexts", "isolation", "suite", "waits"}
