@@ -18,6 +18,9 @@ TRACEBACK_CHARACTERS_MAX: Final = 4_000
 
 _FRAMES_MAX: Final = 30
 
+CALL_DEADLINE_MAX_S: Final = 10.0
+"""How long a call of a store may take, however long the leases are."""
+
 
 def printable(value: object) -> str:
     """A value as text for people: without line breaks and terminal codes, whatever it is.
@@ -270,7 +273,13 @@ class DeadlineExceededError(StoreUnavailableError):
     """
 
     def __init__(self, operation: str, deadline_s: float) -> None:
-        super().__init__(f"{operation} was not answered within {deadline_s:g} s")
+        slow = ""
+        if deadline_s < CALL_DEADLINE_MAX_S:
+            slow = (
+                " (half the shortest lease_duration, but at least 1 s): over a slow link, declare "
+                "longer leases"
+            )
+        super().__init__(f"{operation} was not answered within {deadline_s:g} s{slow}")
         self.operation = operation
 
 

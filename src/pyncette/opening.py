@@ -26,7 +26,13 @@ from pyncette.context import AppParts, PyncetteContext, check_context_name
 from pyncette.engine.background import Background, finished, is_cancelled
 from pyncette.engine.templates import check_templates
 from pyncette.engine.worker import Settings
-from pyncette.errors import StoreError, StoreUnavailableError, as_public, describe
+from pyncette.errors import (
+    CALL_DEADLINE_MAX_S,
+    StoreError,
+    StoreUnavailableError,
+    as_public,
+    describe,
+)
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.observers import Reporter
 from pyncette.options import at_least_one
@@ -46,10 +52,13 @@ _Answer = TypeVar("_Answer")
 OPENING_DEADLINE_S: Final = 10.0
 """How long one attempt to open the store may take."""
 
+OPENING_TRY_MIN_S: Final = 0.5
+"""How long a try may take at least: the last one begins at the end of ``open_timeout``."""
+
 OPENING_PAUSE_INITIAL_S: Final = 0.05
 OPENING_PAUSE_MAX_S: Final = 1.0
 DEADLINE_MIN_S: Final = 1.0
-DEADLINE_MAX_S: Final = 10.0
+DEADLINE_MAX_S: Final = CALL_DEADLINE_MAX_S
 WORKER_NAME_MAX: Final = 200
 
 
@@ -86,7 +95,9 @@ async def open_context(
         check_store(opened, parts.repository_factory)
         stack.push_async_callback(closing.background.close)
         reporter = Reporter(parts.observers, clock, settings.worker_name)
-        store = DeadlineStore(opened, clock, deadline_for(parts.tasks), reporter)
+        deadline_s = deadline_for(parts.tasks)
+        # No lease runs yet, and connections have to be made first, which takes several round trips.
+        store = DeadlineStore(opened, clock, max(deadline_s, OPENING_DEADLINE_S), reporter)
         after.callback(store.close)
         if isinstance(clock, StoreClock):
             measuring = partial(clock.measure, store.now, lambda: store.now_uncertainty)
@@ -115,6 +126,7 @@ async def open_context(
             )
             partitions = context._worker.partitions
             await patience.opens(lambda: check_templates(store, clock, parts.tasks, partitions))
+            store.deadline_s = deadline_s
             stack.push_async_callback(closing.see_through, context._write_what_is_left)
             for name, value in context_items.items():
                 context.add_to_context(name, value)
@@ -261,12 +273,31 @@ class _Patience(Patience):
         super().__init__(seconds, OPENING_PAUSE_INITIAL_S, OPENING_PAUSE_MAX_S, clock)
         self._seconds = seconds
         self._told = False
+        self._last: StoreUnavailableError | None = None
 
     async def opens(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """As ``insist``; the first error is logged."""
-        return await self.insist(call, self._tell)
+        """As ``insist``; the first error is logged. No try takes longer than opening may."""
+        return await self.insist(lambda: self._within(call), self._tell)
+
+    async def _within(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        seconds = OPENING_DEADLINE_S
+        if self._seconds > 0:  # if not, it tries once, for as long as that takes
+            seconds = min(seconds, max(self.left_s, OPENING_TRY_MIN_S))
+        try:
+            async with realtime.timeout(seconds) as deadline:
+                return await call()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            before = "" if self._last is None else f". The try before: {describe(self._last)}"
+            raise StoreUnavailableError(
+                f"The store was not opened within {round(seconds, 1):g} s: nothing answers at its "
+                "address, or another kind of server, or the link is too slow for open_timeout"
+                f"{before}"
+            ) from error
 
     def _tell(self, error: StoreUnavailableError) -> None:
+        self._last = error
         if not self._told:
             self._told = True
             logger.warning(
@@ -279,14 +310,7 @@ class _Patience(Patience):
 
 async def _opened(opening: Awaitable[Any]) -> Any:
     try:
-        async with realtime.timeout(OPENING_DEADLINE_S) as deadline:
-            return await opening
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise StoreUnavailableError(
-            f"The store was not opened within {OPENING_DEADLINE_S:g} s"
-        ) from error
+        return await opening
     except StoreError as error:
         raise as_public(error) from error.__cause__
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.stores.dynamodb_place import set_credentials
 
 from pyncette import Pyncette
 from pyncette.errors import StoreError, StoreUnavailableError
@@ -57,3 +59,29 @@ def test_a_file_that_cannot_be_opened_raises_a_public_class(tmp_path: Path) -> N
     with pytest.raises(StoreError) as caught:
         asyncio.run(main())
     assert type(caught.value).__module__ == "pyncette.errors"
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql", "redis", "dynamodb"])
+def test_a_server_that_accepts_connections_and_is_silent_is_given_up_in_time(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_credentials(monkeypatch)
+
+    async def main() -> None:
+        async def stay_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(OSError, asyncio.CancelledError):
+                while await reader.read(65536):
+                    pass
+            writer.close()
+
+        server = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        url = f"{kind}://user:word@127.0.0.1:{port}/0"
+        if kind == "dynamodb":
+            url = f"dynamodb://us-east-1/tasks?endpoint=http://127.0.0.1:{port}"
+        async with server:
+            with pytest.raises(StoreUnavailableError, match=r"not opened within 0\.7 s"):
+                async with Pyncette(url=url, open_timeout=0.7).create():
+                    pass
+
+    asyncio.run(main())

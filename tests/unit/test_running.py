@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tests.support import Bench, lines, logged, run, seconds
 
-from pyncette import Context, Pyncette, PyncetteException
-from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
+from pyncette import Context, Pyncette, PyncetteContext, PyncetteException
+from pyncette.errors import DeadlineExceededError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryRepository
 
 
@@ -267,3 +267,57 @@ def test_misspelt_options_of_the_app_are_said(
     app: Any = Pyncette
     app(**{misspelt: 5})
     assert logged(caplog, f"There is no option '{misspelt}': did you mean '{meant}'?")
+
+
+class Silent:
+    """A store that is not opened while it is silent, or that answers no call."""
+
+    def __init__(self, errors: int = 0) -> None:
+        self.left = errors
+        self.cancelled = 0
+
+    @asynccontextmanager
+    async def __call__(self, **configuration: Any) -> AsyncIterator[Any]:
+        if self.left:
+            self.left -= 1
+            raise StoreUnavailableError("nobody listens there")
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        yield None
+
+
+@pytest.mark.parametrize("errors", [0, 1])
+def test_no_try_to_open_a_silent_store_takes_longer_than_opening_may(errors: int) -> None:
+    async def main() -> None:
+        store = Silent(errors)
+        with pytest.raises(StoreUnavailableError, match=r"not opened within 0\.") as told:
+            async with Pyncette(store, open_timeout=seconds(0.6)).create():
+                pass
+        assert store.cancelled >= 1
+        assert ("nobody listens there" in str(told.value)) == bool(errors)
+        assert "another kind of server" in str(told.value)
+
+    run(main())
+
+
+def test_calls_are_not_bound_by_short_leases_before_a_lease_runs() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(interval=60, lease_duration=seconds(3))(bench.note)
+        seen: list[float] = []
+
+        @bench.app.fixture()
+        async def noted(context: PyncetteContext) -> AsyncIterator[None]:
+            seen.append(context._requests.store.deadline_s)
+            yield
+
+        async with bench.app.create():
+            pass
+        assert seen == [1.5]
+        assert "longer leases" in str(DeadlineExceededError("now", seen[0]))
+        assert "longer leases" not in str(DeadlineExceededError("now", 10))
+
+    run(main())

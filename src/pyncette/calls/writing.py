@@ -147,6 +147,11 @@ class Patience:
         self._pause_max_s = pause_max_s
         self._clock = clock
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until it gives up."""
+        return self._give_up_at - realtime.monotonic()
+
     async def insist(
         self,
         call: Callable[[], Awaitable[T]],
@@ -166,7 +171,7 @@ class Patience:
             try:
                 return await call()
             except StoreUnavailableError as error:
-                left = self._give_up_at - realtime.monotonic()
+                left = self.left_s
                 if left <= 0:
                     raise
                 failed(error)
