@@ -19,7 +19,15 @@ from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, Task
 from pyncette.options import at_least_one
 from pyncette.schedule import INHERITED_MARK
 from pyncette.store import Filter, Store
-from pyncette.store.record import LATEST_INSTANT, Pause, Progress, Record, State, load_progress
+from pyncette.store.record import (
+    LATEST_INSTANT,
+    Pause,
+    Progress,
+    Record,
+    State,
+    load_progress,
+    read,
+)
 from pyncette.task import Task
 
 logger: Final = logging.getLogger(__name__)
@@ -37,6 +45,12 @@ COUNTED_PAGES_MAX: Final = 20
 COUNTED_PAGE: Final = 1_000
 """Maximum records of such a page."""
 
+
+STRANDED: Final = (
+    "the due_at of its row was edited, so that it never comes due: schedule or trigger it, or, if "
+    "it is a static task, start a worker"
+)
+"""The reason that is shown of a record which no rule can have left as it is."""
 
 ON_THEIR_WAY_MAX: Final = 10_000
 """Maximum instances on their way to another partition that a list remembers not to show twice."""
@@ -202,6 +216,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
     state = State.SCHEDULED if pause.ended(now) else shown_state(record)
     if state == State.PAUSED and pause.reason is not None:
         reason = pause.reason
+    if _is_stranded(record, now):
+        state, reason = State.PARKED, STRANDED
     return TaskState(
         task.template.from_record(record) if task.template.dynamic else task,
         _instant_or_none(occurrence),
@@ -223,6 +239,15 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         _instant_or_none(pause.since if state == State.PAUSED else None),
         pause.by if state == State.PAUSED else None,
     )
+
+
+def _is_stranded(record: Record, now: int) -> bool:
+    if record.due_at is not None and record.due_at <= now + rules.RETRY_DELAY_MAX:
+        return False  # nearly all: their texts need not be read once more
+    try:
+        return rules.stranded(read(record), now)
+    except ValueError:
+        return False
 
 
 def _instant_or_none(instant: int | None) -> datetime | None:

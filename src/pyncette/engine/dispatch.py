@@ -113,6 +113,7 @@ class Dispatcher:
         # Until when, by the monotonic clock, other workers claim first from these groups.
         self.yields: dict[str, float] = {}
         self._outlived: set[Task] = set()
+        self._put_back_of: set[Task] = set()
 
     @property
     def unfinished_max(self) -> int | None:
@@ -332,11 +333,16 @@ class Dispatcher:
             self.tell_unreadable(parts.task, record, describe(error))
             self.park(record, describe(error))
             return None
+        planned = reading.progress.planned
+        if planned is not None and planned > now and rules.early(reading, now):
+            self._put_back(parts, reading)
+            return None
         behind = self._worker.backlogs.behind
-        if behind or type(schedule) is not At:  # a one-off is never behind
-            planned = reading.progress.planned
-            if planned is not None and (behind or now - planned >= BACKLOG_AGE_MIN):
-                self._note_backlog(parts.task, reading, planned, now)
+        # A one-off is never behind.
+        if planned is not None and (
+            behind or (type(schedule) is not At and now - planned >= BACKLOG_AGE_MIN)
+        ):
+            self._note_backlog(parts.task, reading, planned, now)
         if record.unfinished_attempts > 1:
             return self._once_more(batch, reading)
         return Execution(batch, reading)
@@ -390,6 +396,22 @@ class Dispatcher:
             )
             return True
         return False
+
+    def _put_back(self, parts: TaskParts, reading: Reading) -> None:
+        """Releases a record that is due before its time, until then."""
+        record, clock = reading.record, self._worker.clock
+        if parts.task not in self._put_back_of:
+            self._put_back_of.add(parts.task)
+            logger.warning(
+                "%s of %s was due before its planned time: its row was edited. It is put back, and "
+                "runs when it is planned. This is logged once for each task",
+                printable(record.key),
+                printable(parts.task),
+            )
+        self._give_up(
+            record,
+            lambda record: rules.put_back(parts.task.reading_of(record), clock.microseconds()),
+        )
 
     def _once_more(self, batch: Batch, reading: Reading) -> Execution | None:
         """Returns the execution of a record whose last attempt ended without an outcome."""

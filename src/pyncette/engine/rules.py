@@ -14,6 +14,7 @@ failed, with a policy    is retrying, due after the delay of its policy
 exhausted, ``PARK``      is kept with the error, and is never due
 exhausted, ``CONTINUE``  is the same as after success, with the error
 exhausted, ``PAUSE``     is paused; the occurrence is tried again when it is resumed
+put back                 is due when its occurrence is; an edit had made it due before
 misfired                 is scheduled for the first occurrence that is not too late
 given back               is as it was before the claim
 merged                   has the new schedule and arguments, and keeps the sooner time; is as
@@ -56,6 +57,7 @@ from pyncette.schedule import dumps as dump_schedule
 from pyncette.schedule import loads as load_schedule
 from pyncette.store.record import (
     DELETE,
+    LATEST_INSTANT,
     STATIC_GROUP,
     Change,
     Delete,
@@ -478,6 +480,54 @@ def misfired(reading: Reading, policy: Policy, now: int) -> Change:
     return _go_on(reading, policy, now, planned, failure, None, keep=True)
 
 
+def early(reading: Reading, now: int) -> bool:
+    """Returns whether a claimed record may not run yet: its ``due_at`` was edited.
+
+    No rule makes an occurrence due before it is planned. One that was started before, or that a
+    user has asked for, may run: a clock that was ahead may have planned it, and has been set back.
+    So may one that is planned for the next minute, because the clocks of workers differ.
+    """
+    record, _, progress = reading
+    planned = progress.planned
+    if progress.triggered is not None or planned is None or planned <= now + CLOCK_ERROR_MAX:
+        return False
+    return not _begun(progress, record.unfinished_attempts - 1)
+
+
+def put_back(reading: Reading, now: int) -> Change:
+    """The record was claimed ``early``: it is due again when its occurrence is."""
+    record, schedule, progress = reading
+    change = given_back(reading, now)
+    if isinstance(change, Patch) and change.state == State.SCHEDULED and change.progress is None:
+        return change._replace(due_at=_due_of(schedule, record, progress))
+    return change
+
+
+def stranded(reading: Reading, now: int) -> bool:
+    """Returns whether a record that should run never comes due: its ``due_at`` was edited.
+
+    It has none, or one that no rule gives: far later than the occurrence that it is for.
+    """
+    record, schedule, progress = reading
+    if record.state not in (State.SCHEDULED, State.RETRYING, State.RUNNING):
+        return False
+    if record.due_at is None or record.due_at > LATEST_INSTANT:
+        return True
+    if record.state != State.SCHEDULED or progress.occurrence is None:
+        return False
+    latest = max(progress.occurrence, now) + (schedule.jitter or 0)
+    return record.due_at > latest + RETRY_DELAY_MAX
+
+
+def due_again(reading: Reading, now: int) -> Patch:
+    """A ``stranded`` record is due as its progress says."""
+    record, schedule, progress = reading
+    if record.state == State.SCHEDULED:
+        due_at = _due_of(schedule, record, progress)
+        return Patch(due_at, State.FINISHED if due_at is None else State.SCHEDULED, 0)
+    return Patch(now, State.RETRYING, record.unfinished_attempts)
+
+
 def given_back(reading: Reading, now: int, delay: int = 0, started: int | None = None) -> Change:
     """The record was claimed, but its task has not run, or not to its end: this is no attempt.
 
@@ -825,6 +875,8 @@ def replanned(
     if text == (
         current.schedule if pending is None or pending.schedule is None else pending.schedule
     ):
+        if stranded(Reading(current, schedule, progress), now):
+            return due_again(Reading(current, schedule, progress), now)
         never_ran = current.token is None
         if contradicts(current, progress, schedule, now) and (never_ran or not at_most_once):
             return _planned_anew(current, schedule, progress, first)
