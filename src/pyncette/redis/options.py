@@ -147,6 +147,9 @@ class RedisOptions:
 
     def _read_url(self, scheme: str, kind: str | None, rest: str) -> Target:
         if kind is None:
+            named = unquote(rest.partition("?")[0].partition("/")[2].strip("/"))
+            if scheme != "unix" and not re.fullmatch("[0-9]*", named):
+                raise _UrlError("its database is not a number")  # else it would be database 0
             arguments: dict[str, Any] = dict(parse_url(f"{scheme}://{rest}"))
             address: dict[str, Any] = {
                 name: arguments.pop(name) for name in ("host", "port", "path") if name in arguments
