@@ -47,10 +47,7 @@ from pyncette.connections import is_argument, link_of
 from pyncette.engine.background import Background
 from pyncette.engine.execution import RunContext
 from pyncette.engine.worker import Executor, Settings, Worker
-from pyncette.errors import (
-    AppClosedError,
-    PyncetteException,
-)
+from pyncette.errors import AppClosedError, PyncetteException, printable
 from pyncette.model import (
     UNSET,
     Context,
@@ -423,6 +420,7 @@ class PyncetteContext:
         self._requests.check_declared(task)
         check_flag("force", force)
         if connection is not UNSET and is_argument(connection):
+            _warn_of_connection(task, connection)
             keywords["connection"] = connection
             connection = UNSET
         if "name" in keywords:
@@ -1176,3 +1174,19 @@ def check_context_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
     if name in _RESERVED:
         raise ValueError(f"The name '{name}' is reserved: the context has it already")
+
+
+def _warn_of_connection(task: Task, value: object) -> None:
+    """Warns, once for each task, of an argument that was perhaps meant as a connection."""
+    template = task.template
+    parameters = template.options.parameters
+    if parameters is not None and ("connection" in parameters.names or not parameters.lenient):
+        return  # it is a parameter, or is refused
+    if "connection" not in template._warned:
+        template._warned.add("connection")
+        logger.warning(
+            "Task %s: connection=%s is an argument of the task, not a connection: the instance is "
+            "scheduled outside of your transaction",
+            printable(template),
+            printable(repr(value))[:100],
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import datetime
 from functools import partial
@@ -13,6 +14,7 @@ from tests.faulty_store import Gate, LoseAnswer
 from tests.support import Bench, after, logged, run, seconds
 
 from pyncette import (
+    Context,
     ExecutionMode,
     FailureMode,
     Instance,
@@ -772,5 +774,30 @@ def test_what_seems_to_be_done_is_confirmed_if_an_earlier_write_may_still_be_mad
             before = len(bench.faults.made("write"))
             await context.pause(job, "x", reason="a")
             assert len(bench.faults.made("write")) == before
+
+    run(main())
+
+
+def test_the_execution_id_tells_instances_of_one_name_of_two_templates_apart() -> None:
+    async def main() -> None:
+        bench = Bench()
+        seen: list[tuple[str, float, str]] = []
+
+        async def note(context: Context) -> None:
+            seen.append((context.task.name, context.scheduled_at.timestamp(), context.execution_id))
+            if context.attempt == 1:
+                raise RuntimeError("once more")
+
+        options: dict[str, Any] = {"failure_mode": FailureMode.UNLOCK}
+        tasks = [bench.app.dynamic_task(name=name, **options)(note) for name in ("a", "b")]
+        tasks += [bench.app.partitioned_task(2, name="c", **options)(note)]
+        async with bench.running() as context:
+            for task in tasks:
+                await context.schedule_task(task, "one", execute_at=after(10))
+            await bench.advance(30)
+        assert len(seen) == 6
+        assert len({(name, at) for name, at, _ in seen}) == 1
+        counts = Counter(execution_id for _, _, execution_id in seen)
+        assert sorted(counts.values()) == [2, 2, 2]
 
     run(main())

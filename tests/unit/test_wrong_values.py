@@ -7,7 +7,7 @@ the calls without asyncio.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
 import pytest
@@ -320,3 +320,49 @@ def test_a_task_of_another_app_is_warned_about_once(caplog: pytest.LogCaptureFix
     run(main())
     told = [line for line in lines(caplog) if "was not declared by this app" in line]
     assert [line.split("'")[1] for line in told] == ["job", "split", "tick"]
+
+
+class BrokenZone(tzinfo):
+    """A time zone that fails when it is asked."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        raise RuntimeError("no tables")
+
+    def dst(self, when: datetime | None) -> timedelta:
+        raise RuntimeError("no tables")
+
+    def tzname(self, when: datetime | None) -> str:
+        raise RuntimeError("no tables")
+
+
+def test_a_time_zone_that_fails_is_refused_in_words() -> None:
+    at = datetime(2026, 1, 1, tzinfo=BrokenZone())
+    for options in (
+        {"interval": None, "execute_at": at},
+        {"start_at": at},
+        {"end_at": at},
+        {"interval": None, "schedule": "0 9 * * *", "timezone": BrokenZone()},
+    ):
+        with pytest.raises(ValueError, match=r"raised RuntimeError: no tables"):
+            declared(**options)
+
+
+@pytest.mark.parametrize("value", [5, "x", None, True])
+def test_a_value_that_is_no_connection_is_told_once_as_an_argument(
+    value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        plain: Task = bench.app.dynamic_task(name="plain")(bench.note)
+        async with bench.app.create() as context:
+            for name in ("a", "b"):
+                await context.schedule_task(
+                    plain, name, execute_at=after(9), connection=untyped(value)
+                )
+            found = await context.get_task(plain, "a")
+            assert found is not None
+            assert found.args == {"connection": value}
+        assert len(lines(caplog)) == 1
+        assert logged(caplog, "outside of your transaction")
+
+    run(main())

@@ -58,6 +58,17 @@ def _warn_of_naive() -> None:
     )
 
 
+def _offset_of(value: datetime) -> timedelta | None:
+    try:
+        return value.utcoffset()
+    except Exception as error:
+        zone = type(value.tzinfo).__name__
+        raise ValueError(
+            f"{value.replace(tzinfo=None)} is no instant: utcoffset() of its tzinfo ({zone}) "
+            f"raised {type(error).__name__}: {error}"
+        ) from error
+
+
 def instant_of(value: datetime) -> int:
     """A datetime of the user, as the engine counts instants.
 
@@ -69,7 +80,7 @@ def instant_of(value: datetime) -> int:
     """
     if not isinstance(value, datetime):
         raise TypeError(f"an instant is a datetime, not {type(value).__name__}")
-    if value.tzinfo is not UTC and value.utcoffset() is None:
+    if value.tzinfo is not UTC and _offset_of(value) is None:
         _warn_of_naive()
         try:
             value = value.replace(tzinfo=None).astimezone()

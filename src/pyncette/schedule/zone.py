@@ -121,7 +121,12 @@ def name_of(specifier: str | tzinfo) -> str:
         if isinstance(name, str):
             return name
     # Only an offset that does not depend on the date can be told without one.
-    offset = specifier.utcoffset(None)
+    try:
+        offset = specifier.utcoffset(None)
+    except Exception as error:
+        raise _invalid(
+            specifier, f"its utcoffset() raised {type(error).__name__}: {error}"
+        ) from error
     if offset is None:
         raise _invalid(
             specifier,
