@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from pyncette.connections.blocking import SQLALCHEMY, core_answer, known, style_of
@@ -16,11 +17,33 @@ class _Given:
     """What all drivers have in common."""
 
     style = Style.PERCENT
+    patience_s = 0.0
 
     def __init__(self, connection: Any, name: str) -> None:
         self.connection = connection
         self.name = name
         self._transaction: Any = None
+
+    async def _begin_sqlite(self, connection: Any) -> None:
+        """Begins in the order of those that write, unless a transaction is open already."""
+        if not connection.in_transaction:
+            try:
+                async with self._impatient(connection):
+                    await connection.execute("BEGIN IMMEDIATE")
+            except asyncio.CancelledError:
+                await connection.rollback()  # its thread may have begun
+                raise
+
+    @asynccontextmanager
+    async def _impatient(self, connection: Any) -> AsyncIterator[None]:
+        """Makes a connection of aiosqlite fail at once where it would wait for a lock."""
+        patience_ms = await pragma(connection, "busy_timeout")
+        self.patience_s = patience_ms / 1000
+        await pragma(connection, "busy_timeout = 0")
+        try:
+            yield
+        finally:
+            await pragma(connection, f"busy_timeout = {patience_ms}")
 
     async def flush(self) -> None:
         """Nothing is held back."""
@@ -138,7 +161,7 @@ class Aiosqlite(_Given):
         return bool(self.connection.in_transaction)
 
     async def begin(self) -> None:
-        await self.connection.execute("BEGIN IMMEDIATE")
+        await self._begin_sqlite(self.connection)
 
     async def commit(self) -> None:
         await self.connection.commit()
@@ -188,9 +211,12 @@ class AsyncSqlalchemyConnection(_Given):
     async def begin(self) -> None:
         self._transaction = await self.connection.begin()
         if self.dialect() is Dialect.SQLITE:
-            raw = (await (await self._core()).get_raw_connection()).driver_connection
-            if not raw.in_transaction:
-                await raw.execute("BEGIN IMMEDIATE")
+            try:
+                core = await self._core()
+                await self._begin_sqlite((await core.get_raw_connection()).driver_connection)
+            except BaseException:
+                await self._transaction.rollback()
+                raise
 
     async def commit(self) -> None:
         await self._transaction.commit()
@@ -210,3 +236,11 @@ class AsyncSqlalchemySession(AsyncSqlalchemyConnection):
 
     async def flush(self) -> None:
         await self.connection.flush()
+
+
+async def pragma(connection: Any, statement: str) -> Any:
+    """Returns the answer to a ``PRAGMA`` of a connection of aiosqlite, whatever rows it makes."""
+    async with connection.cursor() as cursor:
+        cursor.row_factory = None
+        await cursor.execute(f"PRAGMA {statement}")
+        return (await cursor.fetchone())[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 from pyncette.connections.links import Answer, Dialect
@@ -24,10 +24,31 @@ class _Given:
     """What all drivers have in common."""
 
     style = Style.PERCENT
+    patience_s = 0.0
 
     def __init__(self, connection: Any, name: str) -> None:
         self.connection = connection
         self.name = name
+
+    @contextmanager
+    def _impatient(self, connection: Any) -> Iterator[None]:
+        """Makes a connection of sqlite3 fail at once where it would wait for a lock."""
+        patience_ms = pragma(connection, "busy_timeout")
+        self.patience_s = patience_ms / 1000
+        pragma(connection, "busy_timeout = 0")
+        try:
+            yield
+        finally:
+            pragma(connection, f"busy_timeout = {patience_ms}")
+
+    def _begin_sqlite(self, connection: Any) -> None:
+        """Begins in the order of those that write, unless a transaction is open already.
+
+        Else another one could write in between, and this one would fail.
+        """
+        if not connection.in_transaction:
+            with self._impatient(connection):
+                connection.execute("BEGIN IMMEDIATE")
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -68,10 +89,7 @@ class Sqlite3(_Given):
         return getattr(self.connection, "autocommit", None) is False
 
     def begin(self) -> None:
-        # In the order of those that write: else another one could write in between, and this one
-        # would fail.
-        if not self._always:
-            self.connection.execute("BEGIN IMMEDIATE")
+        self._begin_sqlite(self.connection)
 
     def commit(self) -> None:
         self.connection.execute("COMMIT") if not self._always else self.connection.commit()
@@ -198,7 +216,13 @@ class Django(_Given):
                 "pass django.db.connection, or django.db.connections[alias]"
             )
         self._atomic = transaction.atomic(using=self.connection.alias, durable=True)
-        self._atomic.__enter__()
+        if self.dialect() is not Dialect.SQLITE:
+            self._atomic.__enter__()
+            return
+        self.connection.ensure_connection()
+        # It waits if its option transaction_mode is IMMEDIATE.
+        with self._impatient(self.connection.connection):
+            self._atomic.__enter__()
 
     def commit(self) -> None:
         self._atomic.__exit__(None, None, None)
@@ -270,7 +294,11 @@ class SqlalchemyConnection(_Given):
     def begin(self) -> None:
         self._transaction = self.connection.begin()
         if self.dialect() is Dialect.SQLITE:
-            begin_sqlite(self._core().connection.driver_connection)
+            try:
+                self._begin_sqlite(self._core().connection.driver_connection)
+            except BaseException:
+                self._transaction.rollback()
+                raise
 
     def commit(self) -> None:
         self._transaction.commit()
@@ -296,10 +324,11 @@ class SqlalchemySession(SqlalchemyConnection):
         self._transaction.commit()
 
 
-def begin_sqlite(connection: Any) -> None:
-    """Begins as ``Sqlite3.begin``, unless the application has an event that begins."""
-    if not connection.in_transaction:
-        connection.execute("BEGIN IMMEDIATE")
+def pragma(connection: Any, statement: str) -> Any:
+    """Returns the answer to a ``PRAGMA`` of a connection of sqlite3, whatever rows it makes."""
+    with closing(connection.cursor()) as cursor:
+        cursor.row_factory = None
+        return cursor.execute(f"PRAGMA {statement}").fetchone()[0]
 
 
 def core_answer(result: Any) -> Answer:

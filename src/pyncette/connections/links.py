@@ -71,7 +71,12 @@ class BlockingDriver(_Described, Protocol):
         ...
 
     def begin(self) -> None:
-        """Begins a transaction."""
+        """Begins a transaction. It waits for no lock on a SQLite file, but fails at once."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long the connection would have waited for a lock that ``begin`` did not get."""
+        ...
 
     def flush(self) -> None:
         """Sends what is held back until the transaction ends."""
@@ -90,6 +95,8 @@ class AsyncDriver(_Described, Protocol):
     def is_outside(self) -> bool: ...
     def has_begun(self) -> bool: ...
     async def begin(self) -> None: ...
+    @property
+    def patience_s(self) -> float: ...
     async def flush(self) -> None: ...
     async def commit(self) -> None: ...
     async def rollback(self, error: BaseException | None) -> None: ...
@@ -127,11 +134,17 @@ class Link:
         raise NotImplementedError
 
     async def begin(self) -> None:
-        """Begins a transaction.
+        """Begins a transaction. It waits for no lock on a SQLite file, but fails at once.
 
         Raises:
             TransactionBegunError: One has begun already.
+            Exception: What the driver raises.
         """
+        raise NotImplementedError
+
+    @property
+    def patience_s(self) -> float:
+        """How long the connection would have waited for a lock that ``begin`` did not get."""
         raise NotImplementedError
 
     async def flush(self) -> None:
@@ -184,6 +197,10 @@ class AsyncLink(Link):
             raise _begun(self.name)
         await self._driver.begin()
 
+    @property
+    def patience_s(self) -> float:
+        return self._driver.patience_s
+
     async def flush(self) -> None:
         await self._driver.flush()
 
@@ -231,6 +248,10 @@ class BlockingLink(Link):
         if await self._do(self._driver.has_begun):
             raise _begun(self.name)
         await self._do(self._driver.begin)
+
+    @property
+    def patience_s(self) -> float:
+        return self._driver.patience_s
 
     async def flush(self) -> None:
         await self._do(self._driver.flush)

@@ -179,7 +179,7 @@ class _Rare:
         timed_out: Whether the body was cancelled at its timeout.
         replaced_by_body: Whether the body itself has replaced or removed the record.
         give_back: Whether to release the lease when the execution, which is cancelled, has ended.
-        in_transaction: Whether a transaction of the body is open.
+        transaction: The transaction of the body, from its beginning to its end.
         settling: Whether the outcome is being written in a transaction of the body.
         settled: Whether it was written so, and committed.
     """
@@ -193,13 +193,13 @@ class _Rare:
         "failure",
         "fencing_token",
         "give_back",
-        "in_transaction",
         "interrupted",
         "loss",
         "replaced_by_body",
         "settled",
         "settling",
         "timed_out",
+        "transaction",
     )
 
     def __init__(self) -> None:
@@ -215,7 +215,7 @@ class _Rare:
         self.timed_out = False
         self.replaced_by_body = False
         self.give_back = False
-        self.in_transaction = False
+        self.transaction: Transaction | None = None
         self.settling = False
         self.settled = False
 
@@ -420,12 +420,15 @@ class Execution:
                 context = worker.context_class()
                 context._execution = self
                 await parts.handler(context)
+                if self.rare is not None and self.rare.transaction is not None:
+                    await self._leave_transaction(self.rare.transaction)
             except Exception as error:
-                self._failed(error)
+                self._failed(await self._left_transaction(error))
             except BaseException as error:
-                if not self._ends_the_run(error):
+                ended = await self._left_transaction(error)
+                if not isinstance(ended, Exception) and not self._ends_the_run(error):
                     raise
-                self._failed(error)
+                self._failed(ended)
             if self.rare is not None:
                 self._end_interruption()
             if batch.watched:
@@ -437,6 +440,27 @@ class Execution:
             # collector's youngest generation, and the processor's cache.
             self.runner = None
             worker.execution_ended(self)
+
+    async def _leave_transaction(self, transaction: Transaction) -> None:
+        """Undoes a transaction that the body, which has returned, has left open.
+
+        Raises:
+            PyncetteException: It had one.
+        """
+        error = await transaction.leave(None)
+        if error is not None:
+            raise error
+
+    async def _left_transaction(self, error: BaseException) -> BaseException:
+        """Undoes a transaction that the body, which has raised this, has left open.
+
+        Returns:
+            The error of the body.
+        """
+        transaction = None if self.rare is None else self.rare.transaction
+        if transaction is None or isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)):
+            return error
+        return await transaction.leave(error) or error
 
     def _failed(self, error: BaseException) -> None:
         if self._interrupted and isinstance(error, asyncio.CancelledError):

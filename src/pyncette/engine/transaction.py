@@ -61,6 +61,7 @@ class Transaction:
         self._link: Link
         self._joined: Joined
         self._limit: asyncio.Timeout | None = None
+        self._open = False
         self._desk: Desk | None = None
 
     # In the event loop.
@@ -82,11 +83,7 @@ class Transaction:
             try:
                 await self._limit.__aexit__(kind, error, traceback)
             except TimeoutError as late:
-                late.args = (
-                    f"The transaction of {self._execution.label} was open for more than "
-                    f"{self._joined.seconds_max:g} s, in which nobody else could write to the "
-                    "file: do what takes long before it or after it",
-                )
+                late.args = (self._too_long(),)
                 await self._to_its_end(late)
                 raise
         if error is None:
@@ -96,6 +93,13 @@ class Transaction:
                 await self._to_its_end(failed)
                 raise
         await self._to_its_end(error)
+
+    def _too_long(self) -> str:
+        return (
+            f"The transaction of {self._execution.label} was open for more than "
+            f"{self._joined.seconds_max:g} s, in which nobody else could write to the "
+            "file: do what takes long before it or after it"
+        )
 
     async def _to_its_end(self, error: BaseException | None) -> None:
         """Ends the transaction, also if the run is cancelled meanwhile."""
@@ -137,11 +141,15 @@ class Transaction:
                     "In the event loop, write 'async with context.transaction()': 'with' is for "
                     "functions that run in a thread"
                 )
-        with Desk() as self._desk:
-            self._desk.serve(loop, call())
+        try:
+            with Desk() as self._desk:
+                self._desk.serve(loop, call())
+        finally:
+            self._desk = None
 
     async def _do(self, work: Callable[[], _T]) -> _T:
-        assert self._desk is not None
+        if self._desk is None:  # the function has ended
+            return await asyncio.to_thread(work)
         return await self._desk.do(work)
 
     # Both.
@@ -155,19 +163,18 @@ class Transaction:
                 f"{execution.label} is at most once: its run was settled before it began. "
                 "context.transaction() is for tasks that run at least once"
             )
-        if rare.settled or rare.in_transaction:
+        if rare.settled or rare.transaction is not None:
             raise PyncetteException(
                 f"The run of {execution.label} has had its transaction: do all that belongs "
                 "together in one"
             )
-        if execution.is_lost:
-            raise execution.lost()
-        if execution.ended:
-            raise PyncetteException(f"The run of {execution.label} has ended already")
+        self._check_run()
         store, clock = self._worker.store, self._worker.clock
         try:
-            rare.in_transaction = True
+            rare.transaction = self
             self._ending.callback(self._left)
+            # Not while the clock is held: others, whose turn it is, may sleep on it.
+            await self._ending.enter_async_context(store.turn(self._check_waiting))
             with clock.hold():
                 connection = self._connection
                 if connection is None:
@@ -175,22 +182,84 @@ class Transaction:
                     connection = await self._ending.enter_async_context(lent)
                 self._link = link_of(connection, do)
                 self._joined = await store.joined(self._link)
-                await self._link.begin()
+                await self._joined.begin()
                 try:
+                    self._check_run()
                     await self._joined.check(settles=True)
                     await self._link.run(f"SAVEPOINT {SAVEPOINT}")
                 except BaseException as error:
                     await self._rolled_back(error)
                     raise
+            self._open = True
         except BaseException:
             await self._ending.aclose()
             raise
 
     def _left(self) -> None:
-        self._execution.rarely().in_transaction = False
+        self._execution.rarely().transaction = None
+
+    def _check_run(self) -> None:
+        execution = self._execution
+        if execution.is_lost:
+            raise execution.lost()
+        if execution.ended:
+            raise PyncetteException(f"The run of {execution.label} has ended already")
+
+    def _check_waiting(self) -> None:
+        self._check_run()
+        if self._worker.clock.microseconds() >= (self._execution.reading.record.due_at or 0):
+            raise StoreUnavailableError(
+                f"The transaction of {self._execution.label} has waited for those of other runs "
+                "until its lease ended: make them shorter, run fewer at once, or make the lease "
+                "longer"
+            )
+
+    async def leave(self, error: BaseException | None) -> BaseException | None:
+        """Undoes it at the end of the body, if that has left it open.
+
+        Args:
+            error: What the body has raised.
+
+        Returns:
+            What is the error of the body now.
+        """
+        if not self._open:
+            return error  # another task has it: it has not begun, or is ending
+        self._open = False
+        limit = self._limit
+        if limit is not None and not limit.expired():
+            limit.reschedule(None)
+        elif limit is not None and isinstance(error, asyncio.CancelledError):
+            runner = asyncio.current_task()
+            if runner is not None and not runner.uncancel():
+                error = TimeoutError(self._too_long())
+        if error is None:
+            error = PyncetteException(
+                f"The function of {self._execution.label} has ended in the middle of its "
+                "transaction, which was rolled back: leave the block of context.transaction() "
+                "before the end"
+            )
+        undoing = asyncio.Task(self._undone(error), name="pyncette transaction")
+        if await finished(undoing, lambda: None):
+            raise asyncio.CancelledError
+        return error
+
+    async def _undone(self, error: BaseException) -> None:
+        async with self._ending:
+            with self._worker.clock.hold():
+                await self._rolled_back(error)
 
     async def _end(self, error: BaseException | None) -> None:
         """Settles the run and commits; or undoes everything."""
+        if not self._open:
+            if error is None:
+                self._check_run()
+                raise PyncetteException(
+                    f"The transaction of {self._execution.label} was rolled back when its function "
+                    "ended, before the block"
+                )
+            return
+        self._open = False
         async with self._ending:
             with self._worker.clock.hold():
                 if error is not None:
@@ -250,6 +319,9 @@ class Transaction:
             async with realtime.timeout(self._worker.store.deadline_s):
                 await self._link.commit()
         except BaseException as error:
+            if self._joined.seconds_max is not None:
+                # Nobody can write before that, not even what asks what became of it.
+                await self._rolled_back(error)
             if settled is None or not await self._was_committed(settled[0]):
                 with suppress(Exception):
                     await self._link.rollback(error)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pyncette.clock import realtime
 from pyncette.connections import Do, Link
-from pyncette.errors import StoreMisconfiguredError
+from pyncette.errors import StoreMisconfiguredError, StoreUnavailableError
 from pyncette.options import one_of
 from pyncette.sqlite.errors import is_busy
 from pyncette.sqlite.history import SqliteHistory
 from pyncette.sqlite.joined import JoinedSqlite
 from pyncette.sqlite.table import SqliteTable
 from pyncette.sqlite.thread import BUSY_DEADLINE_S, ConnectionThread
+from pyncette.sqlite.turns import Turns
 from pyncette.store import (
     Claimed,
     Counted,
@@ -42,6 +44,9 @@ MEMORY: Final = ":memory:"
 OLDEST_SQLITE: Final = (3, 35, 0)
 JOURNAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """The size to which a write-ahead log is truncated when it starts again from its beginning."""
+
+OWN_CALLS_S: Final = 0.2
+"""How long a transaction of a run lets the store's own calls go first."""
 
 _SYNCHRONOUS: Final = ("NORMAL", "FULL")
 
@@ -134,6 +139,7 @@ class SqliteStore:
         self._table = SqliteTable(options.table_name)
         self._found = False
         self._watches: list[_Watch] = []
+        self._turns = Turns()
         self._thread = ConnectionThread(
             self._place,
             self._connect,
@@ -234,7 +240,21 @@ class SqliteStore:
             TypeError: It is connected to another kind of database.
             StoreMisconfiguredError: The store is in memory.
         """
-        return JoinedSqlite(link, self._table, self._path, self._place)
+        return JoinedSqlite(link, self._table, self._path, self._place, self._settled)
+
+    def turn(self, still: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Waits until a transaction of a run may begin; see ``pyncette.sqlite.turns``.
+
+        Args:
+            still: Raises an error if it makes no sense to wait any longer.
+        """
+        return self._turns.turn(still)
+
+    async def _settled(self) -> None:
+        """Lets the calls that were made before go first, unless another process holds them up."""
+        with suppress(TimeoutError, StoreUnavailableError):
+            async with realtime.timeout(OWN_CALLS_S):
+                await self._thread.call(lambda _: True, None, urgent=True)
 
     @asynccontextmanager
     async def lent(self, do: Do) -> AsyncIterator[sqlite3.Connection]:
@@ -250,7 +270,14 @@ class SqliteStore:
             )
         # It waits for others as long as they wait for it.
         connection = await do(
-            lambda: sqlite3.connect(path, timeout=BUSY_DEADLINE_S, isolation_level=None)
+            lambda: sqlite3.connect(
+                path,
+                timeout=BUSY_DEADLINE_S,
+                isolation_level=None,
+                # One that was lent to a function in a thread, which has left it open, is closed in
+                # the event loop.
+                check_same_thread=False,
+            )
         )
         try:
             await do(

@@ -9,7 +9,7 @@ classes in ``pyncette.errors``.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
 
 from pyncette.clock import Clock, realtime
@@ -179,6 +179,16 @@ class DeadlineStore:
             raise self._without_transactions()
         lent: AbstractAsyncContextManager[Any] = lend(do)
         return lent
+
+    def turn(self, still: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Waits until a transaction of a run may begin, in a store in which they take turns.
+
+        Args:
+            still: Raises an error if it makes no sense to wait any longer.
+        """
+        turn = getattr(self._store, "turn", None)
+        taken: AbstractAsyncContextManager[None] = nullcontext() if turn is None else turn(still)
+        return taken
 
     def _without_transactions(self) -> TypeError:
         return TypeError(

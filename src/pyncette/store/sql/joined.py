@@ -27,6 +27,14 @@ class Joined(Protocol):
 
     seconds_max: float | None
 
+    async def begin(self) -> None:
+        """Begins a transaction in which the outcome of a run will be written.
+
+        Raises:
+            NoTransactionError: One has begun already.
+            StoreUnavailableError: The database cannot be written to now.
+        """
+
     async def check(self, settles: bool = False) -> None:
         """Checks the connection; called before the other calls.
 
@@ -61,6 +69,11 @@ class JoinedTable:
     """What the dialects have in common: how a write is refused."""
 
     seconds_max: float | None = None
+    _link: Link
+
+    async def begin(self) -> None:
+        """See ``Joined.begin``."""
+        await self._link.begin()
 
     async def get(self, group: str, key: str) -> Record | None:
         """See ``Joined.get``."""
