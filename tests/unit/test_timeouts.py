@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.support import Bench, after, lines, logged, run, seconds
 
-from pyncette import Context, ExecutionMode, FailureMode, Retry, Skip
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Retry, Skip
+from pyncette.clock import realtime
 from pyncette.executor import SynchronousExecutor
-from pyncette.model import Outcome
+from pyncette.model import Outcome, TaskState
 from pyncette.store.record import load_progress
 
 
@@ -222,7 +224,68 @@ def test_a_body_that_goes_on_for_ever_is_named_at_growing_intervals(
     run(main())
     said = [line for line in lines(caplog) if "still runs" in line]
     assert [line.split(", ")[1].split(" s")[0] for line in said[:4]] == ["10", "30", "70", "150"]
-    assert "It keeps its slot until it ends" in said[0]
+    assert "It keeps its slot and its lease until it ends" in said[0]
+
+
+def test_a_body_that_goes_on_keeps_its_lease_until_it_ends(bench: Bench) -> None:
+    async def main() -> None:
+        @bench.app.task(**{**ONCE, "interval": seconds(100)}, lease_duration=seconds(12))
+        async def stubborn(context: Context) -> None:
+            await bench.note(context)
+            ends = bench.clock.monotonic() + 61
+            while (left := ends - bench.clock.monotonic()) > 0:
+                with suppress(asyncio.CancelledError):
+                    await bench.clock.sleep(left)
+
+        async with running(bench):
+            await bench.advance(160)
+            assert bench.times == [100], "it is started once"
+            record = await bench.record(stubborn)
+            assert record is not None
+            assert record.token is not None
+            await bench.advance(2)
+            assert (await error_of(bench, stubborn) or "").startswith("TimeoutError: The task did")
+        assert bench.times == [100]
+
+    run(main())
+
+
+def test_a_plain_function_that_goes_on_keeps_its_lease_until_it_ends() -> None:
+    async def main() -> None:
+        app = Pyncette(poll_interval=0.05)
+        started, may_end = threading.Event(), threading.Event()
+
+        @app.dynamic_task(
+            lease_duration=seconds(1), timeout=timedelta(milliseconds=20), retry=Retry(attempts=1)
+        )
+        def stubborn(context: Context) -> None:
+            assert not started.is_set(), "it is started once"
+            started.set()
+            may_end.wait()
+
+        async with app.running() as context:
+            await context.schedule_task(stubborn, "a", execute_in=timedelta(0))
+
+            async def state_of() -> TaskState:
+                state = await context.get_task(stubborn, "a")
+                assert state is not None
+                return state
+
+            ends: set[Any] = set()
+            try:
+                while len(ends) < 4:
+                    state = await state_of()
+                    assert state.state in ("scheduled", "running")
+                    if state.locked_until is not None:
+                        ends.add(state.locked_until)
+                    await realtime.sleep(0.01)
+            finally:
+                may_end.set()
+            while (state := await state_of()).state != "parked":
+                await realtime.sleep(0.01)
+            assert str(state.last_error).startswith("TimeoutError: The task did not end within")
+
+    asyncio.run(main())
 
 
 def test_what_a_body_raises_instead_when_it_is_cancelled_is_its_error(

@@ -21,7 +21,7 @@ from pyncette.body import Handler, call_body
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.failures import Attempt, failure_of
-from pyncette.engine.heartbeats import BeatPlan
+from pyncette.engine.heartbeats import BeatPlan, keeping_plan
 from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.engine.run_events import (
     AboutRun,
@@ -172,6 +172,7 @@ class _Rare:
         deadline: The instant at which the body is cancelled.
         beat_at: The monotonic instant of the next automatic heartbeat.
         beating: Whether one is under way.
+        kept: The heartbeats that keep the lease of a body that goes on after its timeout.
         interrupted: Whether the body was cancelled because its lease is lost.
         fencing_token: The version of the record at the claim, if the record has changed since.
         ended: When the body ended, if its outcome could not be written at once.
@@ -194,6 +195,7 @@ class _Rare:
         "fencing_token",
         "give_back",
         "interrupted",
+        "kept",
         "loss",
         "replaced_by_body",
         "settled",
@@ -209,6 +211,7 @@ class _Rare:
         self.beat_at = 0.0
         self.beating = False
         self.interrupted = False
+        self.kept: BeatPlan | None = None
         self.fencing_token: int | None = None
         self.ended: int | None = None
         self.loss: str | None = None
@@ -332,8 +335,19 @@ class Execution:
 
     @property
     def beats(self) -> BeatPlan | None:
-        """The automatic heartbeats of the task, as long as they make sense."""
-        return None if self.is_lost or self.is_settled or not self.begun else self._parts.beats
+        """The automatic heartbeats of the run, as long as they make sense."""
+        if self.is_lost or self.is_settled or not self.begun:
+            return None
+        if self._parts.beats is not None or self.rare is None:
+            return self._parts.beats
+        return self.rare.kept
+
+    def keep_lease(self) -> None:
+        """Sends heartbeats until the body, which was cancelled, has ended."""
+        parts = self._parts
+        if parts.beats is None and not parts.at_most_once and not self.is_lost:
+            self.rarely().kept = keeping_plan(parts.lease)
+            parts.worker.heartbeats.begin(self, keeping_plan(parts.lease))
 
     @property
     def claimed_at(self) -> float:

@@ -52,6 +52,11 @@ def beat_plan(task: Task, default: Heartbeat | None) -> BeatPlan | None:
     return BeatPlan(every / timedelta(seconds=1), heartbeat.cancel_on_lease_lost)
 
 
+def keeping_plan(lease: int) -> BeatPlan:
+    """Returns the plan that keeps a lease of so many microseconds, whatever the task has."""
+    return BeatPlan(lease / _PART_OF_LEASE / 1_000_000, cancel_on_lease_lost=False)
+
+
 class Heartbeats:
     """Sends the heartbeats of one worker."""
 

@@ -106,6 +106,7 @@ class _Timeout:
         )
         self._expired = self._execution.rarely().timed_out = True
         self._runner.cancel()
+        self._execution.keep_lease()
         pause_s, waited_s = _WORD_PAUSE_INITIAL_S, 0.0
         while True:
             await clock.sleep(pause_s)
@@ -113,7 +114,7 @@ class _Timeout:
             logger.warning(
                 "%s still runs, %.0f s after its timeout (%s) has cancelled it: it catches "
                 "CancelledError, blocks the event loop, or runs in a thread. It keeps its slot "
-                "until it ends.",
+                "and its lease until it ends.",
                 self._execution.label,
                 waited_s,
                 self._timeout,
