@@ -77,6 +77,30 @@ def test_whatever_comes_out_of_a_body_has_an_outcome_by_its_failure_mode(
 
 
 @pytest.mark.parametrize("mode", FailureMode)
+def test_a_body_that_cancels_itself_has_failed(mode: FailureMode) -> None:
+    async def main() -> None:
+        bench = Bench()
+
+        @bench.app.dynamic_task(failure_mode=mode, lease_duration=seconds(60))
+        async def job(context: Context) -> None:
+            await bench.note(context)
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await bench.clock.sleep(1)
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=bench.clock.now())
+            await bench.clock.settle()
+            state = await context.get_task(job, "x")
+            assert bench.times == [0]
+            assert (state is None) is (mode is FailureMode.COMMIT)
+            assert state is None or str(state.reason).startswith("CancelledError")
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", FailureMode)
 def test_an_exception_that_cannot_be_shown_is_recorded_with_the_name_of_its_class(
     mode: FailureMode,
 ) -> None:

@@ -49,6 +49,10 @@ class Background:
         with suppress(RuntimeError):  # the event loop is closed already
             self.loop.call_soon_threadsafe(function)
 
+    def is_cancelled(self) -> bool:
+        """Returns whether all its tasks are being cancelled, as they are when a loop ends."""
+        return bool(self._tasks) and all(task.cancelling() for task in self._tasks)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -588,6 +588,8 @@ class Execution:
             return True
         if not self._is_cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited
+        if not self._is_cancelled and not self.is_settled and self._alone_cancelled():
+            return True  # by the task itself, or by what it uses
         if self.is_settled:
             logger.debug("Task %s was cancelled after its transaction was committed", self.label)
             if self._batch.watched:
@@ -610,6 +612,22 @@ class Execution:
     def _cancelled_from_outside(self) -> bool:
         runner = asyncio.current_task()
         return runner is not None and runner.cancelling() > self._interrupted
+
+    def _alone_cancelled(self) -> bool:
+        """Returns whether nothing but this run was cancelled; if so, takes the cancellation away.
+
+        If the event loop is ending, the tasks of the worker are cancelled as well. In an executor
+        that runs several executions in one asyncio task, it may be that task which is ended.
+        """
+        runner, worker = asyncio.current_task(), self._parts.worker
+        coroutine = worker.dispatcher.executions.get(self)
+        if runner is None or coroutine is None or runner.get_coro() is not coroutine:
+            return False
+        if worker.background.is_cancelled():
+            return False
+        while runner.cancelling() > self._interrupted:
+            runner.uncancel()
+        return True
 
     def tell_not_started(self, reason: str) -> None:
         """Tells that the body is not started after all."""
