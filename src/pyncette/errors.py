@@ -22,6 +22,12 @@ CALL_DEADLINE_MAX_S: Final = 10.0
 """How long a call of a store may take, however long the leases are."""
 
 
+def class_name(value: object) -> str:
+    """The name of a value's class, even if its metaclass or the value raises when it is asked."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name
+
+
 def printable(value: object) -> str:
     """A value as text for people: without line breaks and terminal codes, whatever it is.
 
@@ -31,8 +37,8 @@ def printable(value: object) -> str:
     """
     try:
         text = str(value)
-    except Exception:
-        return f"<{type(value).__name__} that cannot be shown>"
+    except BaseException:  # whatever it raises, also SystemExit
+        return f"<{class_name(value)} that cannot be shown>"
     if text.isprintable():
         return text
     return "".join(
@@ -44,9 +50,9 @@ def describe(error: BaseException) -> str:
     """An error in one line: its class and its text, at most 2,000 characters."""
     try:
         text = str(error)
-    except Exception:
+    except BaseException:  # whatever it raises, also SystemExit
         text = "(its text cannot be shown)"
-    name = type(error).__name__
+    name = class_name(error)
     # Cut first: to look at megabytes takes long.
     return printable(f"{name}: {text[:ERROR_CHARACTERS_MAX]}" if text else name)[
         :ERROR_CHARACTERS_MAX
@@ -60,7 +66,7 @@ def describe_traceback(error: BaseException) -> str:
     """
     try:
         return "".join(traceback_parts(error))[-TRACEBACK_CHARACTERS_MAX:]
-    except Exception:
+    except BaseException:
         return describe(error)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from pyncette.errors import traceback_parts
+from pyncette.errors import class_name, traceback_parts
 
 CHARACTERS_MAX: Final = 16_000
 """What is kept of a long traceback: its begin and its end, which names the exception."""
@@ -47,10 +47,17 @@ def log_exception(
 
 def is_long(error: BaseException) -> bool:
     """Returns whether the traceback of an exception would be very long, or cannot be shown."""
+    try:
+        return _is_long(error)
+    except BaseException:  # whatever it raises when it is looked at
+        return True
+
+
+def _is_long(error: BaseException) -> bool:
     frames = characters = 0
     for number, each in enumerate(_chain(error)):
-        if not _has_truth(each):
-            return True  # what formats tracebacks asks for it
+        if not _can_be_asked(each):
+            return True  # what formats tracebacks asks for its truth, and for its class
         frame = each.__traceback__
         while frame is not None and frames <= FRAMES_MAX:
             frames, frame = frames + 1, frame.tb_next
@@ -64,8 +71,8 @@ def shortened(error: BaseException) -> str:
     """Returns the begin and the end of a traceback, with the end of its frames and texts."""
     try:
         text = "".join(traceback_parts(error)).rstrip("\n")
-    except Exception:
-        return f"{type(error).__name__} that cannot be shown"
+    except BaseException:
+        return f"{class_name(error)} that cannot be shown"
     left_out = len(text) - CHARACTERS_MAX
     if left_out <= 0:
         return text
@@ -89,17 +96,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             waiting.extend(islice(each.exceptions, CHAIN_MAX))
 
 
-def _has_truth(error: BaseException) -> bool:
+def _can_be_asked(error: BaseException) -> bool:
     try:
         bool(error)
-    except Exception:
+        return isinstance(type(error).__qualname__, str) and bool(type(error).__module__)
+    except BaseException:
         return False
-    return True
 
 
 def _length(error: BaseException) -> int:
     try:
         notes = getattr(error, "__notes__", ())
         return len(str(error)) + sum(map(len, notes))
-    except Exception:
+    except BaseException:
         return 0  # it cannot be shown, so it is short

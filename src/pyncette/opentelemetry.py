@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import events
 from pyncette.app import Pyncette
+from pyncette.errors import class_name
 from pyncette.version import __version__
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class _Traces:
         span.set_attribute("pyncette.outcome", _outcome(event))
         if isinstance(event, events.Failed):
             span.record_exception(event.exception)
-            span.set_attribute("error.type", type(event.exception).__name__)
+            span.set_attribute("error.type", class_name(event.exception))
             span.set_status(Status(StatusCode.ERROR, event.error))
         span.end(_nanoseconds(event))
 
@@ -147,7 +148,7 @@ class _Traces:
             start_time=end - event.took // timedelta(microseconds=1) * 1_000,
         )
         if event.exception is not None:
-            span.set_attribute("error.type", type(event.exception).__name__)
+            span.set_attribute("error.type", class_name(event.exception))
             span.set_status(Status(StatusCode.ERROR))
         span.end(end)
 
@@ -202,7 +203,7 @@ class _Metrics:
         self._active.add(-1, attributes)
         attributes["pyncette.outcome"] = _outcome(event)
         if isinstance(event, events.Failed):
-            attributes["error.type"] = type(event.exception).__name__
+            attributes["error.type"] = class_name(event.exception)
         self._duration.record(event.took.total_seconds(), attributes)
 
     def followed(self, event: events.TaskEvent) -> None:
@@ -219,7 +220,7 @@ class _Metrics:
     def call_ended(self, event: events.StoreCallEnded) -> None:
         attributes = {"pyncette.operation": event.operation}
         if event.exception is not None:
-            attributes["error.type"] = type(event.exception).__name__
+            attributes["error.type"] = class_name(event.exception)
         self._calls.record(event.took.total_seconds(), attributes)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import events
 from pyncette.app import Pyncette
+from pyncette.errors import class_name
 from pyncette.options import check_flag
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class _Series:
         self._in_progress.dec()
         self._total.inc()
         if failure is not None:
-            self._failures.labels(*self._labels, type(failure).__name__).inc()
+            self._failures.labels(*self._labels, class_name(failure)).inc()
 
 
 class _Operations:

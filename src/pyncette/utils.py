@@ -136,7 +136,7 @@ class _Beating:
             from_outside = self._runner.uncancel() > self._cancelling
         await self._stop()
         if self._lost is not None and (
-            error is None or (isinstance(error, asyncio.CancelledError) and not from_outside)
+            error is None or (issubclass(type(error), asyncio.CancelledError) and not from_outside)
         ):
             raise self._lost from error
 

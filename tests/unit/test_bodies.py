@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, logged, looping, run, seconds
 
-from pyncette import Context, ExecutionMode, FailureMode
+from pyncette import Context, ExecutionMode, FailureMode, Retry
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 
 EXECUTORS = pytest.mark.parametrize("executor", [DefaultExecutor, SynchronousExecutor])
@@ -74,6 +74,63 @@ def test_whatever_comes_out_of_a_body_has_an_outcome_by_its_failure_mode(
 
     run(main())
     assert logged(caplog, "Task job:x failed")
+
+
+class _ExitsWhenShownError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(9)
+
+
+class _InterruptsWhenShownError(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+class _Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise KeyError(name)
+        return super().__getattribute__(name)
+
+
+class _NamelessError(Exception, metaclass=_Nameless):
+    pass
+
+
+class _ClosedError(BaseException):
+    def __getattribute__(self, name: str) -> Any:
+        raise ZeroDivisionError(name)
+
+
+@pytest.mark.parametrize("retry", [None, Retry(attempts=1)])
+@pytest.mark.parametrize(
+    "kind",
+    [_ExitsWhenShownError, _InterruptsWhenShownError, _NamelessError, _ClosedError],
+    ids=["SystemExit", "KeyboardInterrupt", "no name", "no attribute"],
+)
+def test_an_exception_that_raises_when_it_is_looked_at_is_an_ordinary_failure(
+    kind: Any, retry: Retry | None
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        mode = {"failure_mode": FailureMode.UNLOCK} if retry is None else {"retry": retry}
+
+        @bench.app.dynamic_task(**mode, timeout=seconds(30), lease_duration=seconds(60))
+        async def job(context: Context) -> None:
+            await bench.note(context)
+            if len(bench.runs) == 1:
+                raise kind
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "x", execute_at=bench.clock.now())
+            await bench.clock.settle()
+            state = await context.get_task(job, "x")
+            assert state is not None
+            assert "Error" in str(state.last_error)
+            await bench.advance(2)
+            assert bench.times == ([0, 1] if retry is None else [0])
+
+    run(main())
 
 
 @pytest.mark.parametrize("mode", FailureMode)

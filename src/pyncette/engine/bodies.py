@@ -48,7 +48,7 @@ class Bodies:
     def failed(self, error: BaseException, attempt: str) -> None:
         """An attempt has failed with an error."""
         self.failures += 1
-        if not self.raises_errors or isinstance(error, GiveUp):
+        if not self.raises_errors or issubclass(type(error), GiveUp):
             return
         if len(self._errors) < ERRORS_MAX:
             self._errors.append((error, attempt))
@@ -65,7 +65,7 @@ class Bodies:
             return
         [(first, attempt), *others] = self._errors
         error = first
-        if not isinstance(first, Exception):
+        if not issubclass(type(first), Exception):
             # A CancelledError, for example, would mean something else to the caller.
             error = RuntimeError(f"{attempt} raised {describe(first)}")
             error.__cause__ = first

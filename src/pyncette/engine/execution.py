@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ENDS_PROCESS: Final = (GeneratorExit, KeyboardInterrupt, SystemExit)
+
 # Before Python 3.12, to read a member from its class takes as long as a call.
 _DONE: Final = Next.DONE
 
@@ -440,7 +442,7 @@ class Execution:
                 self._failed(await self._left_transaction(error))
             except BaseException as error:
                 ended = await self._left_transaction(error)
-                if not isinstance(ended, Exception) and not self._ends_the_run(error):
+                if not issubclass(type(ended), Exception) and not self._ends_the_run(error):
                     raise
                 self._failed(ended)
             if self.rare is not None:
@@ -472,12 +474,12 @@ class Execution:
             The error of the body.
         """
         transaction = None if self.rare is None else self.rare.transaction
-        if transaction is None or isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)):
+        if transaction is None or issubclass(type(error), _ENDS_PROCESS):
             return error
         return await transaction.leave(error) or error
 
     def _failed(self, error: BaseException) -> None:
-        if self._interrupted and isinstance(error, asyncio.CancelledError):
+        if self._interrupted and issubclass(type(error), asyncio.CancelledError):
             self._tell_cancelled(True, "its lease is lost")  # there is no outcome
             return
         if self.is_settled:
@@ -577,14 +579,15 @@ class Execution:
         It is not if the run was cancelled, if its coroutine is being closed, or if the process is
         ending: then there is no outcome.
         """
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        kind = type(error)  # an exception may raise another one when it is asked itself
+        if issubclass(kind, (KeyboardInterrupt, SystemExit)):
             if self.runner is not None:
                 # The event loop raises it. Else asyncio also logs that it was never retrieved.
                 self.runner.add_done_callback(_retrieve_exception)
             return False
-        if isinstance(error, GeneratorExit):
+        if issubclass(kind, GeneratorExit):
             return asyncio.current_task() is self.runner
-        if not isinstance(error, asyncio.CancelledError):
+        if not issubclass(kind, asyncio.CancelledError):
             return True
         if not self._is_cancelled and not self._cancelled_from_outside():
             return True  # raised by something that the task awaited

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Failure, Policy
-from pyncette.errors import describe, describe_traceback
+from pyncette.errors import class_name, describe, describe_traceback
 from pyncette.logs import log_exception
 from pyncette.model import FailureMode, Outcome
 from pyncette.retry import GiveUp, Retry, RetryIn, Skip, check_delay
@@ -81,8 +81,8 @@ def failure_of(error: BaseException, attempt: Attempt) -> Judgement:
     """
     try:
         return _judged(error, attempt)
-    except Exception as defect:
-        name = type(error).__name__
+    except BaseException as defect:
+        name = class_name(error)
         what_follows = (
             f"what follows from its exception, a {name}, could not be decided "
             f"({describe(defect)}): it counts as an ordinary failure"

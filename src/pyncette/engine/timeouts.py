@@ -74,7 +74,7 @@ class _Timeout:
         if not self._expired:
             return
         from_outside = self._runner.uncancel() > self._cancelling
-        if error is None or (isinstance(error, asyncio.CancelledError) and not from_outside):
+        if error is None or (issubclass(type(error), asyncio.CancelledError) and not from_outside):
             # One traceback, which shows where the body was.
             timed_out = TimeoutError(f"The task did not end within {self._timeout}")
             if self._stack:
@@ -82,7 +82,7 @@ class _Timeout:
                 timed_out.add_note("When its time ran out, its function stood here:")
                 timed_out.add_note("".join(self._stack).rstrip())
             raise timed_out.with_traceback(traceback) from None
-        if not isinstance(error, asyncio.CancelledError):
+        if not issubclass(type(error), asyncio.CancelledError):
             logger.warning(
                 "%s did not end within its timeout (%s), was cancelled, and raised another "
                 "exception",

@@ -229,7 +229,7 @@ class Transaction:
         limit = self._limit
         if limit is not None and not limit.expired():
             limit.reschedule(None)
-        elif limit is not None and isinstance(error, asyncio.CancelledError):
+        elif limit is not None and issubclass(type(error), asyncio.CancelledError):
             runner = asyncio.current_task()
             if runner is not None and not runner.uncancel():
                 error = TimeoutError(self._too_long())
