@@ -392,7 +392,8 @@ class TaskState:
         state: ``"scheduled"``, ``"running"``, ``"retrying"`` (waits for its next attempt),
             ``"paused"``, ``"parked"`` (kept, and never run: see ``reason``) or ``"finished"``; a
             plain string.
-        reason: How the last attempt failed, or why the task is parked or paused; else None.
+        reason: How the last attempt failed, why the task is parked or paused, or why its schedule
+            cannot be read on this machine; else None.
         paused_until: When the pause ends by itself, aware UTC; else None.
         next: When it is due next, aware UTC: its next run, its retry, the end of its pause if that
             comes later, or, while it runs, the end of its lease. None if it never is.

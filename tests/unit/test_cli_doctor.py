@@ -269,6 +269,9 @@ def test_an_unknown_task_is_compared_with_the_declared_ones(
         found = (await examined(place.app(renamed), capsys))["unknown tasks"]
         assert found["level"] == "warn"
         assert "'reminder' is near to 'reminders', which is declared" in found["found"]
+        # The name under which it was opened just now has nothing in the store.
+        found_before = (await examined(place.app(plain), capsys))["unknown tasks"]
+        assert (found_before["level"], found_before["found"]) == ("ok", "none")
         assert "purge" in found["advice"]
 
     asyncio.run(scenario())

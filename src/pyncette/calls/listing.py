@@ -17,7 +17,7 @@ from pyncette.engine.moves import in_transit
 from pyncette.errors import describe
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
-from pyncette.schedule import INHERITED_MARK
+from pyncette.schedule import INHERITED_MARK, UnreadableHere
 from pyncette.store import Filter, Store
 from pyncette.store.record import (
     LATEST_INSTANT,
@@ -25,6 +25,7 @@ from pyncette.store.record import (
     Progress,
     Record,
     State,
+    UnreadableRecord,
     load_progress,
     read,
 )
@@ -216,10 +217,13 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
     state = State.SCHEDULED if pause.ended(now) else shown_state(record)
     if state == State.PAUSED and pause.reason is not None:
         reason = pause.reason
+    shown = task.template.from_record(record) if task.template.dynamic else task
+    if reason is None and state != State.FINISHED:
+        reason = _why_unreadable(shown, record)
     if _is_stranded(record, now):
         state, reason = State.PARKED, STRANDED
     return TaskState(
-        task.template.from_record(record) if task.template.dynamic else task,
+        shown,
         _instant_or_none(occurrence),
         _instant_or_none(record.due_at) if running else None,
         record.token.rsplit(":", 2)[0] if running and record.token else None,
@@ -248,6 +252,18 @@ def _is_stranded(record: Record, now: int) -> bool:
         return rules.stranded(read(record), now)
     except ValueError:
         return False
+
+
+def _why_unreadable(task: Task, record: Record) -> str | None:
+    """Why no run of it is to come on this machine, such as a zone that is not known here."""
+    plan = task.named_plan
+    if not task.template.dynamic or (plan is not None and not plan.calendars):
+        return None
+    try:
+        task.template.reading_of(record)
+    except (UnreadableHere, UnreadableRecord) as error:
+        return describe(error)
+    return None
 
 
 def _instant_or_none(instant: int | None) -> datetime | None:

@@ -264,6 +264,8 @@ def _pauses(name: str, pauses: Sequence[_Pause], now: datetime) -> Check:
 
 
 def _unknown(unknown: list[UnknownTask], app: Pyncette | None) -> Check:
+    # A name that has no records is what an app that was opened once with another name has left.
+    unknown = [left for left in unknown if left.count.count]
     names = _names([f"{left.name} ({left.count})" for left in unknown])
     if app is None:
         return Check("tasks in the store", "ok", names or "none")
