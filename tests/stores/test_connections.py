@@ -609,3 +609,34 @@ def test_the_objects_of_a_scope_are_unwrapped(tmp_path: Path) -> None:
             assert len(calls.list_tasks(shop.remind).tasks) == 1
         sessions.remove()
         engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind[0] == "sqlite-file"], ids=lambda kind: kind[1]
+)
+def test_a_connection_that_returns_texts_as_bytes_keeps_that_and_can_be_used(
+    place: Place, kind: tuple[str, str]
+) -> None:
+    async def main() -> None:
+        shop = Shop(place)
+        async with shop.app.create() as shop.context, client(*kind, place) as held:
+            raw = held.connection
+            if kind[1].startswith("sqlalchemy"):
+                if "session" in kind[1]:
+                    raw = raw.connection()
+                    raw = raw if "blocking" in kind[1] else await raw
+                raw = raw.connection if "blocking" in kind[1] else await raw.get_raw_connection()
+                raw = raw.driver_connection
+            elif kind[1] == "django":
+                raw.ensure_connection()
+                raw = raw.connection
+            raw.text_factory = bytes
+            await held.begin()
+            await shop.schedule(held, "a")
+            await shop.schedule(held, "a", on_existing=OnExisting.REPLACE)
+            await held.commit()
+            assert raw.text_factory is bytes
+            raw.text_factory = str
+            assert await shop.context.get_task(shop.remind, "a") is not None
+
+    asyncio.run(main())

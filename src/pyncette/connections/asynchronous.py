@@ -8,9 +8,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pyncette.connections.blocking import SQLALCHEMY, core_answer, known, style_of
+from pyncette.connections.blocking import (
+    SQLALCHEMY,
+    core_answer,
+    known,
+    plain_texts,
+    style_of,
+)
 from pyncette.connections.links import Answer, Dialect
 from pyncette.connections.placeholders import Style, rendered
+
+
+async def _answer_of(cursor: Any) -> Answer:
+    rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+    return Answer(rows, cursor.rowcount)
 
 
 class _Given:
@@ -52,8 +63,7 @@ class _Given:
         text, ordered = rendered(statement, parameters, self.style)
         async with self._cursor() as cursor:
             await (cursor.execute(text) if ordered is None else cursor.execute(text, ordered))
-            rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
-            return Answer(rows, cursor.rowcount)
+            return await _answer_of(cursor)
 
     def _cursor(self) -> Any:
         return self.connection.cursor()
@@ -150,9 +160,9 @@ class Aiosqlite(_Given):
     async def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
         async with self.connection.cursor() as cursor:
             cursor.row_factory = None
-            await cursor.execute(statement, parameters)
-            rows = [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
-            return Answer(rows, cursor.rowcount)
+            with plain_texts(self.connection):
+                await cursor.execute(statement, parameters)
+                return await _answer_of(cursor)
 
     def is_outside(self) -> bool:
         return not self.has_begun() and self.connection.isolation_level is None
@@ -199,7 +209,10 @@ class AsyncSqlalchemyConnection(_Given):
         self._below = core
         text, ordered = rendered(statement, parameters, style_of(core.dialect, self.name))
         given = () if ordered is None else (tuple(ordered),)
-        return core_answer(await core.exec_driver_sql(text, *given))
+        if self.dialect() is not Dialect.SQLITE:
+            return core_answer(await core.exec_driver_sql(text, *given))
+        with plain_texts((await core.get_raw_connection()).driver_connection):
+            return core_answer(await core.exec_driver_sql(text, *given))
 
     def is_outside(self) -> bool:
         native = self._native(self._below.sync_connection.connection.driver_connection)

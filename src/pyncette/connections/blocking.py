@@ -76,6 +76,10 @@ class Sqlite3(_Given):
         cursor.row_factory = None
         return cursor
 
+    def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        with plain_texts(self.connection):
+            return super().run(statement, parameters)
+
     def is_outside(self) -> bool:
         # Else the driver itself begins a transaction before a statement that writes.
         return not self.has_begun() and self.connection.isolation_level is None
@@ -199,6 +203,13 @@ class Django(_Given):
         super().__init__(connection, name)
         self._atomic: Any = None
 
+    def run(self, statement: str, parameters: Sequence[Any]) -> Answer:
+        if self.dialect() is not Dialect.SQLITE:
+            return super().run(statement, parameters)
+        self.connection.ensure_connection()
+        with plain_texts(self.connection.connection):
+            return super().run(statement, parameters)
+
     def dialect(self) -> Dialect:
         return known(DJANGO.get(self.connection.vendor), self.name, self.connection.vendor)
 
@@ -282,7 +293,10 @@ class SqlalchemyConnection(_Given):
         core = self._core()
         text, ordered = rendered(statement, parameters, style_of(core.dialect, self.name))
         given = () if ordered is None else (tuple(ordered),)
-        return core_answer(core.exec_driver_sql(text, *given))
+        if self.dialect() is not Dialect.SQLITE:
+            return core_answer(core.exec_driver_sql(text, *given))
+        with plain_texts(core.connection.driver_connection):
+            return core_answer(core.exec_driver_sql(text, *given))
 
     def is_outside(self) -> bool:
         native = self._native(self._core().connection.driver_connection)
@@ -322,6 +336,17 @@ class SqlalchemySession(SqlalchemyConnection):
     def commit(self) -> None:
         # A transaction that the body has begun in its place would be committed in its stead.
         self._transaction.commit()
+
+
+@contextmanager
+def plain_texts(connection: Any) -> Iterator[None]:
+    """Lets a connection of sqlite3 or aiosqlite return texts, whatever it has been told to."""
+    factory = connection.text_factory
+    connection.text_factory = str
+    try:
+        yield
+    finally:
+        connection.text_factory = factory
 
 
 def pragma(connection: Any, statement: str) -> Any:
