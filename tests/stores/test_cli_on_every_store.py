@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from datetime import datetime, timedelta
@@ -15,6 +16,7 @@ from tests.stores.every_store import STORES, place_of
 from pyncette import Context, Pyncette
 from pyncette.cli.arguments import main
 from pyncette.clock import SystemClock
+from pyncette.history import use_history
 
 
 @pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
@@ -48,6 +50,23 @@ def test_the_command_line_schedules_lists_moves_and_checks(
         capsys.readouterr()
         assert main(["list", "reminder", "--json"]) == 0
         assert {row["instance"]: (row["state"], row["inherited"]) for row in rows()} == states
+        assert main(["runs"]) == 0
+        assert capsys.readouterr().out == "No runs in the history\n"
+        app = Pyncette(place.factory, **place.configuration)
+        app.dynamic_task(interval=timedelta(hours=1))(reminder)
+        use_history(app)
+        monkeypatch.setattr(module, "app", app)
+        assert main(["resume", "reminder", "b"]) == 0
+        assert main(["trigger", "reminder", "b"]) == 0
+
+        async def work() -> None:
+            async with app.create() as context:
+                await context.run_until_idle()
+
+        asyncio.run(work())
+        capsys.readouterr()
+        assert main(["runs", "reminder", "b", "--since", "1d", "--json"]) == 0
+        assert [(row["instance"], row["outcome"]) for row in rows()] == [("b", "succeeded")]
         assert main(["doctor", "--json"]) == 0
         levels = {row["name"]: row["level"] for row in rows()}
         assert levels["store"] == levels["rights"] == levels["clock"] == "ok"

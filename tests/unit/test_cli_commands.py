@@ -19,6 +19,7 @@ import pytest
 from pyncette.app import Pyncette
 from pyncette.cli.arguments import main
 from pyncette.context import PyncetteContext
+from pyncette.history import use_history
 from pyncette.model import Where
 
 PROGRAM = """
@@ -194,6 +195,107 @@ def test_occurrences_of_a_task_and_of_an_interval_are_shown(
     assert main(["next"]) == 2
     assert main(["next", "reminder", "gone"]) == 3
     assert main(["next", "--schedule", "not cron"]) == 2
+
+
+def with_history(program: str) -> None:
+    """Runs an instance that succeeds and two that fail, with a history."""
+    for name, fails in (("good", "false"), ("bad", "true"), ("bad\x1b[2J", "true")):
+        assert main(["schedule", "once", name, "--in", "0s", "--arg", f"fail={fails}"]) == 0
+
+    async def run() -> None:
+        app: Pyncette = sys.modules[program].create_app()
+        use_history(app)
+        async with app.create(fixtures=False) as context:
+            await context.run_until_idle()
+
+    asyncio.run(run())
+
+
+def test_past_runs_are_shown_the_last_ones_first(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == "No runs in the history\n"
+    with_history(program)
+    capsys.readouterr()
+    assert main(["runs", "--json"]) == 0
+    found = rows(capsys)
+    assert len([row for row in found if row["task"] == "once"]) == 3
+    ended = [row["ended_at"] for row in found]
+    assert ended == sorted(ended, reverse=True)
+    assert main(["runs", "once", "bad", "--json"]) == 0
+    (row,) = rows(capsys)
+    assert set(row) == {
+        *("task", "instance", "execution_id", "attempt", "planned_at", "started_at", "ended_at"),
+        *("worker", "outcome", "error"),
+    }
+    assert (row["outcome"], row["worker"], row["attempt"]) == ("failed", "one", 1)
+    assert main(["runs", "once", "--failed"]) == 0
+    shown = capsys.readouterr().out
+    header, *lines = shown.splitlines()
+    assert header.split() == ["ENDED", "TASK", "INSTANCE", "OUTCOME", "TOOK", "ATTEMPT", "ERROR"]
+    assert len(lines) == 2
+    assert all(line.endswith("RuntimeError: no mail today") for line in lines)
+    assert "\x1b" not in shown
+
+
+def test_past_runs_are_selected_by_outcome_and_time(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_history(program)
+    capsys.readouterr()
+    for options, number in (
+        (["--outcome", "succeeded"], 1),
+        (["--outcome", "succeeded", "--failed"], 3),
+        (["--outcome", "skipped", "--outcome", "timed_out"], 0),
+        (["--since", "1h"], 3),
+        (["--until", "1h"], 0),
+        (["--since", "2020-01-01", "--until", "2090-01-01T00:00Z"], 3),
+    ):
+        assert main(["runs", "once", "--json", *options]) == 0
+        assert len(rows(capsys)) == number, options
+    for wrong in (["--since", "soon"], ["--limit", "-1"], ["--outcome", "lost"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["runs", *wrong])
+        assert ended.value.code == 2
+    assert "neither a time nor how long ago" in capsys.readouterr().err
+    assert main(["runs", "--since", "9000w"]) == 0
+    assert main(["runs", "--since", "9000000w"]) == 2
+    assert main(["runs", "gone"]) == 3
+    assert main(["runs", "report", "a"]) == 2
+
+
+def test_past_runs_are_shown_up_to_the_limit_and_from_a_store_alone(
+    program: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with_history(program)
+    capsys.readouterr()
+    assert main(["runs", "once", "--limit", "2"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 3
+    assert "--limit 0 shows all" in shown.err
+    monkeypatch.setattr("pyncette.cli.looking.RUNS_PAGE", 2)
+    assert main(["runs", "once", "--limit", "0", "--json"]) == 0
+    assert len(rows(capsys)) == 3
+    store = ["--url", f"sqlite:///{tmp_path / 'tasks.db'}"]
+    assert main(["runs", "--json", "--failed", *store]) == 0
+    assert len(rows(capsys)) == 2
+    assert main(["runs", "once", *store]) == 2
+
+
+def test_the_table_of_past_runs_fits_the_terminal(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_history(program)
+    capsys.readouterr()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "95")
+    assert main(["runs", "once", "bad"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= 95
 
 
 def test_without_workers_that_is_said(program: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -449,7 +551,7 @@ def test_a_reader_that_ends_early_is_no_error(program: str) -> None:
 def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for word in ("unschedule", "rebalance", "doctor", "import", "on-existing"):
+    for word in ("unschedule", "rebalance", "doctor", "import", "on-existing", "runs", "outcome"):
         assert word in script
     if shell == "bash":
         checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)

@@ -5,7 +5,7 @@
     values       reads instants, durations and arguments
     printing     tables, JSON lines, progress, questions
     session      what a command gets: the app, its open context, the printer
-    looking      list, show, next, workers
+    looking      list, show, next, runs, workers
     steering     pause, resume, trigger, retry
     scheduling   schedule, unschedule, purge, rebalance
     moving       export, import

@@ -48,7 +48,7 @@ from pyncette.errors import (
     printable,
 )
 from pyncette.migrate import command as migrate
-from pyncette.model import STATES, OnExisting
+from pyncette.model import RUN_OUTCOMES, STATES, OnExisting
 from pyncette.version import __version__
 
 Verb = Callable[[Session], Awaitable[int]]
@@ -168,7 +168,8 @@ def _add_common(parser: argparse.ArgumentParser, known: bool = False) -> None:
     parser.add_argument(
         "--url",
         default=default(None),
-        help="the store alone, without the tasks of a program: for list, workers, doctor, purge",
+        help="the store alone, without the tasks of a program: for list, runs, workers, doctor, "
+        "purge",
     )
     for option, text in (
         ("--json", "JSON for programs: one object, or one line for each row"),
@@ -231,6 +232,27 @@ def _add_looking(commands: Any) -> None:
     parser.add_argument("--schedule", metavar="CRON", help="a cron expression, instead of a task")
     parser.add_argument("--timezone", help="its time zone (UTC)")
     parser.add_argument("--interval", type=values.span, help="an interval, instead of a task")
+    parser = _command(
+        commands,
+        "runs",
+        "show past runs from the history, the last ones first",
+        looking.runs,
+    )
+    _add_task(parser, optional=True)
+    parser.add_argument("--failed", action="store_true", help="only those that failed or timed out")
+    parser.add_argument(
+        "--outcome", action="append", choices=RUN_OUTCOMES, help="only these; may be repeated"
+    )
+    for option, text in (("--since", "at or after"), ("--until", "before")):
+        parser.add_argument(
+            option,
+            type=values.moment,
+            metavar="TIME",
+            help=f"only those that ended {text} this: a time, or how long ago, such as 1d",
+        )
+    parser.add_argument(
+        "--limit", type=values.at_least(0), default=50, help="at most so many (50); 0: all"
+    )
     _command(commands, "workers", "show the workers that are alive", looking.workers)
 
 

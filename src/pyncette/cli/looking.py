@@ -1,18 +1,30 @@
-"""``list``, ``show``, ``next`` and ``workers``."""
+"""``list``, ``show``, ``next``, ``runs`` and ``workers``."""
 
 from __future__ import annotations
 
 from contextlib import aclosing
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from pyncette.cli.failures import DONE, not_found, usage
 from pyncette.cli.session import Session, state_data, utc
 from pyncette.errors import printable
-from pyncette.model import TaskState, Where
+from pyncette.model import Run, RunOutcome, TaskState, Where
 from pyncette.schedule import Cron, Every, Schedule
-from pyncette.showing import clock_change, clock_change_text, named, paused_word, schedule_text
+from pyncette.showing import (
+    clock_change,
+    clock_change_text,
+    duration_text,
+    named,
+    paused_word,
+    schedule_text,
+)
 from pyncette.task import Task
+
+RUNS_PAGE: Final = 500
+"""Attempts that are read at once."""
+
+_FAILED: Final[tuple[RunOutcome, ...]] = ("failed", "timed_out")
 
 
 async def list_tasks(session: Session) -> int:
@@ -222,6 +234,70 @@ async def upcoming(session: Session) -> int:
     if not times:
         session.out.text("No further occurrence")
     return DONE
+
+
+async def runs(session: Session) -> int:
+    """Shows attempts that have ended, from the run history, the last ones first."""
+    given = session.arguments
+    outcomes: set[RunOutcome] = {*(given.outcome or ()), *(_FAILED if given.failed else ())}
+    task, instance = (None, None) if given.task is None else session.chosen()
+    table = session.out.table(["ended", "task", "instance", "outcome", "took", "attempt", "error"])
+    shown, cursor = 0, None
+    while True:
+        page = await session.context.runs(
+            task,
+            instance,
+            outcomes=outcomes or None,
+            since=_moment(given.since),
+            until=_moment(given.until),
+            cursor=cursor,
+            limit=min(given.limit - shown, RUNS_PAGE) if given.limit else RUNS_PAGE,
+        )
+        for run in page.runs:
+            session.out.data(_run_data(run))
+            table.add(
+                session.out.time(run.ended_at),
+                run.task,
+                run.instance,
+                run.outcome,
+                duration_text(run.ended_at - run.started_at),
+                run.attempt,
+                run.error,
+            )
+        shown, cursor = shown + len(page.runs), page.cursor
+        if cursor is None or (given.limit and shown >= given.limit):
+            break
+    table.flush()
+    if cursor is not None:
+        session.out.note(f"There may be more than {shown}: --limit 0 shows all of them")
+    elif not shown:
+        session.out.text("No runs in the history")
+    return DONE
+
+
+def _moment(given: datetime | timedelta | None) -> datetime | None:
+    """A time, or one so long ago."""
+    if isinstance(given, timedelta):
+        try:
+            return datetime.now(UTC) - given
+        except OverflowError:
+            raise usage(f"{given} ago is before the first year") from None
+    return given
+
+
+def _run_data(run: Run) -> dict[str, Any]:
+    return {
+        "task": run.task,
+        "instance": run.instance,
+        "execution_id": run.execution_id,
+        "attempt": run.attempt,
+        "planned_at": utc(run.planned_at),
+        "started_at": utc(run.started_at),
+        "ended_at": utc(run.ended_at),
+        "worker": run.worker,
+        "outcome": run.outcome,
+        "error": run.error,
+    }
 
 
 async def workers(session: Session) -> int:

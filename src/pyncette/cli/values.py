@@ -38,6 +38,21 @@ def span(text: str) -> timedelta:
         ) from None
 
 
+def moment(text: str) -> datetime | timedelta:
+    """A time as ``instant`` reads it, or how long ago as ``span`` reads it."""
+    try:
+        return span(text)
+    except argparse.ArgumentTypeError:
+        pass
+    try:
+        return instant(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{printable(text)!r} is neither a time nor how long ago: write 2026-03-29T09:00, "
+            "2026-03-29T07:00Z, 90m or 1d12h"
+        ) from None
+
+
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"\d+(\.\d+)?", text) is not None
 
