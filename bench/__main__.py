@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 import bulk
 import drain
 import latency
+import remembering
 import resting
 import starting
 
 import pyncette
 from stores import STORES
 
-PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron")
+PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron", "history")
 
 _T = TypeVar("_T")
 
@@ -51,6 +52,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--imports", type=int, default=15, help="how often all is imported")
     parser.add_argument("--executions", type=int, default=1_000_000, help="while memory is seen")
     parser.add_argument("--instants", type=int, default=5_000, help="from which cron goes on")
+    parser.add_argument(
+        "--rows", type=int, default=0, help="of a history that calls are timed beside"
+    )
     parser.add_argument("--against", metavar="PATH", help="another checkout, for drain")
     parser.add_argument("--uvloop", action="store_true", help="run on the event loop of uvloop")
     arguments = parser.parse_args()
@@ -103,6 +107,8 @@ def main() -> None:
         starting.measure_import(arguments.imports)
     if "cron" in parts:
         starting.measure_cron(arguments.rounds, arguments.instants)
+    if "history" in parts:
+        remembering.measure(names, arguments.rounds, arguments.runs, arguments.rows, run)
 
 
 if __name__ == "__main__":

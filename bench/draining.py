@@ -76,6 +76,7 @@ class Work(NamedTuple):
         waits: The body waits once (``await asyncio.sleep(0)``), as bodies do that have work. A
             body that never waits does nothing that a scheduler is for.
         recurring: Each task runs again, an hour later, instead of once.
+        history: The worker writes a run history.
     """
 
     factory: str
@@ -83,6 +84,7 @@ class Work(NamedTuple):
     options: dict[str, Any]
     waits: bool = True
     recurring: bool = False
+    history: bool = False
 
 
 def repository_of(factory: str) -> Callable[..., AbstractAsyncContextManager[Any]]:
@@ -98,6 +100,9 @@ async def drain(work: Work) -> Figures:
     """Schedules tasks that are due, runs them all, and waits until all is settled."""
     clock = SteppedClock()
     app = Pyncette(repository_of(work.factory), clock=clock, **work.options)
+    if work.history:
+        # Not at the top: another checkout may have none.
+        import_module("pyncette.history").use_history(app)
     runs = left = work.runs
 
     def count(context: Context) -> None:

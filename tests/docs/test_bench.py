@@ -12,7 +12,7 @@ import pytest
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 SMALL = ["--rounds", "1", "--runs", "100", "--planned", "1", "--seconds", "0.05"]
 SMALL += ["--executions", "1000", "--instants", "5"]
-SMALL += ["--warm-up", "0.05", "--imports", "1"]
+SMALL += ["--rows", "2000", "--warm-up", "0.05", "--imports", "1"]
 
 
 def bench(*arguments: str) -> str:
@@ -39,6 +39,7 @@ def bench(*arguments: str) -> str:
         ("latency", ["memory", "sqlite-full"], "### Start latency"),
         ("idle", ["memory", "sqlite-full"], "### Idle"),
         ("memory", ["memory", "sqlite-memory"], "### Memory"),
+        ("history", ["memory", "sqlite-full"], "removing 1,000"),
     ],
 )
 def test_a_part_prints_a_row_for_each_store(part: str, stores: list[str], heading: str) -> None:
