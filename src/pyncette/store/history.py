@@ -171,7 +171,8 @@ class History(Protocol):
 
         Args:
             task: Only of this task; None: of all.
-            since, until: The instants.
+            since: The first instant.
+            until: The instant after the last one.
 
         Returns:
             At most ``TOTALS_MAX``, in the order of their minutes, the latest first.
