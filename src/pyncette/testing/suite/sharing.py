@@ -175,6 +175,12 @@ class Sharing(Suite):
         self._skip_without_processes()
         assert _in_two_processes(place, _create_all) == [["created"], ["created"]]
 
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Ends the processes, which the tests of a class share."""
+        while _pools:
+            _pools.pop().shutdown()
+
     def _skip_without_processes(self) -> None:
         if not self.processes:
             pytest.skip("this store belongs to one process")
@@ -208,16 +214,28 @@ async def _cancelled(call: asyncio.Future[T], passes: int) -> None:
 
 Job = Callable[[Place, int], list[str]]
 _meeting_point: list[Barrier] = []
+_pools: list[ProcessPoolExecutor] = []
 
 
 def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
-    """Does a job on a place in two new processes at the same time."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        2, context, initializer=_meet_at, initargs=(context.Barrier(2),)
-    ) as pool:
-        jobs = [pool.submit(job, place, number) for number in range(2)]
+    """Does a job on a place in two other processes at the same time.
+
+    The processes serve one test of a class after another, since a process takes longer to start
+    than to do the job. Each job opens a store of its own.
+    """
+    if not _pools:
+        context = multiprocessing.get_context("spawn")
+        _pools.append(
+            ProcessPoolExecutor(2, context, initializer=_meet_at, initargs=(context.Barrier(2),))
+        )
+    # Each process gets one job: none returns before both have met.
+    jobs = [_pools[0].submit(job, place, number) for number in range(2)]
+    try:
         return [done.result(timeout=2 * PATIENCE_S) for done in jobs]
+    except BaseException:
+        # The other process waits for one that does not come: neither can serve another test.
+        _pools.pop().shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _meet_at(barrier: Barrier) -> None:
