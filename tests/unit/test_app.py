@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pytest
 from tests.support import START, Bench, after, logged, run, seconds
 
 import pyncette
-from pyncette import Context, Pyncette, PyncetteContext
+from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
 from pyncette.app import KNOWN_OPTIONS
 from pyncette.errors import LeaseLostException, PyncetteException, TaskLockedException
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
@@ -1037,3 +1037,32 @@ def test_a_worker_without_a_store_says_once_that_its_records_are_lost(
     caplog.set_level(logging.WARNING, "pyncette.context")
     asyncio.run(main())
     assert [message[:27] for message in caplog.messages if "no store" in message] == words
+
+
+@pytest.mark.parametrize("mode", ExecutionMode)
+def test_a_middleware_cannot_start_a_body_twice_that_runs_at_most_once(mode: ExecutionMode) -> None:
+    async def main() -> None:
+        bench = Bench()
+        errors: list[BaseException] = []
+
+        @bench.app.middleware
+        async def twice(context: Context, following: Callable[[], Awaitable[None]]) -> None:
+            await following()
+            try:
+                await following()
+            except PyncetteException as error:
+                errors.append(error)
+                raise
+
+        @bench.app.task(interval=seconds(10), execution_mode=mode)
+        async def job(context: Context) -> None:
+            await bench.note(context)
+
+        async with bench.running():
+            await bench.advance(25)
+        once = mode is ExecutionMode.AT_MOST_ONCE
+        assert bench.times == ([10, 20] if once else [10, 10, 20, 20])
+        assert len(errors) == (2 if once else 0)
+        assert all("has called next() a second time" in str(error) for error in errors)
+
+    run(main())

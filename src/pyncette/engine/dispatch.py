@@ -517,6 +517,7 @@ class Dispatcher:
                 None if timeout is None else lambda body: with_timeout(body, timeout, worker),
                 task.options.parameters,
                 task.executor,
+                at_most_once,
             ),
             policy,
             max(task.lease, AT_MOST_ONCE_LEASE_MIN) if at_most_once else task.lease,

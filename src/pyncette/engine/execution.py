@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from pyncette import events
-from pyncette.body import Handler, call_body
+from pyncette.body import Handler, call_body, name_of
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.failures import Attempt, failure_of
@@ -35,7 +35,7 @@ from pyncette.engine.run_events import (
 from pyncette.engine.transaction import Transaction
 from pyncette.engine.upcoming import after_current, checked_number, shown
 from pyncette.engine.writes import Next, again
-from pyncette.errors import LeaseLostException, describe, printable
+from pyncette.errors import LeaseLostException, PyncetteException, describe, printable
 from pyncette.logs import log_exception
 from pyncette.model import Context, FailureMode, MiddlewareFunc, Outcome, Process, TaskFunc
 from pyncette.observers import origin_in
@@ -984,6 +984,7 @@ def compose(
     limited: Callable[[Handler], Handler] | None = None,
     parameters: Parameters | None = None,
     process: Process | None = None,
+    once: bool = False,
 ) -> Handler:
     """Wraps the function of a task in the middlewares; the first middleware is outermost.
 
@@ -993,6 +994,7 @@ def compose(
         limited: Wraps the function itself.
         parameters: Which arguments the function takes by name.
         process: The processes in which the function runs.
+        once: Whether a middleware that starts the rest of the run again is refused.
     """
     if process is None:
         arguments = None if parameters is None else partial(_arguments, parameters)
@@ -1002,7 +1004,7 @@ def compose(
     if limited is not None:
         handler = limited(handler)
     for middleware in reversed(middlewares):
-        handler = _wrapped(middleware, handler)
+        handler = (_wrapped_once if once else _wrapped)(middleware, handler)
     return handler
 
 
@@ -1022,6 +1024,26 @@ def _arguments(parameters: Parameters, context: Any) -> dict[str, Any]:
 
 def _wrapped(middleware: MiddlewareFunc, inner: Handler) -> Handler:
     return lambda context: middleware(context, lambda: inner(context))
+
+
+def _wrapped_once(middleware: MiddlewareFunc, inner: Handler) -> Handler:
+    def handler(context: Any) -> Awaitable[None]:
+        called = False
+
+        def following() -> Awaitable[None]:
+            nonlocal called
+            if called:
+                raise PyncetteException(
+                    f"The middleware {name_of(middleware)} has called next() a second time, but "
+                    f"{context._execution.label} is at most once: call it once in each run, or "
+                    "give the task retry= instead of its execution_mode"
+                )
+            called = True
+            return inner(context)
+
+        return middleware(context, following)
+
+    return handler
 
 
 __all__ = [
