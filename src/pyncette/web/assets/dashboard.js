@@ -37,7 +37,11 @@
   document.addEventListener("htmx:before:response", (event) => {
     const { ctx } = event.detail;
     if (!ctx.sourceElement || ctx.sourceElement.id !== "content") return;
-    if (ctx.response.status === 200 && !ctx.response.raw.redirected) {
+    if (inUse()) {
+      // It has begun to be used since the page was asked for.
+      event.preventDefault();
+      say("held while you select", "held");
+    } else if (ctx.response.status === 200 && !ctx.response.raw.redirected) {
       say("live", "on");
     } else {
       event.preventDefault();
