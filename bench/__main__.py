@@ -1,6 +1,7 @@
 """Measures Pyncette on this machine, and prints tables in markdown.
 
-    python bench                                     # everything, on the stores that are there
+    python bench                                     # most parts, on the stores that are there
+    python bench dashboard --stores postgres --instances 1000000
     python bench drain --stores memory postgres --rounds 5
     python bench drain --against ../before           # and another checkout, in alternating rounds
     tools/servers run -- python bench drain latency  # with real servers
@@ -23,12 +24,15 @@ import drain
 import latency
 import remembering
 import resting
+import screens
 import starting
 
 import pyncette
 from stores import STORES
 
-PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron", "history")
+# Not all of them are measured by default: "dashboard" fills a store first, which takes minutes.
+USUAL_PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron", "history")
+PARTS = (*USUAL_PARTS, "dashboard")
 
 _T = TypeVar("_T")
 
@@ -41,12 +45,16 @@ def _arguments() -> argparse.Namespace:
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument(
+        "parts", nargs="*", help=f"of {', '.join(PARTS)}; all but dashboard by default"
+    )
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
     parser.add_argument("--rounds", type=int, default=3, help="of drain and cron")
     parser.add_argument("--runs", type=int, help="drained in one round; each store has a default")
     parser.add_argument("--planned", type=int, default=500, help="runs whose latency is taken")
-    parser.add_argument("--instances", type=int, default=100_000, help="that bulk schedules")
+    parser.add_argument("--instances", type=int, default=100_000, help="of bulk and dashboard")
+    parser.add_argument("--past", type=int, default=100_000, help="runs that dashboard shows")
+    parser.add_argument("--looks", type=int, default=7, help="at each screen of dashboard")
     parser.add_argument("--seconds", type=float, default=10, help="of idling")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds before latency and idle")
     parser.add_argument("--imports", type=int, default=15, help="how often all is imported")
@@ -72,7 +80,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Measures the parts that were asked for."""
     arguments = _arguments()
-    parts = arguments.parts or PARTS
+    parts = arguments.parts or USUAL_PARTS
     loop_factory: Any = None
     if arguments.uvloop:
         import uvloop
@@ -98,6 +106,8 @@ def main() -> None:
         latency.measure(names, arguments.planned, run, arguments.warm_up)
     if "bulk" in parts:
         bulk.measure(names, arguments.instances, arguments.rounds, run)
+    if "dashboard" in parts:
+        screens.measure(names, arguments.instances, arguments.past, arguments.looks, run)
     if "idle" in parts:
         resting.measure_idle(names, arguments.seconds, run, arguments.warm_up)
     if "memory" in parts:

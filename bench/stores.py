@@ -100,7 +100,8 @@ async def _clear_postgres(options: Options) -> None:
     import asyncpg
 
     connection = await asyncpg.connect(options["postgres_url"])
-    await connection.execute(f"DROP TABLE IF EXISTS {options['postgres_table_name']}")
+    table = options["postgres_table_name"]
+    await connection.execute(f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")
     await connection.close()
 
 
