@@ -13,7 +13,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -23,6 +23,9 @@ from draining import repository_of
 
 Options = dict[str, Any]
 """What a store is opened with; can be handed to another process as JSON."""
+
+SUFFIXES: Final = ("", "_runs", "_run_totals")
+"""The ends of the names of the tables in an SQL database; the last two are of the run history."""
 
 
 class BenchStore(NamedTuple):
@@ -100,8 +103,8 @@ async def _clear_postgres(options: Options) -> None:
     import asyncpg
 
     connection = await asyncpg.connect(options["postgres_url"])
-    table = options["postgres_table_name"]
-    await connection.execute(f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")
+    for suffix in SUFFIXES:
+        await connection.execute(f"DROP TABLE IF EXISTS {options['postgres_table_name']}{suffix}")
     await connection.close()
 
 
@@ -119,7 +122,8 @@ async def _clear_mysql(options: Options) -> None:
     from pyncette.mysql.connection import connect, query
 
     connection = await connect(MysqlOptions(mysql_url=options["mysql_url"]).address())
-    await query(connection, f"DROP TABLE IF EXISTS {options['mysql_table_name']}")
+    for suffix in SUFFIXES:
+        await query(connection, f"DROP TABLE IF EXISTS {options['mysql_table_name']}{suffix}")
     await connection.ensure_closed()
 
 
@@ -129,6 +133,8 @@ async def _clear_dynamodb(options: Options) -> None:
     region, endpoint = options["dynamodb_region_name"], options["dynamodb_endpoint"]
     async with open_client(region, endpoint, 30) as client:
         await client.delete_table(TableName=options["dynamodb_table_name"])
+        with suppress(client.exceptions.ResourceNotFoundException):
+            await client.delete_table(TableName=f"{options['dynamodb_table_name']}-runs")
 
 
 def _server(
