@@ -190,8 +190,11 @@ class World:
 
     async def trigger(self, context: PyncetteContext) -> None:
         now = self.bench.clock.now()
-        if await context.trigger(self.job, "a"):
-            self.triggered |= {now + timedelta(microseconds=shift) for shift in range(20)}
+        # Noted before the call, since the run may begin before the call returns.
+        instants = {now + timedelta(microseconds=shift) for shift in range(20)} - self.triggered
+        self.triggered |= instants
+        if not await context.trigger(self.job, "a"):
+            self.triggered -= instants
 
     async def call(self, context: PyncetteContext, name: str) -> None:
         there = await context.get_task(self.job, "a")
