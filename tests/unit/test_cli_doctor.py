@@ -243,6 +243,7 @@ def test_a_task_that_fails_is_told_with_its_error_and_its_last_success(
             await place.clock.advance(timedelta(hours=1, minutes=1))
             well = False
             await place.clock.advance(timedelta(hours=3))
+            await context.runs()  # writes what has run so far
             found = (await examined(place.app(declare), capsys))["failing"]
         assert found["level"] == "warn"
         static, instance = found["found"].split(", reminder (1), such as a")

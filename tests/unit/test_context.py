@@ -15,7 +15,12 @@ from tests.faulty_store import Fail, Gate, LoseAnswer, faulty
 from tests.support import START, Bench, Progress, after, looping, micros, run, seconds
 
 from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext
-from pyncette.errors import PyncetteException, StoreUnavailableError, TaskLockedException
+from pyncette.errors import (
+    PyncetteException,
+    StoreUnavailableError,
+    TaskLockedException,
+    TaskUnreadableError,
+)
 from pyncette.model import ContinuationToken, ListTasksResponse, OnExisting, Outcome, TaskState
 from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
@@ -1045,13 +1050,13 @@ def test_an_execute_at_in_another_zone_is_told_in_utc() -> None:
 def test_a_garbage_count_of_partitions_is_an_error_that_says_so() -> None:
     async def main() -> None:
         bench = Bench()
-        bench.app.partitioned_task(4, name="job")(bench.note)
+        job = bench.app.partitioned_task(4, name="job")(bench.note)
         put = Put(None, "finished", None, 0, "", "nonsense", "")
         async with bench.store() as store:
             await store.write([Write(CONTROL_GROUP, "partitions:job", put, ANY)], micros(0))
-        with pytest.raises(ValueError, match="nonsense"):
-            async with bench.app.create():
-                pass
+        async with bench.app.create() as context:
+            with pytest.raises(TaskUnreadableError, match="nonsense"):
+                await context.schedule_task(job, "x", execute_at=after(1))
 
     run(main())
 

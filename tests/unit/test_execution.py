@@ -21,7 +21,7 @@ from pyncette.errors import LeaseLostException, StoreUnavailableError
 from pyncette.memory import MemoryStore
 from pyncette.schedule import At
 from pyncette.store import Refused, Result, Write
-from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch
+from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch, load_progress
 from pyncette.testing import VirtualClock
 
 AMO = ExecutionMode.AT_MOST_ONCE
@@ -273,7 +273,7 @@ def test_an_exception_is_logged_with_its_traceback_and_never_stops_the_loop(
     assert "the body failed" in str(record.exc_info)
 
 
-def test_a_cancelled_execution_is_neither_success_nor_failure() -> None:
+def test_a_body_that_cancels_itself_has_failed() -> None:
     async def main() -> None:
         bench = Bench()
         tasks = [
@@ -282,15 +282,18 @@ def test_a_cancelled_execution_is_neither_success_nor_failure() -> None:
         ]
         async with bench.running():
             await bench.advance(1)
+            found = {}
             for task in tasks:
                 record = await bench.record(task)
                 assert record is not None
-                assert (record.state, record.due_at, record.unfinished_attempts) == (
-                    "running",
-                    micros(61),
-                    1,
-                )
-                assert "failures" not in record.progress
+                assert record.unfinished_attempts == 0
+                failures = load_progress(record.progress).failures
+                found[task.name] = record.state, record.due_at, failures
+        assert found == {
+            "NONE": ("running", micros(61), 1),
+            "UNLOCK": ("retrying", micros(2), 1),
+            "COMMIT": ("scheduled", micros(2), 0),
+        }
 
     run(main())
 

@@ -181,7 +181,9 @@ async def _open(app: Pyncette, stack: AsyncExitStack, timeout: float) -> Pyncett
     except TimeoutError as error:
         if not deadline.expired():
             raise
-        raise StoreUnavailableError(f"The store was not opened within {timeout:g} s") from error
+        raise StoreUnavailableError(
+            f"The store was not opened within {timeout:g} s: it did not answer"
+        ) from error
 
 
 def _zones(app: Pyncette) -> Check:

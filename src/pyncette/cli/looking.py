@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from pyncette.cli.failures import DONE, not_found, usage
@@ -242,14 +242,15 @@ async def runs(session: Session) -> int:
     outcomes: set[RunOutcome] = {*(given.outcome or ()), *(_FAILED if given.failed else ())}
     task, instance = (None, None) if given.task is None else session.chosen()
     table = session.out.table(["ended", "task", "instance", "outcome", "took", "attempt", "error"])
+    now = session.context.clock.now()
     shown, cursor = 0, None
     while True:
         page = await session.context.runs(
             task,
             instance,
             outcomes=outcomes or None,
-            since=_moment(given.since),
-            until=_moment(given.until),
+            since=_moment(given.since, now),
+            until=_moment(given.until, now),
             cursor=cursor,
             limit=min(given.limit - shown, RUNS_PAGE) if given.limit else RUNS_PAGE,
         )
@@ -275,11 +276,11 @@ async def runs(session: Session) -> int:
     return DONE
 
 
-def _moment(given: datetime | timedelta | None) -> datetime | None:
+def _moment(given: datetime | timedelta | None, now: datetime) -> datetime | None:
     """A time, or one so long ago."""
     if isinstance(given, timedelta):
         try:
-            return datetime.now(UTC) - given
+            return now - given
         except OverflowError:
             raise usage(f"{given} ago is before the first year") from None
     return given
