@@ -218,7 +218,11 @@ FAULTS: Final = (
         "str(error) raises: the outcome of the run is not recorded",
         (
             Edit("pyncette.errors:describe", 'text = "(its text cannot be shown)"', "raise"),
-            Edit("pyncette.engine.failures:failure_of", "except Exception as", "except OSError as"),
+            Edit(
+                "pyncette.engine.failures:failure_of",
+                "except BaseException as",
+                "except OSError as",
+            ),
         ),
         "scenario: 48: exceptions that cannot be printed, or are no Exception, seed 0",
         Promise.OUTCOME,
@@ -226,7 +230,13 @@ FAULTS: Final = (
     Fault(
         "o",
         "a BaseException of a body has no outcome",
-        (Edit(f"{_EXECUTION}run", "if not self._ends_the_run(error):", "if True:"),),
+        (
+            Edit(
+                f"{_EXECUTION}run",
+                "if not issubclass(type(ended)",
+                "if True or not issubclass(type(ended)",
+            ),
+        ),
         "scenario: 48: exceptions that cannot be printed, or are no Exception, seed 0",
         Promise.OUTCOME,
     ),

@@ -393,6 +393,14 @@ def _overlap(known: Known) -> Iterator[Violation]:
             )
 
 
+def _paused_last(known: Known) -> bool:
+    """Returns whether a pause that was asked for earlier may have come after the last resume."""
+    resumed = [call.begun.time for call in known.steered if call.what == What.RESUME]
+    return bool(resumed) and any(
+        call.what == What.PAUSE and call.over >= max(resumed) for call in known.steered
+    )
+
+
 def _counted(known: Known) -> Iterator[Violation]:
     """Each instant of the interval was started, or is counted as skipped."""
     occurrences, record = _occurrences(known), known.record
@@ -443,6 +451,8 @@ def _counted(known: Known) -> Iterator[Violation]:
             known.counted,
             f"has come due {total} times, was run {started} times and skipped {skipped} times",
         )
+    if record.details["state"] == "paused" and _paused_last(known):
+        return
     owner_s = 3 * known.plan.poll_s if known.task.shared else 0.0
     if (known.counted_store - upcoming) / SECOND > interval + 4 + owner_s:
         yield known.broken(Promise.AT_LEAST_ONCE, known.counted, f"is left behind at {upcoming}")

@@ -189,7 +189,7 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
     Survivor(
         "dispatch",
         "Dispatcher._execution",
-        "if planned is not None and (behind or",
+        "if planned is not None and (",
         "without 'behind or",
         "Backlogs.note leaves alone what is neither late nor was. It only spares the call.",
     ),

@@ -29,7 +29,7 @@ from pyncette.engine.writes import (
     Waker,
     WriteQueue,
 )
-from pyncette.errors import StoreUnavailableError
+from pyncette.errors import AppClosedError, StoreUnavailableError
 from pyncette.store import Applied, Failed, Result, Unknown, Write
 from pyncette.store.record import ANY, DELETE, Put, State
 
@@ -481,7 +481,7 @@ def test_closing_writes_what_it_can_in_its_time_and_tells_the_rest(
             assert waits.ended[0][0] - began == pytest.approx(0.5, abs=SMALL_S)
         late = Noted("d")
         queue.add(late)
-        assert isinstance(late.ended[0][1], StoreUnavailableError)
+        assert isinstance(late.ended[0][1], AppClosedError)
         assert len(queue) == 0
         assert "d" not in [key for _, keys in store.batches for key in keys]
 
