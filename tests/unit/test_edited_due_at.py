@@ -14,7 +14,15 @@ from pyncette.cli.printing import Printer
 from pyncette.engine import rules
 from pyncette.schedule import At, Schedule, dumps
 from pyncette.sqlite import sqlite_repository
-from pyncette.store.record import Progress, Reading, Record, State, dump_progress
+from pyncette.store.record import (
+    Patch,
+    Pending,
+    Progress,
+    Reading,
+    Record,
+    State,
+    dump_progress,
+)
 from pyncette.task import Task
 
 EARLY = (0, -1, -(2**63), micros(1))
@@ -142,3 +150,18 @@ def test_what_the_rules_themselves_make_is_neither_early_nor_stranded() -> None:
     twice = early.record._replace(unfinished_attempts=2)
     assert not rules.early(early._replace(record=twice), now)
     assert not rules.early(reading(State.RUNNING, now, now + 10**6), now)
+
+
+def test_a_record_that_was_asked_to_rest_meanwhile_rests_when_it_is_put_back() -> None:
+    now = micros(0)
+    asked = reading(State.RUNNING, now, now + 10**9, pending=Pending(paused=True))
+    put_back = rules.put_back(asked, now)
+    assert isinstance(put_back, Patch)
+    assert (put_back.state, put_back.due_at) == (State.PAUSED, None)
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.RETRYING])
+def test_what_never_comes_due_while_it_runs_or_waits_is_tried_again_at_once(state: State) -> None:
+    now = micros(0)
+    again = rules.due_again(reading(state, None, now - 9), now)
+    assert (again.state, again.due_at) == (State.RETRYING, now)

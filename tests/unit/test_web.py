@@ -19,6 +19,7 @@ from tests.support import after, run, seconds
 from tests.unit.web_site import EVERYTHING, SAME_ORIGIN, Browser, Site, ada, said, text
 
 from pyncette import Context, Pyncette, Where
+from pyncette.clock import realtime
 from pyncette.events import Steered
 from pyncette.history import use_history
 from pyncette.memory import MemoryStore
@@ -989,6 +990,18 @@ class TestLive:
             for number in range(1_000):
                 await poller.get(number, read)
             assert len(poller._kept) <= 256
+
+        run(main())
+
+    def test_what_was_read_before_anybody_looked_makes_no_tick_rarer(self) -> None:
+        async def main() -> None:
+            poller = Poller(0.001)
+            poller._took_s = 1_000_000.0
+            with poller.watching() as ticked:
+                async with realtime.timeout(30.0):
+                    await ticked.wait()
+            poller._took_before_s = 1_000_000.0
+            assert poller.interval_s == 30.0
 
         run(main())
 

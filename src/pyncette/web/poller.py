@@ -22,6 +22,9 @@ KEPT_MAX: Final = 256
 LOAD_MAX: Final = 0.1
 """The part of the time that reading for live pages may take; if it takes more, ticks are rarer."""
 
+INTERVAL_MAX_S: Final = 30.0
+"""But no rarer than this."""
+
 
 class Poller:
     """Keeps answers for an interval, and ticks."""
@@ -33,7 +36,8 @@ class Poller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._viewers: set[asyncio.Event] = set()
-        self._took_s = 0.0
+        # What reading has taken since the last tick, and between the two ticks before.
+        self._took_s = self._took_before_s = 0.0
 
     @property
     def viewers(self) -> int:
@@ -43,7 +47,7 @@ class Poller:
     @property
     def interval_s(self) -> float:
         """How long an answer is kept, and how long it is from one tick to the next."""
-        return max(self._interval_s, self._took_s / LOAD_MAX)
+        return max(self._interval_s, min(self._took_before_s / LOAD_MAX, INTERVAL_MAX_S))
 
     async def get(self, key: Hashable, read: Callable[[], Awaitable[_T]]) -> _T:
         """Returns what ``read`` returns, or has returned within this interval for the same key."""
@@ -92,9 +96,12 @@ class Poller:
             self._kept, self._viewers = {}, set()
 
     async def _tick(self) -> None:
+        # What was read before anybody looked at a live page is no load of live pages.
+        self._took_before_s = 0.0
         while True:
-            await realtime.sleep(self.interval_s)
             self._took_s = 0.0
+            await realtime.sleep(self.interval_s)
+            self._took_before_s = self._took_s
             for ticked in self._viewers:
                 ticked.set()
 
