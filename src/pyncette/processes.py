@@ -23,13 +23,17 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Final, NoReturn
 
 from pyncette.body import function_named, name_of
-from pyncette.clock import Clock
+from pyncette.clock import Clock, realtime
 from pyncette.errors import ProcessEndedError, describe
 from pyncette.model import Context, Process
 from pyncette.parameters import parameters_of
 
 END_PATIENCE_S: Final = 10.0
 """How long closing waits for a process to end by itself."""
+
+EXIT_LOOKS_MAX: Final = 1_000
+EXIT_LOOK_S: Final = 0.01
+"""How often, and at which interval, an ended process is asked for its exit code."""
 
 
 class Processes:
@@ -103,7 +107,7 @@ class _Places:
         error = done.exception()
         if isinstance(error, BrokenProcessPool):
             worker.end()
-            raise ProcessEndedError(worker.exit_code) from None
+            raise ProcessEndedError(await worker.exit_code()) from None
         self.idle.append(worker)
         if error is not None:
             raise error
@@ -142,13 +146,16 @@ class _Worker:
     def process(self) -> SpawnProcess | None:
         return self._context.process
 
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code of the ended process."""
-        if self.process is None:
-            return None
-        self.process.join(1)
-        return self.process.exitcode
+    async def exit_code(self) -> int | None:
+        """The exit code of the ended process; None: it is not known in time."""
+        if self.process is not None:
+            for _ in range(EXIT_LOOKS_MAX):
+                # Until the thread of the pool, which waits for it as well, has noted the code, it
+                # seems that there is none.
+                if self.process.exitcode is not None:
+                    return self.process.exitcode
+                await realtime.sleep(EXIT_LOOK_S)
+        return None
 
     def kill(self) -> None:
         """Ends the process at once."""
