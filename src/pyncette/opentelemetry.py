@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pyncette import events
 from pyncette.app import Pyncette
+from pyncette.engine.run_events import OUTCOMES
 from pyncette.errors import class_name
 from pyncette.version import __version__
 
@@ -126,7 +127,7 @@ class _Traces:
         _current.set(None)
         context.detach(current.token)
         span = current.span
-        span.set_attribute("pyncette.outcome", _outcome(event))
+        span.set_attribute("pyncette.outcome", OUTCOMES[type(event)])
         if isinstance(event, events.Failed):
             span.record_exception(event.exception)
             span.set_attribute("error.type", class_name(event.exception))
@@ -201,7 +202,7 @@ class _Metrics:
     def ended(self, event: events.AttemptEnded) -> None:
         attributes = {"pyncette.task": event.task}
         self._active.add(-1, attributes)
-        attributes["pyncette.outcome"] = _outcome(event)
+        attributes["pyncette.outcome"] = OUTCOMES[type(event)]
         if isinstance(event, events.Failed):
             attributes["error.type"] = class_name(event.exception)
         self._duration.record(event.took.total_seconds(), attributes)
@@ -245,20 +246,6 @@ def _links(origin: str | None) -> list[Link]:
     except ValueError:
         return []  # a later release writes it otherwise, or it was edited
     return [Link(SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags)))]
-
-
-_OUTCOMES: Final[dict[type[events.AttemptEnded], str]] = {
-    events.Succeeded: "succeeded",
-    events.Failed: "failed",
-    events.TimedOut: "timed_out",
-    events.SkippedByBody: "skipped",
-    events.Postponed: "postponed",
-    events.Cancelled: "cancelled",
-}
-
-
-def _outcome(event: events.AttemptEnded) -> str:
-    return _OUTCOMES[type(event)]
 
 
 def _about(event: events.Started) -> dict[str, Any]:

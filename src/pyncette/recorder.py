@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, Final
+from typing import Final
 
 from pyncette import chance, events
 from pyncette.clock import Clock, realtime, to_microseconds
 from pyncette.engine.background import Background
+from pyncette.engine.run_events import OUTCOMES
 from pyncette.errors import ERROR_CHARACTERS_MAX, StoreError, StoreUnavailableError, describe
-from pyncette.model import RunOutcome
 from pyncette.observers import Reporter
 from pyncette.store.deadline import DeadlineHistory
-from pyncette.store.history import MINUTE, RunRow, TotalRow
+from pyncette.store.history import MINUTE, SUCCEEDED, RunRow, TotalRow
 
 logger: Final = logging.getLogger(__name__)
 
@@ -166,10 +165,8 @@ class Recorder:
 
     def ended(self, event: events.AttemptEnded) -> None:
         """Takes an attempt into the queue."""
-        kind = type(event)
-        outcome, error = "succeeded", None
-        if kind is not events.Succeeded:
-            outcome, error = _OUTCOMES[kind](event)
+        outcome = OUTCOMES[type(event)]
+        error = None if outcome == SUCCEEDED else _why(event)
         started_at, ended_at = to_microseconds(event.started_at), to_microseconds(event.at)
         task = event.task
         self._add_total(event, outcome, started_at, ended_at)
@@ -428,30 +425,11 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
 
 
-def _failed(event: events.Failed) -> tuple[RunOutcome, str]:
-    return "failed", event.error
-
-
-def _timed_out(event: events.TimedOut) -> tuple[RunOutcome, str]:
-    return "timed_out", event.error
-
-
-def _skipped(event: events.SkippedByBody) -> tuple[RunOutcome, str]:
-    return "skipped", event.reason
-
-
-def _postponed(event: events.Postponed) -> tuple[RunOutcome, str]:
-    return "postponed", event.reason
-
-
-def _cancelled(event: events.Cancelled) -> tuple[RunOutcome, str]:
-    return "cancelled", event.reason
-
-
-_OUTCOMES: Final[dict[type[events.AttemptEnded], Callable[[Any], tuple[RunOutcome, str]]]] = {
-    events.Failed: _failed,
-    events.TimedOut: _timed_out,
-    events.SkippedByBody: _skipped,
-    events.Postponed: _postponed,
-    events.Cancelled: _cancelled,
-}
+def _why(event: events.AttemptEnded) -> str | None:
+    """The error of an attempt, or the reason that it gave."""
+    match event:
+        case events.Failed():
+            return event.error
+        case events.SkippedByBody() | events.Postponed() | events.Cancelled():
+            return event.reason
+    return None

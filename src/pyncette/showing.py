@@ -69,10 +69,7 @@ def schedule_text(task: Task) -> str:
         text = f"once at {when.execute_at.isoformat()}"
     else:
         return "-"
-    if when.span.start_at is not None:
-        text += f" from {when.span.start_at.isoformat()}"
-    if when.span.end_at is not None:
-        text += f" until {when.span.end_at.isoformat()}"
+    text += _bounds(when.span.start_at, when.span.end_at)
     if when.span.jitter is not None:
         text += f" jitter {when.span.jitter}"
     return text
@@ -95,16 +92,16 @@ def _as_written(schedule: Schedule) -> str:
             inner = f"({inner})" if isinstance(schedule.schedule, AnyOf) else inner
             return f"{inner} without {', '.join(each.name for each in schedule.calendars)}"
         case Bounded():
-            text = _as_written(schedule.schedule)
-            if schedule.start is not None:
-                text += f" from {schedule.start.isoformat()}"
-            if schedule.end is not None:
-                text += f" until {schedule.end.isoformat()}"
-            return text
+            return _as_written(schedule.schedule) + _bounds(schedule.start, schedule.end)
         case Jittered():
             wait = timedelta(microseconds=schedule.jitter)
             return f"{_as_written(schedule.schedule)} jitter {wait}"
     return repr(schedule)
+
+
+def _bounds(start: datetime | None, end: datetime | None) -> str:
+    first = "" if start is None else f" from {start.isoformat()}"
+    return first if end is None else f"{first} until {end.isoformat()}"
 
 
 def paused_word(pauses: Iterable[PauseState], template: str) -> str | None:

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.errors import printable
-from pyncette.events import GivenUp, Missed, Parked, Paused
+from pyncette.events import (
+    AttemptEnded,
+    Cancelled,
+    Failed,
+    GivenUp,
+    Missed,
+    Parked,
+    Paused,
+    Postponed,
+    SkippedByBody,
+    Succeeded,
+    TimedOut,
+)
+from pyncette.model import RunOutcome
 from pyncette.observers import Here, Reporter
 from pyncette.store.record import DELETE, Change, Patch, Reading, Record, State, load_progress
 from pyncette.task import Task
 
 if TYPE_CHECKING:
     from pyncette.engine.execution import TaskParts
+
+
+OUTCOMES: Final[dict[type[AttemptEnded], RunOutcome]] = {
+    Succeeded: "succeeded",
+    Failed: "failed",
+    TimedOut: "timed_out",
+    SkippedByBody: "skipped",
+    Postponed: "postponed",
+    Cancelled: "cancelled",
+}
+"""How an attempt ended, as the run history and the traces name it."""
 
 
 class AboutTask(Here):

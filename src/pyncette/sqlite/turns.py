@@ -11,9 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from random import uniform
 from typing import Final
 
+from pyncette import chance
 from pyncette.clock import realtime
 
 LOOK_INTERVAL_S: Final = 0.1
@@ -75,4 +75,4 @@ class Turns:
 
 async def pause() -> None:
     """Waits before another attempt to write, while another connection writes."""
-    await realtime.sleep(uniform(0.0005, 0.002))
+    await realtime.sleep(chance.current().uniform(0.0005, 0.002))
