@@ -16,9 +16,9 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from random import uniform
 from typing import Any, Final, NamedTuple, TypeVar
 
+from pyncette import chance
 from pyncette.clock import realtime
 from pyncette.errors import StoreError, StoreUnavailableError
 from pyncette.sqlite.errors import explained, is_busy, is_undecodable
@@ -405,7 +405,7 @@ class ConnectionThread:
                 if not is_busy(error) or realtime.monotonic() >= deadline:
                     raise
             # SQLite's own busy handler sleeps ever longer and misses the gaps of a busy writer.
-            self._pause.wait(uniform(0.0002, 0.001))
+            self._pause.wait(chance.current().uniform(0.0002, 0.001))
 
 
 def _data_version(connection: sqlite3.Connection) -> int:
