@@ -71,7 +71,8 @@ class Observers:
         self._of_runs = False
         self._of_steering = False
         self._origin: Callable[[], str | None] | None = None
-        self._failed: set[Handler] = set()
+        # By identity: a handler need not be hashable.
+        self._failed: dict[int, Handler] = {}
 
     def add(self, handler: Handler, kinds: tuple[type[Event], ...]) -> None:
         """Adds a handler.
@@ -170,8 +171,8 @@ class Observers:
             raise
         except BaseException as error:
             self.failures += 1
-            if handler not in self._failed:
-                self._failed.add(handler)
+            if id(handler) not in self._failed:
+                self._failed[id(handler)] = handler
                 with suppress(Exception):  # a handler of the log may fail as well
                     log_exception(
                         logger,

@@ -284,16 +284,29 @@ def test_the_steps_of_the_engine_are_told_only_to_handlers_that_name_them() -> N
     run(main())
 
 
+class Unhashable:
+    """A handler as a dataclass with ``__call__`` is one: equal by value, so without a hash."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashable)
+
+    def __call__(self, event: events.Event) -> None:
+        raise ConnectionError("broken handler")
+
+
+def broken(event: events.Event) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("handler", [broken, Unhashable()], ids=["function", "unhashable"])
 def test_a_handler_that_fails_breaks_no_run_and_is_logged_once(
-    caplog: pytest.LogCaptureFixture,
+    handler: Callable[[events.Event], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         bench = Bench()
-
-        @bench.app.on_event
-        def broken(event: events.Event) -> None:
-            raise asyncio.CancelledError
-
+        bench.app.on_event(handler)
         told = Told(bench)
         job = bench.app.dynamic_task(retry=Retry(attempts=2, initial=seconds(1), jitter=0))(fails)
         async with bench.running() as context:
@@ -305,7 +318,7 @@ def test_a_handler_that_fails_breaks_no_run_and_is_logged_once(
         assert bench.app._observers.failures == len(told.all)
 
     run(main())
-    said = [line for line in caplog.messages if "broken" in line and "handler" in line]
+    said = [line for line in caplog.messages if "The handler" in line and "failed" in line]
     assert len(said) == 1
     assert "WorkerJoined" in said[0]
 
