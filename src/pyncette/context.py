@@ -194,7 +194,7 @@ class PyncetteContext:
         self._inventory = Inventory(self._requests, self._bulk, lambda: parts.tasks)
         self._listing = Listing(self._requests, settings.batch_size)
         self._scheduling = Scheduling(self._requests, self._worker)
-        self._steering = Steering(self._requests, self._worker)
+        self._steering = Steering(self._requests, self._bulk, self._worker)
         self._rebalancing = Rebalancing(self._requests, self._worker)
         self._previewing = Previewing(self._requests, parts.calendars)
         self._background = background
@@ -900,6 +900,100 @@ class PyncetteContext:
         if connection is None:
             return await self._steering.trigger(task, instance_name)
         return await trigger_one(await self._joined(connection), task, instance_name)
+
+    async def pause_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where,
+        until: datetime | None = None,
+        reason: str | None = None,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Pauses each instance that matches, as ``pause`` does, in batches.
+
+        An instance that is scheduled later is not paused, whatever its name: to pause a template
+        with all that it has and will have, use ``pause(template)``.
+
+        Args:
+            template: The template, or one of its partitions.
+            where: Which instances; ``Where()`` is all that exist.
+            until: As in ``pause``.
+            reason: As in ``pause``.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; an instance that cannot be read fails.
+
+        Returns:
+            How many were paused (``updated``), were left as they are (``unchanged``: parked or
+            finished), or failed.
+
+        Raises:
+            TypeError: A value is of a wrong type.
+            ValueError: The task is not a template, or as in ``pause``.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._steering.pause_where(
+            template, where, until, reason, progress, on_failure
+        )
+
+    async def resume_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Ends the pauses of all instances that match, as ``resume`` does, in batches.
+
+        A pause of the template itself is not ended by it.
+
+        Args:
+            template: The template, or one of its partitions.
+            where: Which instances; ``Where(paused=True)`` is all that are paused by themselves.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; an instance that cannot be read fails.
+
+        Returns:
+            How many were resumed (``updated``), were not paused (``unchanged``), or failed.
+
+        Raises:
+            TypeError: A value is of a wrong type.
+            ValueError: The task is not a template.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._steering.resume_where(template, where, progress, on_failure)
+
+    async def trigger_tasks(
+        self,
+        template: Task,
+        *,
+        where: Where,
+        progress: Progress | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> BulkResult:
+        """Runs each instance that matches once now, as ``trigger`` does, in batches.
+
+        It is not repeated by itself where the store did not answer, since a run that was added may
+        have ended: such instances fail.
+
+        Args:
+            template: The template, or one of its partitions.
+            where: Which instances; ``Where()`` is all.
+            progress: As in ``schedule_tasks``.
+            on_failure: As in ``schedule_tasks``; an instance that cannot be read fails.
+
+        Returns:
+            How many run (``updated``), had been triggered already (``unchanged``), or failed.
+
+        Raises:
+            TypeError: A value is of a wrong type.
+            ValueError: The task is not a template.
+            TaskPausedError: The template, or the partition, is paused.
+            StoreUnavailableError: As in ``schedule_tasks``.
+        """
+        return await self._steering.trigger_where(template, where, progress, on_failure)
 
     async def pauses(self) -> list[PauseState]:
         """Returns the templates and partitions that are paused now, of all apps on this store.

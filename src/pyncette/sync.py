@@ -346,6 +346,18 @@ class SyncContext:
     def drop_parked_tasks(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.drop_parked_tasks``."""
 
+    @_served(PyncetteContext.pause_tasks)
+    def pause_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.pause_tasks``."""
+
+    @_served(PyncetteContext.resume_tasks)
+    def resume_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.resume_tasks``."""
+
+    @_served(PyncetteContext.trigger_tasks)
+    def trigger_tasks(self, *args: Any, **options: Any) -> Any:
+        """As ``PyncetteContext.trigger_tasks``."""
+
     @_served(PyncetteContext.purge)
     def purge(self, *args: Any, **options: Any) -> Any:
         """As ``PyncetteContext.purge``."""

@@ -210,6 +210,10 @@ async def steer(context: PyncetteContext) -> None:
     print(count.count if count.exact else f"{count}", await context.unknown())
     await context.retry_parked_tasks(send, where=Where(due_before=datetime.now(UTC)))
     await context.drop_parked_tasks(send, where=Where(prefix="a"))
+    paused = await context.pause_tasks(send, where=Where(prefix="a"), reason="a move")
+    await context.resume_tasks(send, where=Where(paused=True))
+    await context.trigger_tasks(send, where=Where(prefix="a"))
+    print(paused.updated)
 
 
 async def steer_wrongly(context: PyncetteContext) -> None:

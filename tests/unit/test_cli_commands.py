@@ -414,6 +414,26 @@ def test_one_partition_is_paused(program: str, capsys: pytest.CaptureFixture[str
     assert {row["task"]: row["state"] for row in rows(capsys)}["spread"] == "partly paused"
 
 
+def test_instances_are_paused_resumed_and_triggered_by_prefix_and_state(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a1", "a2", "b1"):
+        assert main(["schedule", "reminder", name, "--in", "1d"]) == 0
+    capsys.readouterr()
+    assert main(["pause", "reminder", "--prefix", "a", "--reason", "moves", "--for", "2h"]) == 0
+    assert capsys.readouterr().out == "2 updated\n"
+    assert main(["list", "reminder", "--state", "paused", "--json"]) == 0
+    assert sorted(row["instance"] for row in rows(capsys)) == ["a1", "a2"]
+    assert main(["resume", "reminder", "--state", "paused", "--json"]) == 0
+    assert [row["updated"] for row in rows(capsys)] == [2]
+    assert main(["trigger", "reminder", "--prefix", "a"]) == 4
+    assert main(["trigger", "reminder", "--prefix", "a", "--yes", "--json"]) == 0
+    assert [row["updated"] for row in rows(capsys)] == [2]
+    for verb in ("pause", "resume"):
+        assert main([verb, "reminder", "a1", "--prefix", "a"]) == 2
+        assert main([verb, "report", "--prefix", "a"]) == 2
+
+
 def test_an_instance_is_triggered(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schedule", "reminder", "a"]) == 0
     capsys.readouterr()

@@ -801,3 +801,123 @@ def test_the_execution_id_tells_instances_of_one_name_of_two_templates_apart() -
         assert sorted(counts.values()) == [2, 2, 2]
 
     run(main())
+
+
+# Some instances of a template.
+
+
+def test_the_instances_that_match_are_paused_and_resumed_each_by_itself() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.partitioned_task(3, name="job", interval=seconds(10))(bench.note)
+        async with bench.running() as context:
+            for name in ("a1", "a2", "b1"):
+                await context.schedule_task(job, name)
+            tenant = Where(prefix="a")
+            told: list[int] = []
+            result = await context.pause_tasks(
+                job,
+                where=tenant,
+                until=after(100),
+                reason="moves",
+                progress=lambda done: told.append(done.handled),
+            )
+            assert (result.updated, result.failed, max(told)) == (2, 0, 2)
+            await context.schedule_task(job, "a3")  # came later: it is not paused
+            await bench.advance(15)
+            assert sorted(run.name.split(":")[2] for run in bench.runs) == ["a3", "b1"]
+            state = await state_of(context, job, "a1")
+            assert (state.state, state.paused_until, state.reason) == (
+                "paused",
+                after(100),
+                "moves",
+            )
+            assert await context.pauses() == []
+
+            result = await context.resume_tasks(job, where=Where(paused=True))
+            assert (result.updated, result.unchanged, result.failed) == (2, 0, 0)
+            result = await context.resume_tasks(job, where=tenant)
+            assert (result.updated, result.unchanged) == (0, 3)
+            bench.runs.clear()
+            await bench.advance(10)
+            assert {run.name.split(":")[2] for run in bench.runs} == {"a1", "a2", "a3", "b1"}
+
+    run(main())
+
+
+def test_the_instances_that_match_are_triggered_once_and_not_while_the_template_is_paused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            for name in ("a1", "a2", "b1"):
+                await context.schedule_task(job, name, execute_at=after(500))
+            await context.pause(job)
+            with pytest.raises(TaskPausedError):
+                await context.trigger_tasks(job, where=Where(prefix="a"))
+            await context.resume(job)
+            result = await context.trigger_tasks(job, where=Where(prefix="a"))
+            assert (result.updated, result.unchanged, result.failed) == (2, 0, 0)
+            result = await context.trigger_tasks(job, where=Where(prefix="a"))
+            assert (result.updated, result.unchanged, result.failed) == (0, 2, 0)
+            await bench.advance(1)
+            assert sorted(run.name for run in bench.runs) == ["job:a1", "job:a2"]
+
+    run(main())
+
+
+def test_an_instance_that_does_not_match_any_more_is_left_as_it_is() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        other = bench.another_app(worker_name="other")
+        same = other.dynamic_task(name="job")(bench.note)
+        async with bench.app.create() as context, other.create() as elsewhere:
+            await context.schedule_task(job, "a", execute_at=after(500))
+            await context.pause(job, "a")
+            bench.faults.next("write", gate := Gate())
+            paused = Where(states={"paused"})
+            triggering = asyncio.create_task(context.trigger_tasks(job, where=paused))
+            await gate.reached()
+            await elsewhere.resume(same, "a")
+            gate.release()
+            assert (await triggering).unchanged == 1
+            state = await state_of(context, job, "a")
+            assert (state.state, state.next) == ("scheduled", after(500))
+
+    run(main())
+
+
+@pytest.mark.parametrize("call", ["pause_tasks", "resume_tasks", "trigger_tasks"])
+def test_a_call_for_many_refuses_what_it_cannot_do(call: str) -> None:
+    async def main() -> None:
+        bench = Bench()
+        tick = ticking(bench)
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            change = getattr(context, call)
+            with pytest.raises(TypeError, match="where must be a Where, not 'all'"):
+                await change(job, where="all")
+            with pytest.raises(TypeError, match="where must be a Where, not None"):
+                await change(job, where=None)
+            with pytest.raises(ValueError, match="'tick' is not a dynamic task"):
+                await change(tick, where=Where())
+            await bench.plant(job, "bad", schedule="what")
+            failed = await change(job, where=Where())
+            assert [failure.name for failure in failed.failures] == ["bad"]
+        assert (failed.updated, failed.failed) == (0, 1)
+
+    run(main())
+
+
+def test_a_pause_of_many_is_checked_before_any_is_paused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job")(bench.note)
+        async with bench.running() as context:
+            with pytest.raises(ValueError, match="until must lie in the future"):
+                await context.pause_tasks(job, where=Where(), until=after(-1))
+            with pytest.raises(ValueError, match="reason has 501 characters"):
+                await context.pause_tasks(job, where=Where(), reason="x" * 501)
+
+    run(main())

@@ -211,6 +211,38 @@ def test_calls_about_what_is_parked_are_told(call: Call, expected: dict[str, Any
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (
+            lambda c, p: c.pause_tasks(
+                p.job, where=Where(prefix="a"), until=after(50), reason="moves"
+            ),
+            {"action": "pause", "count": 1, "until": after(50), "reason": "moves"},
+        ),
+        (
+            lambda c, p: c.resume_tasks(p.job, where=Where(prefix="a", paused=True)),
+            {"action": "resume", "count": 1},
+        ),
+        (lambda c, p: c.trigger_tasks(p.job, where=Where(prefix="a")), {"action": "trigger"}),
+    ],
+)
+def test_calls_about_some_instances_are_told_once(call: Call, expected: dict[str, Any]) -> None:
+    async def main() -> None:
+        place = Place()
+        async with place.bench.app.create() as context:
+            await place.fill(context)
+            if expected["action"] == "resume":
+                await context.pause(place.job, "a")
+                place.told.clear()
+            await call(context, place)
+            [said] = place.said
+        assert said["where"].startswith("name begins with 'a'")
+        assert said == {"task": "job", "count": 1, "where": said["where"], **expected}
+
+    run(main())
+
+
 def test_to_rebalance_is_told_at_its_end_and_not_if_nothing_was_to_be_done() -> None:
     async def main() -> None:
         place = Place()
@@ -260,6 +292,8 @@ def test_to_purge_a_removed_task_is_told_with_the_number_of_its_records() -> Non
         lambda c, p: c.retry_parked(p.job, "a"),
         lambda c, p: c.drop_parked(p.tick),
         lambda c, p: c.retry_parked_tasks(p.job),
+        lambda c, p: c.resume_tasks(p.job, where=Where()),
+        lambda c, p: c.pause_tasks(p.job, where=Where(prefix="nothing")),
         lambda c, p: c.unschedule_tasks(p.job, ["nothing"]),
         lambda c, p: c.unschedule_tasks(p.job, [""]),
         lambda c, p: c.sync_tasks(p.job, [_instance("a"), _instance("b")]),

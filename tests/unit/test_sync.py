@@ -99,6 +99,10 @@ def test_calls_for_many_answer_as_the_asynchronous_ones(service: Service) -> Non
     told: list[object] = []
     assert service.calls.retry_parked_tasks(service.job, progress=told.append).handled == 0
     assert service.calls.drop_parked_tasks(service.job, progress=told.append).handled == 0
+    everything = Where()
+    assert service.calls.pause_tasks(service.job, where=everything).handled == 0
+    assert service.calls.resume_tasks(service.job, where=everything).handled == 0
+    assert service.calls.trigger_tasks(service.job, where=everything).handled == 0
     assert service.calls.purge("removed", progress=told.append).removed == 0
     assert service.calls.workers() == []
     with pytest.raises(ValueError, match="has no partitions"):

@@ -214,8 +214,8 @@ class Bulk:
     async def change_where(
         self,
         template: Task,
-        where: Where,
-        decide: Decide,
+        where: Where | None,
+        decide: Callable[[Record, int], Change | None],
         tally: Tally,
         repeatable: bool = True,
     ) -> None:
@@ -223,8 +223,16 @@ class Bulk:
         self._requests.check_declared(template)
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
-        async for records in self._pages(template.groups(), selection_of(where)):
-            await self._change(_wishes(records, decide, repeatable), tally, records)
+        selection = selection_of(where)
+
+        def decide_again(current: Record | None, now: int) -> Change | None:
+            # It may have changed since it was selected.
+            if current is None or not selection.matches(current):
+                return None
+            return decide(current, now)
+
+        async for records in self._pages(template.groups(), selection):
+            await self._change(_wishes(records, decide_again, repeatable), tally, records)
 
     async def remove(
         self, wishes: Sequence[Wish], tally: Tally, known: Sequence[Record] | None = None

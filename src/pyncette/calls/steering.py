@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from typing import Final
 
 from pyncette import chance
 from pyncette.acting import actor
+from pyncette.bulk import BulkFailure, BulkResult, OnFailure, Progress
+from pyncette.calls.bulk import Bulk, Tally
 from pyncette.calls.identity import check_declared, identity_of
-from pyncette.calls.requests import Changing, Requests
+from pyncette.calls.requests import Requests
+from pyncette.calls.telling import in_words
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import from_microseconds
@@ -36,9 +38,10 @@ from pyncette.errors import (
     describe,
     printable,
 )
-from pyncette.model import PauseState
+from pyncette.events import Action
+from pyncette.model import PauseState, Where
 from pyncette.schedule import instant_of
-from pyncette.store import EVERYTHING, Write
+from pyncette.store import Write
 from pyncette.store.record import (
     ABSENT,
     ANY,
@@ -67,9 +70,10 @@ Rule = Callable[[Reading, int], Change | None]
 class Steering:
     """The calls; see ``PyncetteContext`` for what they promise."""
 
-    def __init__(self, requests: Requests, worker: Worker) -> None:
+    def __init__(self, requests: Requests, bulk: Bulk, worker: Worker) -> None:
         """Steers the tasks of a worker, and of all other workers on its store."""
         self._requests = requests
+        self._bulk = bulk
         self._worker = worker
 
     async def pause(
@@ -140,45 +144,89 @@ class Steering:
         self._worker.wake_groups((CONTROL_GROUP,))
 
     async def _trigger_all(self, task: Task) -> int:
-        tally = _Tally()
-        with self._requests.telling.many("trigger", task, tally):
-            await self._trigger_each(task, tally)
+        failed = 0
+
+        def warn(failure: BulkFailure) -> None:
+            nonlocal failed
+            failed += 1
+            if failed <= ERRORS_LOGGED_MAX:
+                logger.warning(
+                    "%s of %s was not triggered: %s",
+                    printable(failure.name),
+                    printable(task),
+                    describe(failure.error),
+                )
+
+        tally = Tally(None, warn)
+        await self._change_each("trigger", task, None, rules.triggered, tally, repeatable=False)
+        if failed:
+            logger.warning("%d instances of %s were not triggered", failed, printable(task))
         return tally.changed
 
-    async def _trigger_each(self, task: Task, tally: _Tally) -> None:
-        triggered = partial(_triggered_if_there, task)
-        await self._requests.settled()
-        page_size = self._requests.batch_max
-        async for records in self._requests.pages(task.groups(), EVERYTHING, page_size):
-            wishes = [
-                Changing(record.group, record.key, triggered, again=False) for record in records
-            ]
-            outcomes = await self._requests.change_all(wishes, records)
-            for wish, outcome in zip(wishes, outcomes, strict=True):
-                if isinstance(outcome, Write):
-                    tally.changed += 1
-                elif outcome is not None:
-                    tally.failed += 1
-                    if tally.failed <= ERRORS_LOGGED_MAX:
-                        logger.warning(
-                            "%s of %s was not triggered: %s",
-                            printable(wish.key),
-                            printable(task),
-                            describe(outcome),
-                        )
-        if tally.failed:
-            logger.warning("%d instances of %s were not triggered", tally.failed, printable(task))
+    # Some instances of it, each by itself.
+
+    async def pause_where(
+        self,
+        task: Task,
+        where: Where,
+        until: datetime | None,
+        reason: str | None,
+        progress: Progress | None,
+        on_failure: OnFailure | None,
+    ) -> BulkResult:
+        tally = _tally(where, progress, on_failure)
+        pause = self._checked(until, reason, await self._requests.now())
+        await self._change_each(
+            "pause",
+            task,
+            where,
+            lambda reading, now: rules.paused(reading, now, pause),
+            tally,
+            pause,
+        )
+        return tally.result()
+
+    async def resume_where(
+        self, task: Task, where: Where, progress: Progress | None, on_failure: OnFailure | None
+    ) -> BulkResult:
+        tally = _tally(where, progress, on_failure)
+        await self._change_each("resume", task, where, rules.resumed, tally)
+        return tally.result()
+
+    async def trigger_where(
+        self, task: Task, where: Where, progress: Progress | None, on_failure: OnFailure | None
+    ) -> BulkResult:
+        tally = _tally(where, progress, on_failure)
+        self._requests.check_declared(task)
+        if task.dynamic:
+            await _refuse_if_paused(self._requests, task, None)
+        await self._change_each("trigger", task, where, rules.triggered, tally, repeatable=False)
+        return tally.result()
+
+    async def _change_each(
+        self,
+        action: Action,
+        task: Task,
+        where: Where | None,
+        rule: Rule,
+        tally: Tally,
+        pause: Pause | None = None,
+        repeatable: bool = True,
+    ) -> None:
+        with self._requests.telling.many(action, task, tally, in_words(where), pause=pause):
+            await self._bulk.change_where(
+                task,
+                where,
+                lambda current, now: _ruled(task, current, rule, now),
+                tally,
+                repeatable,
+            )
 
 
-class _Tally:
-    """Counts what a call has done."""
-
-    def __init__(self) -> None:
-        self.changed = self.failed = 0
-
-    @property
-    def effective(self) -> bool:
-        return self.changed > 0
+def _tally(where: Where, progress: Progress | None, on_failure: OnFailure | None) -> Tally:
+    if not isinstance(where, Where):
+        raise TypeError(f"where must be a Where, not {where!r}")
+    return Tally(progress, on_failure)
 
 
 async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
@@ -244,10 +292,6 @@ async def _refuse_if_paused(requests: Writer, task: Task, name: str | None) -> N
         if not pause.pause.ended(now):
             state = _shown(pause)
             raise TaskPausedError(state.name, state.until, state.reason)
-
-
-def _triggered_if_there(task: Task, current: Record | None, now: int) -> Change | None:
-    return None if current is None else _ruled(task, current, rules.triggered, now)
 
 
 def _ruled(task: Task, current: Record, rule: Rule, now: int) -> Change | None:

@@ -113,6 +113,7 @@ class Telling:
         counted: Counted,
         where: str | None = None,
         partition_count: int | None = None,
+        pause: Pause | None = None,
     ) -> Iterator[None]:
         """Tells of a call that changes many, at its end, also if it fails half-way."""
         interrupted = True
@@ -135,6 +136,8 @@ class Telling:
                         failed=counted.failed,
                         where=where,
                         partition_count=partition_count,
+                        until=None if pause is None else _shown(pause.until),
+                        reason=None if pause is None else pause.reason,
                         by=actor(),
                         in_transaction=self._in_transaction,
                         interrupted=interrupted,

@@ -308,11 +308,12 @@ def _add_steering(commands: Any) -> None:
         return parser
 
     parser = steer("pause", "pause a task, an instance or a template", steering.pause)
+    _add_where(parser)
     parser.add_argument("--until", type=values.instant, metavar="TIME")
     parser.add_argument("--for", type=values.span, dest="lasting", metavar="DURATION")
     parser.add_argument("--reason")
-    steer("resume", "end a pause", steering.resume)
-    steer("trigger", "run a task or an instance once now", steering.trigger)
+    _add_where(steer("resume", "end a pause", steering.resume))
+    _add_where(steer("trigger", "run a task or an instance once now", steering.trigger))
     parser = steer("retry", "run what is parked again, or give it up", steering.retry)
     parser.add_argument("--drop", action="store_true", help="give up the parked run instead")
     _add_where(parser, states=False)

@@ -72,10 +72,7 @@ async def unschedule(session: Session) -> int:
     where = session.where()
     count = await context.count_tasks(task, where)
     session.out.confirm(f"This removes {count} instances of '{named(task, None)}'")
-    result = await context.unschedule_tasks(
-        task, where=where, progress=session.bulk_progress, on_failure=session.bulk_failure
-    )
-    return session.bulk_end(result)
+    return await session.bulk(context.unschedule_tasks, task)
 
 
 async def purge(session: Session) -> int:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import getpass
 import os
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -80,6 +81,32 @@ class Session(NamedTuple):
             prefix=given.prefix or "",
             due_before=getattr(given, "due_before", None),
             failing=True if getattr(given, "failing", False) else None,
+        )
+
+    def filtered(self, task: Task, instance: str | None) -> bool:
+        """Returns whether instances were chosen by what they are like.
+
+        Raises:
+            CommandError: They were, and also by name, or the task has none.
+        """
+        if not (self.arguments.prefix or getattr(self.arguments, "state", None)):
+            return False
+        if instance is not None or not task.dynamic:
+            raise usage("--prefix and --state choose instances of a template")
+        return True
+
+    async def bulk(
+        self, call: Callable[..., Awaitable[BulkResult]], task: Task, **options: Any
+    ) -> int:
+        """Makes a bulk call for the instances that were chosen; returns the exit code."""
+        return self.bulk_end(
+            await call(
+                task,
+                where=self.where(),
+                progress=self.bulk_progress,
+                on_failure=self.bulk_failure,
+                **options,
+            )
         )
 
     def bulk_progress(self, result: BulkResult) -> None:

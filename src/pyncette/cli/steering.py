@@ -17,6 +17,10 @@ async def pause(session: Session) -> int:
     until = given.until
     if given.lasting is not None:
         until = session.context.clock.now() + given.lasting
+    if session.filtered(task, instance):
+        return await session.bulk(
+            session.context.pause_tasks, task, until=until, reason=given.reason
+        )
     await session.context.pause(task, instance, until=until, reason=given.reason)
     session.out.data({"task": given.task, "instance": instance, "until": utc(until)})
     end = "until it is resumed" if until is None else f"until {session.out.time(until)}"
@@ -27,6 +31,8 @@ async def pause(session: Session) -> int:
 async def resume(session: Session) -> int:
     """Ends a pause."""
     task, instance = session.chosen()
+    if session.filtered(task, instance):
+        return await session.bulk(session.context.resume_tasks, task)
     await session.context.resume(task, instance)
     session.out.data({"task": session.arguments.task, "instance": instance})
     session.out.text(f"Resumed {named(task, instance)}")
@@ -36,6 +42,10 @@ async def resume(session: Session) -> int:
 async def trigger(session: Session) -> int:
     """Runs a task, an instance, or all instances of a template once now."""
     task, instance = session.chosen()
+    if session.filtered(task, instance):
+        count = await session.context.count_tasks(task, session.where())
+        session.out.confirm(f"This runs {count} instances of '{named(task, None)}' once")
+        return await session.bulk(session.context.trigger_tasks, task)
     if task.dynamic and instance is None:
         session.out.confirm(f"This runs every instance of '{named(task, None)}' once")
     added = await session.context.trigger(task, instance)
@@ -61,16 +71,8 @@ async def retry(session: Session) -> int:
         call = (
             session.context.drop_parked_tasks if given.drop else session.context.retry_parked_tasks
         )
-        return session.bulk_end(
-            await call(
-                task,
-                where=session.where(),
-                progress=session.bulk_progress,
-                on_failure=session.bulk_failure,
-            )
-        )
-    if given.prefix:
-        raise usage("--prefix chooses instances of a template")
+        return await session.bulk(call, task)
+    session.filtered(task, instance)
     if given.drop:
         if arguments is not None:
             raise usage("--drop gives up the run: it takes no arguments")

@@ -320,7 +320,7 @@ async def do_one(context: PyncetteContext, wish: Wish) -> str:
     assert task is not None
     match wish.action:
         case Action.PAUSE:
-            until = None if wish.until is None else context.clock.now() + wish.until
+            until = _end(context, wish)
             await context.pause(task, instance, until=until, reason=wish.reason)
             return f"Paused {what}."
         case Action.RESUME:
@@ -345,6 +345,11 @@ async def do_one(context: PyncetteContext, wish: Wish) -> str:
     raise BadFormError(f"{wish.action} is not about one task.")
 
 
+def _end(context: PyncetteContext, wish: Wish) -> datetime | None:
+    """When the pause that is asked for ends; None: when it is resumed."""
+    return None if wish.until is None else context.clock.now() + wish.until
+
+
 async def do_many(context: PyncetteContext, wish: Wish, job: Job) -> BulkResult:
     """Does what is about many instances, in batches, and notes its progress in a job.
 
@@ -366,6 +371,14 @@ async def do_many(context: PyncetteContext, wish: Wish, job: Job) -> BulkResult:
                 return await context.retry_parked_tasks(task, where=_where(wish), **told)
             case Action.DROP:
                 return await context.drop_parked_tasks(task, where=_where(wish), **told)
+            case Action.PAUSE:
+                return await context.pause_tasks(
+                    task, where=_where(wish), until=_end(context, wish), reason=wish.reason, **told
+                )
+            case Action.RESUME:
+                return await context.resume_tasks(task, where=_where(wish), **told)
+            case Action.TRIGGER:
+                return await context.trigger_tasks(task, where=_where(wish), **told)
     return await _each(context, wish, job)
 
 
