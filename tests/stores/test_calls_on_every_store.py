@@ -144,6 +144,34 @@ def test_steering(place: Place) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("partitions", [None, 3])
+def test_steering_some_instances(place: Place, partitions: int | None) -> None:
+    async def main() -> None:
+        program = Program(place, partitions)
+        job, tenant = program.job, Where(prefix="a")
+
+        async def steer(context: PyncetteContext) -> None:
+            for name in ("a1", "a2", "b1"):
+                await context.schedule_task(job, name, interval=seconds(10))
+            result = await context.pause_tasks(job, where=tenant, reason="moves")
+            assert (result.updated, result.failed) == (2, 0)
+            await program.advance(12)
+            assert program.runs == [("b1", 10)]
+            assert (await context.trigger_tasks(job, where=tenant)).updated == 2
+            await program.advance(1)
+            assert sorted(name for name, _ in program.runs) == ["a1", "a2", "b1"]
+            program.runs.clear()
+            result = await context.resume_tasks(job, where=Where(paused=True))
+            assert (result.updated, result.failed) == (2, 0)
+            await program.advance(1)
+            assert sorted(name for name, _ in program.runs) == ["a1", "a2"]
+
+        async with program.app.create() as context:
+            await program.while_running(steer(context), context)
+
+    asyncio.run(main())
+
+
 def test_scheduling_what_exists(place: Place) -> None:
     async def main() -> None:
         program = Program(place)
