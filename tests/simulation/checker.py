@@ -380,13 +380,8 @@ class Checker:
                     )
 
     def _claim_of(self, run: Run) -> Event | None:
-        """The last claim of the record by this process before its body started."""
-        claims = [
-            claim
-            for claim in self._claims[run.start.subject]
-            if claim.process == run.start.process and claim.time <= run.start.time
-        ]
-        return claims[-1] if claims else None
+        """The claim that a run came from."""
+        return run.claim(self._claims[run.start.subject])
 
     def _lease_end(self, claim: Event, run: Run) -> int:
         """The end of the lease at the start of the body: it may have been extended before."""
@@ -395,6 +390,7 @@ class Checker:
             if (
                 claim.time <= event.time <= run.start.time
                 and event.process == claim.process
+                and event.details["was_token"] == claim.details["token"]
                 and event.details["state"] == "running"
             ):
                 end = max(end, int(event.details["due"] or 0))

@@ -82,13 +82,8 @@ class Known(NamedTuple):
         return Violation(promise, time, f"{self.subject} {what}")
 
     def claim_of(self, run: Run) -> Event | None:
-        """The last claim of the record by this process before its body started."""
-        claims = [
-            claim
-            for claim in self.claims
-            if claim.process == run.start.process and claim.time <= run.start.time
-        ]
-        return claims[-1] if claims else None
+        """The claim that a run came from."""
+        return run.claim(self.claims)
 
 
 def powered(known: Known) -> Iterator[Violation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -86,6 +87,21 @@ class Run(NamedTuple):
     @property
     def call(self) -> int:
         return int(self.start.details["call"])
+
+    def claim(self, claims: Iterable[Event]) -> Event | None:
+        """The claim that it came from, of those of its record.
+
+        Not simply the last one of its process before it: a run whose lease had to be extended
+        first may begin after one that was claimed later.
+        """
+        mine = [
+            claim
+            for claim in claims
+            if claim.process == self.start.process
+            and claim.time <= self.start.time
+            and claim.details["token"] == self.start.details["token"]
+        ]
+        return mine[-1] if mine else None
 
     @property
     def triggered(self) -> bool:

@@ -297,9 +297,11 @@ class Apps:
         self._runs += 1
         run = self._runs
         note = partial(world.note, process, subject=subject, run=run)
-        # No public name says this; without it, a run that a user triggered cannot be told from
-        # one that is not on the grid.
-        triggered = context._execution.reading.progress.triggered is not None
+        # No public name says these. Without the one, a run that a user triggered cannot be told
+        # from one that is not on the grid; without the other, two runs of one process that were
+        # claimed one after the other, and began in another order, cannot be told apart.
+        reading = context._execution.reading
+        triggered = reading.progress.triggered is not None
         details: dict[str, Any] = {"triggered": True} if triggered else {}
         note(
             "start",
@@ -307,6 +309,7 @@ class Apps:
             planned=scheduled_at,
             attempt=attempt,
             manner=str(manner),
+            token=reading.record.token,
             **details,
         )
         try:
