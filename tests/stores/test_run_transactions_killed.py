@@ -21,7 +21,7 @@ from tests.stores.clients import client
 from tests.stores.every_store import place_of
 from tests.stores.wire import Wire
 
-from pyncette import Context, Pyncette, Retry
+from pyncette import Context, DeadlineExceededError, LeaseLostException, Pyncette, Retry
 from pyncette.testing.conformance import Place
 
 DRIVERS = {
@@ -264,6 +264,123 @@ def test_effects_happen_once_though_a_commit_or_its_answer_is_lost(
     async def bounded() -> None:
         await ledger.make()
         async with asyncio.timeout(60):
+            await main()
+        await ledger.drop()
+
+    asyncio.run(bounded())
+
+
+SILENT = {
+    "COMMIT": LeaseLostException,
+    "RELEASE": DeadlineExceededError,
+    "SAVEPOINT": DeadlineExceededError,
+    "ROLLBACK": ValueError,
+}
+"""What a run is told if the server never hears of that statement, and its connection stays open."""
+
+
+class Silence:
+    """An app with a run whose first transaction loses a statement, without a word."""
+
+    def __init__(self, ledger: Ledger, wire: Wire, lost: str | None) -> None:
+        option = "postgres_url" if ledger.store == "postgres" else "mysql_url"
+        self.errors: list[BaseException] = []
+        self.failed = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.app = app = Pyncette(
+            ledger.place.factory,
+            poll_interval=0.05,
+            **{**ledger.place.configuration, option: wire.url},
+        )
+        first = lost is not None
+        # Not READ COMMITTED, which the store sends when it connects.
+        commit = b"COMMIT;" if ledger.store == "postgres" else b"\x03COMMIT"
+        texts = {
+            "COMMIT": commit,
+            "RELEASE": b"RELEASE SAVEPOINT pyncette_run",
+            "SAVEPOINT": b"SAVEPOINT pyncette_run",
+            "ROLLBACK": b"ROLLBACK",
+        }
+
+        async def attempt(context: Context) -> None:
+            nonlocal first
+            begun, first = first, False
+            if begun and lost == "SAVEPOINT":
+                wire.hold_before = texts[str(lost)]
+            async with context.transaction() as connection:
+                statement = f"INSERT INTO {ledger.table} VALUES ('a', 'debit')"
+                if ledger.store == "postgres":
+                    await connection.execute(statement)
+                else:
+                    async with connection.cursor() as cursor:
+                        await cursor.execute(statement)
+                if begun:
+                    wire.hold_before = texts[str(lost)]
+                    if lost == "ROLLBACK":
+                        raise ValueError("no")
+
+        @app.dynamic_task(lease_duration=timedelta(seconds=2), retry=Retry(attempts=3))
+        async def pay(context: Context) -> None:
+            try:
+                await attempt(context)
+            except BaseException as error:
+                self.errors.append(error)
+                self.failed.set()
+                raise
+            self.ended.set()
+
+        self.pay = pay
+
+
+@pytest.mark.parametrize("lost", SILENT)
+@pytest.mark.parametrize("store", ["postgres", "mysql", "mariadb"])
+def test_a_run_ends_though_its_server_never_hears_of_a_statement_and_it_is_run_again(
+    place: Place, store: str, lost: str
+) -> None:
+    ledger = Ledger(store, place)
+
+    async def main() -> None:
+        async with Wire(url(store)).open() as wire:
+            silence = Silence(ledger, wire, lost)
+            async with silence.app.running() as context:
+                await context.schedule_task(silence.pay, "a", execute_at=PAST)
+                await silence.failed.wait()
+                wire.release()
+                await silence.ended.wait()
+            assert [type(error) for error in silence.errors] == [SILENT[lost]]
+            assert await ledger.effects() == [("a", "debit")]
+
+    async def bounded() -> None:
+        await ledger.make()
+        async with asyncio.timeout(30):
+            await main()
+        await ledger.drop()
+
+    asyncio.run(bounded())
+
+
+@pytest.mark.parametrize("store", ["postgres", "mysql", "mariadb"])
+def test_an_app_closes_though_a_server_never_hears_of_a_commit(place: Place, store: str) -> None:
+    ledger = Ledger(store, place)
+
+    async def main() -> None:
+        async with Wire(url(store)).open() as wire:
+            silence = Silence(ledger, wire, "COMMIT")
+            async with silence.app.running() as context:
+                await context.schedule_task(silence.pay, "a", execute_at=PAST)
+                await wire.held()
+            # The server still holds the record: the wire is not released before.
+            assert [type(error) for error in silence.errors] == [LeaseLostException]
+            wire.release()
+        async with Wire(url(store)).open() as wire:
+            again = Silence(ledger, wire, None)
+            async with again.app.running():
+                await again.ended.wait()
+        assert await ledger.effects() == [("a", "debit")]
+
+    async def bounded() -> None:
+        await ledger.make()
+        async with asyncio.timeout(30):
             await main()
         await ledger.drop()
 

@@ -27,6 +27,11 @@ class Wire:
         """A connection ends before it carries anything that contains this."""
         self.cut_after: bytes | None = None
         """A connection ends after a request that contains this was carried: its answer is lost."""
+        self.hold_before: bytes | None = None
+        """The next connection that is about to carry this carries no request from then on, while
+        both of its ends stay open, until ``release`` ends it."""
+        self._held = asyncio.Event()
+        self._released = asyncio.Event()
         self.keep_open = False
         """Whether this side stays open when the other one has ended."""
         self.ended = asyncio.Event()
@@ -58,6 +63,14 @@ class Wire:
         """From now on nothing arrives on the connections that there are. New ones work."""
         self._frozen = set(self._pumps)
 
+    async def held(self) -> None:
+        """Until ``hold_before`` has held a connection."""
+        await self._held.wait()
+
+    def release(self) -> None:
+        """Ends the connection that ``hold_before`` has held: its server learns of it."""
+        self._released.set()
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
@@ -71,6 +84,11 @@ class Wire:
         try:
             while data := await reader.read(65_536):
                 if self.cut_before is not None and self.cut_before in data:
+                    return
+                if self.hold_before is not None and self.hold_before in data:
+                    self.hold_before = None
+                    self._held.set()
+                    await self._released.wait()
                     return
                 if asyncio.current_task() in self._frozen:
                     await asyncio.Event().wait()

@@ -4,28 +4,40 @@ The last statement of the transaction writes the outcome, with the condition tha
 holds the record. If it does not, the transaction is rolled back. So whatever happens, either both
 are there or neither, and a run whose worker died is repeated without a trace of the first one.
 
+Each statement that is made here has the deadline of a call to the store: while the transaction ends
+the run cannot be cancelled, so a server that has vanished would hold it, and the worker that wants
+to close, for ever.
+
 It is the same change as that of the write queue, which skips a run that was settled here. If the
 answer to the commit is lost, the record tells what became of it: a heartbeat that is applied proves
-that it was rolled back, since the transaction would hold the record, or would have changed it.
+that it was rolled back, since the transaction would hold the record, or would have changed it. A
+transaction that is still open at the server when the lease ends is not waited for: the run is lost,
+and is repeated by whoever finds its record once it is free.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pyncette.clock import realtime
-from pyncette.connections import Link, link_of
+from pyncette.connections import Answer, Link, link_of
 from pyncette.connections.links import Do, at_once
 from pyncette.desk import Desk
 from pyncette.engine.background import finished
 from pyncette.engine.rules import Verdict
 from pyncette.engine.writes import Next, again
-from pyncette.errors import PyncetteException, StoreUnavailableError, describe
+from pyncette.errors import (
+    DeadlineExceededError,
+    PyncetteException,
+    StoreUnavailableError,
+    describe,
+)
 from pyncette.store import Applied, Refused, Result, Write, expectation_holds
 from pyncette.store.record import DELETE
 from pyncette.store.sql.joined import Joined
@@ -43,6 +55,64 @@ SAVEPOINT: Final = "pyncette_run"
 PAUSE_INITIAL_S: Final = 0.01
 PAUSE_MAX_S: Final = 0.2
 """Delay between retries of the outcome while another transaction holds the record."""
+
+
+class _Fate(Enum):
+    """What became of a commit whose answer was lost."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+    """Or never made, or nobody can tell: what the run does next is refused if it was made."""
+
+    OPEN = "open"
+    """The server holds the record for it still, at the end of the lease."""
+
+
+class _BoundedLink(Link):
+    """A connection whose statements have the deadline of a call to the store.
+
+    A driver that is interrupted closes the connection, or gives it up.
+    """
+
+    def __init__(self, link: Link, deadline_s: float) -> None:
+        self._link = link
+        self._deadline_s = deadline_s
+        self.connection = link.connection
+        self.name = link.name
+        self.dialect = link.dialect
+
+    async def _bounded(self, what: str, call: Awaitable[_T]) -> _T:
+        try:
+            async with realtime.timeout(self._deadline_s) as deadline:
+                return await call
+        except TimeoutError as error:
+            if not deadline.expired():  # out of the driver, and not ours
+                raise
+            raise DeadlineExceededError(what, self._deadline_s) from error
+
+    async def run(self, statement: str, *parameters: Any) -> Answer:
+        what = " ".join(statement.split(maxsplit=2)[:2])
+        return await self._bounded(what, self._link.run(statement, *parameters))
+
+    async def check_inside(self) -> None:
+        await self._link.check_inside()
+
+    async def begin(self) -> None:
+        await self._bounded("BEGIN", self._link.begin())
+
+    @property
+    def patience_s(self) -> float:
+        return self._link.patience_s
+
+    async def flush(self) -> None:
+        # What the application has collected may take as long as its own statements.
+        await self._link.flush()
+
+    async def commit(self) -> None:
+        await self._bounded("COMMIT", self._link.commit())
+
+    async def rollback(self, error: BaseException | None = None) -> None:
+        await self._bounded("ROLLBACK", self._link.rollback(error))
 
 
 class Transaction:
@@ -180,7 +250,7 @@ class Transaction:
                 if connection is None:
                     lent = store.lent(do or at_once)
                     connection = await self._ending.enter_async_context(lent)
-                self._link = link_of(connection, do)
+                self._link = _BoundedLink(link_of(connection, do), self._worker.store.deadline_s)
                 self._joined = await store.joined(self._link)
                 await self._joined.begin()
                 try:
@@ -278,6 +348,8 @@ class Transaction:
         try:
             try:
                 await self._link.run(f"RELEASE SAVEPOINT {SAVEPOINT}")
+            except DeadlineExceededError:
+                raise
             except Exception as error:
                 raise PyncetteException(
                     f"The transaction of {self._execution.label} cannot be settled: the block has "
@@ -316,15 +388,16 @@ class Transaction:
 
     async def _committed(self, settled: tuple[Write, int] | None) -> None:
         try:
-            async with realtime.timeout(self._worker.store.deadline_s):
-                await self._link.commit()
+            await self._link.commit()
         except BaseException as error:
             if self._joined.seconds_max is not None:
                 # Nobody can write before that, not even what asks what became of it.
                 await self._rolled_back(error)
-            if settled is None or not await self._was_committed(settled[0]):
-                with suppress(Exception):
-                    await self._link.rollback(error)
+            fate = _Fate.ROLLED_BACK if settled is None else await self._fate_of(settled[0])
+            if fate is not _Fate.COMMITTED:
+                await self._rolled_back(error)
+                if fate is _Fate.OPEN:
+                    raise self._execution.lost() from error
                 raise
             logger.info(
                 "The answer to the commit of %s was lost; its record tells that it was made: %s",
@@ -334,17 +407,16 @@ class Transaction:
         if settled is not None:
             self._execution.was_settled(*settled)
 
-    async def _was_committed(self, write: Write) -> bool:
-        """Returns whether a commit without an answer was made."""
+    async def _fate_of(self, write: Write) -> _Fate:
+        """Returns what became of a commit without an answer."""
         probe = _Probe(self._execution, write)
         self._worker.writes.add(probe)
-        return await probe.committed
+        return await probe.fate
 
     async def _rolled_back(self, error: BaseException) -> None:
         """Undoes everything. If that fails, the connection is lost, and the server does it."""
         try:
-            async with realtime.timeout(self._worker.store.deadline_s):
-                await self._link.rollback(error)
+            await self._link.rollback(error)
         except Exception as failed:
             logger.debug("A transaction was not rolled back: %s", describe(failed))
 
@@ -352,11 +424,11 @@ class Transaction:
 class _Probe:
     """An entry of the write queue: a heartbeat whose answer tells what became of a commit.
 
-    It is retried while the transaction may still be open at the server.
+    It is retried while the transaction may still be open at the server, until the lease ends.
     """
 
     def __init__(self, execution: Execution, write: Write) -> None:
-        self.committed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.fate: asyncio.Future[_Fate] = asyncio.get_running_loop().create_future()
         self._execution = execution
         self._written = write
 
@@ -367,24 +439,34 @@ class _Probe:
         execution = self._execution
         if isinstance(answer, Applied):
             execution.was_extended(answer, write)
-            self._finish(False)
+            self._finish(_Fate.ROLLED_BACK)
         elif isinstance(answer, Refused):
             if answer.current is None and self._written.change is DELETE:
-                self._finish(True)
+                self._finish(_Fate.COMMITTED)
                 return Next.DONE
             found = execution.compare(answer.current)
             if found is Verdict.HELD:
-                return again(write, answer)
-            self._finish(found is Verdict.SETTLED)
+                following = again(write, answer)
+                if following is Next.RETRY or now < (execution.reading.record.due_at or 0):
+                    return following
+                # Who has the answer to come may be gone, and hold the record for hours.
+                execution.rarely().loss = (
+                    "whether its transaction was committed is not known: the answer was lost, and "
+                    "its record was locked until its lease ended"
+                )
+                self._finish(_Fate.OPEN)
+            else:
+                committed = found is Verdict.SETTLED
+                self._finish(_Fate.COMMITTED if committed else _Fate.ROLLED_BACK)
         elif execution.may_repeat(answer, now):
             return Next.BACK_OFF
         else:
-            self._finish(False)
+            self._finish(_Fate.ROLLED_BACK)
         return Next.DONE
 
     def abandon(self, error: Exception) -> None:
-        self._finish(False)
+        self._finish(_Fate.ROLLED_BACK)
 
-    def _finish(self, committed: bool) -> None:
-        if not self.committed.done():
-            self.committed.set_result(committed)
+    def _finish(self, fate: _Fate) -> None:
+        if not self.fate.done():
+            self.fate.set_result(fate)
