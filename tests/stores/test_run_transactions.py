@@ -16,8 +16,9 @@ import sqlalchemy
 from tests.stores.clients import KINDS, Client, client
 from tests.stores.every_store import place_of
 
-from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext, Retry, Task
+from pyncette import Context, ExecutionMode, FailureMode, Pyncette, PyncetteContext, Retry, Task
 from pyncette.clock import realtime
+from pyncette.engine.transaction import _BoundedLink
 from pyncette.errors import (
     LeaseLostException,
     PyncetteException,
@@ -283,6 +284,56 @@ def test_what_follows_the_block_cannot_fail_the_run(
     [told] = [record for record in caplog.records if "after its transaction" in record.message]
     assert told.levelno == logging.WARNING
     assert "too late" in told.message
+
+
+@each
+@pytest.mark.parametrize("raises", [False, True], ids=["returns", "raises"])
+@pytest.mark.parametrize("commits", [False, True], ids=["fails", "commits"])
+def test_a_body_that_ends_while_its_transaction_does_has_the_outcome_of_that(
+    place: Place,
+    kind: tuple[str, str],
+    commits: bool,
+    raises: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    commit = _BoundedLink.commit
+    committing = asyncio.Event()
+
+    async def slow(link: _BoundedLink) -> None:
+        committing.set()
+        await realtime.sleep(0.05)  # in which the body ends
+        if commits:
+            await commit(link)
+        else:
+            await link.rollback()
+            raise ConnectionError("a deferred constraint")
+
+    monkeypatch.setattr(_BoundedLink, "commit", slow)
+
+    async def body(bank: Bank, context: Context) -> None:
+        async def work() -> None:
+            async with context.transaction() as connection:
+                await execute(connection, bank.effect)
+
+        branch = asyncio.create_task(work())
+        branch.add_done_callback(lambda branch: branch.cancelled() or branch.exception())
+        await committing.wait()
+        if raises:
+            raise ValueError("another branch")
+
+    async def main() -> None:
+        async with bank_at(place, kind, body, failure_mode=FailureMode.COMMIT) as (bank, count):
+            state = await bank.run_again()
+            assert state.last_outcome == ("succeeded" if commits else "failed")
+            assert await count() == commits
+            if not commits:
+                error = "another branch" if raises else "a deferred constraint"
+                assert error in (state.last_error or "")
+
+    run(main)
+    warned = [line for line in caplog.messages if "raised after its transaction" in line]
+    assert len(warned) == (commits and raises)
 
 
 @each

@@ -476,7 +476,8 @@ class Execution:
         transaction = None if self.rare is None else self.rare.transaction
         if transaction is None or issubclass(type(error), _ENDS_PROCESS):
             return error
-        return await transaction.leave(error) or error
+        left = await transaction.leave(error)
+        return error if left is None else left
 
     def _failed(self, error: BaseException) -> None:
         if self._interrupted and issubclass(type(error), asyncio.CancelledError):

@@ -132,6 +132,7 @@ class Transaction:
         self._joined: Joined
         self._limit: asyncio.Timeout | None = None
         self._open = False
+        self._end_task: asyncio.Task[None] | None = None
         self._desk: Desk | None = None
 
     # In the event loop.
@@ -173,7 +174,7 @@ class Transaction:
 
     async def _to_its_end(self, error: BaseException | None) -> None:
         """Ends the transaction, also if the run is cancelled meanwhile."""
-        ending = asyncio.Task(self._end(error), name="pyncette transaction")
+        ending = self._end_task = asyncio.Task(self._end(error), name="pyncette transaction")
         if await finished(ending, lambda: None):
             with suppress(Exception):
                 ending.result()
@@ -197,9 +198,9 @@ class Transaction:
                 if error is None:
                     await self._link.flush()
             except BaseException as failed:
-                await self._end(failed)
+                await self._to_its_end(failed)
                 raise
-            await self._end(error)
+            await self._to_its_end(error)
 
         self._served(lambda: end(error))
 
@@ -287,14 +288,21 @@ class Transaction:
     async def leave(self, error: BaseException | None) -> BaseException | None:
         """Undoes it at the end of the body, if that has left it open.
 
+        If another task of the body is ending it, the run waits for that: its outcome is in there.
+
         Args:
             error: What the body has raised.
 
         Returns:
             What is the error of the body now.
         """
+        if self._end_task is not None:
+            if await finished(self._end_task, lambda: None):
+                raise asyncio.CancelledError
+            failed = None if self._end_task.cancelled() else self._end_task.exception()
+            return failed if error is None else error
         if not self._open:
-            return error  # another task has it: it has not begun, or is ending
+            return error  # in another task, it has not begun
         self._open = False
         limit = self._limit
         if limit is not None and not limit.expired():
