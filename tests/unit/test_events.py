@@ -323,6 +323,24 @@ def test_a_handler_that_fails_breaks_no_run_and_is_logged_once(
     assert "WorkerJoined" in said[0]
 
 
+@pytest.mark.parametrize("kind", [events.WorkerJoined, events.WorkerLeft])
+def test_a_handler_that_ends_the_process_does_not_keep_the_app_from_closing(
+    kind: type[events.Event],
+) -> None:
+    def leave(event: events.Event) -> None:
+        raise SystemExit(3)
+
+    async def main() -> None:
+        bench = Bench()
+        bench.app.on_event(leave, kind)
+        async with bench.app.create() as context:
+            asyncio.get_running_loop().call_soon(context.shutdown)
+            with pytest.raises(SystemExit):
+                await context.run()
+
+    run(main())
+
+
 def test_a_handler_stays_a_function_and_may_be_added_while_the_app_is_open() -> None:
     async def main() -> None:
         bench = Bench()

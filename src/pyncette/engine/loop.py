@@ -136,15 +136,14 @@ class Loop:
         reporter = worker.reporter
         tasks = len(worker.tasks())
         left = len(worker.declared()) - tasks
-        reporter.tell(WorkerJoined(**reporter.here(), tasks=tasks, left_to_others=left))
         try:
+            reporter.tell(WorkerJoined(**reporter.here(), tasks=tasks, left_to_others=left))
             await worker.membership.join()
             await self._watch_changes()
             await self._ensure_static_records()
             while not worker.stopping and not (until_idle and await self._is_idle()):
                 await self._pass()
         finally:
-            reporter.tell(WorkerLeft(**reporter.here()))
             worker.waits.note((), 0)
             self.running = False
             if self._watch is not None:
@@ -154,6 +153,8 @@ class Loop:
             worker.membership.leave(reachable=not self._failures)
             worker.alarm.close()
             worker.returned()
+            # Last: a handler that ends the process must not keep the worker from closing.
+            reporter.tell(WorkerLeft(**reporter.here()))
 
     async def _pass(self) -> None:
         worker = self._worker
