@@ -38,6 +38,11 @@ FENCE = re.compile(
 )
 MARK = re.compile(r"^[ ]*<!--\s*(?:run|not run)\b", re.MULTILINE)
 
+# A run that fails for such a reason does not end the program: it is only in the log.
+PROGRAMMING_ERROR = re.compile(
+    r"^(?:Attribute|Import|Key|Module|Name|Type|UnboundLocal)\w*Error\b.*", re.MULTILINE
+)
+
 # Compiled under the page's name, so that a traceback points into the page.
 RUN_PYTHON = """
 import sys, types
@@ -122,6 +127,7 @@ def test_an_example_runs_as_it_stands_or_says_why_not(block: Block, tmp_path: Pa
         return
     result = run(block, ROOT if block.language == "bash" else tmp_path)
     assert result.returncode == 0, result.stdout
+    assert not PROGRAMMING_ERROR.search(result.stdout), result.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -136,6 +142,25 @@ def test_a_failing_example_is_reported_with_its_page_and_line(tmp_path: Path) ->
     result = run(block, tmp_path)
     assert result.returncode != 0
     assert 'File "page.md", line 5' in result.stdout
+
+
+def test_a_run_with_an_error_in_its_code_is_found(tmp_path: Path) -> None:
+    [block] = blocks_of(
+        "page.md",
+        a_page_with(
+            "import asyncio\nfrom pyncette import Context, Pyncette\n"
+            "app = Pyncette(url='sqlite://')\n"
+            "@app.dynamic_task()\nasync def job(context: Context) -> None:\n"
+            "    context.no_such_thing\n"
+            "async def main() -> None:\n    async with app.create() as context:\n"
+            "        await context.schedule_task(job, 'a', execute_at=context.clock.now())\n"
+            "        await context.run_until_idle()\n"
+            "asyncio.run(main())"
+        ),
+    )
+    result = run(block, tmp_path)
+    assert result.returncode == 0
+    assert PROGRAMMING_ERROR.search(result.stdout)
 
 
 def test_a_warning_fails_an_example(tmp_path: Path) -> None:
