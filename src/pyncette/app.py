@@ -76,6 +76,21 @@ _STORE_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 _STORE_OF: Final = {
     f"{store}_{name}": store for store, names in _STORE_OPTIONS.items() for name in names
 }
+_OF_TASKS: Final = frozenset(
+    {
+        "catch_up",
+        "execution_mode",
+        "exhausted",
+        "failure_mode",
+        "fast_forward",
+        "lease_duration",
+        "misfire_grace",
+        "overlap",
+        "retry",
+    }
+)
+"""Options of tasks that are no likely options of a store or an executor of the application."""
+
 KNOWN_OPTIONS: Final = ("batch_size", "concurrency_limit", "worker_name", *_STORE_OF)
 _PARAMETERS: Final = (
     *("repository_factory", "executor_cls", "poll_interval", "url", "clock", "heartbeat"),
@@ -873,7 +888,13 @@ def _store_of(factory: object) -> str | None:
 
 def _warn_of_unknown(configuration: Mapping[str, Any]) -> None:
     for option in configuration:
-        if option not in KNOWN_OPTIONS:
+        if option in _OF_TASKS:
+            logger.warning(
+                "The app has no option '%s': it is an option of a task, as in @app.task(%s=…)",
+                option,
+                option,
+            )
+        elif option not in KNOWN_OPTIONS:
             known = (*KNOWN_OPTIONS, *_PARAMETERS)
             close = difflib.get_close_matches(option, known, 1, 0.85)
             if close:

@@ -269,6 +269,15 @@ def test_misspelt_options_of_the_app_are_said(
     assert logged(caplog, f"There is no option '{misspelt}': did you mean '{meant}'?")
 
 
+@pytest.mark.parametrize("option", ["lease_duration", "retry", "fast_forward"])
+def test_options_of_tasks_that_are_given_to_the_app_are_said(
+    option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app: Any = Pyncette
+    app(**{option: 5})
+    assert logged(caplog, f"it is an option of a task, as in @app.task({option}=")
+
+
 class Silent:
     """A store that is not opened while it is silent, or that answers no call."""
 
