@@ -7,7 +7,7 @@ import itertools
 import logging
 import random
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from pyncette import Context, ExecutionMode, FailureMode
 from pyncette.engine import rules
 from pyncette.engine.loop import BACKLOG_MAX
 from pyncette.errors import PyncetteException
-from pyncette.schedule import Every
+from pyncette.schedule import Calendar, Cron, Every
 from pyncette.store import Applied, Write
 from pyncette.store.record import read
 from pyncette.testing import VirtualClock
@@ -1190,5 +1190,36 @@ def test_another_schedule_in_code_is_not_followed_when_the_clock_is_set_back() -
             record = await bench.record(task)
         assert record is not None
         assert record.due_at == micros(200)
+
+    run(main())
+
+
+def test_an_instance_that_this_worker_cannot_read_holds_up_no_other_one() -> None:
+    async def main() -> None:
+        bench = Bench()
+        broken = False
+
+        @bench.app.calendar("flaky")
+        def flaky(day: date) -> bool:
+            if broken:
+                raise RuntimeError("the service of holidays is down")
+            return False
+
+        late: list[timedelta] = []
+
+        @bench.app.dynamic_task()
+        async def job(context: Context) -> None:
+            if context.task.name == "good":
+                late.append(bench.clock.now() - context.scheduled_at)
+
+        async with bench.running() as context:
+            await context.schedule_task(job, "good", interval=seconds(1))
+            await context.schedule_task(job, "bad", schedule=Cron("* * * * *") - Calendar("flaky"))
+            broken = True
+            await bench.advance(120)
+            late.clear()
+            await bench.advance(60)
+        assert len(late) >= 59
+        assert max(late) <= seconds(0.25)
 
     run(main())

@@ -28,7 +28,7 @@ from pyncette.engine.membership import (
 from pyncette.errors import StoreUnavailableError
 from pyncette.model import RunningTask, WorkerState
 from pyncette.store import Failed, Write, scan_all
-from pyncette.store.record import ANY, MEMBERS_GROUP, Put, Record, State
+from pyncette.store.record import ANY, DELETE, MEMBERS_GROUP, Put, Record, State
 
 
 def members_in(bench: Bench, name: str = "worker") -> list[Any]:
@@ -387,6 +387,26 @@ def test_the_removal_comes_after_a_write_that_is_under_way() -> None:
             context.shutdown()
             await loop
             await asyncio.sleep(0)
+            gate.release()
+        assert await rows(bench) == []
+
+    run(main())
+
+
+def test_a_caller_that_gives_up_waiting_for_the_removal_does_not_disturb_closing() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.faults.of_members = True
+        gate = Gate()
+        bench.faults.next(
+            "write", gate, matches=lambda batch, *_: any(w.change is DELETE for w in batch)
+        )
+        async with bench.app.create() as context:
+            idle = asyncio.create_task(context.run_until_idle())
+            await gate.reached()
+            idle.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await idle
             gate.release()
         assert await rows(bench) == []
 

@@ -43,8 +43,11 @@ MEASURE_INTERVAL_S: Final = 10.0
 SUSPICION_INTERVAL_S: Final = 1.0
 """How often it is measured while the store leaves records that are due by the worker's clock."""
 
-YIELD_MAX: Final = 2_000_000
-"""How long, in microseconds, a worker leaves due records to others that can read them."""
+YIELD_MAX: Final = 250_000
+"""How long, in microseconds, a worker leaves due records to others that can read them.
+
+Others that know of them claim when they are due. All records of the group are late by this.
+"""
 
 OVERDUE_POLLS: Final = 2
 """How many poll intervals a record of another worker's partition must be overdue to be claimed."""
@@ -498,12 +501,10 @@ class Loop:
                 source.next_due = NEVER
                 continue
             source.next_due = next_due
-            overdue = question.now
-            if not source.own and isinstance(sent, Group):
-                overdue = sent.before
-            if next_due > overdue:
+            left_to_others = question.now - sent.before if isinstance(sent, Group) else 0
+            if next_due + left_to_others > question.now:
                 source.backoff = 0
-                sources.ask_by(source, next_due)
+                sources.ask_by(source, next_due + left_to_others)
             elif full or (isinstance(sent, Group) and yielded[source.group] >= sent.share):
                 source.backoff = 0
                 sources.ask_again(source, question.now)

@@ -11,6 +11,7 @@ double. Ownership is a preference: see ``pyncette.engine.polling``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -513,7 +514,8 @@ class Membership:
     async def left(self) -> None:
         """Waits until the record is removed, or cannot be."""
         if self._leaving is not None:
-            await self._leaving
+            # A caller that is cancelled must not cancel it for others, which wait for it too.
+            await asyncio.wait([self._leaving])
 
 
 def _bounded(names: Iterable[str]) -> tuple[str, ...]:
