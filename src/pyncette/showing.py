@@ -135,11 +135,13 @@ def pause_text(
 
 
 def overdue(context: PyncetteContext) -> Where:
-    """Which instances are overdue: they could have been run for a while, and were not."""
+    """Which instances are overdue: they could have been run for a while, and were not.
+
+    What is parked, finished, or paused until it is resumed is never due. What is paused for a time
+    is due at its end. So no state need be asked for, and a store reads no more than an index.
+    """
     patience = max(OVERDUE_AFTER, 3 * context.poll_interval)
-    return Where(
-        states={"scheduled", "retrying", "running"}, due_before=context.clock.now() - patience
-    )
+    return Where(due_before=context.clock.now() - patience)
 
 
 def silent(workers: Iterable[WorkerState], now: datetime) -> list[WorkerState]:

@@ -120,8 +120,8 @@ def planned(statement: str, parameters: tuple[Any, ...], session: str) -> str:
         ("page_of_rare", (*RANGE, "paused", NOW, 101), 20),
         ("count", (None, None, "group 1", "", "\U0010ffff", 1_001), 1_100),
         ("count", (NOW, ["scheduled"], "group 1", "key", "kez", 1_001), 1_100),
-        ("count_due", (NOW, None, "group 1", 1_001), 1_100),
-        ("count_due", (NOW, ["running"], "group 1", 1_001), 1_100),
+        ("count_due", (NOW, "group 1", 1_001), 1_100),
+        ("count_due_in_states", (NOW, ["running"], "group 1", 1_001), 1_100),
         ("count_rare", (None, ["parked", "paused"], "group 1", 1_001), 20),
     ],
 )
@@ -142,6 +142,8 @@ def test_a_statement_reads_by_an_index(
     assert f"Seq Scan on {big}" not in schedule, schedule
     assert "Sort Key: r" not in schedule, schedule
     assert "Bitmap" not in schedule, schedule
+    # How many rows it looks up in spite of that depends on who else uses the server.
+    assert name != "count_due" or "Index Only Scan" in schedule, schedule
     assert pages_of(schedule) <= pages_max, schedule
 
 

@@ -860,6 +860,15 @@ def test_no_statement_reads_the_table_from_end_to_end() -> None:
     on_store(use)
 
 
+def test_a_count_of_what_is_due_reads_its_index_alone() -> None:
+    table = SqliteTable("pyncette_tasks")
+    connection = sqlite3.connect(":memory:")
+    table.make(connection, ":memory:")
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {table._count_due}", ["g", 1, 1]).fetchall()
+    assert any(f"USING COVERING INDEX {table.name}_due" in step for *_, step in plan), plan
+    connection.close()
+
+
 def test_lists_and_counts_of_rare_states_are_served_by_their_index() -> None:
     table = SqliteTable("pyncette_tasks")
     connection = sqlite3.connect(":memory:")

@@ -172,10 +172,11 @@ SELECT {columns} FROM {table} AS r FORCE INDEX (PRIMARY)
 WHERE {wanted} ORDER BY r.`key` LIMIT {limit}"""
 
 # A count within so many rows: by the primary key, by the index of due rows, or by that of rare
-# states. How many rows were looked at, and how many of them match.
+# states. How many rows were looked at, and how many of them match. Where no state is asked for, the
+# index has all that is read.
 COUNT: Final = """\
 SELECT COUNT(*), COALESCE(SUM({matches}), 0) FROM (
-    SELECT r.due_at, r.state FROM {table} AS r FORCE INDEX ({index})
+    SELECT {read} FROM {table} AS r FORCE INDEX ({index})
     WHERE {keys} ORDER BY {order} LIMIT {examined}
 ) AS r"""
 

@@ -380,6 +380,7 @@ class MysqlTable:
             connection,
             COUNT.format(
                 **self._names,
+                read="r.due_at" if states is None else "r.due_at, r.state",
                 matches=" AND ".join(matches),
                 index=index,
                 keys=" AND ".join(keys),

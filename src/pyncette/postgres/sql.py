@@ -223,6 +223,11 @@ WHERE r."group" = $3 AND r."key" >= $4 AND r."key" < $5 ORDER BY r."key" LIMIT $
 _ROWS_DUE: Final = """\
 SELECT r.due_at, r.state FROM {table} AS r
 WHERE r."group" = $3 AND r.due_at < $1::bigint ORDER BY r.due_at LIMIT $4"""
+# In any state: no more is read than the index.
+_COUNTED_DUE: Final = """\
+SELECT count(*), count(*)
+FROM (SELECT r.due_at FROM {table} AS r
+    WHERE r."group" = $2 AND r.due_at < $1::bigint ORDER BY r.due_at LIMIT $3) AS q"""
 _ROWS_OF_RARE: Final = """\
 SELECT r.due_at, r.state FROM {table} AS r
 WHERE r."group" = $3 AND {rare} AND r.state = ANY($2::text[]) LIMIT $4"""
@@ -278,7 +283,8 @@ class Statements:
         self.last_examined = _LAST_EXAMINED.format(table=table)
         self.page = _PAGE.format(table=table, columns=_COLUMNS)
         self.page_of_rare = _PAGE_OF_RARE.format(table=table, columns=_COLUMNS, rare=f"r.{RARE}")
-        self.count, self.count_due, self.count_rare = (
+        self.count_due = _COUNTED_DUE.format(table=table)
+        self.count, self.count_due_in_states, self.count_rare = (
             _COUNTED.format(rows=rows.format(table=table, rare=f"r.{RARE}"))
             for rows in (_ROWS_OF_KEYS, _ROWS_DUE, _ROWS_OF_RARE)
         )

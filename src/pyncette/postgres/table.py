@@ -334,8 +334,10 @@ class PostgresTable:
         statements = self._statements
         if is_rare(where) and not prefix:
             statement = statements.count_rare
+        elif due_before is not None and not prefix and names is None:
+            statement, match = statements.count_due, (due_before, group)
         elif due_before is not None and not prefix:
-            statement = statements.count_due
+            statement = statements.count_due_in_states
         else:
             statement = statements.count
             match += (prefix, (prefix_end(prefix) if prefix else None) or _AFTER_ANY_KEY)

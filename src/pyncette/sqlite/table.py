@@ -248,7 +248,14 @@ class SqliteTable:
             f"FROM {name} "
         )
         self._count = f'{matching} WHERE {keys} ORDER BY "key" LIMIT ?)'
-        self._count_due = f'{matching} WHERE "group" = ? AND due_at < ? ORDER BY due_at LIMIT ?)'
+        # In any state: no more is read than the index.
+        self._count_due = (
+            f"SELECT count(*), count(*) FROM (SELECT due_at FROM {name} AS t "
+            'WHERE "group" = ? AND due_at < ? ORDER BY due_at LIMIT ?)'
+        )
+        self._count_due_in_states = (
+            f'{matching} WHERE "group" = ? AND due_at < ? ORDER BY due_at LIMIT ?)'
+        )
         self._count_rare = (
             f'{matching} WHERE "group" = ? AND {_RARE} '
             "AND state IN (SELECT value FROM json_each(?)) LIMIT ?)"
@@ -664,9 +671,13 @@ class SqliteTable:
             rows = connection.execute(
                 self._count_rare, (*match, group, wanted, examined_max + 1)
             ).fetchall()
+        elif due_before is not None and not prefix and states is None:
+            rows = connection.execute(
+                self._count_due, (group, due_before, examined_max + 1)
+            ).fetchall()
         elif due_before is not None and not prefix:
             rows = connection.execute(
-                self._count_due, (*match, group, due_before, examined_max + 1)
+                self._count_due_in_states, (*match, group, due_before, examined_max + 1)
             ).fetchall()
         else:
             keys = (group, *_keys(prefix))

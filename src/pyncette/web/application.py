@@ -336,8 +336,7 @@ class Dashboard:
         return self._back(request, wish.back, f"{job.title}: {words}.")
 
     def _changed(self) -> None:
-        self._reader.forget()
-        self._poller.forget()
+        self._screens.forget()
 
     def _back(self, request: Request, page: str, said: str) -> Response:
         response = _redirect(page)

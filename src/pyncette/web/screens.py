@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
 from pyncette import showing
@@ -13,7 +13,7 @@ from pyncette.errors import PyncetteException, describe
 from pyncette.model import STATES, PauseState, RunsPage, TaskCount, TaskState, Where
 from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
-from pyncette.web import charts, past, reading
+from pyncette.web import charts, past, reading, soon
 from pyncette.web.access import Access
 from pyncette.web.actions import PAUSES, Chosen, MissingError, digest_of, error_of, task_named
 from pyncette.web.jobs import Jobs
@@ -21,12 +21,12 @@ from pyncette.web.poller import Poller
 from pyncette.web.reading import (
     Reader,
     Snapshot,
-    TemplateCounts,
     is_overdue,
     page_of,
     shown_templates,
     total,
 )
+from pyncette.web.soon import Soon
 from pyncette.web.view import View, counted, link
 
 _T = TypeVar("_T")
@@ -44,13 +44,8 @@ RUNS_SHOWN: Final = 50
 NAMES_SHOWN: Final = 5
 EXPIRED_SHOWN: Final = 20
 
-SOON: Final = timedelta(hours=1)
-SOON_STEPS: Final = 12
-SOON_LISTED: Final = 60
-SOON_OCCURRENCES: Final = 400
-"""Occurrences of a static task that are counted; what is beyond is shown as many."""
-
-SOON_TASKS_MAX: Final = 50
+SOON_TASKS_MAX: Final = 100
+"""Tasks of which is shown what comes due."""
 
 
 class Notice(NamedTuple):
@@ -118,20 +113,6 @@ class FailureGroup(NamedTuple):
         )
 
 
-class SoonRow(NamedTuple):
-    """What comes due of a task in the coming hour.
-
-    Attributes:
-        task: The static task or the template.
-        steps: How many occurrences, or instances, in each of the steps; None: too many to count.
-        occurrences: Whether occurrences are counted, else instances.
-    """
-
-    task: Task
-    steps: list[int | None]
-    occurrences: bool
-
-
 class Screens:
     """Gives each screen its template and values."""
 
@@ -141,6 +122,13 @@ class Screens:
         self._poller = poller
         self._reader = reader
         self._jobs = jobs
+        self._soon = Soon()
+
+    def forget(self) -> None:
+        """Something was changed: what was read before is not shown any more."""
+        self._soon.forget()
+        self._reader.forget()
+        self._poller.forget()
 
     async def snapshot(self, context: PyncetteContext) -> Snapshot:
         """Returns the store as a whole, as it is shared by all viewers."""
@@ -370,34 +358,20 @@ class Screens:
         """What comes due in the coming hour."""
         found = await self.snapshot(context)
         sees = view.access.sees
-        rows: list[SoonRow] = []
-        listed: list[tuple[datetime, Task, str | None]] = []
-        left_out: list[str] = []
-        for task, state in found.statics[:SOON_TASKS_MAX]:
-            if sees(task.name) and state is not None:
-                times = await self._poller.get(
-                    ("soon", task.name), partial_of(_soon_static, context, task, state)
-                )
-                rows.append(SoonRow(task, _in_steps(times, found.at), True))
-                listed += [(time, task, None) for time in times]
-        for task, counts in shown_templates(found, sees)[:SOON_TASKS_MAX]:
-            if counts is None or (counts.total.exact and not counts.total.count):
-                continue
-            row, instances, whole = await self._poller.get(
-                ("soon", task.name), partial_of(_soon_template, context, task, counts)
-            )
-            rows.append(row)
-            listed += [(time, task, name) for time, name in instances]
-            if not whole:
-                left_out.append(task.name)
+        rows, left = await self._poller.get("soon", lambda: self._soon.look(context, found))
+        rows = [row for row in rows if sees(row.task.name)]
+        shown = rows[:SOON_TASKS_MAX]
+        listed = [(time, row.task, instance) for row in shown for time, instance in row.listed]
         listed.sort(key=lambda entry: entry[0])
         return "next.html", {
             "page": "next",
-            "rows": rows,
-            "steps": [found.at + number * SOON / SOON_STEPS for number in range(SOON_STEPS)],
-            "listed": listed[:SOON_LISTED],
-            "more": len(listed) > SOON_LISTED,
-            "left_out": left_out,
+            "rows": shown,
+            "tasks_left_out": len(rows) - len(shown),
+            "left": [task.name for task in left if sees(task.name)],
+            "steps": [found.at + number * soon.STEP for number in range(soon.STEPS)],
+            "listed": listed[: soon.LISTED],
+            "more": len(listed) > soon.LISTED,
+            "not_listed": [row.task.name for row in shown if not row.complete and row.task.dynamic],
         }
 
     async def workers(
@@ -573,58 +547,6 @@ async def _failures_of(context: PyncetteContext, task: Task) -> tuple[list[Failu
     for state in page.states:
         by_error.setdefault(error_of(state), []).append(state)
     return [FailureGroup.of(task, states) for states in by_error.values()], page.token is None
-
-
-async def _soon_static(context: PyncetteContext, task: Task, state: TaskState) -> list[datetime]:
-    """The occurrences of the coming hour, as far as they are shown."""
-    if state.state not in ("scheduled", "running", "retrying"):
-        return []
-    end = context.clock.now() + SOON
-    try:
-        times = await context.preview(task, SOON_OCCURRENCES)
-    except (PyncetteException, ValueError):
-        return []
-    return [time for time in times if time < end]
-
-
-async def _soon_template(
-    context: PyncetteContext, task: Task, counts: TemplateCounts
-) -> tuple[SoonRow, list[tuple[datetime, str]], bool]:
-    """The same of a template; and whether all of its instances are listed.
-
-    A store finds quickly how many are due before an instant. Which these are, it finds by looking
-    at all of them, so that is done only where there are not very many.
-    """
-    now = context.clock.now()
-    ends = [now + number * SOON / SOON_STEPS for number in range(1, SOON_STEPS + 1)]
-    before = [
-        await context.count_tasks(task, Where(due_before=end), limit=reading.COUNT_LIMIT)
-        for end in (ends if counts.total.count else [])
-    ]
-    steps: list[int | None] = []
-    earlier = 0
-    for one in before:
-        steps.append(one.count - earlier if one.exact else None)
-        earlier = one.count
-    row = SoonRow(task, steps, False)
-    if not before or (not before[-1].count and before[-1].exact):
-        return row, [], True
-    if not counts.total.exact:
-        return row, [], False
-    page = await page_of(context, task, Where(due_before=ends[-1]), None, 2 * SOON_LISTED)
-    found = [(state.next, state.task.name) for state in page.states if state.next is not None]
-    return row, found, page.token is None
-
-
-def _in_steps(times: list[datetime], now: datetime) -> list[int | None]:
-    steps: list[int | None] = []
-    for number in range(SOON_STEPS):
-        begin, end = now + number * SOON / SOON_STEPS, now + (number + 1) * SOON / SOON_STEPS
-        if len(times) == SOON_OCCURRENCES and times[-1] < end:
-            steps.append(None)
-        else:
-            steps.append(sum(time < end and (number == 0 or time >= begin) for time in times))
-    return steps
 
 
 async def _expired(context: PyncetteContext, task: Task, now: datetime) -> reading.Page:
