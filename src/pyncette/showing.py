@@ -149,6 +149,14 @@ def silent(workers: Iterable[WorkerState], now: datetime) -> list[WorkerState]:
     return [worker for worker in workers if now - worker.seen_at > SILENT_AFTER]
 
 
+def died_text(worker: WorkerState, now: datetime) -> str:
+    """Which worker has died, where it was, and how long it was not heard of."""
+    return (
+        f"{worker.name} on {worker.host}, process {worker.process_id}, last seen "
+        f"{duration_text(now - worker.seen_at)} ago"
+    )
+
+
 def clock_change(before: datetime | None, time: datetime) -> timedelta | None:
     """By how much the clocks of the zone were moved between two occurrences; None: not."""
     if before is None:

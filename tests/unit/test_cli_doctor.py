@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.unit.web_site import Browser, ada
 
 from pyncette import Context, Pyncette, PyncetteContext, acting_as
 from pyncette.cli import doctor
@@ -26,6 +28,7 @@ from pyncette.memory import MemoryRepository
 from pyncette.store import EVERYTHING, Write
 from pyncette.store.record import ABSENT, Put, Record, group_of
 from pyncette.testing import VirtualClock
+from pyncette.web import dashboard
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -38,11 +41,46 @@ async def failing(context: Context) -> None:
     raise RuntimeError("no mail today")
 
 
+NOTICES = {
+    "workers": "No worker is alive|Silent: ",
+    "workers that died": "Died: ",
+    "tasks without a worker": "No worker runs ",
+    "overdue": "overdue",
+    "partitions": "Overdue in partitions: ",
+    "moves": "is moved to|in partitions that no worker claims from",
+    "parked": "parked",
+    "failing": "has failed|retrying",
+    "speed": "The store is slow",
+    "clock": "The clock of this machine",
+    "unknown tasks": "Not declared: ",
+    "paused tasks": "(is|was) paused",
+    "paused templates": "(is|was) paused",
+}
+"""What the overview of the dashboard says where a check warns."""
+
+
 async def examined(app: Pyncette, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, Any]]:
-    """What the doctor finds in an app, by the names of its checks."""
+    """What the doctor finds in an app, by the names of its checks; the dashboard finds the same."""
     capsys.readouterr()
     await doctor.examine(lambda: (app, True), Printer(as_json=True))
-    return {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    found = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    notices = await attention(app)
+    for name, said in NOTICES.items():
+        if name in found:
+            warned = found[name]["level"] != "ok"
+            if warned or not name.startswith("paused"):  # a pause that ends is a note there
+                assert any(re.search(said, notice) for notice in notices) is warned, (name, notices)
+    return found
+
+
+async def attention(app: Pyncette) -> list[str]:
+    """What needs attention, as the overview of the dashboard has it."""
+    board = dashboard(app, ada)
+    try:
+        page = await Browser(board).get()
+    finally:
+        await board._opened.close()
+    return re.findall(r'<li class="(?:bad|warn|rest)">(.*?)</li>', page, re.DOTALL)
 
 
 class Installation:

@@ -774,8 +774,8 @@ class TestActions:
                 await site.browser.act("pause", "send", instance="anna")
                 await site.browser.act("pause", "poll", partition="1")
                 overview = text(await site.browser.get())
-                assert "report is paused by ada (moving house)" in overview
-                assert "poll partition 1 is paused by ada" in overview
+                assert "report was paused 0 s ago by ada (moving house)" in overview
+                assert "poll partition 1 was paused 0 s ago by ada" in overview
                 page = text(await site.browser.get("task", name="report"))
                 assert "Paused since 2026-01-05 12:00:00 by ada, until it is resumed" in page
                 page = text(await site.browser.get("task", name="send", instance="anna"))

@@ -20,15 +20,21 @@ async def workers(requests: Requests) -> list[WorkerState]:
     return [_shown(member) for member in sorted(alive, key=_order)]
 
 
-async def gone_workers(requests: Requests) -> list[WorkerState]:
-    """Returns the workers that have not ended, but are not alive: killed, frozen, or cut off.
+async def crew_of(
+    requests: Requests, tasks: Sequence[Task]
+) -> tuple[list[WorkerState], list[WorkerState], list[Task]]:
+    """Returns who is alive, who is gone, and which tasks no living worker runs; by one look.
 
-    The records of such workers are kept for a day.
+    Gone are the workers that have not ended, but are not alive: killed, frozen, or cut off. Their
+    records are kept for a day.
     """
     now = await requests.now()
     found = [member for _, member in await read_members(requests.store) if member is not None]
+    found.sort(key=_order)
+    alive = [member for member in found if member.alive(now)]
     gone = [member for member in found if not member.alive(now)]
-    return [_shown(member) for member in sorted(gone, key=_order)]
+    unserved = [task for task in tasks if not served(task.name, alive)]
+    return list(map(_shown, alive)), list(map(_shown, gone)), unserved
 
 
 async def without_worker(requests: Requests, tasks: Sequence[Task]) -> list[Task]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, NamedTuple
 
+from pyncette import checks
 from pyncette.app import Pyncette
-from pyncette.calls.workers import gone_workers
 from pyncette.cli.failures import DONE, FAILED, CommandError
 from pyncette.cli.printing import Printer
-from pyncette.clock import StoreClock, realtime
+from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
 from pyncette.errors import (
     PyncetteException,
@@ -24,43 +23,30 @@ from pyncette.errors import (
     describe,
     printable,
 )
-from pyncette.model import Partitions, TaskState, UnknownTask, Where, WorkerState
+from pyncette.model import TaskState, UnknownTask, Where
 from pyncette.schedule import parse_timezone
 from pyncette.showing import (
-    CLOCK_OFFSET_MAX,
     PAUSED_LONG_AFTER,
     SILENT_AFTER,
-    SLOW_ANSWER_MIN,
+    died_text,
     duration_text,
     overdue,
     pause_text,
-    silent,
 )
-from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 
 COUNT_LIMIT: Final = 1_000
-
-PARTITIONS_LOOKED_AT_MAX: Final = 100
 
 EXPLAINED_MAX: Final = 10
 """Of how many tasks a check says why they fail."""
 
 ERROR_SHOWN_MAX: Final = 200
 
-RUNS_READ: Final = 100
-"""Attempts in one page in which the last success is looked for, behind many failures."""
-
 OPEN_TIMEOUT_S: Final = 5.0
 """How long opening the store may take, unless ``--timeout`` says otherwise."""
 
 OPEN_GRACE_S: Final = 1.0
 """How much longer it is waited for, so that the error that the store gives is shown."""
-
-GONE_WITHIN: Final = timedelta(hours=1)
-"""Workers that died longer ago are not told of."""
-
-SPEED_CALLS: Final = 3
 
 PROBE: Final = "pyncette doctor"
 """The name of a task that no app has: the record of it is removed, to see whether that may be."""
@@ -130,9 +116,7 @@ async def _checks(
             "the app declares no task",
             "Is this the module that imports those that declare tasks?",
         )
-    if app._repository_factory is sqlite_repository and app._configuration.get(
-        "sqlite_database"
-    ) in (None, ":memory:"):
+    if checks.is_in_memory(app):
         yield Check(
             "in memory",
             "warn",
@@ -211,11 +195,11 @@ async def _of_store(
         )
     yield await _speed(context)
     yield _clock(app, context)
-    workers = await context.workers()
-    yield _workers(workers, context)
-    yield await _gone(workers, context)
+    crew = await checks.crew(app, context)
+    yield _workers(crew)
+    yield _gone(crew, context.clock.now())
     if declares:
-        async for check in _of_tasks(app, context, workers):
+        async for check in _of_tasks(app, context, crew):
             yield check
     yield _unknown(await context.unknown(), app if declares else None)
     now = context.clock.now()
@@ -250,7 +234,7 @@ def _pauses(name: str, pauses: Sequence[_Pause], now: datetime) -> Check:
     if not pauses:
         return Check(name, "ok", "none")
     said = _names([f"{pause.name} {pause_text(*pause[1:], now=now)}" for pause in pauses])
-    long = [pause for pause in pauses if pause.since and now - pause.since > PAUSED_LONG_AFTER]
+    long = [pause for pause in pauses if checks.is_forgotten(pause.since, now)]
     if long:
         return Check(
             name,
@@ -266,18 +250,15 @@ def _pauses(name: str, pauses: Sequence[_Pause], now: datetime) -> Check:
 
 
 def _unknown(unknown: list[UnknownTask], app: Pyncette | None) -> Check:
-    # A name that has no records is what an app that was opened once with another name has left.
-    unknown = [left for left in unknown if left.count.count]
+    unknown = checks.left_behind(unknown)
     names = _names([f"{left.name} ({left.count})" for left in unknown])
     if app is None:
         return Check("tasks in the store", "ok", names or "none")
     if not unknown:
         return Check("unknown tasks", "ok", "none")
-    declared = [task.name for task in app.tasks]
     near = [
-        f"'{left.name}' is near to '{close[0]}', which is declared"
-        for left in unknown
-        if (close := difflib.get_close_matches(left.name, declared, 1))
+        f"'{name}' is near to '{close}', which is declared"
+        for name, close in checks.nearest(unknown, app).items()
     ]
     advice = (
         'If one was renamed, give it its old name (name="…"); if another app owns it, leave it; if '
@@ -292,14 +273,9 @@ def _unknown(unknown: list[UnknownTask], app: Pyncette | None) -> Check:
 
 
 async def _speed(context: PyncetteContext) -> Check:
-    took: list[float] = []
-    for _ in range(SPEED_CALLS):
-        began = context.clock.monotonic()
-        await context.pauses()
-        took.append(context.clock.monotonic() - began)
-    fastest = timedelta(seconds=min(took))
+    fastest = await checks.answer_time(context)
     text = f"answers in {duration_text(fastest)}"
-    if fastest <= SLOW_ANSWER_MIN:
+    if not checks.is_slow(fastest):
         return Check("speed", "ok", text)
     return Check(
         "speed",
@@ -311,12 +287,11 @@ async def _speed(context: PyncetteContext) -> Check:
 
 
 def _clock(app: Pyncette, context: PyncetteContext) -> Check:
-    clock = context.clock
-    if not isinstance(clock, StoreClock) or not clock.is_measured:
+    offset = checks.clock_offset(app, context)
+    if offset is None:
         return Check("clock", "ok", "the store uses the clock of this machine")
-    offset = app.clock.now() - clock.now()
     seconds = offset.total_seconds()
-    if abs(offset) > CLOCK_OFFSET_MAX:
+    if checks.is_off(offset):
         return Check(
             "clock",
             "warn",
@@ -326,37 +301,29 @@ def _clock(app: Pyncette, context: PyncetteContext) -> Check:
     return Check("clock", "ok", f"{seconds:+.3f} s off that of the store")
 
 
-def _workers(workers: list[WorkerState], context: PyncetteContext) -> Check:
-    if not workers:
+def _workers(crew: checks.Crew) -> Check:
+    if not crew.alive:
         return Check("workers", "warn", "none is alive", "Start one: pyncette run")
-    now = context.clock.now()
-    found = [worker.name for worker in silent(workers, now)]
-    if found:
+    if crew.silent:
         return Check(
             "workers",
             "warn",
-            f"silent for more than {SILENT_AFTER.seconds} s: {_names(found)}",
+            f"silent for more than {SILENT_AFTER.seconds} s: "
+            f"{_names([worker.name for worker in crew.silent])}",
             "It was killed, or its event loop is blocked by a body: look at its log, restart it",
         )
-    return Check("workers", "ok", f"{len(workers)} alive: {_names([w.name for w in workers])}")
+    names = _names([worker.name for worker in crew.alive])
+    return Check("workers", "ok", f"{len(crew.alive)} alive: {names}")
 
 
-async def _gone(workers: list[WorkerState], context: PyncetteContext) -> Check:
-    """Workers that have not ended, and are not alive; a restarted one has the name of before."""
-    alive = {worker.name for worker in workers}
-    now = context.clock.now()
-    gone = [
-        f"{worker.name} on {worker.host}, process {worker.process_id}, last seen "
-        f"{duration_text(now - worker.seen_at)} ago"
-        for worker in await gone_workers(context._requests)
-        if worker.name not in alive and now - worker.seen_at < GONE_WITHIN
-    ]
-    if not gone:
-        return Check("workers that died", "ok", f"none within {duration_text(GONE_WITHIN)}")
+def _gone(crew: checks.Crew, now: datetime) -> Check:
+    if not crew.died:
+        within = duration_text(checks.GONE_WITHIN)
+        return Check("workers that died", "ok", f"none within {within}")
     return Check(
         "workers that died",
         "warn",
-        _names(gone),
+        _names([died_text(worker, now) for worker in crew.died]),
         "It was killed, or is frozen, or does not reach the store: look at its log. If no other "
         "one has replaced it, restart it. Others run what it has claimed when its leases have "
         "ended",
@@ -364,16 +331,14 @@ async def _gone(workers: list[WorkerState], context: PyncetteContext) -> Check:
 
 
 async def _of_tasks(
-    app: Pyncette, context: PyncetteContext, workers: list[WorkerState]
+    app: Pyncette, context: PyncetteContext, crew: checks.Crew
 ) -> AsyncIterator[Check]:
-    if workers:
-        unserved = await context.tasks_without_worker()
-        left = [task.name for task in unserved if task.enabled]
-        if left:
+    if crew.alive:
+        if crew.unserved:
             yield Check(
                 "tasks without a worker",
                 "warn",
-                _names(left),
+                _names([task.name for task in crew.unserved]),
                 "Are the workers of an older release of your program, or have none of them its "
                 "tags (worker_tags)? Deploy this release, or start one with these tags",
             )
@@ -424,7 +389,7 @@ async def _of_tasks(
         context,
         "failing",
         templates,
-        [state for state in statics if state.last_outcome == "failed" and state.state != "parked"],
+        checks.failing(statics),
         Where(failing=True, states={"scheduled", "running", "retrying", "paused"}),
         "pyncette list NAME --failing, and pyncette show NAME INSTANCE for the traceback",
         why=True,
@@ -433,17 +398,11 @@ async def _of_tasks(
 
 async def _moves(app: Pyncette, context: PyncetteContext) -> AsyncIterator[Check]:
     """Moves to another number of partitions that have not ended, and what they have left."""
-    tasks = [task for task in app.tasks if isinstance(task, PartitionedTask)]
-    if not tasks:
+    if not any(isinstance(task, PartitionedTask) for task in app.tasks):
         return
-    moving: list[str] = []
-    stray: list[str] = []
-    for task in tasks:
-        look = await context._worker.partitions.examine(task)
-        if look.moving_to is not None:
-            moving.append(f"{task.name} {look.moving_to}")
-        if look.stray_group is not None:
-            stray.append(f"{task.name} {look.partition_count}")
+    found = await checks.moves(context, app.tasks)
+    moving = [f"{task.name} {number}" for task, number in found.under_way]
+    stray = [f"{task.name} {number}" for task, number in found.left]
     if moving:
         yield Check(
             "moves",
@@ -465,21 +424,12 @@ async def _moves(app: Pyncette, context: PyncetteContext) -> AsyncIterator[Check
 async def _overdue(
     context: PyncetteContext, templates: list[Task], statics: list[TaskState]
 ) -> Check:
-    where = overdue(context)
-    assert where.due_before is not None
-    late = [
-        state
-        for state in statics
-        if state.state in ("scheduled", "retrying", "running")
-        and state.next is not None
-        and state.next < where.due_before
-    ]
     return await _number(
         context,
         "overdue",
         templates,
-        late,
-        where,
+        [state for state in statics if checks.is_overdue(context, state)],
+        overdue(context),
         "Start workers, or more of them (pyncette workers); is the task paused, or its executor "
         "full (concurrency_limit, PerWorker)?",
     )
@@ -487,21 +437,13 @@ async def _overdue(
 
 async def _partitions(context: PyncetteContext, templates: list[Task]) -> Check | None:
     """Partitions whose instances are overdue, where workers claim from fixed ones."""
-    fixed = [
-        task
-        for task in templates
-        if isinstance(task, PartitionedTask) and task.partitions is Partitions.ALL
-    ]
-    if not fixed:
+    if not any(map(checks.has_fixed_partitions, templates)):
         return None
-    where = overdue(context)
-    late: list[str] = []
-    for task in fixed:
-        late += [
-            str(partition)
-            for partition in task.get_partitions()[:PARTITIONS_LOOKED_AT_MAX]
-            if (await context.count_tasks(partition, where, limit=1)).count
-        ]
+    late = [
+        str(partition)
+        for task in templates
+        for partition in await checks.late_partitions(context, task)
+    ]
     if not late:
         return Check("partitions", "ok", "none with overdue instances")
     return Check(
@@ -544,11 +486,9 @@ async def _why(context: PyncetteContext, state: TaskState) -> str:
     text = f": {told[0][:ERROR_SHOWN_MAX]}" if told else ""
     if state.last_finished_at is not None:
         text += f", last at {state.last_finished_at.isoformat(' ', 'seconds')}"
-    task = state.task
-    instance = None if task.parent_task is None else task.name
-    runs = await context.runs(task.template, instance, outcomes={"succeeded"}, limit=RUNS_READ)
-    for run in runs.runs[:1]:
-        text += f", last success at {run.ended_at.isoformat(' ', 'seconds')}"
+    success = await checks.last_success(context, state)
+    if success is not None:
+        text += f", last success at {success.isoformat(' ', 'seconds')}"
     return text
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Final, NamedTuple
 
-from pyncette import showing
+from pyncette import checks, showing
 from pyncette.app import Pyncette
-from pyncette.clock import StoreClock, realtime
+from pyncette.clock import realtime
 from pyncette.context import PyncetteContext
+from pyncette.errors import PyncetteException, StoreError, TaskUnreadableError, describe
 from pyncette.model import (
     ContinuationToken,
     PauseState,
@@ -23,7 +24,6 @@ from pyncette.model import (
     TaskState,
     UnknownTask,
     Where,
-    WorkerState,
 )
 from pyncette.task import Task
 from pyncette.web import past
@@ -53,6 +53,9 @@ SCANNING_S: Final = 0.1
 
 SAMPLES_MAX: Final = 120
 
+EXPLAINED_MAX: Final = 10
+"""Failing static tasks of which the last success is looked up."""
+
 FAILED: Final[frozenset[StateName]] = frozenset({"retrying", "parked"})
 """The states of what fails: at least one attempt has failed, and the occurrence is not done."""
 
@@ -78,6 +81,30 @@ class TemplateCounts:
     paused: TaskCount
 
 
+@dataclass
+class Seldom:
+    """What hardly changes, and costs more: it is read again after a while.
+
+    Attributes:
+        read_at: When, by a monotonic clock.
+        asked: The templates that had overdue instances, and the static tasks that failed; if they
+            are others, it is read again at once.
+        answer: How long the store takes for a small question.
+        unknown: What the store holds of tasks that the app does not declare.
+        late: The partitions with overdue instances, where workers claim from fixed ones.
+        moves: The moves to another number of partitions; None: that cannot be read.
+        successes: When the static tasks that fail have succeeded last; None: that is not known.
+    """
+
+    read_at: float
+    asked: tuple[frozenset[str], frozenset[str]]
+    answer: timedelta
+    unknown: list[UnknownTask]
+    late: list[Task]
+    moves: checks.Moves | None
+    successes: dict[str, datetime | None]
+
+
 class Sample(NamedTuple):
     """What was found at an instant, while a viewer looked."""
 
@@ -96,9 +123,9 @@ class Snapshot:
         statics: The static tasks of the app and their states; None: never started.
         templates: Its templates, and how many instances they have; None: not counted yet.
         pauses: What is paused as a whole.
-        workers: The workers that are alive.
-        left: Tasks that no living worker runs.
-        unknown: What the store holds of tasks that the app does not declare.
+        crew: The workers, and the tasks that no living one runs.
+        unreadable: The templates that cannot be counted, and why.
+        seldom: What is read less often.
         clock_offset: How far the clock of this machine is ahead of that of the store; None: the
             store has none.
         totals: What has ended in each of the last minutes; None: no history is kept.
@@ -106,15 +133,15 @@ class Snapshot:
     """
 
     at: datetime
-    took: timedelta = timedelta()
-    statics: list[tuple[Task, TaskState | None]] = field(default_factory=list)
-    templates: list[tuple[Task, TemplateCounts | None]] = field(default_factory=list)
-    pauses: list[PauseState] = field(default_factory=list)
-    workers: list[WorkerState] = field(default_factory=list)
-    left: list[Task] = field(default_factory=list)
-    unknown: list[UnknownTask] = field(default_factory=list)
-    clock_offset: timedelta | None = None
-    totals: list[RunTotals] | None = None
+    took: timedelta
+    statics: list[tuple[Task, TaskState | None]]
+    templates: list[tuple[Task, TemplateCounts | None]]
+    pauses: list[PauseState]
+    crew: checks.Crew
+    unreadable: dict[str, str]
+    seldom: Seldom
+    clock_offset: timedelta | None
+    totals: list[RunTotals] | None
     samples: Sequence[Sample] = ()
 
     def paused(self, name: str) -> str | None:
@@ -143,12 +170,13 @@ class Reader:
         """Has read nothing yet."""
         self._app = app
         self._counts: dict[str, TemplateCounts] = {}
-        self._unknown: tuple[float, list[UnknownTask]] | None = None
+        self._unreadable: dict[str, str] = {}
+        self._seldom: Seldom | None = None
         self._samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
 
     def forget(self) -> None:
         """Something was changed: all of it is read again."""
-        self._unknown = None
+        self._seldom = None
         for counts in self._counts.values():
             counts.read_at = 0.0
 
@@ -158,32 +186,74 @@ class Reader:
         Raises:
             StoreError: The store failed.
         """
-        began = realtime.monotonic()
-        found = Snapshot(context.clock.now())
-        statics, found.pauses, found.workers, found.left, found.totals = await asyncio.gather(
+        began, at = realtime.monotonic(), context.clock.now()
+        known, pauses, crew, totals = await asyncio.gather(
             context.static_tasks(),
             context.pauses(),
-            context.workers(),
-            context.tasks_without_worker(),
-            past.totals(context, found.at),
+            checks.crew(self._app, context),
+            past.totals(context, at),
         )
-        states = {state.task.name: state for state in statics}
-        found.statics = [
-            (task, states.get(task.name)) for task in self._app.tasks if not task.dynamic
-        ]
+        states = {state.task.name: state for state in known}
+        statics = [(task, states.get(task.name)) for task in self._app.tasks if not task.dynamic]
         templates = [task for task in self._app.tasks if task.dynamic]
         await self._count(context, templates)
-        found.templates = [(task, self._counts.get(task.name)) for task in templates]
-        if self._unknown is None or began - self._unknown[0] > SELDOM_S:
-            self._unknown = began, await context.unknown()
-        found.unknown = self._unknown[1]
-        clock = context.clock
-        if isinstance(clock, StoreClock) and clock.is_measured:
-            found.clock_offset = self._app.clock.now() - clock.now()
-        self._samples.append(_sample(found))
+        counted = [(task, self._counts.get(task.name)) for task in templates]
+        found = Snapshot(
+            at,
+            timedelta(),
+            statics,
+            counted,
+            pauses,
+            crew,
+            dict(self._unreadable),
+            await self._read_seldom(context, [state for _, state in statics if state], counted),
+            checks.clock_offset(self._app, context),
+            totals,
+        )
+        overdue = sum(counts.overdue.count for _, counts in counted if counts is not None)
+        overdue += sum(checks.is_overdue(context, state) for _, state in statics)
+        running = sum(worker.running_count for worker in crew.alive)
+        self._samples.append(Sample(at, overdue, running))
         found.samples = tuple(self._samples)
         found.took = timedelta(seconds=realtime.monotonic() - began)
         return found
+
+    async def _read_seldom(
+        self,
+        context: PyncetteContext,
+        statics: Sequence[TaskState],
+        templates: Sequence[tuple[Task, TemplateCounts | None]],
+    ) -> Seldom:
+        late = [
+            task
+            for task, counts in templates
+            if counts is not None and (counts.overdue.count or not counts.overdue.exact)
+        ]
+        failing = checks.failing(statics)[:EXPLAINED_MAX]
+        asked = (
+            frozenset(task.name for task in late),
+            frozenset(state.task.name for state in failing),
+        )
+        now, known = realtime.monotonic(), self._seldom
+        if known is not None and now - known.read_at <= SELDOM_S and known.asked == asked:
+            return known
+        if known is None or now - known.read_at > SELDOM_S:
+            # One after the other: what is asked at the same time would be waited for as well.
+            answer, unknown = await checks.answer_time(context), await context.unknown()
+            moves, read_at = await _moves(self._app, context), now
+        else:
+            answer, unknown, moves = known.answer, known.unknown, known.moves
+            read_at = known.read_at
+        self._seldom = Seldom(
+            read_at,
+            asked,
+            answer,
+            unknown,
+            await _late_partitions(context, late),
+            moves,
+            {state.task.name: await checks.last_success(context, state) for state in failing},
+        )
+        return self._seldom
 
     async def _count(self, context: PyncetteContext, templates: Sequence[Task]) -> None:
         """Counts what was counted longest ago first, for as long as that may take."""
@@ -198,7 +268,12 @@ class Reader:
             for task in waiting:
                 if realtime.monotonic() - began > COUNTING_S:
                     return
-                self._counts[task.name] = await count_template(context, task)
+                try:
+                    self._counts[task.name] = await count_template(context, task)
+                    self._unreadable.pop(task.name, None)
+                except TaskUnreadableError as error:
+                    self._counts.pop(task.name, None)
+                    self._unreadable[task.name] = describe(error)
 
         await asyncio.gather(*(work() for _ in range(COUNTS_AT_ONCE)))
 
@@ -219,20 +294,24 @@ async def count_template(context: PyncetteContext, task: Task) -> TemplateCounts
     return TemplateCounts(realtime.monotonic(), total, overdue, retrying, parked, paused)
 
 
-def _sample(found: Snapshot) -> Sample:
-    overdue = sum(counts.overdue.count for _, counts in found.templates if counts is not None)
-    overdue += sum(is_overdue(state, found.at) for _, state in found.statics)
-    return Sample(found.at, overdue, sum(worker.running_count for worker in found.workers))
+async def _late_partitions(context: PyncetteContext, late: Sequence[Task]) -> list[Task]:
+    """The first of them: of one task with very many partitions, or of several with few."""
+    found: list[Task] = []
+    looked_at = 0
+    for task in filter(checks.has_fixed_partitions, late):
+        if looked_at < checks.PARTITIONS_LOOKED_AT_MAX:
+            looked_at += len(task.groups())
+            found += await checks.late_partitions(context, task)
+    return found
 
 
-def is_overdue(state: TaskState | None, now: datetime) -> bool:
-    """Returns whether a task could have been run for a while."""
-    return (
-        state is not None
-        and state.state in ("scheduled", "retrying", "running")
-        and state.next is not None
-        and state.next < now - showing.OVERDUE_AFTER
-    )
+async def _moves(app: Pyncette, context: PyncetteContext) -> checks.Moves | None:
+    try:
+        return await checks.moves(context, app.tasks)
+    except StoreError:
+        raise
+    except PyncetteException:
+        return None  # the screens of such a task say why
 
 
 async def page_of(

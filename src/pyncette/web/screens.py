@@ -6,36 +6,31 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pyncette import showing
+from pyncette import checks, showing
 from pyncette.app import Pyncette
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, describe
 from pyncette.model import STATES, PauseState, RunsPage, TaskCount, TaskState, Where
-from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 from pyncette.web import charts, past, reading, soon
-from pyncette.web.access import Access
 from pyncette.web.actions import PAUSES, Chosen, MissingError, digest_of, error_of, task_named
 from pyncette.web.jobs import Jobs
+from pyncette.web.notices import notices
 from pyncette.web.poller import Poller
 from pyncette.web.reading import (
     Reader,
     Snapshot,
-    is_overdue,
     page_of,
     shown_templates,
     total,
 )
 from pyncette.web.soon import Soon
-from pyncette.web.view import View, counted, link
+from pyncette.web.view import View, link
 
 _T = TypeVar("_T")
 
 OCCURRENCES: Final = 12
 """Occurrences that are previewed for a task."""
-
-ATTENTION_MAX: Final = 5
-"""Names in a line about what needs attention."""
 
 FAILURES_LOOKED_AT: Final = 200
 """Failing instances of a template by which its errors are put together."""
@@ -46,22 +41,6 @@ EXPIRED_SHOWN: Final = 20
 
 SOON_TASKS_MAX: Final = 100
 """Tasks of which is shown what comes due."""
-
-
-class Notice(NamedTuple):
-    """Something that needs attention.
-
-    Attributes:
-        level: ``"bad"``, ``"warn"`` or ``"rest"``.
-        text: What it is.
-        advice: What to do.
-        href: Where to look.
-    """
-
-    level: str
-    text: str
-    advice: str
-    href: str
 
 
 class FailureGroup(NamedTuple):
@@ -149,10 +128,11 @@ class Screens:
         return "overview.html", {
             "page": "",
             "found": found,
-            "notices": self._notices(context, found, access),
+            "slow": checks.is_slow(found.seldom.answer),
+            "notices": notices(self._app, context, found, access),
             "overdue": _with_statics(
                 [one.overdue for one in counts],
-                [is_overdue(state, found.at) for _, state in statics],
+                [checks.is_overdue(context, state) for _, state in statics],
             ),
             "retrying": _with_statics(
                 [one.retrying for one in counts], [_in(state, "retrying") for _, state in statics]
@@ -160,7 +140,7 @@ class Screens:
             "parked": _with_statics(
                 [one.parked for one in counts], [_in(state, "parked") for _, state in statics]
             ),
-            "running": sum(worker.running_count for worker in found.workers),
+            "running": sum(worker.running_count for worker in found.crew.alive),
             "minutes": minutes,
             "run_chart": None if minutes is None else _run_chart(minutes),
             "lateness_chart": None if minutes is None else _lateness_chart(minutes),
@@ -187,7 +167,7 @@ class Screens:
             "found": found,
             "statics": [(task, state) for task, state in found.statics if sees(task.name)],
             "templates": shown_templates(found, sees),
-            "left": {task.name for task in found.left},
+            "left": {task.name for task in found.crew.unserved},
         }
 
     async def task(
@@ -249,7 +229,7 @@ class Screens:
             "partitions": len(task.get_partitions()) if isinstance(task, PartitionedTask) else 0,
             "states": STATES,
             "lastings": PAUSES,
-            "left": any(one is task for one in found.left),
+            "left": any(one is task for one in found.crew.unserved),
             "back": link("task", name=task.name, **chosen.fields(), after=token),
         }
 
@@ -282,8 +262,8 @@ class Screens:
             "runs": runs,
             "pauses": _covering(pauses, state),
             "lastings": PAUSES,
-            "left": any(one is task for one in found.left),
-            "overdue": is_overdue(state, found.at),
+            "left": any(one is task for one in found.crew.unserved),
+            "overdue": checks.is_overdue(context, state),
             "back": link("task", name=task.name, instance=instance),
         }
 
@@ -394,8 +374,8 @@ class Screens:
         return "workers.html", {
             "page": "workers",
             "found": found,
-            "silent": {worker.id for worker in showing.silent(found.workers, found.at)},
-            "left": [task for task in found.left if sees(task.name)],
+            "silent": {worker.id for worker in found.crew.silent},
+            "left": [task for task in found.crew.unserved if sees(task.name)],
             "expired": expired,
             "everything": view.access.tasks is None,
             "sees": sees,
@@ -415,107 +395,11 @@ class Screens:
         declared = {task.name for task in self._app.tasks}
         return "unknown.html", {
             "page": "unknown",
-            "unknown": found.unknown,
+            "unknown": found.seldom.unknown,
+            "nearest": checks.nearest(found.seldom.unknown, self._app),
             "pauses": [pause for pause in found.pauses if pause.name not in declared],
             "back": "unknown",
         }
-
-    def _notices(self, context: PyncetteContext, found: Snapshot, access: Access) -> list[Notice]:
-        """What needs attention, the worst first."""
-        notices: list[Notice] = []
-
-        def add(level: str, text: str, advice: str, href: str) -> None:
-            notices.append(Notice(level, text, advice, href))
-
-        if not found.workers:
-            add("bad", "No worker is alive", "Start one: pyncette run", "workers")
-        elif silent := showing.silent(found.workers, found.at):
-            add(
-                "warn",
-                f"Silent: {_names([worker.name for worker in silent])}",
-                "It was killed, or a body blocks its event loop: look at its log, restart it",
-                "workers",
-            )
-        left = [task.name for task in found.left if access.sees(task.name)]
-        if left and found.workers:
-            add(
-                "bad",
-                f"No worker runs {_names(left)}",
-                "Deploy the release that declares it, or start a worker with its tags",
-                "workers",
-            )
-        for task, state in found.statics:
-            if state is not None and access.sees(task.name):
-                href = link("task", name=task.name)
-                if state.state == "parked":
-                    add("bad", f"{task.name} is parked", "Retry it, or give the run up", href)
-                elif state.state == "retrying" or state.last_outcome == "failed":
-                    add("warn", f"{task.name} has failed", "See its error", href)
-                elif state.state == "paused":
-                    by = _by(state.paused_by, state.reason)
-                    add("rest", f"{task.name} is paused{by}", "If forgotten: resume it", href)
-                if is_overdue(state, found.at):
-                    add("bad", f"{task.name} is overdue", "Is a worker alive that runs it?", href)
-        for task, counts in shown_templates(found, access.sees):
-            if counts is None:
-                continue
-            name = task.name
-            if counts.overdue.count:
-                add(
-                    "bad" if found.paused(name) is None else "rest",
-                    f"{name}: {counted(counts.overdue)} overdue",
-                    "Start workers, or more of them; is it paused, or its executor full?",
-                    link("task", name=name, due_before=_iso(found.at)),
-                )
-            if counts.parked.count:
-                add(
-                    "bad",
-                    f"{name}: {counted(counts.parked)} parked",
-                    "See why, then retry them or give them up",
-                    link("failures", task=name),
-                )
-            if counts.retrying.count:
-                add(
-                    "warn",
-                    f"{name}: {counted(counts.retrying)} retrying",
-                    "See their errors",
-                    link("failures", task=name),
-                )
-        for pause in found.pauses:
-            if access.sees(pause.name):
-                part = "" if pause.partition is None else f" partition {pause.partition}"
-                add(
-                    "rest",
-                    f"{pause.name}{part} is paused{_by(pause.by, pause.reason)}",
-                    "If forgotten: resume it",
-                    link("task", name=pause.name)
-                    if any(task.name == pause.name for task in self._app.tasks)
-                    else "unknown",
-                )
-        if found.unknown and access.tasks is None:
-            add(
-                "rest",
-                f"Not declared: {_names([left.name for left in found.unknown])}",
-                "Renamed, of another app, or gone: then purge it",
-                "unknown",
-            )
-        offset = found.clock_offset
-        if offset is not None and abs(offset) > showing.CLOCK_OFFSET_MAX:
-            add(
-                "warn",
-                f"The clock of this machine is {offset.total_seconds():+.1f} s off the store's",
-                "Workers correct it; the times in logs differ: let both use NTP",
-                "workers",
-            )
-        if is_in_memory(self._app):
-            add(
-                "rest",
-                "The app keeps its records in memory: only this process sees them",
-                "Name a file or a server, for example url='sqlite:///tasks.db'",
-                "",
-            )
-        order = ("bad", "warn", "rest")
-        return sorted(notices, key=lambda notice: order.index(notice.level))
 
 
 async def _read_single(
@@ -558,33 +442,12 @@ def _lease_ended(state: TaskState, now: datetime) -> bool:
     return state.locked_until is not None and state.locked_until < now
 
 
-def is_in_memory(app: Pyncette) -> bool:
-    """Returns whether no other process can see the records of an app."""
-    return app._repository_factory is sqlite_repository and app._configuration.get(
-        "sqlite_database"
-    ) in (None, ":memory:")
-
-
 def _in(state: TaskState | None, name: str) -> bool:
     return state is not None and state.state == name
 
 
 def _with_statics(counts: list[TaskCount], statics: list[bool]) -> TaskCount:
     return total([*counts, TaskCount(sum(statics), True)])
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - ATTENTION_MAX} more" if len(names) > ATTENTION_MAX else ""
-    return ", ".join(names[:ATTENTION_MAX]) + more
-
-
-def _by(user: str | None, reason: str | None) -> str:
-    """Who has paused something, and why, as far as it is known."""
-    return (f" by {user}" if user else "") + (f" ({reason})" if reason else "")
-
-
-def _iso(instant: datetime) -> str:
-    return instant.isoformat(timespec="seconds")
 
 
 def _covering(pauses: list[PauseState], state: TaskState | None) -> list[PauseState]:
