@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from tests.support import Bench, after, logged, run
+from tests.unit.web_site import Browser, ada, text
 
 from pyncette import Instance, Pyncette, PyncetteContext, Where
 from pyncette.cli import doctor
@@ -29,6 +31,7 @@ from pyncette.store.record import (
     dump_args,
 )
 from pyncette.task import PartitionedTask, Task
+from pyncette.web import dashboard
 
 KINDS: Final = (
     "partitions:part",
@@ -264,6 +267,28 @@ def test_the_doctor_says_how_to_write_the_number_of_partitions_anew(
     assert found["number of partitions"]["level"] == "fail"
     assert "pyncette rebalance part PARTITION_COUNT" in found["number of partitions"]["found"]
     assert "app" not in [name for name, check in found.items() if check["level"] == "fail"]
+
+
+def test_the_dashboard_says_the_same_and_shows_the_other_tasks(tmp_path: Path) -> None:
+    async def main() -> None:
+        edited = Edited(tmp_path)
+        await edited.fill()
+        app = Pyncette(sqlite_repository, sqlite_database=str(edited.path))
+        app.partitioned_task(3, name="part")(edited.bench.note)
+        app.dynamic_task(name="good")(edited.bench.note)
+        board = dashboard(app, ada, refresh=timedelta(microseconds=1))
+        browser = Browser(board)
+        assert "cannot be counted" not in text(await browser.get())
+        await board._opened.close()
+        edited.edit("partitions:part", "args", "garbage")
+        overview = text(await browser.get())
+        assert "part cannot be counted: " in overview
+        assert "pyncette rebalance part PARTITION_COUNT" in overview
+        assert "good" in text(await browser.get("tasks"))
+        assert "pyncette rebalance part" in text(await browser.get("task", 400, name="part"))
+        await board._opened.close()
+
+    run(main())
 
 
 @pytest.mark.parametrize("args", ["garbage", "1 []"])

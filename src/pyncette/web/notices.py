@@ -140,8 +140,7 @@ def _of_statics(context: PyncetteContext, found: Snapshot, access: Access) -> It
 def _of_templates(found: Snapshot, access: Access) -> Iterator[Notice]:
     for name, why in found.unreadable.items():
         if access.sees(name):
-            advice = "Deploy it with the number of partitions that the store has"
-            yield Notice("bad", f"{name} cannot be read: {why}", advice, "")
+            yield Notice("bad", f"{name} cannot be counted: {why}", "Give that command", "")
     for task, counts in shown_templates(found, access.sees):
         if counts is None:
             continue
