@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -28,6 +28,7 @@ from pyncette.showing import SILENT_AFTER
 from pyncette.store import RepositoryFactory
 from pyncette.task import PartitionedTask, Task
 from pyncette.testing import VirtualClock
+from pyncette.testing.conformance import Place
 from pyncette.web import Access, Action, dashboard
 
 _T = TypeVar("_T")
@@ -69,8 +70,9 @@ class Tasks:
         clock: VirtualClock,
         worker: str,
         indexed: asyncio.Event,
+        configuration: Mapping[str, Any],
     ) -> None:
-        self.app = app = Pyncette(repository, clock=clock, worker_name=worker)
+        self.app = app = Pyncette(repository, clock=clock, worker_name=worker, **configuration)
         use_history(app)
 
         @app.task(schedule="0 2 * * *", timezone="Europe/Berlin")
@@ -138,10 +140,10 @@ class Company:
     url: str
     _loop: asyncio.AbstractEventLoop
 
-    def __init__(self) -> None:
-        self.store = MemoryRepository()
+    def __init__(self, place: Place) -> None:
+        self.store, self.configuration = place.factory, place.configuration
         self._faults = {"worker-berlin-2": Faults(), "worker-berlin-3": Faults()}
-        self._cut = ExitStack()
+        self._cuts = {worker: ExitStack() for worker in self._faults}
 
     def call(self, work: Coroutine[Any, Any, _T]) -> _T:
         """Does something in the event loop of the server."""
@@ -149,9 +151,14 @@ class Company:
 
     async def silence(self, worker: str) -> None:
         """Lets a worker reach the store no more, until it should have been heard of."""
-        self._cut.enter_context(self._faults[worker].down())
+        self._cuts[worker].enter_context(self._faults[worker].down())
         [seen] = [one.seen_at for one in await self.context.workers() if one.name == worker]
         await self.clock.advance_to(seen + SILENT_AFTER + timedelta(seconds=2))
+
+    async def bring_back(self, worker: str) -> None:
+        """Lets a worker reach the store again, as one of its name that was started again."""
+        self._cuts[worker].close()
+        await self.clock.advance(timedelta(seconds=10))
 
     @asynccontextmanager
     async def opened(self) -> Any:
@@ -160,12 +167,14 @@ class Company:
         self.clock = clock = VirtualClock(NOON - SEEDED)
         indexed = asyncio.Event()
         async with AsyncExitStack() as stack:
-            tasks = Tasks(self.store, clock, "worker-berlin-1", indexed)
+            tasks = Tasks(self.store, clock, "worker-berlin-1", indexed, self.configuration)
             self.context = context = await stack.enter_async_context(tasks.app.running())
             for name, faults in self._faults.items():
-                other = Tasks(faulty(self.store, faults), clock, name, indexed)
+                repository = faulty(self.store, faults)
+                other = Tasks(repository, clock, name, indexed, self.configuration)
                 await stack.enter_async_context(other.app.running())
-            stack.enter_context(self._cut)
+            for cut in self._cuts.values():
+                stack.enter_context(cut)
             await self._schedule(context, tasks)
             await clock.advance(SEEDED - timedelta(seconds=50))
             await context.trigger(tasks.rebuild_index)
@@ -196,7 +205,7 @@ class Company:
                 indexed.set()
 
     async def _schedule(self, context: PyncetteContext, tasks: Tasks) -> None:
-        old = Pyncette(self.store, clock=self.clock)
+        old = Pyncette(self.store, clock=self.clock, **self.configuration)
 
         @old.dynamic_task(name="send_newsletter")
         async def newsletter(context: Context) -> None: ...
@@ -224,9 +233,13 @@ class Company:
 
 
 @contextmanager
-def served() -> Iterator[Company]:
-    """Serves the dashboard of the company while the block lasts."""
-    company = Company()
+def served(place: Place | None = None) -> Iterator[Company]:
+    """Serves the dashboard of the company while the block lasts.
+
+    Args:
+        place: The store of the company, empty; in memory by default.
+    """
+    company = Company(place or Place(MemoryRepository()))
     ready, leave = threading.Event(), threading.Event()
     failed: list[BaseException] = []
 
