@@ -2,7 +2,8 @@
 
 Each test makes an incident in a real store, SQLite or Redis, and then gives commands only.
 ``Night`` counts them: first what shows the incident, then what mends it, then what proves that it
-is mended. ``tests/browser/test_incidents.py`` does the same with the dashboard.
+is mended; ``pytest -rP`` shows them, with times. ``tests/browser/test_incidents.py`` does the same
+with the dashboard.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,9 +29,11 @@ class Night(Place):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.commands: list[str] = []
+        self.began = time.monotonic()
 
     def gives(self, *arguments: str, **environment: str) -> str:
         """A command of the person on call; returns what it shows."""
+        self.began = self.began if self.commands else time.monotonic()
         self.commands.append(" ".join(arguments))
         return self.before(*arguments, **environment)
 
@@ -56,8 +60,10 @@ class Night(Place):
 
 
 @pytest.fixture
-def night(tmp_path: Path) -> Night:
-    return Night(tmp_path)
+def night(tmp_path: Path) -> Iterator[Night]:
+    night = Night(tmp_path)
+    yield night
+    print(f"{time.monotonic() - night.began:.0f} s: {' > '.join(night.commands)}")
 
 
 def test_a_task_that_fails_since_noon(night: Night) -> None:
