@@ -133,6 +133,23 @@ def test_viewers_see_at_once_what_others_do(chromium: Browser, company: Company)
         page.context.close()
 
 
+@pytest.mark.parametrize("script", ["htmx", "hx-sse", "dashboard"])
+def test_a_page_becomes_live_whichever_script_comes_late(
+    script: str, chromium: Browser, looked_at: Company
+) -> None:
+    page = viewer(chromium, looked_at)
+
+    def hold(route: Route) -> None:
+        page.wait_for_timeout(1_000)
+        route.continue_()
+
+    page.route(f"**/{script}.*", hold)
+    with page.expect_request("**/live"):
+        page.goto(looked_at.url)
+    expect(page.locator("#live")).to_have_text("live")
+    page.context.close()
+
+
 def test_an_answer_that_comes_late_does_not_close_what_a_viewer_has_opened(
     chromium: Browser, company: Company
 ) -> None:

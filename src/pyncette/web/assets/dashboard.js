@@ -18,6 +18,9 @@
     }
   };
 
+  // Whether ticks come: else a page that was read once, for example for its zone, is not live.
+  let connected = false;
+
   // A page that is being used stays as it is: what is selected, typed or open would be lost.
   const inUse = () => {
     const content = document.getElementById("content");
@@ -42,14 +45,20 @@
       event.preventDefault();
       say("held while you select", "held");
     } else if (ctx.response.status === 200 && !ctx.response.raw.redirected) {
-      say("live", "on");
+      if (connected) say("live", "on");
     } else {
       event.preventDefault();
       say(ctx.response.status === 404 ? "gone" : "not live", "off");
     }
   });
-  document.addEventListener("htmx:sse:after:connection", () => say("live", "on"));
-  document.addEventListener("htmx:sse:error", () => say("not live", "off"));
+  document.addEventListener("htmx:sse:after:connection", () => {
+    connected = true;
+    say("live", "on");
+  });
+  document.addEventListener("htmx:sse:error", () => {
+    connected = false;
+    say("not live", "off");
+  });
   document.addEventListener("htmx:error", () => say("not live", "off"));
 
   // The first page of a browser was rendered without its zone.
