@@ -215,10 +215,10 @@ def proxy_before(target: str) -> Iterator[Proxy]:
 
 
 class LaggingIndex:
-    """A behaviour: the index of each group shows what it held some queries ago.
+    """A behaviour: an index shows of each of its keys what it held some queries ago.
 
     Args:
-        queries: So many are answered from one look at the index.
+        queries: So many are answered from one look at a key of an index.
     """
 
     def __init__(self, queries: int) -> None:
@@ -227,36 +227,40 @@ class LaggingIndex:
         self._seen: dict[str, list[dict[str, Any]]] = {}
 
     def catch_up(self) -> None:
-        """The next query of each group sees the index as it is."""
+        """The next query of each key sees the index as it is."""
         self._left = {}
 
     async def __call__(self, call: Call) -> Answer | None:
         if call.operation != "Query" or "IndexName" not in call.body:
             return await call.forward()
         values = call.body["ExpressionAttributeValues"]
-        group = values[":group"]["S"]
-        left = self._left.get(group, 0)
+        name = "rare" if call.body["IndexName"] == "rare" else "group"
+        place = f"{name} {values[f':{name}']['S']}"
+        left = self._left.get(place, 0)
         if not left:
-            self._seen[group] = await self._look(call, group)
+            self._seen[place] = await self._look(call, name)
             left = self._queries
-        self._left[group] = left - 1
+        self._left[place] = left - 1
+        if name == "rare":
+            return Answer(200, _of_rare(call.body, self._seen[place]), "")
         since = int(values.get(":since", {"N": "-1" + "0" * 20})["N"])
         before = int(values.get(":before", {"N": "1" + "0" * 20})["N"])
-        items = [item for item in self._seen[group] if since <= _instant(item) <= before]
+        items = [item for item in self._seen[place] if since <= _instant(item) <= before]
         # What the index gave up meanwhile, DynamoDB would still list.
         return Answer(200, {"Items": items[: call.body["Limit"]]}, "")
 
-    async def _look(self, call: Call, group: str) -> list[dict[str, Any]]:
+    async def _look(self, call: Call, name: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         more: dict[str, Any] = {}
+        values = call.body["ExpressionAttributeValues"]
         while True:
             answer = await call.forward(
                 {
                     "TableName": call.body["TableName"],
                     "IndexName": call.body["IndexName"],
-                    "KeyConditionExpression": "#group = :group",
-                    "ExpressionAttributeNames": {"#group": "group"},
-                    "ExpressionAttributeValues": {":group": {"S": group}},
+                    "KeyConditionExpression": "#name = :name",
+                    "ExpressionAttributeNames": {"#name": name},
+                    "ExpressionAttributeValues": {":name": values[f":{name}"]},
                     **more,
                 }
             )
@@ -264,6 +268,30 @@ class LaggingIndex:
             if "LastEvaluatedKey" not in answer.body:
                 return items
             more = {"ExclusiveStartKey": answer.body["LastEvaluatedKey"]}
+
+
+def _of_rare(body: dict[str, Any], seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer to a query of the index of rare states that shows these items."""
+    values = body["ExpressionAttributeValues"]
+    prefix = values.get(":prefix", {"S": ""})["S"]
+    before = values.get(":due_before")
+    after = body.get("ExclusiveStartKey", {"key": {"S": ""}})["key"]["S"].encode()
+    left = [
+        item
+        for item in seen
+        if item["key"]["S"].startswith(prefix) and item["key"]["S"].encode() > after
+    ]
+    examined = left[: body["Limit"]]
+    items = [
+        item
+        for item in examined
+        if item["state"] == values[":state"]
+        and (before is None or ("due_at" in item and _instant(item) < int(before["N"])))
+    ]
+    answer = {"Items": items, "Count": len(items), "ScannedCount": len(examined)}
+    if len(left) > len(examined):
+        answer["LastEvaluatedKey"] = {name: examined[-1][name] for name in ("rare", "group", "key")}
+    return answer
 
 
 def _instant(item: dict[str, Any]) -> Decimal:

@@ -193,8 +193,8 @@ def test_opening_waits_until_the_table_can_be_used(monkeypatch: pytest.MonkeyPat
                 if described < 4:
                     answer.body["Table"]["TableStatus"] = "CREATING"
                 elif described < 6:
-                    [index] = answer.body["Table"]["GlobalSecondaryIndexes"]
-                    index["IndexStatus"] = "CREATING"
+                    for index in answer.body["Table"]["GlobalSecondaryIndexes"]:
+                        index["IndexStatus"] = "CREATING"
             return answer
 
         proxy.behaviour = slow

@@ -22,6 +22,8 @@ from pyncette.clock import SystemClock, realtime
 from pyncette.dynamodb.clock import WIDTH_GOOD, DateClock
 from pyncette.dynamodb.history import TABLE_NAME_CHARACTERS_MAX as HISTORY_NAME_CHARACTERS_MAX
 from pyncette.dynamodb.history import DynamoHistory, history_definition
+from pyncette.dynamodb.rare import DENIED, addition
+from pyncette.dynamodb.rare import INDEX as RARE_INDEX
 from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_by_itself
 from pyncette.dynamodb.table import (
     DynamoTable,
@@ -30,6 +32,7 @@ from pyncette.dynamodb.table import (
     definition,
     describe_foreign_table,
     has_layout,
+    has_rare_index,
     size_error,
 )
 from pyncette.errors import StoreError, StoreMisconfiguredError
@@ -55,6 +58,10 @@ logger: Final = logging.getLogger(__name__)
 READY_PAUSE_S: Final = 0.2
 """Pause before the state of a table that is being created is read again."""
 
+INDEX_WAIT_S: Final = 2.0
+"""How long opening waits for an index of rare states that is added to a table. The service may take
+minutes for that; until then, lists by state are made without it."""
+
 POOL_SIZE_MIN: Final = 3
 """One connection each for claims, for the outcomes of runs, and for calls of users."""
 
@@ -62,6 +69,13 @@ PREFIX_BYTES_MAX: Final = 256
 
 NARROWING_MAX: Final = 12
 """Maximum readings of the server's clock in a row; half as many are usually enough."""
+
+_NOT_ADDED: Final = DENIED | {
+    "LimitExceededException",
+    "ResourceInUseException",
+    "ValidationException",
+}
+"""Errors of a request that adds an index; without it, the store works all the same."""
 
 _TABLE_NAME = re.compile(r"[a-zA-Z0-9_.-]{3,255}", re.ASCII)
 _CLOCK: Final = (CONTROL_GROUP, ":clock")
@@ -239,9 +253,10 @@ class DynamoDBStore:
         aside = max(third // 4, 1)
         of_users = max(size - 2 * third - aside, 1)
         self._requests = Requests(client, self._place, of_users, self._clock)
-        self._claims = self._part(Requests(client, self._place, third, self._clock))
-        self._outcomes = self._part(Requests(client, self._place, third, self._clock))
-        self._users = self._part(self._requests)
+        self._claims = CasStore(self._part(Requests(client, self._place, third, self._clock)))
+        self._outcomes = CasStore(self._part(Requests(client, self._place, third, self._clock)))
+        self._table = self._part(self._requests)
+        self._users = CasStore(self._table)
         self.history: DynamoHistory = DynamoHistory(
             Requests(client, self._place, aside, self._clock),
             self._table_name,
@@ -249,13 +264,12 @@ class DynamoDBStore:
             not options.skip_table_create,
         )
 
-    def _part(self, requests: Requests) -> CasStore:
-        """A store with connections of its own."""
-        prefix = self._options.partition_prefix
-        return CasStore(DynamoTable(requests, self._table_name, prefix))
+    def _part(self, requests: Requests) -> DynamoTable:
+        """The table, with connections of its own."""
+        return DynamoTable(requests, self._table_name, self._options.partition_prefix)
 
     async def open(self) -> None:
-        """Connects to the service, and creates the table if it is missing."""
+        """Connects to the service, and creates the table, or its index, if it is missing."""
         described = await self._described()
         if described is None:
             if self._options.skip_table_create:
@@ -272,10 +286,43 @@ class DynamoDBStore:
             )
         elif not has_layout(described):
             raise StoreMisconfiguredError(describe_foreign_table(described, self._place))
+        elif not has_rare_index(described):
+            await self._add_rare_index(described)
+            described = None
+        waits_until: float | None = None
         while described is None or not _is_ready(described):
             if described is not None:
+                if _is_ready(described, without=RARE_INDEX):
+                    waits_until = waits_until or realtime.monotonic() + INDEX_WAIT_S
+                    if realtime.monotonic() >= waits_until:
+                        logger.info("%s: the index '%s' is being made", self._place, RARE_INDEX)
+                        break
                 await realtime.sleep(READY_PAUSE_S)
             described = await self._described()
+
+    async def _add_rare_index(self, described: dict[str, Any]) -> None:
+        """Adds the index of rare states to a table that has none, if that is allowed."""
+        if self._options.skip_table_create:
+            reason = "dynamodb_skip_table_create is set"
+        else:
+            logger.info("%s: the index '%s' is added", self._place, RARE_INDEX)
+            answer = await self._requests.make(
+                "update_table", tolerated=_NOT_ADDED, **addition(described)
+            )
+            error = answer.get("Error", {})
+            # In use: another worker may be adding it.
+            if error.get("Code", "ResourceInUseException") == "ResourceInUseException":
+                return
+            message = error.get("Message", "").partition("\n")[0]
+            reason = f"{error['Code']}: {message}"
+        logger.warning(
+            "%s has no index '%s', and it was not added (%s). Without it, lists and counts of "
+            "parked, paused or retrying instances look at all instances. "
+            "pyncette.dynamodb.table_definition() tells how to make it",
+            self._place,
+            RARE_INDEX,
+            reason,
+        )
 
     async def _described(self) -> dict[str, Any] | None:
         answer = await self._requests.make(
@@ -339,7 +386,7 @@ class DynamoDBStore:
         return await self._users.scan(group, where, cursor, limit)
 
     async def count(self, group: str, where: Filter, limit: int) -> Counted:
-        return await self._users.count(group, where, limit)
+        return await self._table.count(group, where, limit)
 
     @property
     def now_uncertainty(self) -> int:
@@ -371,10 +418,19 @@ class DynamoDBStore:
         return None
 
 
-def _is_ready(described: dict[str, Any]) -> bool:
-    """Whether table and index can be used; they can also be used while they are being changed."""
+def _is_ready(described: dict[str, Any], without: str | None = None) -> bool:
+    """Whether table and indexes can be used; they can also be used while they are being changed.
+
+    Args:
+        described: The table, as described by the service.
+        without: An index that is not looked at.
+    """
     statuses = [described["TableStatus"]]
-    statuses += [index["IndexStatus"] for index in described.get("GlobalSecondaryIndexes", ())]
+    statuses += [
+        index["IndexStatus"]
+        for index in described.get("GlobalSecondaryIndexes", ())
+        if index["IndexName"] != without
+    ]
     return all(status in ("ACTIVE", "UPDATING") for status in statuses)
 
 

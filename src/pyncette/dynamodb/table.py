@@ -3,9 +3,10 @@
 Knows no options and no errors of the driver. Conditional changes are PartiQL statements, up to 25
 in a request; each statement succeeds or fails by itself. Everything else is a plain request.
 
-The key of an item is (group, key). An item that will come due is also in the index, by (group,
-due_at); other items have no ``due_at`` and are not in the index. The index may lag behind the
-items, so it only suggests what to claim; the condition on version and instant decides.
+The key of an item is (group, key). An item that will come due is also in the index ``due``, by
+(group, due_at); other items have no ``due_at`` and are not in the index. The index may lag behind
+the items, so it only suggests what to claim; the condition on version and instant decides. The
+index of the records in a rare state is in ``pyncette.dynamodb.rare``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from decimal import ROUND_FLOOR, Decimal
 from functools import lru_cache
 from typing import Any, Final
 
+from pyncette.dynamodb import rare
+from pyncette.dynamodb.rare import RareIndex, mark_of
 from pyncette.dynamodb.requests import REFUSED, THROTTLED, Patience, Requests, error_of
 from pyncette.errors import StoreError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.store import Counted, Failed, Filter, Identity, Page, Unknown, Write
 from pyncette.store.cas import Entry, Made, Swap, Swapped
+from pyncette.store.rare import is_rare
 from pyncette.store.record import ABSENT, EARLIEST_INSTANT, LATEST_INSTANT, Delete, Record
 from pyncette.store.together import together
 
@@ -66,13 +70,14 @@ _ALL: Final = frozenset(Record._fields) - {"group", "key"}
 
 
 def definition(table_name: str) -> dict[str, Any]:
-    """The table and its index, as the parameters of ``CreateTable``."""
+    """The table and its indexes, as the parameters of ``CreateTable``."""
     return {
         "TableName": table_name,
         "AttributeDefinitions": [
             {"AttributeName": "group", "AttributeType": "S"},
             {"AttributeName": "key", "AttributeType": "S"},
             {"AttributeName": "due_at", "AttributeType": "N"},
+            {"AttributeName": rare.INDEX, "AttributeType": "S"},
         ],
         "KeySchema": [
             {"AttributeName": "group", "KeyType": "HASH"},
@@ -89,35 +94,52 @@ def definition(table_name: str) -> dict[str, Any]:
                     "ProjectionType": "INCLUDE",
                     "NonKeyAttributes": ["version", "unfinished_attempts"],
                 },
-            }
+            },
+            rare.definition(),
         ],
         "BillingMode": "PAY_PER_REQUEST",
     }
 
 
 def has_layout(described: Mapping[str, Any]) -> bool:
-    """Whether a table that ``DescribeTable`` has described has our keys and our index."""
+    """Whether a table that ``DescribeTable`` has described has our keys and our index ``due``.
+
+    The index of rare states may be missing; an index of its name must be this one.
+    """
     wanted = definition("")
+    indexes = {index["IndexName"]: index for index in described.get("GlobalSecondaryIndexes", ())}
     types = {
         attribute["AttributeName"]: attribute["AttributeType"]
         for attribute in described["AttributeDefinitions"]
     }
+    if rare.INDEX not in indexes:
+        types.setdefault(rare.INDEX, "S")
     if _keys(described) != _keys(wanted) or any(
         types.get(attribute["AttributeName"]) != attribute["AttributeType"]
         for attribute in wanted["AttributeDefinitions"]
     ):
         return False
-    [due] = wanted["GlobalSecondaryIndexes"]
-    for index in described.get("GlobalSecondaryIndexes", ()):
-        if index["IndexName"] == INDEX:
-            projected = index["Projection"]
-            return _keys(index) == _keys(due) and (
-                projected["ProjectionType"] == "ALL"
-                or {"version", "unfinished_attempts"}.issubset(
-                    projected.get("NonKeyAttributes", ())
-                )
-            )
-    return False
+    due, of_rare = wanted["GlobalSecondaryIndexes"]
+    return (INDEX in indexes and _fits(indexes[INDEX], due)) and (
+        rare.INDEX not in indexes or _fits(indexes[rare.INDEX], of_rare)
+    )
+
+
+def has_rare_index(described: Mapping[str, Any]) -> bool:
+    """Whether a table of our layout has the index of rare states, perhaps not filled yet."""
+    indexes = described.get("GlobalSecondaryIndexes", ())
+    return any(index["IndexName"] == rare.INDEX for index in indexes)
+
+
+def _fits(index: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an index has the keys and the attributes that are wanted."""
+    projected = index["Projection"]
+    return _keys(index) == _keys(wanted) and (
+        projected["ProjectionType"] == "ALL"
+        or {*wanted["Projection"]["NonKeyAttributes"]}.issubset(
+            projected.get("NonKeyAttributes", ())
+        )
+    )
 
 
 def describe_foreign_table(described: Mapping[str, Any], place: str) -> str:
@@ -131,9 +153,10 @@ def describe_foreign_table(described: Mapping[str, Any], place: str) -> str:
     return (
         f"{place} is not one of ours: its key is {_keys(described)}, its indexes are "
         f"{[index['IndexName'] for index in described.get('GlobalSecondaryIndexes', ())]}; "
-        f"expected are group (HASH), key (RANGE) and an index '{INDEX}' by group and due_at that "
-        "holds version and unfinished_attempts. Name another table with dynamodb_table_name. "
-        "Nothing was changed."
+        f"expected are group (HASH), key (RANGE), an index '{INDEX}' by group and due_at that "
+        f"holds version and unfinished_attempts, and perhaps an index '{rare.INDEX}' by "
+        f"{rare.INDEX} and key that holds state and due_at. Name another table with "
+        "dynamodb_table_name. Nothing was changed."
     )
 
 
@@ -199,6 +222,7 @@ class DynamoTable:
     def __init__(self, requests: Requests, name: str, prefix: str) -> None:
         self._requests = requests
         self._name = name
+        self._rare = RareIndex(requests, name)
         # The prefix ends at the first colon, so two pairs of prefix and group never coincide.
         self._prefix = prefix.replace("%", "%25").replace(":", "%3A") + ":"
 
@@ -311,6 +335,9 @@ class DynamoTable:
     def _statement(self, swap: Swap) -> dict[str, Any]:
         group, key, expect, columns, token, due_at = swap
         identity = [{"S": self._prefix + group}, {"S": key}]
+        if columns is not None and "state" in columns:
+            mark = mark_of(columns["state"], self._prefix + group, key)
+            columns = {**columns, rare.INDEX: mark}
         if expect == ABSENT:
             assert columns is not None
             given = {name: value for name, value in columns.items() if value is not None}
@@ -339,7 +366,11 @@ class DynamoTable:
         removed = tuple(name for name in columns if name not in given)
         return {
             "Statement": _update(
-                self._name, tuple(given), removed, tuple(conditions), columns.keys() != _ALL
+                self._name,
+                tuple(given),
+                removed,
+                tuple(conditions),
+                not _ALL.issubset(columns),
             ),
             "Parameters": [*map(_value, given.items()), *tail],
         }
@@ -382,8 +413,13 @@ class DynamoTable:
         """See ``pyncette.store.Store.count``. It costs the reading of at most 10,000 items."""
         if where.states is not None and not where.states:
             return Counted(0, True)
+        examined_max = max(COUNTED_MAX, limit)
+        if is_rare(where):
+            counted = await self._rare.count(self._prefix + group, where, limit, examined_max)
+            if counted is not None:
+                return counted
         query = self._query_of(group, where)
-        count, examined, examined_max = 0, 0, max(COUNTED_MAX, limit)
+        count = examined = 0
         start: dict[str, Any] = {}
         while True:
             answer = await self._requests.make(
@@ -404,6 +440,13 @@ class DynamoTable:
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         if where.states is not None and not where.states:
             return Page([], None)
+        if is_rare(where):
+            found = await self._rare.keys(self._prefix + group, where, cursor, limit)
+            if found is not None:
+                keys, following = found
+                # The index lags: what a record is now decides.
+                there = await self.get([(group, key) for key in keys])
+                return Page([r for r in there if r is not None and where.admits(r)], following)
         query = self._query_of(group, where)
         if cursor is not None:
             group_value = {"S": self._prefix + group}
