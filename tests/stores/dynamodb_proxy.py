@@ -246,8 +246,13 @@ class LaggingIndex:
         since = int(values.get(":since", {"N": "-1" + "0" * 20})["N"])
         before = int(values.get(":before", {"N": "1" + "0" * 20})["N"])
         items = [item for item in self._seen[place] if since <= _instant(item) <= before]
+        if ":due_before" in values:
+            due_before = int(values[":due_before"]["N"])
+            items = [item for item in items if _instant(item) < due_before]
         # What the index gave up meanwhile, DynamoDB would still list.
-        return Answer(200, {"Items": items[: call.body["Limit"]]}, "")
+        items = items[: call.body["Limit"]]
+        counts = {"Count": len(items), "ScannedCount": len(items)}
+        return Answer(200, {"Items": items, **counts}, "")
 
     async def _look(self, call: Call, name: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []

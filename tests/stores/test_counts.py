@@ -45,7 +45,10 @@ async def fill(store: Store) -> None:
         )
 
 
-@pytest.fixture(params=["sqlite-file", "postgres", "mysql", "mariadb", "redis", "redis-cluster"])
+STORES = ["sqlite-file", "postgres", "mysql", "mariadb", "redis", "redis-cluster", "dynamodb"]
+
+
+@pytest.fixture(params=STORES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     with place_of(request.param, tmp_path) as place:
         yield place

@@ -46,6 +46,9 @@ REQUEST_BYTES_MAX: Final = 4_000_000
 COUNTED_MAX: Final = 10_000
 """Maximum items that a count reads."""
 
+EXAMINED_MAX: Final = 1_000
+"""Maximum further items that a page of a filtered scan reads, if few of the first ones matched."""
+
 KEYS_MAX: Final = 100
 """Maximum items that one request reads."""
 
@@ -419,6 +422,8 @@ class DynamoTable:
             if counted is not None:
                 return counted
         query = self._query_of(group, where)
+        if where == Filter(due_before=where.due_before) and where.due_before is not None:
+            query = self._query_of_due(group, where.due_before)
         count = examined = 0
         start: dict[str, Any] = {}
         while True:
@@ -453,11 +458,29 @@ class DynamoTable:
             query["ExclusiveStartKey"] = {"group": group_value, "key": {"S": cursor}}
         # The limit counts items that are read, not items that match, so a page may be empty.
         answer = await self._requests.make("query", **query, Limit=limit)
-        last = answer.get("LastEvaluatedKey")
-        return Page(
-            [_record_of(item, group) for item in answer["Items"]],
-            None if last is None else last["key"]["S"],
-        )
+        items, last = answer["Items"], answer.get("LastEvaluatedKey")
+        if last is not None and 2 * len(items) < limit and "FilterExpression" in query:
+            # Most do not match: with pages of this size, a large group would take many requests.
+            query["ExclusiveStartKey"] = last
+            answer = await self._requests.make("query", **query, Limit=EXAMINED_MAX)
+            items, last = items + answer["Items"], answer.get("LastEvaluatedKey")
+        records = [_record_of(item, group) for item in items[:limit]]
+        if len(items) > limit:
+            return Page(records, records[-1].key)
+        return Page(records, None if last is None else last["key"]["S"])
+
+    def _query_of_due(self, group: str, due_before: int) -> dict[str, Any]:
+        """The query of the entries that are due before an instant, in the index, which may lag."""
+        return {
+            "TableName": self._name,
+            "IndexName": INDEX,
+            "KeyConditionExpression": "#group = :group AND due_at < :due_before",
+            "ExpressionAttributeNames": {"#group": "group"},
+            "ExpressionAttributeValues": {
+                ":group": {"S": self._prefix + group},
+                ":due_before": {"N": str(due_before)},
+            },
+        }
 
     def _query_of(self, group: str, where: Filter) -> dict[str, Any]:
         """The query of the records of a group that match, in the order of their keys."""
