@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,6 +22,9 @@ from tests.stores.dynamodb_proxy import (
     proxy_before,
 )
 
+from pyncette import Pyncette
+from pyncette.cli import doctor
+from pyncette.cli.printing import Printer
 from pyncette.clock import realtime
 from pyncette.dynamodb import table_definition
 from pyncette.dynamodb.rare import SHARDS, addition, mark_of
@@ -92,6 +96,15 @@ def wait_for_index(place: Place) -> None:
             return
         threading.Event().wait(0.01)
     raise AssertionError(described)
+
+
+def refusing(index: str) -> Callable[[Call], Awaitable[Answer | None]]:
+    async def refuse(call: Call) -> Answer | None:
+        if call.operation == "Query" and call.body.get("IndexName") == index:
+            return error("AccessDeniedException")
+        return await call.forward()
+
+    return refuse
 
 
 def test_only_records_in_a_rare_state_are_in_the_index(place: Place) -> None:
@@ -304,10 +317,7 @@ def test_where_the_index_cannot_be_added_it_is_said_and_lists_work(
 def test_where_the_index_must_not_be_read_it_is_said_once_and_lists_work(
     place: Place, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def refuse(call: Call) -> Answer | None:
-        if call.operation == "Query" and call.body.get("IndexName") == "rare":
-            return error("AccessDeniedException")
-        return await call.forward()
+    refuse = refusing("rare")
 
     async def test(store: Store) -> None:
         for key in "abc":
@@ -332,3 +342,26 @@ def test_another_index_of_this_name_is_refused(place: Place) -> None:
     request(url("dynamodb"), "CreateTable", **definition)
     with pytest.raises(StoreMisconfiguredError, match=r"not one of ours.*perhaps an index 'rare'"):
         on(place, lambda store: asyncio.sleep(0))
+
+
+@pytest.mark.parametrize(
+    ("index", "rights", "indexes"),
+    [("none", "ok", "ok"), ("rare", "ok", "warn"), ("due", "fail", "ok")],
+)
+def test_the_doctor_tells_of_an_index_that_must_not_be_read(
+    place: Place,
+    proxy: Proxy,
+    capsys: pytest.CaptureFixture[str],
+    index: str,
+    rights: str,
+    indexes: str,
+) -> None:
+    app = Pyncette(place.factory, **place.configuration)
+    proxy.behaviour = refusing(index)
+    asyncio.run(doctor.examine(lambda: (app, False), Printer(as_json=True)))
+    rows = map(json.loads, capsys.readouterr().out.splitlines())
+    checks = {row["name"]: row for row in rows}
+    assert (checks["rights"]["level"], checks["indexes"]["level"]) == (rights, indexes)
+    if index != "none":
+        found = checks["indexes" if index == "rare" else "rights"]["found"]
+        assert "AccessDeniedException" in found

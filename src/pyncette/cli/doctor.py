@@ -33,6 +33,8 @@ from pyncette.showing import (
     overdue,
     pause_text,
 )
+from pyncette.sqlite import sqlite_repository
+from pyncette.store import Group
 from pyncette.task import PartitionedTask, Task
 
 COUNT_LIMIT: Final = 1_000
@@ -186,13 +188,8 @@ def _zones(app: Pyncette) -> Check:
 async def _of_store(
     app: Pyncette, context: PyncetteContext, declares: bool
 ) -> AsyncIterator[Check]:
-    try:
-        await context.purge(PROBE)
-        yield Check("rights", "ok", "may read and write")
-    except StoreError as error:
-        yield Check(
-            "rights", "fail", describe(error), "Grant the rights that the documentation lists"
-        )
+    yield await _rights(context)
+    yield await _indexes(context)
     yield await _speed(context)
     yield _clock(app, context)
     crew = await checks.crew(app, context)
@@ -216,6 +213,36 @@ async def _of_store(
             for pause in await context.pauses()
         ],
         now,
+    )
+
+
+async def _rights(context: PyncetteContext) -> Check:
+    try:
+        await context.purge(PROBE)
+        # Of a group that no app has, and with a limit of zero: it looks for what is due, only.
+        now = context.clock.microseconds()
+        await context._store.claim([Group(PROBE, 1, 1, now)], 0, now, PROBE)
+    except StoreError as error:
+        return Check(
+            "rights", "fail", describe(error), "Grant the rights that the documentation lists"
+        )
+    return Check("rights", "ok", "may read, write and look for what is due")
+
+
+async def _indexes(context: PyncetteContext) -> Check:
+    """What the store misses, and works without."""
+    try:
+        missed = await context._store.shortcomings()
+    except StoreError as error:
+        return Check("indexes", "fail", describe(error), "See the log of the server")
+    if not missed:
+        return Check("indexes", "ok", "none is missing")
+    return Check(
+        "indexes",
+        "warn",
+        "; ".join(missed),
+        "See the page of the store in the documentation: it tells how to add it, and the rights "
+        "that it needs",
     )
 
 

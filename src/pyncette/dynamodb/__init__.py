@@ -22,7 +22,7 @@ from pyncette.clock import SystemClock, realtime
 from pyncette.dynamodb.clock import WIDTH_GOOD, DateClock
 from pyncette.dynamodb.history import TABLE_NAME_CHARACTERS_MAX as HISTORY_NAME_CHARACTERS_MAX
 from pyncette.dynamodb.history import DynamoHistory, history_definition
-from pyncette.dynamodb.rare import DENIED, addition
+from pyncette.dynamodb.rare import DENIED, LOOK_AT_ALL, addition
 from pyncette.dynamodb.rare import INDEX as RARE_INDEX
 from pyncette.dynamodb.requests import Requests, open_client, place_of, repeats_by_itself
 from pyncette.dynamodb.table import (
@@ -316,12 +316,12 @@ class DynamoDBStore:
             message = error.get("Message", "").partition("\n")[0]
             reason = f"{error['Code']}: {message}"
         logger.warning(
-            "%s has no index '%s', and it was not added (%s). Without it, lists and counts of "
-            "parked, paused or retrying instances look at all instances. "
+            "%s has no index '%s', and it was not added (%s). Without it, %s. "
             "pyncette.dynamodb.table_definition() tells how to make it",
             self._place,
             RARE_INDEX,
             reason,
+            LOOK_AT_ALL,
         )
 
     async def _described(self) -> dict[str, Any] | None:
@@ -384,6 +384,13 @@ class DynamoDBStore:
 
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         return await self._users.scan(group, where, cursor, limit)
+
+    async def shortcomings(self) -> list[str]:
+        """See ``pyncette.store.Store``."""
+        error = await self._table.rare_index_error()
+        if error is None:
+            return []
+        return [f"the index '{RARE_INDEX}' cannot be used ({error}): {LOOK_AT_ALL}"]
 
     async def count(self, group: str, where: Filter, limit: int) -> Counted:
         return await self._table.count(group, where, limit)

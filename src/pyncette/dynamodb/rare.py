@@ -30,6 +30,11 @@ from pyncette.store.together import together
 
 logger: Final = logging.getLogger("pyncette.dynamodb")
 
+LOOK_AT_ALL: Final = (
+    "lists and counts of parked, paused or retrying instances look at all instances"
+)
+"""What happens where the index cannot be used."""
+
 INDEX: Final = "rare"
 
 SHARDS: Final = 4
@@ -185,6 +190,12 @@ class RareIndex:
             return keys[:limit], keys[limit - 1]
         return keys, end
 
+    async def error(self) -> str | None:
+        """Why the index cannot be used, for people; None if it can."""
+        query = self._query("", "parked", 0, Filter(), None)
+        answer = await self._requests.make("query", tolerated=_UNUSABLE, **query, Limit=1)
+        return _in_words(answer["Error"]) if "Error" in answer else None
+
     def _queries(
         self, group: str, where: Filter, cursor: str | None = None
     ) -> list[dict[str, Any]]:
@@ -236,16 +247,19 @@ class RareIndex:
         if self._said:
             return
         self._said = True
-        code, message = error.get("Code", ""), error.get("Message", "").partition("\n")[0]
         logger.warning(
-            "%s: the index '%s' cannot be used (%s: %s). Until it can, lists and counts of parked, "
-            "paused or retrying instances look at all instances. The documentation of the store "
-            "tells how to add it, and which privileges it needs",
+            "%s: the index '%s' cannot be used (%s). Until it can, %s. The documentation of the "
+            "store tells how to add it, and which privileges it needs",
             self._requests.place,
             INDEX,
-            code,
-            message,
+            _in_words(error),
+            LOOK_AT_ALL,
         )
+
+
+def _in_words(error: Mapping[str, str]) -> str:
+    """An error of the service, in one line."""
+    return f"{error.get('Code', '')}: {error.get('Message', '').partition(chr(10))[0]}"
 
 
 def _in_order(key: str) -> bytes:

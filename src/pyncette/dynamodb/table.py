@@ -442,6 +442,10 @@ class DynamoTable:
                 return Counted(count, True)
             start = {"ExclusiveStartKey": answer["LastEvaluatedKey"]}
 
+    async def rare_index_error(self) -> str | None:
+        """Why the index of rare states cannot be used, for people; None if it can."""
+        return await self._rare.error()
+
     async def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         if where.states is not None and not where.states:
             return Page([], None)

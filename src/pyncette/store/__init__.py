@@ -228,6 +228,10 @@ class Store(Protocol):
     * Errors are ``StoreUnavailableError`` if a retry may help, else ``StoreMisconfiguredError``.
       Drivers must not retry a call by themselves.
     * Keys, groups and texts are returned exactly as they were written; keys compare bytewise.
+
+    A store may have more: ``history`` (see ``pyncette.store.history``), ``now_uncertainty`` (see
+    ``now``), and ``async def shortcomings(self) -> list[str]``, which tells people what it could do
+    its work better with, such as a missing index. ``pyncette doctor`` shows it.
     """
 
     async def claim(

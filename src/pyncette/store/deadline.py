@@ -142,6 +142,11 @@ class DeadlineStore:
     async def now(self) -> int | None:
         return await self._bounded("now", self._store.now())
 
+    async def shortcomings(self) -> list[str]:
+        """Returns what the store could do its work better with, for people."""
+        find: Callable[[], Awaitable[list[str]]] | None = getattr(self._store, "shortcomings", None)
+        return [] if find is None else await self._bounded("shortcomings", find())
+
     @property
     def history(self) -> DeadlineHistory | None:
         """The run history of the store; None if it cannot keep one."""
