@@ -14,9 +14,14 @@ import pytest
 from tests.stores.every_store import STORES, place_of
 
 from pyncette import Context, Pyncette
+from pyncette.cli import doctor
 from pyncette.cli.arguments import main
+from pyncette.cli.printing import Printer
 from pyncette.clock import SystemClock
 from pyncette.history import use_history
+from pyncette.store import Write
+from pyncette.store.record import ANY, Patch, State
+from pyncette.testing.conformance import Place
 
 
 @pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
@@ -70,6 +75,52 @@ def test_the_command_line_schedules_lists_moves_and_checks(
         assert main(["doctor", "--json"]) == 0
         levels = {row["name"]: row["level"] for row in rows()}
         assert levels["store"] == levels["rights"] == levels["clock"] == "ok"
+
+
+@pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
+def test_the_doctor_names_what_never_comes_due(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "LOOKED_AT_MAX", 4)
+
+    async def main(place: Place) -> None:
+        app = Pyncette(place.factory, **place.configuration)
+        for name in ("reminder", "report"):
+
+            @app.dynamic_task(interval=timedelta(hours=1), name=name)
+            async def task(context: Context) -> None: ...
+
+        async def found() -> dict[str, Any]:
+            capsys.readouterr()
+            await doctor.examine(lambda: (app, True), Printer(as_json=True))
+            rows = map(json.loads, capsys.readouterr().out.splitlines())
+            [row] = [row for row in rows if row["name"] == "never due"]
+            return dict(row)
+
+        reminder, report = app.tasks
+        async with app.create() as context:
+            for name in ("lost", "late", "sound"):
+                await context.schedule_task(reminder, name)
+            for number in range(5):
+                await context.schedule_task(report, f"{number}")
+            await context.pause(reminder, "sound")
+        none = await found()
+        assert (none["level"], none["advice"]) == ("ok", "")
+        assert none["found"] == "none; of report, 4 instances were looked at"
+        far = context.clock.microseconds() + 40 * 86_400_000_000
+        lost = [
+            Write("reminder", name, Patch(due_at, State.SCHEDULED, 0), ANY)
+            for name, due_at in (("lost", None), ("late", far))
+        ]
+        async with place.open() as opened:
+            await opened.write(lost, context.clock.microseconds())
+        some = await found()
+        assert some["level"] == "warn"
+        assert some["found"].startswith("reminder late, reminder lost; of report")
+        assert "schedule or trigger" in some["advice"]
+
+    with place_of(store, tmp_path) as place:
+        asyncio.run(main(place))
 
 
 class Ahead(SystemClock):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, NamedTuple
 
 from pyncette import checks
 from pyncette.app import Pyncette
+from pyncette.calls.listing import STRANDED
 from pyncette.cli.failures import DONE, FAILED, CommandError
 from pyncette.cli.printing import Printer
 from pyncette.clock import realtime
@@ -33,11 +34,13 @@ from pyncette.showing import (
     overdue,
     pause_text,
 )
-from pyncette.sqlite import sqlite_repository
 from pyncette.store import Group
 from pyncette.task import PartitionedTask, Task
 
 COUNT_LIMIT: Final = 1_000
+
+LOOKED_AT_MAX: Final = 1_000
+"""How many instances of each template are looked at for what no index tells."""
 
 EXPLAINED_MAX: Final = 10
 """Of how many tasks a check says why they fail."""
@@ -383,6 +386,7 @@ async def _of_tasks(
         if task.dynamic:
             templates.append(task)
     yield await _overdue(context, templates, statics)
+    yield await _never_due(context, templates)
     partitions = await _partitions(context, templates)
     if partitions is not None:
         yield partitions
@@ -459,6 +463,36 @@ async def _overdue(
         overdue(context),
         "Start workers, or more of them (pyncette workers); is the task paused, or its executor "
         "full (concurrency_limit, PerWorker)?",
+    )
+
+
+async def _never_due(context: PyncetteContext, templates: list[Task]) -> Check:
+    """Instances that will never run, since their row was edited: among some of each template.
+
+    No index tells of them, and no worker looks at them. Static tasks are shown as parked.
+    """
+    found: list[str] = []
+    in_part: list[str] = []
+    for task in templates:
+        looked_at = 0
+        async with aclosing(context.iter_tasks(task)) as states:
+            async for state in states:
+                if looked_at == LOOKED_AT_MAX:
+                    in_part.append(task.name)
+                    break
+                looked_at += 1
+                if state.reason == STRANDED:
+                    found.append(f"{task.name} {state.task.name}")
+    part = ""
+    if in_part:
+        part = f"; of {_names(in_part)}, {LOOKED_AT_MAX:,} instances were looked at"
+    if not found:
+        return Check("never due", "ok", f"none{part}")
+    return Check(
+        "never due",
+        "warn",
+        f"{_names(found)}{part}",
+        "The due_at of their rows was edited or lost: schedule or trigger them, and they run again",
     )
 
 
