@@ -2,6 +2,7 @@
 
     python bench                                     # most parts, on the stores that are there
     python bench dashboard --stores postgres --instances 1000000
+    python bench looks --stores dynamodb --instances 1000000
     python bench drain --stores memory postgres --rounds 5
     python bench drain --against ../before           # and another checkout, in alternating rounds
     tools/servers run -- python bench drain latency  # with real servers
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import bulk
 import drain
 import latency
+import looking
 import remembering
 import resting
 import screens
@@ -30,9 +32,10 @@ import starting
 import pyncette
 from stores import STORES
 
-# Not all of them are measured by default: "dashboard" fills a store first, which takes minutes.
+# Not all of them are measured by default: "dashboard" and "looks" fill a store first, which takes
+# minutes.
 USUAL_PARTS = ("drain", "latency", "bulk", "idle", "memory", "import", "cron", "history")
-PARTS = (*USUAL_PARTS, "dashboard")
+PARTS = (*USUAL_PARTS, "dashboard", "looks")
 
 _T = TypeVar("_T")
 
@@ -46,15 +49,15 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "parts", nargs="*", help=f"of {', '.join(PARTS)}; all but dashboard by default"
+        "parts", nargs="*", help=f"of {', '.join(PARTS)}; all but dashboard and looks by default"
     )
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))
     parser.add_argument("--rounds", type=int, default=3, help="of drain and cron")
     parser.add_argument("--runs", type=int, help="drained in one round; each store has a default")
     parser.add_argument("--planned", type=int, default=500, help="runs whose latency is taken")
-    parser.add_argument("--instances", type=int, default=100_000, help="of bulk and dashboard")
+    parser.add_argument("--instances", type=int, default=100_000, help="of bulk, dashboard, looks")
     parser.add_argument("--past", type=int, default=100_000, help="runs that dashboard shows")
-    parser.add_argument("--looks", type=int, default=7, help="at each screen of dashboard")
+    parser.add_argument("--looks", type=int, default=7, help="at each screen, or call")
     parser.add_argument("--seconds", type=float, default=10, help="of idling")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds before latency and idle")
     parser.add_argument("--imports", type=int, default=15, help="how often all is imported")
@@ -108,6 +111,8 @@ def main() -> None:
         bulk.measure(names, arguments.instances, arguments.rounds, run)
     if "dashboard" in parts:
         screens.measure(names, arguments.instances, arguments.past, arguments.looks, run)
+    if "looks" in parts:
+        looking.measure(names, arguments.instances, arguments.looks, run)
     if "idle" in parts:
         resting.measure_idle(names, arguments.seconds, run, arguments.warm_up)
     if "memory" in parts:

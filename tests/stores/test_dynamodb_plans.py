@@ -134,13 +134,16 @@ def test_a_page_of_the_parked_reads_only_those(full: Full) -> None:
 
 def test_a_count_that_no_index_tells_is_bounded_and_sends_no_records(full: Full) -> None:
     async def test(store: Store) -> None:
-        for where in (Filter(frozenset({State.RUNNING})), EVERYTHING):
+        for where in (Filter(frozenset({State.RUNNING})), EVERYTHING, Filter(prefix="key")):
             counted = await store.count("g", where, 100)
             assert not counted.complete
             asked = full.recorder.taken()
             assert {one.source for one in asked} == {"table"}
-            assert sum(one.examined for one in asked) <= COUNTED_MAX + 1
+            examined_max = COUNTED_MAX if where.states else 100
+            assert sum(one.examined for one in asked) <= examined_max + 1
             assert sum(one.sent for one in asked) == 0
+        assert await store.count("g", PARKED, 1) == Counted(1, False)
+        assert sum(one.examined for one in full.recorder.taken()) <= SHARDS
 
     full.on(test)
 

@@ -413,17 +413,20 @@ class DynamoTable:
         return entries
 
     async def count(self, group: str, where: Filter, limit: int) -> Counted:
-        """See ``pyncette.store.Store.count``. It costs the reading of at most 10,000 items."""
+        """See ``pyncette.store.Store.count``. It reads at most 10,000 items, or ``limit``."""
         if where.states is not None and not where.states:
             return Counted(0, True)
         examined_max = max(COUNTED_MAX, limit)
         if is_rare(where):
-            counted = await self._rare.count(self._prefix + group, where, limit, examined_max)
+            most = limit if where.due_before is None else examined_max
+            counted = await self._rare.count(self._prefix + group, where, limit, most)
             if counted is not None:
                 return counted
         query = self._query_of(group, where)
         if where == Filter(due_before=where.due_before) and where.due_before is not None:
             query = self._query_of_due(group, where.due_before)
+        if "FilterExpression" not in query:
+            examined_max = limit  # each item that is read is one that matches
         count = examined = 0
         start: dict[str, Any] = {}
         while True:
