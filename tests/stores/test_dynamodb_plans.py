@@ -16,7 +16,7 @@ from tests.stores.dynamodb_place import place_at, set_credentials
 from tests.stores.dynamodb_proxy import Answer, Call, Proxy, proxy_before
 from tests.stores.test_counts import NOW, RARE, RECORDS, fill
 
-from pyncette import Context, Pyncette, PyncetteContext, Where
+from pyncette import Context, Pyncette, PyncetteContext, Retry, Where
 from pyncette.dynamodb.rare import SHARDS
 from pyncette.dynamodb.table import COUNTED_MAX, EXAMINED_MAX
 from pyncette.store import EVERYTHING, Counted, Filter, Store
@@ -194,7 +194,7 @@ def test_what_few_match_is_found_in_few_requests_that_are_short_each(full: Full)
 def test_the_public_calls_read_no_more(full: Full) -> None:
     app = Pyncette(full.place.factory, **full.place.configuration)
 
-    @app.dynamic_task(name="g")
+    @app.dynamic_task(name="g", retry=Retry(attempts=3))
     async def task(context: Context) -> None: ...
 
     async def test(context: PyncetteContext) -> None:
@@ -206,6 +206,9 @@ def test_the_public_calls_read_no_more(full: Full) -> None:
         asked = full.recorder.taken()
         assert {one.source for one in asked} == {"rare", "keys"}
         assert sum(one.examined for one in asked) == 3 * len(RARE)
+        count = await context.count_tasks(task, Where(states={"retrying"}))
+        assert (count.count, count.exact) == (0, True)
+        assert [one[:2] for one in full.recorder.taken()] == [("rare", 0)] * SHARDS
         async for _ in context.iter_tasks(task):
             break
         [asked_first] = full.recorder.taken()

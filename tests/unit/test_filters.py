@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.support import Bench, Progress, after, micros, run, seconds
 
-from pyncette import FailureMode, Instance, PyncetteContext, Where
+from pyncette import FailureMode, Instance, PyncetteContext, Retry, Where
 from pyncette.model import TaskCount
 from pyncette.task import Task
 
@@ -105,6 +105,37 @@ def test_a_count_that_must_look_at_each_record_ends_and_says_so(
                 job, (Instance(f"{index}", execute_at=after(9)) for index in range(1_001))
             )
             assert await context.count_tasks(job, Where(failing=False)) == TaskCount(1_000, False)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "options", [{"retry": Retry(attempts=3)}, {"failure_mode": FailureMode.UNLOCK}]
+)
+def test_the_few_that_wait_for_a_retry_are_counted_by_an_index(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Where a failed run keeps its lease, those that run would have to be looked at."""
+    monkeypatch.setattr("pyncette.calls.listing.COUNTED_PAGES_MAX", 1)
+
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", **options)(bench.note)
+        async with bench.app.create() as context:
+            await context.schedule_tasks(
+                job, (Instance(f"{index:04}", execute_at=after(9)) for index in range(1_001))
+            )
+            failed = Progress(micros(0), "i", failures=2, error="no")
+            await bench.plant(job, "last", state="retrying", due=60, progress=failed)
+            await bench.plant(
+                job, "next", state="running", due=60, token="w:1:2", unfinished_attempts=1
+            )
+            where = Where(states={"retrying"})
+            assert await context.count_tasks(job, where) == TaskCount(1, True)
+            assert await names(context, job, where) == ["last"]
+            assert await names(context, job, Where(states={"running"})) == ["next"]
+            result = await context.unschedule_tasks(job, where=where)
+            assert (result.removed, result.handled) == (1, 1)
 
     run(main())
 

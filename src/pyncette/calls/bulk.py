@@ -30,6 +30,7 @@ from pyncette.errors import TaskLockedException
 from pyncette.model import ExecutionMode, OnExisting, Where
 from pyncette.options import check_flag
 from pyncette.schedule import INHERITED_MARK, dumps
+from pyncette.store import EVERYTHING, Filter
 from pyncette.store.record import (
     ABSENT,
     DELETE,
@@ -175,7 +176,7 @@ class Bulk:
         if (names is None) == (where is None):
             raise TypeError("unschedule_tasks needs either names or where")
         tally = Tally(progress, on_failure)
-        selection = selection_of(where)
+        selection = selection_of(where, template)
         which = "named ones" if names is not None else in_words(where)
         with self._requests.telling.many("unschedule", template, tally, which):
             if names is None:
@@ -203,12 +204,12 @@ class Bulk:
             # It may have changed since it was selected.
             return DELETE if current is not None and selection.matches(current) else None
 
-        async for records in self._pages(template.groups(), selection):
+        async for records in self._pages(template.groups(), selection.filter):
             await self.remove(_wishes(records, decide), tally, records)
 
     async def clear(self, groups: Sequence[str], tally: Tally) -> None:
         """Removes all records of these groups."""
-        async for records in self._pages(groups, selection_of(None)):
+        async for records in self._pages(groups, EVERYTHING):
             await self.remove(_wishes(records, removed), tally, records)
 
     async def change_where(
@@ -223,7 +224,7 @@ class Bulk:
         self._requests.check_declared(template)
         if not template.dynamic:
             raise ValueError(f"'{template}' is not a dynamic task")
-        selection = selection_of(where)
+        selection = selection_of(where, template)
 
         def decide_again(current: Record | None, now: int) -> Change | None:
             # It may have changed since it was selected.
@@ -231,7 +232,7 @@ class Bulk:
                 return None
             return decide(current, now)
 
-        async for records in self._pages(template.groups(), selection):
+        async for records in self._pages(template.groups(), selection.filter):
             await self._change(_wishes(records, decide_again, repeatable), tally, records)
 
     async def remove(
@@ -247,12 +248,10 @@ class Bulk:
     ) -> None:
         tally.add_batch(wishes, await self._requests.change_all(wishes, known))
 
-    async def _pages(
-        self, groups: Sequence[str], selection: Selection
-    ) -> AsyncIterator[list[Record]]:
+    async def _pages(self, groups: Sequence[str], where: Filter) -> AsyncIterator[list[Record]]:
         # What an earlier call wrote may decide which records are found.
         await self._requests.settled()
-        async for records in self._requests.pages(groups, selection.filter, BATCH):
+        async for records in self._requests.pages(groups, where, BATCH):
             if records:
                 yield records
 
@@ -298,7 +297,7 @@ class Bulk:
                     f"The set of instances of '{template}' is empty, so all of them would be "
                     "removed: pass allow_empty=True if that is meant"
                 )
-            async for records in self._pages(template.groups(), selection_of(None)):
+            async for records in self._pages(template.groups(), EVERYTHING):
                 surplus = names.missing(records)
                 if dry_run:
                     tally.removed += len(surplus)

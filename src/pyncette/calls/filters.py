@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyncette.engine import rules
-from pyncette.model import Where
+from pyncette.model import FailureMode, Where
 from pyncette.schedule import instant_of
 from pyncette.store import Filter
 from pyncette.store.record import Record, State, load_progress
+from pyncette.task import Task
 
 FAILING = frozenset({State.RETRYING, State.PARKED, State.RUNNING})
 """The states in which a record may be failing."""
@@ -43,8 +44,12 @@ class Selection(NamedTuple):
         return self.states is None or shown_state(record) in self.states
 
 
-def selection_of(where: Where | None) -> Selection:
+def selection_of(where: Where | None, task: Task) -> Selection:
     """Checks what a user asks for.
+
+    Args:
+        where: What the user asks for; None: everything.
+        task: The task whose instances are selected.
 
     Raises:
         TypeError: It is no ``Where``, which has checked its values.
@@ -63,10 +68,19 @@ def selection_of(where: Where | None) -> Selection:
     asked = None
     if states is not None and (State.RUNNING in states) != (State.RETRYING in states):
         # A failed run that keeps its lease is stored as running, and waits for a retry.
-        asked = states
-        if State.RETRYING in states:
+        if State.RUNNING in states:
+            asked = states
+        elif _keeps_leases(task.template):
+            asked = states
             states = states | {State.RUNNING}
+        # Else stores have an index of all that were asked for. What an earlier version of the
+        # task has left under its lease is not found until the lease ends.
     return Selection(Filter(states, where.prefix, due_before), where.failing, asked)
+
+
+def _keeps_leases(template: Task) -> bool:
+    """Returns whether a failed run keeps its lease, see ``rules.failed``."""
+    return template.retry is None and template.failure_mode is FailureMode.NONE
 
 
 def shown_state(record: Record) -> str:

@@ -171,7 +171,7 @@ class Listing:
     def _checked(self, task: Task, where: Where | None) -> tuple[Sequence[str], Selection]:
         self._requests.check_declared(task)
         check_template(task)
-        return task.groups(), selection_of(where)
+        return task.groups(), selection_of(where, task)
 
     def _state(self, task: Task, record: Record) -> TaskState:
         return state_of(task, record, self._requests.clock.microseconds())
