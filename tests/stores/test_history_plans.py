@@ -18,7 +18,7 @@ from tests.servers import url
 from tests.stores.mysql_place import connected, new_table
 from tests.stores.mysql_place import run_sql as run_mysql
 from tests.stores.postgres_place import a_table, run_sql
-from tests.stores.test_postgres_plans import explain, pages_of
+from tests.stores.test_postgres_plans import explain, literal, pages_of
 
 from pyncette.mysql import history_schema_sql as mysql_schema
 from pyncette.mysql.connection import Connection, Results, query
@@ -27,8 +27,8 @@ from pyncette.postgres import history_schema_sql as postgres_schema
 from pyncette.postgres.connection import SESSION
 from pyncette.postgres.history import HistoryStatements
 from pyncette.sqlite.history import SqliteHistory
-from pyncette.store.history import RunFilter, RunRow
-from pyncette.store.sql.history import RUN_COLUMNS, RunIndex, Selection, selected
+from pyncette.store.history import MINUTE, RunFilter, RunRow
+from pyncette.store.sql.history import FIRST, LAST, RUN_COLUMNS, RunIndex, Selection, selected
 from pyncette.testing.suite.harness import NOW
 
 ROWS = 60_000
@@ -66,6 +66,9 @@ PAGES = [
     (RunFilter("rare", until=MIDDLE), RunIndex.TASK),
     (RunFilter("rare", "instance 7"), RunIndex.INSTANCE),
     (RunFilter("rare", "absent", FAILED), RunIndex.INSTANCE),
+    (RunFilter("zest"), RunIndex.TASK),
+    (RunFilter("rare", "zest"), RunIndex.INSTANCE),
+    (RunFilter("often", "instance 697"), RunIndex.INSTANCE),
     (RunFilter(None, None, FAILED), RunIndex.FAILED),
     (RunFilter("rare", None, FAILED, NOW, LATE), RunIndex.TASK_FAILED),
     (RunFilter("absent", None, FAILED), RunIndex.TASK_FAILED),
@@ -128,7 +131,7 @@ def test_a_page_on_postgres_is_found_by_its_index(
 ) -> None:
     selection = selected(where, None)
     assert selection.by is by
-    names = [name for name in (where.task, where.instance) if name is not None]
+    names = [name for name in (where.instance, where.task) if name is not None]
     plan = postgres_plan(
         HistoryStatements(on_postgres).page[by],
         (*selection.end, selection.since, STEP, *names),
@@ -138,8 +141,82 @@ def test_a_page_on_postgres_is_found_by_its_index(
     by_index(plan, index, 4 * STEP)
 
 
+MANY = 200_000
+# Of two templates, with an instance for each of 1,000.
+FILL = """INSERT INTO {table}_runs SELECT {now} + n::bigint * 1000, n, 'task ' || n % 2,
+    'instance ' || n % 1000, '', 1, 0, 0, '', CASE WHEN {failed} THEN 'failed' ELSE 'succeeded' END
+    FROM generate_series({first}, {last}) AS n"""
+FILL_TOTALS = """INSERT INTO {table}_run_totals
+    SELECT {now} + n::bigint * 60000000, 'task ' || m, 1, 0, 0, 1, 1
+    FROM generate_series(0, 20000) AS n, generate_series(0, 1) AS m"""
+
+EARLY = {
+    "empty": [],
+    "empty, and known to be": ["VACUUM ANALYZE {table}_runs", "VACUUM ANALYZE {table}_run_totals"],
+    "nothing has failed": [
+        FILL.format(table="{table}", now=NOW, failed=False, first=-1_000, last=0),
+        "VACUUM ANALYZE {table}_runs",
+    ],
+    "all has failed": [
+        FILL.format(table="{table}", now=NOW, failed=True, first=-1_000, last=0),
+        "VACUUM ANALYZE {table}_runs",
+    ],
+}
+
+
+async def plans_made_early(table: str, early: Sequence[str]) -> dict[str, str]:
+    """Plans of a session of the store that were made before the rows came, and still are used."""
+    names = {
+        RunIndex.TASK: ["task 1"],
+        RunIndex.TASK_FAILED: ["task 1"],
+        RunIndex.INSTANCE: ["instance 7", "task 1"],
+    }
+    statements = HistoryStatements(table)
+    asked: dict[str, tuple[str, Sequence[Any]]] = {
+        f"runs_{by.value or 'pkey'}": (page, (LAST, 0, FIRST, STEP, *names.get(by, [])))
+        for by, page in statements.page.items()
+    }
+    asked["run_totals_pkey"] = statements.totals, (NOW, NOW + 60 * MINUTE)
+    asked["run_totals_task"] = statements.totals_of_task, (NOW, NOW + 60 * MINUTE, "task 1")
+    connection = await asyncpg.connect(url("postgres"))
+    try:
+        for statement in postgres_schema(table).split(";\n")[:-1]:
+            await connection.execute(statement)
+        for name in ("runs", "run_totals"):
+            # What analyses the table has plans made anew: here, it comes too late.
+            await connection.execute(f"ALTER TABLE {table}_{name} SET (autovacuum_enabled = off)")
+        await connection.execute(SESSION)
+        for statement in early:
+            await connection.execute(statement.format(table=table))
+        for index, (statement, parameters) in asked.items():
+            await connection.execute(f'PREPARE "{index}" AS {statement}')
+            await connection.fetch(f'EXECUTE "{index}"({", ".join(map(literal, parameters))})')
+        fill = FILL.format(table=table, now=NOW, failed="n % 20 = 7", first=1, last=MANY)
+        await connection.execute(fill)
+        await connection.execute(FILL_TOTALS.format(table=table, now=NOW))
+        plans = {}
+        for index, (_, parameters) in asked.items():
+            rows = await connection.fetch(
+                "EXPLAIN (ANALYZE, BUFFERS, SUMMARY OFF) "
+                f'EXECUTE "{index}"({", ".join(map(literal, parameters))})'
+            )
+            plans[index] = "\n".join(row[0] for row in rows)
+        return plans
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("early", EARLY.values(), ids=EARLY)
+def test_a_plan_that_was_made_early_on_postgres_goes_by_its_index_later(early: list[str]) -> None:
+    with a_table(url("postgres")) as table:
+        plans = asyncio.run(plans_made_early(table, early))
+    for index, plan in plans.items():
+        by_index(plan, f"{table}_{index}", 4 * STEP)
+        assert "Filter" not in plan, plan
+
+
 @SESSIONS
-@pytest.mark.parametrize("task", [None, "job", "rare", "absent"])
+@pytest.mark.parametrize("task", [None, "job", "rare", "absent", "zest"])
 def test_a_step_of_pruning_on_postgres_looks_at_what_it_removes(
     on_postgres: str, task: str | None, session: str
 ) -> None:
@@ -178,9 +255,14 @@ class _Noting(MysqlHistory):
         return await super()._run(connection, *statements)
 
 
-@pytest.fixture(scope="module", params=["mysql", "mariadb"])
+@pytest.fixture(
+    scope="module",
+    params=[("mysql", True), ("mysql", False), ("mariadb", True), ("mariadb", False)],
+    ids=["mysql", "mysql, known as empty", "mariadb", "mariadb, known as empty"],
+)
 def on_mysql(request: pytest.FixtureRequest) -> Iterator[OnMysql]:
-    server = url(request.param)
+    name, analysed = request.param
+    server = url(name)
     table = new_table()
     drops = [f"DROP TABLE IF EXISTS {table}_{name}" for name in ("runs", "run_totals")]
 
@@ -197,9 +279,13 @@ def on_mysql(request: pytest.FixtureRequest) -> Iterator[OnMysql]:
     try:
         run_mysql(server, *drops)
         run_mysql(server, *mysql_schema(table).split(";\n")[:-1])
+        if not analysed:
+            run_mysql(server, f"ALTER TABLE {table}_runs STATS_AUTO_RECALC = 0")
+            run_mysql(server, f"ANALYZE TABLE {table}_runs")
         asyncio.run(fill())
-        run_mysql(server, f"ANALYZE TABLE {table}_runs")
-        yield OnMysql(server, table, request.param == "mariadb")
+        if analysed:
+            run_mysql(server, f"ANALYZE TABLE {table}_runs")
+        yield OnMysql(server, table, name == "mariadb")
     finally:
         run_mysql(server, *drops)
 
@@ -256,7 +342,10 @@ def test_a_step_of_pruning_on_mysql_looks_at_what_it_removes(
     assert reads <= 120
 
 
-def test_a_page_and_a_step_on_sqlite_go_by_an_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("analysed", [None, "before", "of one task", "after"])
+def test_what_is_read_and_removed_on_sqlite_is_found_by_an_index(
+    tmp_path: Path, analysed: str | None
+) -> None:
     connection = sqlite3.connect(tmp_path / "tasks.db")
 
     async def never(*_: Any) -> None:
@@ -266,8 +355,17 @@ def test_a_page_and_a_step_on_sqlite_go_by_an_index(tmp_path: Path) -> None:
     for statement in history.schema:
         connection.execute(statement)
     values = ", ".join("?" * len(RUN_COLUMNS))
-    connection.executemany(f"INSERT INTO tasks_runs VALUES ({values})", map(row, range(2_000)))
-    connection.execute("ANALYZE")
+    insert = f"INSERT INTO tasks_runs VALUES ({values})"
+    if analysed == "of one task":
+        one = [row(-number)._replace(task="job") for number in range(1, 500)]
+        connection.executemany(insert, one)
+        totals = [(NOW + number * MINUTE, "job", 1, 0, 0, 1, 1) for number in range(500)]
+        connection.executemany("INSERT INTO tasks_run_totals VALUES (?, ?, ?, ?, ?, ?, ?)", totals)
+    if analysed in ("before", "of one task"):
+        connection.execute("ANALYZE")
+    connection.executemany(insert, map(row, range(2_000)))
+    if analysed == "after":
+        connection.execute("ANALYZE")
 
     def steps(statement: str, parameters: Sequence[Any]) -> str:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
@@ -279,6 +377,13 @@ def test_a_page_and_a_step_on_sqlite_go_by_an_index(tmp_path: Path) -> None:
         plan = steps(statement, [*parameters, STEP])
         index = f"USING INDEX tasks_runs_{by.value} " if by.value else "USING PRIMARY KEY "
         assert f"SEARCH tasks_runs {index}" in plan, plan
+        assert "B-TREE" not in plan, plan
+    for task, index in (
+        (None, "USING PRIMARY KEY (minute>? AND minute<?)"),
+        ("rare", "USING INDEX tasks_run_totals_task (task=? AND minute>? AND minute<?)"),
+    ):
+        plan = steps(*history.sums(task, NOW, NOW + MINUTE))
+        assert f"SEARCH tasks_run_totals {index}" in plan, plan
         assert "B-TREE" not in plan, plan
     for task, index in (
         (None, "USING PRIMARY KEY (ended_at<?)"),

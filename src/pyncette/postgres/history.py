@@ -1,7 +1,11 @@
 """The run history in PostgreSQL: its tables, and every statement on them.
 
-Rows are found in the order of an index by comparing all of its columns at once: the server then
-cannot choose another index, whatever it believes about the values.
+Rows are found in the order of an index by comparing all of its columns at once. A plan may be made
+while a table is empty, and stays; or, behind a pooler, for the parameters at hand, of which the
+server may know too little. So only one index can serve each page: no two begin with the same
+columns, and a partial one is for the statement alone that repeats its condition. And parameters are
+hidden in subqueries, so that every plan is one for any parameters: it is then never expected that a
+few rows are found, which could be sorted.
 """
 
 from __future__ import annotations
@@ -28,6 +32,11 @@ from pyncette.store.sql.history import (
 TABLE_NAME_CHARACTERS_MAX: Final = 46
 """The maximum, since a name has 63 bytes and the longest one of an index adds 17."""
 
+# The second part of each is always true. Without it, the page of a task could be planned as reading
+# all of the other index, and sorting: that costs nothing while nothing has failed.
+_FAILED: Final = f"outcome <> '{SUCCEEDED}' AND ended_at >= {FIRST}"
+_TASK_FAILED: Final = f"outcome <> '{SUCCEEDED}' AND task >= ''"
+
 SCHEMA: Final = f"""\
 CREATE TABLE IF NOT EXISTS {{table}}_runs (
     ended_at     bigint NOT NULL,
@@ -44,12 +53,12 @@ CREATE TABLE IF NOT EXISTS {{table}}_runs (
     PRIMARY KEY (ended_at, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 CREATE INDEX IF NOT EXISTS {{table}}_runs_task ON {{table}}_runs (task, ended_at, id);
-CREATE INDEX IF NOT EXISTS {{table}}_runs_instance ON {{table}}_runs (task, instance, ended_at, id)
+CREATE INDEX IF NOT EXISTS {{table}}_runs_instance ON {{table}}_runs (instance, task, ended_at, id)
     WHERE instance IS NOT NULL;
 CREATE INDEX IF NOT EXISTS {{table}}_runs_failed ON {{table}}_runs (ended_at, id)
-    WHERE outcome <> '{SUCCEEDED}';
+    WHERE {_FAILED};
 CREATE INDEX IF NOT EXISTS {{table}}_runs_task_failed ON {{table}}_runs (task, ended_at, id)
-    WHERE outcome <> '{SUCCEEDED}';
+    WHERE {_TASK_FAILED};
 CREATE TABLE IF NOT EXISTS {{table}}_run_totals (
     minute       bigint NOT NULL,
     task         text COLLATE "C" NOT NULL,
@@ -85,16 +94,16 @@ SELECT"""
 # A page by an index: the columns that it has before the time, and the condition that is its own.
 _PAGE: Final = """\
 SELECT {columns} FROM {table}_runs
-WHERE ({before}ended_at, id) < ({values}$1, $2) AND ({before}ended_at) >= ({values}$3){condition}
+WHERE ({before}ended_at, id) < ({values}(SELECT $1::bigint), $2::bigint)
+    AND ({before}ended_at) >= ({values}(SELECT $3::bigint)){condition}
 ORDER BY {descending}ended_at DESC, id DESC LIMIT $4"""
 
-_UNSUCCESSFUL: Final = f" AND outcome <> '{SUCCEEDED}'"
 _INDEXES: Final[dict[RunIndex, tuple[tuple[str, ...], str]]] = {
     RunIndex.ALL: ((), ""),
     RunIndex.TASK: (("task",), ""),
-    RunIndex.INSTANCE: (("task", "instance"), " AND instance IS NOT NULL"),
-    RunIndex.FAILED: ((), _UNSUCCESSFUL),
-    RunIndex.TASK_FAILED: (("task",), _UNSUCCESSFUL),
+    RunIndex.INSTANCE: (("instance", "task"), " AND instance IS NOT NULL"),
+    RunIndex.FAILED: ((), f" AND {_FAILED}"),
+    RunIndex.TASK_FAILED: (("task",), f" AND {_TASK_FAILED}"),
 }
 
 # Removes the oldest rows, by the primary key or the index of a task. Several workers do not wait
@@ -148,10 +157,13 @@ class HistoryStatements:
             total_columns=", ".join(TOTAL_COLUMNS),
         )
         self.page = {index: _page(table, *parts) for index, parts in _INDEXES.items()}
-        self.prune = _PRUNE.format(table=table, condition="ended_at < $1", order="ended_at, id")
+        self.prune = _PRUNE.format(
+            table=table, condition="ended_at < (SELECT $1::bigint)", order="ended_at, id"
+        )
         self.prune_task = _PRUNE.format(
             table=table,
-            condition=f"(task, ended_at) >= ($3::text, {FIRST}) AND (task, ended_at) < ($3, $1)",
+            condition=f"(task, ended_at) >= ((SELECT $3::text), {FIRST}) "
+            "AND (task, ended_at) < ((SELECT $3), $1::bigint)",
             order="task, ended_at, id",
         )
         self.prune_totals = _PRUNE_TOTALS.format(table=table)
@@ -168,7 +180,7 @@ def _page(table: str, columns: Sequence[str], condition: str) -> str:
         table=table,
         columns=", ".join(RUN_COLUMNS),
         before="".join(f"{column}, " for column in columns),
-        values="".join(f"${number}::text, " for number in range(5, 5 + len(columns))),
+        values="".join(f"(SELECT ${number}::text), " for number in range(5, 5 + len(columns))),
         descending="".join(f"{column} DESC, " for column in columns),
         condition=condition,
     )
@@ -222,7 +234,7 @@ class PostgresHistory:
 
     async def read(self, connection: Connection, selection: Selection, limit: int) -> list[RunRow]:
         index, task, instance, since, end = selection
-        names = [name for name in (task, instance) if name is not None]
+        names = [name for name in (instance, task) if name is not None]
         statement = self._statements.page[index]
         return [
             RunRow(*row) for row in await _found(connection, statement, *end, since, limit, *names)

@@ -122,9 +122,6 @@ class SqliteHistory:
         self._columns = ", ".join(
             ["CAST(ended_at AS INTEGER)", "CAST(id AS INTEGER)", *RunRow._fields[2:]]
         )
-        self._totals = (
-            f"SELECT {', '.join(TOTAL_COLUMNS)} FROM {totals} WHERE minute >= ? AND minute < ?"
-        )
 
     async def prepare(self, keep: int = KEEP) -> None:
         def write(connection: sqlite3.Connection) -> bool:
@@ -189,15 +186,21 @@ class SqliteHistory:
 
     async def totals(self, task: str | None, since: int, until: int) -> list[TotalRow]:
         def read(connection: sqlite3.Connection) -> list[TotalRow]:
-            of_task = "" if task is None else " AND task = ?"
-            statement = (
-                f"{self._totals}{of_task} ORDER BY minute DESC, task DESC LIMIT {TOTALS_MAX}"
-            )
-            parameters = (since, until) if task is None else (since, until, task)
+            statement, parameters = self.sums(task, since, until)
             return [TotalRow(*row) for row in self._read(connection, statement, parameters)]
 
         found: list[TotalRow] = await self._call(read, None, False)
         return found
+
+    def sums(self, task: str | None, since: int, until: int) -> tuple[str, list[Any]]:
+        """Returns the statement that reads totals, by an index, and its parameters."""
+        name = f"{self._table}_run_totals"
+        by, of_task = ("", "") if task is None else (f" INDEXED BY {name}_task", " AND task = ?")
+        return (
+            f"SELECT {', '.join(TOTAL_COLUMNS)} FROM {name}{by} WHERE minute >= ? AND minute < ?"
+            f"{of_task} ORDER BY minute DESC, task DESC LIMIT {TOTALS_MAX}",
+            [since, until] if task is None else [since, until, task],
+        )
 
     async def prune(self, task: str | None, before: int, limit: int) -> int:
         def write(connection: sqlite3.Connection) -> int:
@@ -218,9 +221,11 @@ class SqliteHistory:
     def removal(self, task: str | None, before: int, limit: int) -> tuple[str, list[Any]]:
         """Returns the statement that removes the oldest rows, by an index, and its parameters."""
         runs = f"{self._table}_runs"
-        of_task, parameters = ("", []) if task is None else ("task = ? AND ", [task])
+        by, of_task, parameters = (
+            ("", "", []) if task is None else (f" INDEXED BY {runs}_task", "task = ? AND ", [task])
+        )
         return (
-            f"DELETE FROM {runs} WHERE (ended_at, id) IN (SELECT ended_at, id FROM {runs} "
+            f"DELETE FROM {runs} WHERE (ended_at, id) IN (SELECT ended_at, id FROM {runs}{by} "
             f"WHERE {of_task}ended_at < ? ORDER BY ended_at, id LIMIT ?)",
             [*parameters, before, limit],
         )
