@@ -8,7 +8,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypedDict, TypeVar
 
 from pyncette.body import name_of
 from pyncette.clock import Clock
@@ -27,6 +27,11 @@ from pyncette.events import (
     StoreCallEnded,
 )
 from pyncette.logs import log_exception
+
+if TYPE_CHECKING:
+    from pyncette.model import RunOutcome
+    from pyncette.store.record import Reading
+    from pyncette.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -196,15 +201,30 @@ class Here(TypedDict):
     worker: str
 
 
+class NoteEnd(Protocol):
+    """Takes note of the end of an attempt that has begun."""
+
+    def __call__(
+        self, task: Task, reading: Reading, started: int, outcome: RunOutcome, error: str | None
+    ) -> None: ...
+
+
 class Reporter:
-    """Tells the observers of an app what happens in one of its workers."""
+    """Tells the observers of an app what happens in one of its workers.
+
+    Attributes:
+        worker: The name of the worker.
+        note_end: Called at the end of each attempt, with what its events would be made of: to make
+            them takes several times as long. It raises nothing.
+    """
 
     def __init__(self, observers: Observers, clock: Clock, worker_name: str) -> None:
         """Reports for a worker, with the times of a clock."""
         self.observers = observers
         self._clock = clock
-        self._worker = worker_name
+        self.worker: str = worker_name
         self.tell: Callable[[Event], None] = observers.tell
+        self.note_end: NoteEnd | None = None
 
     def add(self, handler: Handler, *kinds: type[Event]) -> None:
         """Adds a handler of events of this worker alone, which are called after all others.
@@ -225,7 +245,7 @@ class Reporter:
 
     def here(self) -> Here:
         """Returns what an event says that happens now."""
-        return {"at": self._clock.now(), "worker": self._worker}
+        return {"at": self._clock.now(), "worker": self.worker}
 
     async def call(self, operation: str, call: Awaitable[_Answer]) -> _Answer:
         """Awaits a call of the store, and tells of it."""

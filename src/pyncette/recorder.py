@@ -1,6 +1,6 @@
-"""Writes the run history: what the events of a worker tell, in batches, aside from its work.
+"""Writes the run history: the attempts of a worker that ended, in batches, aside from its work.
 
-A handler takes what has ended into a queue in memory, and an internal task writes it about once a
+The end of each attempt puts it into a queue in memory. An internal task writes it about once a
 second, or when a batch is full. Nothing waits for that, and nothing depends on it: if the queue is
 full, attempts are missing in the history, which is counted and told.
 """
@@ -13,16 +13,20 @@ from collections import deque
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from pyncette import chance, events
-from pyncette.clock import Clock, realtime, to_microseconds
+from pyncette.clock import Clock, realtime
 from pyncette.engine.background import Background
-from pyncette.engine.run_events import OUTCOMES
+from pyncette.engine.rules import attempt_of, came_due
+from pyncette.engine.run_events import execution_id
 from pyncette.errors import ERROR_CHARACTERS_MAX, StoreError, StoreUnavailableError, describe
+from pyncette.model import RunOutcome
 from pyncette.observers import Reporter
 from pyncette.store.deadline import DeadlineHistory
 from pyncette.store.history import MINUTE, SUCCEEDED, RunRow, TotalRow
+from pyncette.store.record import Reading
+from pyncette.task import Task
 
 logger: Final = logging.getLogger(__name__)
 
@@ -139,7 +143,8 @@ class Recorder:
         self._clock = clock
         self._background = background
         self._reporter = reporter
-        self._queue: deque[RunRow] = deque()
+        self._worker = reporter.worker
+        self._queue: deque[tuple[Any, ...]] = deque()
         self._totals: dict[tuple[int, str], _Total] = {}
         self._pending: deque[_Batch] = deque()
         self._ids = count(chance.current().getrandbits(61))
@@ -154,67 +159,69 @@ class Recorder:
         self._tell_after_s = FLUSH_AFTER_S
         self._pruner = _Pruner(history, options, clock)
         reporter.add(self.joined, events.WorkerJoined)
-        reporter.add(self.ended, events.AttemptEnded)
+        reporter.note_end = self.ended
 
-    # Handlers of events.
+    # What happens in the worker.
 
     def joined(self, event: events.WorkerJoined) -> None:
         """The worker begins to run."""
         if self._task is None:
             self._task = self._background.start(self._work(), "pyncette history")
 
-    def ended(self, event: events.AttemptEnded) -> None:
-        """Takes an attempt into the queue."""
-        outcome = OUTCOMES[type(event)]
-        error = None if outcome == SUCCEEDED else _why(event)
-        started_at, ended_at = to_microseconds(event.started_at), to_microseconds(event.at)
-        task = event.task
-        self._add_total(event, outcome, started_at, ended_at)
+    def ended(
+        self, task: Task, reading: Reading, started: int, outcome: RunOutcome, error: str | None
+    ) -> None:
+        """Takes an attempt into the queue; see ``pyncette.observers.NoteEnd``."""
+        try:
+            self._add(task, reading, started, outcome, error)
+        except Exception as failure:  # the run does not depend on it
+            self._note_lost(1, describe(failure))
+
+    def _add(
+        self, task: Task, reading: Reading, started: int, outcome: RunOutcome, error: str | None
+    ) -> None:
+        ended, attempt, name = self._clock.microseconds(), attempt_of(reading), task.name
+        place = (ended - ended % MINUTE, name)
+        total = self._totals.get(place)
+        if total is None and len(self._totals) < TOTALS_MAX:  # else its attempt is lost as well
+            total = self._totals[place] = _Total()
+        if total is not None:
+            if outcome == SUCCEEDED:
+                total.succeeded += 1
+            elif outcome in ("failed", "timed_out"):
+                total.failed += 1
+            else:
+                total.other += 1
+            total.took += ended - started
+            if attempt == 1:
+                lateness = started - (came_due(reading) or 0)
+                if lateness > total.lateness_max:
+                    total.lateness_max = lateness
         queue = self._queue
-        if len(queue) >= QUEUE_MAX:
+        waiting = len(queue)
+        if waiting >= QUEUE_MAX:
             self._note_lost(1, f"{QUEUE_MAX:,} attempts wait to be written, and no more may")
             return
+        # A tuple of what contains nothing, unlike a RunRow, is no work for the garbage collector.
         queue.append(
-            RunRow(
-                ended_at,
+            (
+                ended,
                 next(self._ids),
-                task,
-                event.instance,
-                event.execution_id,
-                event.attempt,
-                to_microseconds(event.planned_at),
-                started_at,
-                event.worker,
+                name,
+                reading.record.key if task.dynamic else None,
+                execution_id(task, reading),
+                attempt,
+                reading.progress.occurrence or 0,
+                started,
+                self._worker,
                 outcome,
                 None if error is None else error[:ERROR_CHARACTERS_MAX],
             )
         )
-        if len(queue) == 1:
+        if not waiting:
             self._some.set()
-        elif len(queue) == BATCH_MAX:
+        elif waiting == BATCH_MAX - 1:
             self._full.set()
-
-    def _add_total(
-        self, event: events.AttemptEnded, outcome: str, started_at: int, ended_at: int
-    ) -> None:
-        totals = self._totals
-        place = (ended_at - ended_at % MINUTE, event.task)
-        total = totals.get(place)
-        if total is None:
-            if len(totals) >= TOTALS_MAX:
-                return  # its attempt is lost as well
-            total = totals[place] = _Total()
-        if outcome == "succeeded":
-            total.succeeded += 1
-        elif outcome in ("failed", "timed_out"):
-            total.failed += 1
-        else:
-            total.other += 1
-        total.took += ended_at - started_at
-        if event.attempt == 1:
-            lateness = started_at - to_microseconds(event.due_at)
-            if lateness > total.lateness_max:
-                total.lateness_max = lateness
 
     # The internal task.
 
@@ -285,7 +292,7 @@ class Recorder:
 
     def _take(self) -> _Batch | None:
         queue = self._queue
-        rows = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
+        rows = [RunRow._make(queue.popleft()) for _ in range(min(len(queue), BATCH_MAX))]
         if len(queue) < BATCH_MAX:
             self._full.clear()
         if not queue:
@@ -423,13 +430,3 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
         async with realtime.timeout(seconds):
             await event.wait()
-
-
-def _why(event: events.AttemptEnded) -> str | None:
-    """The error of an attempt, or the reason that it gave."""
-    match event:
-        case events.Failed():
-            return event.error
-        case events.SkippedByBody() | events.Postponed() | events.Cancelled():
-            return event.reason
-    return None

@@ -25,6 +25,7 @@ from pyncette import (
     recorder,
 )
 from pyncette.clock import Clock, to_microseconds
+from pyncette.engine.run_events import OUTCOMES
 from pyncette.errors import PyncetteException, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.history import Run, RunHistory, RunTotals, use_history
 from pyncette.memory import MemoryRepository
@@ -135,6 +136,90 @@ def test_all_ways_in_which_an_attempt_may_end_have_their_outcome_and_reason() ->
         assert "nothing to do" in (found["skips"].error or "")
         assert "not yet" in (found["postpones"].error or "")
         assert "closing" in (found["cancelled"].error or "")
+
+    run(main())
+
+
+def test_what_is_recorded_of_an_attempt_is_what_its_event_tells() -> None:
+    async def main() -> None:
+        bench = Recorded()
+        told: list[events.AttemptEnded] = []
+        bench.app.on_event(told.append, events.AttemptEnded)
+
+        @bench.app.task(name="static", schedule="* * * * *", timezone="Asia/Tokyo")
+        async def static(context: Context) -> None:
+            await bench.clock.sleep(3)
+
+        @bench.app.dynamic_task(
+            name="job", retry=Retry(attempts=3, initial=seconds(5)), timeout=seconds(4)
+        )
+        async def job(context: Context) -> None:
+            await bench.clock.sleep(2)
+            match context.args["does"], context.attempt:
+                case "fail", 1:
+                    raise ValueError("broken")
+                case "sleep", 1:
+                    await bench.clock.sleep(60)
+                case "skip", 1:
+                    raise Skip("nothing to do")
+                case "postpone", 1:
+                    raise RetryIn(timedelta(seconds=9), "not yet")
+
+        async with bench.running() as context:
+            for does in ("fail", "sleep", "skip", "postpone"):
+                await context.schedule_task(job, does, execute_at=after(1), does=does)
+            await bench.advance(70)
+        assert len({type(event) for event in told}) == 5
+        rows = {(row.ended_at, row.execution_id): row for row in await bench.rows()}
+        for event in told:
+            row = rows.pop((to_microseconds(event.at), event.execution_id))
+            assert row[2:9] == (
+                event.task,
+                event.instance,
+                event.execution_id,
+                event.attempt,
+                to_microseconds(event.planned_at),
+                to_microseconds(event.started_at),
+                event.worker,
+            )
+            assert row.outcome == OUTCOMES[type(event)]
+            said = getattr(event, "error", None) or getattr(event, "reason", None)
+            assert row.error == said
+        assert rows == {}
+
+    run(main())
+
+
+def test_a_history_alone_has_no_events_made_of_runs_that_succeed() -> None:
+    # Two events take several times as long as what is recorded.
+    async def main() -> None:
+        bench = Recorded()
+        bench.app.task(name="job", interval=seconds(10))(bench.note)
+        async with bench.running() as context:
+            await bench.advance(15)
+            assert not context._worker.reporter.observers.watch_runs()
+        assert [row.outcome for row in await bench.rows()] == ["succeeded"]
+
+    run(main())
+
+
+def test_an_attempt_that_cannot_be_recorded_is_counted_and_has_no_other_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        bench = Recorded()
+        told: list[events.HistoryLost] = []
+        bench.app.on_event(told.append, events.HistoryLost)
+        bench.app.task(name="job", interval=seconds(10))(bench.note)
+        # With a text instead of a number, what has failed cannot be recorded.
+        monkeypatch.setattr(recorder, "ERROR_CHARACTERS_MAX", "2,000")
+        bench.app.task(name="fails", interval=seconds(10))(bench.fail)
+        async with bench.running():
+            await bench.advance(15)
+            assert bench.history.lost == 1
+        assert [row.task for row in await bench.rows()] == ["job"]
+        assert (told[0].attempts, told[0].reason[:9]) == (1, "TypeError")
+        assert len(bench.runs) == 2
 
     run(main())
 

@@ -312,6 +312,7 @@ class Dispatcher:
             claim.sent + holds_s,
             claim.took > lease_s / 10,
             self._worker.reporter.observers.watch_runs(),
+            self._worker.reporter.note_end is not None,
             claim.sent,
             clock.microseconds() - clock.monotonic() * 1_000_000,
         )

@@ -24,6 +24,7 @@ from pyncette.engine.failures import Attempt, failure_of
 from pyncette.engine.heartbeats import BeatPlan, keeping_plan
 from pyncette.engine.rules import Failure, Policy, Verdict
 from pyncette.engine.run_events import (
+    OUTCOMES,
     AboutRun,
     Ran,
     about_run,
@@ -153,6 +154,7 @@ class Batch:
         start_before: The monotonic instant from which their leases may have ended.
         extend: Whether the lease must be extended before the task starts.
         watched: Whether runs that start and succeed are told.
+        noted: Whether the end of an attempt is noted, as in the run history.
         sent: The monotonic instant of the claim.
         since_epoch: What to add to a monotonic instant in microseconds to have the instant.
     """
@@ -161,6 +163,7 @@ class Batch:
     start_before: float
     extend: bool
     watched: bool
+    noted: bool
     sent: float
     since_epoch: float
 
@@ -447,7 +450,7 @@ class Execution:
                 self._failed(ended)
             if self.rare is not None:
                 self._end_interruption()
-            if batch.watched:
+            if batch.watched or batch.noted:
                 self._tell_success()
             if not parts.at_most_once:
                 worker.writes.add(self)
@@ -524,38 +527,40 @@ class Execution:
     def _tell_success(self) -> None:
         rare = self.rare
         if rare is None or (rare.failure is None and not rare.interrupted):
-            event = events.Succeeded(**self.about(), **self._ran())
-            self._parts.worker.reporter.tell(event)
+            if self._batch.watched:
+                event = events.Succeeded(**self.about(), **self._ran())
+                self._parts.worker.reporter.tell(event)
+            self._note_end(events.Succeeded, None)
+
+    def _note_end(self, kind: type[events.AttemptEnded], error: str | None) -> None:
+        parts = self._parts
+        note_end = parts.worker.reporter.note_end
+        if note_end is not None:
+            note_end(parts.task, self.reading, self._started or 0, OUTCOMES[kind], error)
 
     def _tell_failure(self, error: BaseException, failure: Failure, what_follows: str) -> None:
         parts, about, ran = self._parts, self.about(), self._ran()
-        tell = parts.worker.reporter.tell
+        event: events.AttemptEnded
         if failure.outcome is Outcome.SKIPPED:
-            tell(events.SkippedByBody(**about, **ran, reason=failure.error))
+            event = events.SkippedByBody(**about, **ran, reason=failure.error)
         elif failure.outcome is Outcome.POSTPONED:
             delay = timedelta(microseconds=failure.delay or 0)
-            tell(
-                events.Postponed(
-                    **about,
-                    **ran,
-                    delay=delay,
-                    reason=failure.error,
-                    what_follows=what_follows,
-                )
+            event = events.Postponed(
+                **about, **ran, delay=delay, reason=failure.error, what_follows=what_follows
             )
         else:
             timed_out = self.rare is not None and self.rare.timed_out
             commits = parts.retry is None and parts.policy.failure_mode is FailureMode.COMMIT
-            tell(
-                (events.TimedOut if timed_out else events.Failed)(
-                    **about,
-                    **ran,
-                    error=failure.error,
-                    exception=error,
-                    what_follows=what_follows,
-                    final=failure.final or parts.at_most_once or commits,
-                )
+            event = (events.TimedOut if timed_out else events.Failed)(
+                **about,
+                **ran,
+                error=failure.error,
+                exception=error,
+                what_follows=what_follows,
+                final=failure.final or parts.at_most_once or commits,
             )
+        parts.worker.reporter.tell(event)
+        self._note_end(type(event), failure.error)
 
     def _tell_cancelled(self, by_worker: bool, reason: str) -> None:
         if self._started is not None:
@@ -563,6 +568,7 @@ class Execution:
                 **self.about(), **self._ran(), by_worker=by_worker, reason=reason
             )
             self._parts.worker.reporter.tell(event)
+            self._note_end(events.Cancelled, reason)
 
     def _ran(self) -> Ran:
         started_at = from_microseconds(self._started or 0)
@@ -596,7 +602,7 @@ class Execution:
             return True  # by the task itself, or by what it uses
         if self.is_settled:
             logger.debug("Task %s was cancelled after its transaction was committed", self.label)
-            if self._batch.watched:
+            if self._batch.watched or self._batch.noted:
                 self._tell_success()
             return False
         if not self._is_cancelled:

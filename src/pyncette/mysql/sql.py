@@ -266,9 +266,10 @@ def batch_of(
 ) -> str:
     """Rows as a table in a statement. Short texts are declared with a short length."""
     declared = []
+    values = [*zip(*rows, strict=True)]
     for at, (name, kind) in enumerate(columns.items()):
         if kind is TEXT:
-            longest = max(len(row[at] or "") for row in rows)
+            longest = max(map(len, filter(None, values[at])), default=0)
             size = f"VARCHAR({longest or 1})" if longest <= _SHORT_MAX else "LONGTEXT"
             declared.append(f"`{name}` {size} CHARACTER SET utf8mb4 PATH '$[{at}]'")
         else:
