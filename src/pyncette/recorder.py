@@ -20,7 +20,7 @@ from pyncette.clock import Clock, realtime
 from pyncette.engine.background import Background
 from pyncette.engine.rules import attempt_of, came_due
 from pyncette.engine.run_events import execution_id
-from pyncette.errors import ERROR_CHARACTERS_MAX, StoreError, StoreUnavailableError, describe
+from pyncette.errors import ERROR_CHARACTERS_MAX, StoreUnavailableError, describe
 from pyncette.model import RunOutcome
 from pyncette.observers import Reporter
 from pyncette.store.deadline import DeadlineHistory
@@ -366,6 +366,7 @@ class _Pruner:
         # What is to be done: a task whose attempts are counted, or what is older than an instant.
         self._jobs: deque[tuple[str | None, int | None]] = deque()
         self._ran: set[str] = set()
+        self._told = False
 
     @property
     def more(self) -> bool:
@@ -391,10 +392,19 @@ class _Pruner:
                 return
             if await self._history.prune(task, before, PRUNE_STEP) >= PRUNE_STEP:
                 self._jobs.appendleft((task, before))
-        except StoreError as error:
-            # Once more in a minute: nothing depends on it.
+            self._told = False
+        except (
+            Exception
+        ) as error:  # also of a store of others: what is written does not depend on it
             self._jobs.clear()
-            logger.debug("Nothing is removed from the run history for now: %s", describe(error))
+            if isinstance(error, StoreUnavailableError) or self._told:
+                level, follows = logging.DEBUG, "it is tried again in a minute"
+            else:
+                level, follows = logging.WARNING, "it grows until that is mended"
+            self._told = self._told or level == logging.WARNING
+            logger.log(
+                level, "Nothing is removed from the run history, %s: %s", follows, describe(error)
+            )
 
     def _begin(self) -> None:
         elapsed, now = self._clock.monotonic(), self._clock.microseconds()

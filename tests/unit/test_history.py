@@ -26,7 +26,12 @@ from pyncette import (
 )
 from pyncette.clock import Clock, to_microseconds
 from pyncette.engine.run_events import OUTCOMES
-from pyncette.errors import PyncetteException, StoreMisconfiguredError, StoreUnavailableError
+from pyncette.errors import (
+    PyncetteException,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+    describe,
+)
 from pyncette.history import Run, RunHistory, RunTotals, use_history
 from pyncette.memory import MemoryRepository
 from pyncette.schedule import Every
@@ -616,11 +621,50 @@ def test_no_more_than_so_many_attempts_of_a_task_are_kept() -> None:
         seldom = bench.app.task(name="seldom", interval=seconds(100))(bench.note)
         async with bench.running() as context:
             await bench.advance(905)
+            # On a slow machine the recorder, which waits in real time, may have looked just now.
+            assert context._recorder is not None
+            context._recorder._pruner._began = None
             await tidied(context)
             kept = [run for run in (await context.runs(limit=1_000)).runs if run.task == "often"]
             assert 20 <= len(kept) < 20 + 6
             assert kept[0].ended_at == after(900)
             assert len((await context.runs(seldom)).runs) == 9
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [StoreMisconfiguredError("no right to delete"), KeyError("x")])
+def test_what_may_not_be_removed_is_said_once_and_the_history_goes_on(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def said() -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelname == "WARNING" and "is removed" in record.getMessage()
+        ]
+
+    async def main() -> None:
+        bench = Recorded(keep=timedelta(minutes=1))
+        bench.app.task(name="job", interval=seconds(10))(bench.note)
+        async with bench.running() as context:
+            assert context._recorder is not None
+            with bench.faults.down("prune", fault=Fail(error)):
+                for _ in range(3):
+                    await bench.advance(70)
+                    await context._recorder._pruner.step()
+            assert len(bench.faults.made("prune")) >= 3
+            [text] = said()
+            assert describe(error) in text
+            assert len((await context.runs(limit=100)).runs) == 21
+            await bench.advance(70)
+            await context._recorder._pruner.step()
+            assert len((await context.runs(limit=100)).runs) < 16
+            assert len(said()) == 1
+            bench.faults.next("prune", Fail(error))
+            await bench.advance(70)
+            await context._recorder._pruner.step()
+            assert len(said()) == 2
 
     run(main())
 
