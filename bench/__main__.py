@@ -123,7 +123,15 @@ def main() -> None:
     if "cron" in parts:
         starting.measure_cron(arguments.rounds, arguments.instants)
     if "history" in parts:
-        remembering.measure(names, arguments.rounds, arguments.runs, arguments.rows, run)
+        remembering.measure(
+            names,
+            arguments.rounds,
+            arguments.runs,
+            arguments.planned,
+            arguments.warm_up,
+            arguments.rows,
+            run,
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 from table import Table, percentile
 
 from pyncette import Context, Pyncette, PyncetteContext
+from pyncette.history import use_history
 from pyncette.task import Task
 from stores import STORES, BenchStore, Options
 
@@ -26,8 +27,12 @@ RUNS_A_SECOND = 50
 AHEAD = timedelta(milliseconds=100)
 
 
-def _app(store: BenchStore, options: Options) -> tuple[Pyncette, Task, list[float]]:
+def _app(
+    store: BenchStore, options: Options, history: bool = False
+) -> tuple[Pyncette, Task, list[float]]:
     app = Pyncette(store.repository(), **options)
+    if history:
+        use_history(app)
     late_ms: list[float] = []
 
     @app.dynamic_task()
@@ -47,10 +52,15 @@ async def _run_until(context: PyncetteContext, late_ms: list[float], runs: int) 
 
 
 async def planned_before(
-    store: BenchStore, options: Options, runs: int, warm_up: float
+    store: BenchStore,
+    options: Options,
+    runs: int,
+    warm_up: float,
+    a_second: int = RUNS_A_SECOND,
+    history: bool = False,
 ) -> list[float]:
     """Milliseconds by which runs were late that had been planned before the loop began."""
-    app, note, late_ms = _app(store, options)
+    app, note, late_ms = _app(store, options, history)
     async with app.create() as context:
         begin = context.clock.now() + timedelta(seconds=warm_up)
         await asyncio.gather(
@@ -58,8 +68,7 @@ async def planned_before(
                 context.schedule_task(
                     note,
                     f"run-{number}",
-                    execute_at=begin
-                    + timedelta(seconds=(number + random.random()) / RUNS_A_SECOND),
+                    execute_at=begin + timedelta(seconds=(number + random.random()) / a_second),
                 )
                 for number in range(runs)
             )

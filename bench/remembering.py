@@ -1,7 +1,8 @@
 """What the run history costs: the runs that are recorded, and calls beside millions of rows.
 
-Runs with and without a history take turns. A history with many rows is compared with an empty one
-in the same process: a claim, pages by each index, and a step that removes what is old.
+Runs with and without a history take turns: a backlog that is drained, and planned runs, so many a
+second that full batches are written meanwhile. A history with many rows is compared with an empty
+one in the same process: a claim, pages by each index, and a step that removes what is old.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from statistics import median
 from typing import Any
 
 from draining import Figures, Work, drain
-from table import Table, spread
+from latency import planned_before
+from table import Table, percentile, spread
 
 from pyncette.store import Group, Write
 from pyncette.store.history import KEEP, MINUTE, RunFilter, RunRow, TotalRow
@@ -32,15 +34,26 @@ NOW = 1_800_000_000_000_000
 STEP = 1_000
 
 
+PLANNED_A_SECOND = 500
+
+
 def measure(
-    names: Collection[str], rounds: int, runs: int | None, rows: int, runner: Callable[..., Any]
+    names: Collection[str],
+    rounds: int,
+    runs: int | None,
+    planned: int,
+    warm_up: float,
+    rows: int,
+    runner: Callable[..., Any],
 ) -> None:
     """Prints what a history costs those that run, and those that read.
 
     Args:
         names: Of the stores.
         rounds: Of runs with and without a history in turn.
-        runs: In each round; None: what the store takes about a second for.
+        runs: Drained in each round; None: what the store takes about a second for.
+        planned: Planned runs in each round.
+        warm_up: Seconds before the first one of them.
         rows: Of the history beside which calls are timed; 0: none are.
         runner: Runs a coroutine.
     """
@@ -64,8 +77,37 @@ def measure(
             spread([a / b for a, b in zip(recorded, without, strict=True)], 2),
             *(f"{median(figures.cpu for figures in sides[kept]):.1f}" for kept in (False, True)),
         )
+    _measure_latency(names, rounds, planned, warm_up, runner)
     if rows:
         _measure_rows(names, rows, runner)
+
+
+def _measure_latency(
+    names: Collection[str], rounds: int, planned: int, warm_up: float, runner: Callable[..., Any]
+) -> None:
+    table = Table(
+        f"Start latency in ms with a run history, alternating rounds of {planned:,} runs, "
+        f"{PLANNED_A_SECOND} a second",
+        *("store", "without: p50", "p99", "with: p50", "p99"),
+    )
+    for name in names:
+        store = STORES[name]
+        late_ms: dict[bool, list[list[float]]] = {False: [], True: []}
+        for turn in range(rounds):
+            for history in (False, True) if turn % 2 == 0 else (True, False):
+                with store.emptied() as options:
+                    calls = planned_before(
+                        store, options, planned, warm_up, PLANNED_A_SECOND, history
+                    )
+                    late_ms[history].append(runner(calls))
+        table.row(
+            name,
+            *(
+                spread([percentile(each, percent) for each in late_ms[history]], 1)
+                for history in (False, True)
+                for percent in (50, 99)
+            ),
+        )
 
 
 def _measure_rows(names: Collection[str], rows: int, runner: Callable[..., Any]) -> None:

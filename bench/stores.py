@@ -122,6 +122,8 @@ async def _clear_mysql(options: Options) -> None:
     from pyncette.mysql.connection import connect, query
 
     connection = await connect(MysqlOptions(mysql_url=options["mysql_url"]).address())
+    # Without notes that there is no such table, which the driver would print as warnings.
+    await query(connection, "SET SESSION sql_notes = 0")
     for suffix in SUFFIXES:
         await query(connection, f"DROP TABLE IF EXISTS {options['mysql_table_name']}{suffix}")
     await connection.ensure_closed()
