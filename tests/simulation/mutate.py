@@ -5,6 +5,7 @@
     python -m tests.simulation.mutate --results FILE --part 1/4    every fourth mutant
     python -m tests.simulation.mutate --results FILE --again       the unexplained survivors again
     python -m tests.simulation.mutate --results FILE --report      only print the table
+    python -m tests.simulation.mutate --tests small_queue --only writes.py     while you write one
 
 ``tests.simulation.mutants`` says what is changed. What may notice it are *pieces*: histories of the
 simulation, and single tests of the explorer (with the small records) and of the conformance suite
@@ -73,6 +74,7 @@ EXPLORER: Final = (
     "tests/simulation/test_small_runs.py",
     "tests/simulation/test_small_turns.py",
     "tests/simulation/test_small_queue.py",
+    "tests/simulation/test_small_transactions.py",
     "tests/simulation/test_explorer_moves.py",
     "tests/simulation/test_explorer.py",
     "tests/simulation/test_explorer_model.py",
@@ -163,12 +165,15 @@ class Bench:
             for item in session.items
             if not any(name in item.nodeid for name in NO_PIECES)
             and not (options.quick and SEARCH in item.nodeid)
+            and options.tests in item.nodeid
         }
         self._session = session
         self._plans = known_plans()
         self._budget_s: float = options.budget
+        self._partial = bool(options.tests)
         self._failed: list[str] = []
-        wanted = [*names(options.seeds, options.scenario_seeds), *self._items]
+        histories = [] if options.tests else names(options.seeds, options.scenario_seeds)
+        wanted = [*histories, *self._items]
         self.pieces = [
             Piece(name, self._killer(name), one["seconds"], _sets(one["lines"]), key[:8])
             for name, (key, one) in self._known(wanted, options.results).items()
@@ -204,7 +209,8 @@ class Bench:
             if failed:
                 pytest.exit(f"Without a mutation, too: {failed}", 2)
             known |= {of[name]: one for name, one in json.loads(place.read_text()).items()}
-            known = {one: known[one] for one in of.values()}
+            if not self._partial:
+                known = {one: known[one] for one in of.values()}
             if kept is not None:
                 kept.write_text(json.dumps(known))
         return {name: (of[name], known[of[name]]) for name in wanted}
@@ -452,6 +458,9 @@ def main() -> int:
     parser.add_argument("--scenario-seeds", type=int, default=2, help="seeds of each scenario")
     parser.add_argument("--statements", action="store_true", help="not only conditions")
     parser.add_argument("--quick", action="store_true", help="without the searches of the explorer")
+    parser.add_argument(
+        "--tests", default="", help="no histories, and only the tests whose name contains this"
+    )
     parser.add_argument("--units", action="store_true", help="unit tests for the survivors")
     parser.add_argument("--again", action="store_true", help="the survivors without a reason again")
     parser.add_argument("--list", action="store_true", help="only print the mutants")

@@ -441,11 +441,11 @@ class Execution:
                 await parts.handler(context)
                 if self.rare is not None and self.rare.transaction is not None:
                     await self._leave_transaction(self.rare.transaction)
-            except Exception as error:
-                self._failed(await self._left_transaction(error))
             except BaseException as error:
                 ended = await self._left_transaction(error)
-                if not issubclass(type(ended), Exception) and not self._ends_the_run(error):
+                if not issubclass(type(ended), Exception) and not self._ends_the_run(ended):
+                    if ended is not error:  # it was cancelled while its transaction was undone
+                        raise ended from error
                     raise
                 self._failed(ended)
             if self.rare is not None:

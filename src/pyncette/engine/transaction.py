@@ -319,7 +319,7 @@ class Transaction:
             )
         undoing = asyncio.Task(self._undone(error), name="pyncette transaction")
         if await finished(undoing, lambda: None):
-            raise asyncio.CancelledError
+            return asyncio.CancelledError()
         return error
 
     async def _undone(self, error: BaseException) -> None:
