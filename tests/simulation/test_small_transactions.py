@@ -466,21 +466,38 @@ def test_a_block_that_takes_too_long_where_nobody_else_can_write_is_cancelled() 
     assert run(slow).kinds == [asyncio.CancelledError, type(None)]
 
 
-@pytest.mark.parametrize("cancelled", [False, True])
-def test_a_block_without_an_end_that_takes_too_long_is_cancelled_too(cancelled: bool) -> None:
+CANCELLED: Final[dict[str, tuple[float | None, float | None]]] = {
+    "it takes too long": (2.5, None),
+    "its worker closes while that is undone": (2.5, 2.5),
+    "its worker closes while it goes on after that": (2.5, 2.7),
+    "its worker closes before": (2.5, 1.0),
+    "its worker closes": (None, 1.0),
+}
+"""How long a block may take, and when the run is cancelled."""
+
+
+@pytest.mark.parametrize("case", CANCELLED)
+def test_a_block_without_an_end_may_be_cancelled(case: str) -> None:
+    seconds_max, cancelled_s = CANCELLED[case]
+
     async def body(bank: Bank, context: Context) -> None:
         await leaves(bank, context)
         if len(bank.begun) == 1:
-            if cancelled:
+            if cancelled_s is not None:
                 [execution] = bank.context._worker.dispatcher.executions
-                asyncio.get_running_loop().call_later(2.5, execution.cancel)
-            await asyncio.sleep(60)
+                asyncio.get_running_loop().call_later(cancelled_s, execution.cancel)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                if "goes on" in case:
+                    await asyncio.sleep(0.5)
+                raise
 
-    bank = run(Bank(Database(seconds_max=2.5), body))
+    bank = run(Bank(Database(seconds_max=seconds_max), body))
     assert len(bank.begun) == 2
     failed = [event.error for event in bank.events(events.Failed)]
-    assert ["was open for more than" in error for error in failed] == [not cancelled] * len(failed)
-    assert len(bank.events(events.Cancelled)) == cancelled
+    assert ["was open for more than" in error for error in failed] == [True] * (not cancelled_s)
+    assert len(bank.events(events.Cancelled)) == (cancelled_s is not None)
 
 
 def test_a_body_may_go_on_after_a_block_that_it_has_left_open_for_long() -> None:
