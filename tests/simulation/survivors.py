@@ -208,6 +208,13 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "Only a record that is there can be held. For the type checker.",
     ),
     Survivor(
+        "transaction",
+        "Transaction.leave",
+        "if runner is not None and not runner.uncancel()",
+        "without 'runner is not None'",
+        "A run is always an asyncio task. For the type checker.",
+    ),
+    Survivor(
         "writes",
         "WriteQueue._write_large",
         "if len(self) and not self._writing",
