@@ -19,7 +19,7 @@ from tests.simulation.workers import EPOCH, at, every
 
 from pyncette import Context, GiveUp, Heartbeat, Retry, RetryIn, Skip
 from pyncette.engine.background import Background, is_cancelled
-from pyncette.engine.backlog import BACKLOG_AGE_MIN, Backlogs
+from pyncette.engine.backlog import BACKLOG_AGE_MIN, Backlogs, Waits
 from pyncette.engine.failures import MANY_FAILURES, Attempt, failure_of
 from pyncette.engine.heartbeats import beat_plan
 from pyncette.engine.occurrences import overdue_count
@@ -88,6 +88,22 @@ def test_the_record_that_is_furthest_behind_is_told_until_it_has_caught_up() -> 
                 furthest = (key, age)
                 expected.append((age // (20 * SECOND) + 1, age))
             assert (task in backlogs.behind) is (furthest is not None)
+        assert told == expected
+
+
+def test_the_longest_wait_of_a_task_is_told_when_it_has_changed() -> None:
+    told: list[tuple[Any, int]] = []
+    waits = Waits(lambda task, age: told.append((task, age)))
+    one, other = (Task(name=name, func=_body, dynamic=True) for name in ("one", "other"))
+    for soonest, now, expected in (
+        ([(one, 90), (one, 70), (one, 80), (other, 120)], 100, [(one, 30), (other, 0)]),
+        ([(one, 70), (other, 120)], 100, []),
+        ([(one, 70), (other, 120)], 130, [(one, 60), (other, 10)]),
+        ([(other, 120)], 130, [(one, 0)]),
+        ([(other, 120)], 130, []),
+    ):
+        told.clear()
+        waits.note(soonest, now)
         assert told == expected
 
 
@@ -592,6 +608,12 @@ def test_a_group_is_paused_with_its_template() -> None:
             assert pauses.next_end() == 10
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("by", [None, "alice"])
+def test_a_pause_keeps_who_asked_for_it_if_somebody_was_named(by: str | None) -> None:
+    args = pause_record(Pause(since=7, until=None, reason="", by=by)).args
+    assert ("by" in args) is (by is not None)
 
 
 def test_a_pause_of_a_group_is_read_as_it_was_written() -> None:
