@@ -187,7 +187,9 @@ class SqliteHistory:
     async def totals(self, task: str | None, since: int, until: int) -> list[TotalRow]:
         def read(connection: sqlite3.Connection) -> list[TotalRow]:
             statement, parameters = self.sums(task, since, until)
-            return [TotalRow(*row) for row in self._read(connection, statement, parameters)]
+            rows = self._read(connection, statement, parameters)
+            # A row that was edited into garbage is left out: a column takes any value.
+            return [TotalRow(*row) for row in rows if all(isinstance(n, int) for n in row[2:])]
 
         found: list[TotalRow] = await self._call(read, None, False)
         return found
