@@ -41,7 +41,13 @@ class Hours(Edited):
 
     def tasks(self) -> tuple[Pyncette, Task, Task]:
         """The app, as a process has it that was started again."""
-        app = Pyncette(sqlite_repository, sqlite_database=str(self.path), clock=self.bench.clock)
+        # Polls for more than an hour, once a second, would take seconds of CPU.
+        app = Pyncette(
+            sqlite_repository,
+            sqlite_database=str(self.path),
+            clock=self.bench.clock,
+            poll_interval=30,
+        )
         hourly: Task = app.task(name="hourly", interval=3600, execution_mode=self.mode)(
             self.bench.note
         )
