@@ -26,6 +26,9 @@ START = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
 T = TypeVar("T")
 
+PATIENCE_S = 300.0
+"""After which, in real time, a test is taken for endless: some take a minute on a busy machine."""
+
 every_poll = True
 """Whether the workers of a bench make polls that can find nothing new, too."""
 
@@ -51,7 +54,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Runs a test on an event loop, and sees that it leaves no task behind."""
 
     async def watched() -> T:
-        result = await asyncio.wait_for(main, 60)
+        result = await asyncio.wait_for(main, PATIENCE_S)
         for _ in range(5):
             await asyncio.sleep(0)
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

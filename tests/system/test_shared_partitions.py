@@ -32,7 +32,7 @@ from pyncette import Partitions, Pyncette
 module, factory, configuration = json.loads(os.environ["PLACE"])
 app = Pyncette(
     getattr(importlib.import_module(module), factory),
-    poll_interval=timedelta(seconds=0.2),
+    poll_interval=timedelta(seconds=0.5),
     worker_name=sys.argv[1],
     **configuration,
 )
@@ -43,7 +43,7 @@ LOG = os.open("log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     6,
     partition_selector=lambda count, name: int(name) % count,
     partitions=Partitions.SHARED,
-    lease_duration=timedelta(seconds=2),
+    lease_duration=timedelta(seconds=4),
 )
 async def job(context):
     os.write(LOG, f"{sys.argv[1]} {context.task.name}\\n".encode())
@@ -119,7 +119,7 @@ def declared(app: Pyncette) -> PartitionedTask:
         partition_selector=lambda count, name: int(name) % count,
         partitions=Partitions.SHARED,
         name="job",
-        lease_duration=timedelta(seconds=2),
+        lease_duration=timedelta(seconds=4),
     )(job)
 
 
