@@ -58,16 +58,28 @@ GARBAGE: Final[dict[str, tuple[Any, ...]]] = {
 class Edited:
     """An app on a file, whose rows a test edits."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every: float = 1) -> None:
         self.path = path / "tasks.db"
         self.bench = Bench()
-        self.app, self.part, self.good = self.another_app()
+        self.app, self.part, self.good = self.another_app(every=every)
 
-    def another_app(self, count: int = 3) -> tuple[Pyncette, PartitionedTask, Task]:
-        """The app, as a process has it that was started again."""
-        app = Pyncette(sqlite_repository, sqlite_database=str(self.path), clock=self.bench.clock)
+    def another_app(
+        self, count: int = 3, every: float = 1
+    ) -> tuple[Pyncette, PartitionedTask, Task]:
+        """The app, as a process has it that was started again.
+
+        Args:
+            count: Partitions.
+            every: Seconds between runs of its pulse, and between its polls.
+        """
+        app = Pyncette(
+            sqlite_repository,
+            sqlite_database=str(self.path),
+            clock=self.bench.clock,
+            poll_interval=every,
+        )
         note = self.bench.note
-        app.task(name="pulse", interval=1)(note)
+        app.task(name="pulse", interval=every)(note)
         good: Task = app.dynamic_task(name="good")(note)
         part: PartitionedTask = app.partitioned_task(
             count, name="part", partitions=Partitions.SHARED
@@ -153,7 +165,7 @@ def test_rebalance_writes_a_number_of_partitions_anew_that_cannot_be_read(
         edited = Edited(tmp_path)
         await edited.fill()
         edited.edit("partitions:part", "args", "garbage")
-        app, part, _ = edited.another_app(count)
+        app, part, _ = edited.another_app(count, every=10)
         async with edited.bench.running(app) as context:
             with pytest.raises(TaskUnreadableError, match=r"'partitions:part'.*rebalance") as told:
                 await context.schedule_task(part, "new", execute_at=after(200))
@@ -185,7 +197,7 @@ def test_rebalance_writes_a_number_of_partitions_anew_that_cannot_be_read(
 
 def test_workers_run_on_while_the_number_of_partitions_cannot_be_read(tmp_path: Path) -> None:
     async def main() -> None:
-        edited = Edited(tmp_path)
+        edited = Edited(tmp_path, every=10)
         await edited.fill()
         async with edited.bench.running(edited.app) as context:
             edited.edit("partitions:part", "args", "garbage")
