@@ -337,6 +337,33 @@ def test_a_body_that_ends_while_its_transaction_does_has_the_outcome_of_that(
 
 
 @each
+def test_a_body_that_ends_while_its_transaction_begins_has_failed(
+    place: Place, kind: tuple[str, str]
+) -> None:
+    branches: list[asyncio.Task[None]] = []
+
+    async def body(bank: Bank, context: Context) -> None:
+        async def work() -> None:
+            async with context.transaction() as connection:
+                await execute(connection, bank.effect)
+
+        branches.append(asyncio.create_task(work()))
+        await asyncio.sleep(0)  # it has begun to begin
+
+    async def main() -> None:
+        async with bank_at(place, kind, body, failure_mode=FailureMode.COMMIT) as (bank, count):
+            state = await bank.run_again()
+            assert state.last_outcome == "failed"
+            assert "in the middle of its transaction" in (state.last_error or "")
+            [branch] = branches
+            await asyncio.wait([branch])
+            assert "has ended already" in str(branch.exception())
+            assert await count() == 0
+
+    run(main)
+
+
+@each
 def test_a_block_that_failed_may_be_followed_by_another_one(
     place: Place, kind: tuple[str, str]
 ) -> None:

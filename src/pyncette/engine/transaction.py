@@ -132,6 +132,7 @@ class Transaction:
         self._joined: Joined
         self._limit: asyncio.Timeout | None = None
         self._open = False
+        self._left_early = False
         self._end_task: asyncio.Task[None] | None = None
         self._desk: Desk | None = None
 
@@ -258,6 +259,7 @@ class Transaction:
                     self._check_run()
                     await self._joined.check(settles=True)
                     await self._link.run(f"SAVEPOINT {SAVEPOINT}")
+                    self._check_run()
                 except BaseException as error:
                     await self._rolled_back(error)
                     raise
@@ -273,7 +275,7 @@ class Transaction:
         execution = self._execution
         if execution.is_lost:
             raise execution.lost()
-        if execution.ended:
+        if execution.ended or self._left_early:
             raise PyncetteException(f"The run of {execution.label} has ended already")
 
     def _check_waiting(self) -> None:
@@ -301,8 +303,9 @@ class Transaction:
                 raise asyncio.CancelledError
             failed = None if self._end_task.cancelled() else self._end_task.exception()
             return failed if error is None else error
-        if not self._open:
-            return error  # in another task, it has not begun
+        if not self._open:  # in another task, it is beginning
+            self._left_early = True
+            return self._unfinished() if error is None else error
         self._open = False
         limit = self._limit
         if limit is not None and not limit.expired():
@@ -312,15 +315,17 @@ class Transaction:
             if runner is not None and not runner.uncancel():
                 error = TimeoutError(self._too_long())
         if error is None:
-            error = PyncetteException(
-                f"The function of {self._execution.label} has ended in the middle of its "
-                "transaction, which was rolled back: leave the block of context.transaction() "
-                "before the end"
-            )
+            error = self._unfinished()
         undoing = asyncio.Task(self._undone(error), name="pyncette transaction")
         if await finished(undoing, lambda: None):
             return asyncio.CancelledError()
         return error
+
+    def _unfinished(self) -> PyncetteException:
+        return PyncetteException(
+            f"The function of {self._execution.label} has ended in the middle of its transaction, "
+            "which was rolled back: leave the block of context.transaction() before the end"
+        )
 
     async def _undone(self, error: BaseException) -> None:
         async with self._ending:
