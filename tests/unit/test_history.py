@@ -723,6 +723,8 @@ def test_wrong_values_are_refused_in_words() -> None:
             ):
                 with pytest.raises(error, match=words):
                     await context.runs(**options)
+            with pytest.raises(TypeError, match="cursor"):
+                await context.runs(cursor=5)  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="since"):
                 await context.run_totals(None)  # type: ignore[arg-type]
 

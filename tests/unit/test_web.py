@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +20,7 @@ from starlette.routing import Mount
 from tests.support import after, run, seconds
 from tests.unit.web_site import EVERYTHING, SAME_ORIGIN, Browser, Site, ada, said, text
 
-from pyncette import Context, Pyncette, Where
+from pyncette import Context, Exhausted, Pyncette, Retry, Where, acting_as
 from pyncette.clock import realtime
 from pyncette.events import Steered
 from pyncette.history import use_history
@@ -27,8 +29,10 @@ from pyncette.showing import cron_words, duration_text
 from pyncette.testing import VirtualClock
 from pyncette.web import Access, Action, dashboard
 from pyncette.web.actions import digest_of
+from pyncette.web.application import SAID_COOKIE
 from pyncette.web.opened import OpenedApp
 from pyncette.web.poller import Poller
+from pyncette.web.view import SECRET
 
 SCREENS = ["", "tasks", "failures", "runs", "next", "workers", "unknown"]
 EVIL = '"><script>alert(1)</script><b onload=x> \u202e&amp;'
@@ -259,6 +263,45 @@ class TestScreens:
 
         run(main())
 
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "password",
+            "passwords",
+            "password1",
+            "password_hash",
+            "pwd",
+            "passphrase",
+            "access_key",
+            "apiKey",
+            "api-key",
+            "client_secret",
+            "refreshToken",
+            "jwt",
+            "bearer",
+            "dsn",
+            "pin",
+            "card_pin",
+            "otp",
+        ],
+    )
+    def test_a_name_that_says_that_it_is_secret_hides_the_value(self, name: str) -> None:
+        assert SECRET.search(name)
+
+    @pytest.mark.parametrize("name", ["shopping", "pinned", "passenger", "option", "keyword"])
+    def test_a_name_that_only_looks_secret_hides_nothing(self, name: str) -> None:
+        assert not SECRET.search(name)
+
+    @pytest.mark.parametrize("said", ["\ud800", ["a"], 3])
+    def test_a_cookie_that_somebody_made_up_is_no_error(self, said: object) -> None:
+        async def main() -> None:
+            async with Site().opened() as site:
+                text = base64.urlsafe_b64encode(json.dumps(said).encode()).decode()
+                site.browser.http.cookies.set(SAID_COOKIE, text)
+                await site.browser.get()
+
+        run(main())
+
     def test_a_function_may_say_which_arguments_are_hidden(self) -> None:
         async def main() -> None:
             site = Site(redact=lambda task, argument: (task, argument) == ("send", "to"))
@@ -285,6 +328,41 @@ class TestScreens:
                 for page in (await every_page(site)).values():
                     assert "a@example.org" not in page
                     assert "no address" not in page
+
+        run(main())
+
+    @pytest.mark.parametrize("hidden", [False, True])
+    def test_the_reason_of_a_pause_is_an_error_unless_a_person_wrote_it(self, hidden: bool) -> None:
+        def authorize(request: Request) -> Access:
+            return Access("eve", EVERYTHING, arguments=not hidden)
+
+        async def main() -> None:
+            site = Site(authorize=authorize)
+            options: dict[str, Any] = {"retry": Retry(attempts=1), "exhausted": Exhausted.PAUSE}
+
+            async def fails(context: Context) -> None:
+                raise ValueError("no address a@example.org")
+
+            rests = site.app.dynamic_task(name="rests", interval=0.01, **options)(fails)
+            site.app.task(name="static", interval=0.01, **options)(fails)
+            async with site.opened():
+                await site.context.schedule_task(rests, "alice")
+                await site.context.run_until_idle()
+                await site.clock.advance(timedelta(seconds=1))
+                await site.context.run_until_idle()
+                with acting_as("ada"):
+                    await site.context.schedule_task(site.send, "bob", execute_in=timedelta(days=1))
+                    await site.context.pause(site.send, "bob", reason="on leave")
+                pages = await every_page(site)
+                of_instance = await site.browser.get("task", name="rests", instance="alice")
+                for page in (
+                    of_instance,
+                    await site.browser.get("task", name="rests"),
+                    await site.browser.get("task", name="static"),
+                ):
+                    assert ("a@example.org" in page) is not hidden, text(page)
+                assert ("a@example.org" in "".join(pages.values())) is not hidden
+                assert "on leave" in pages["bob"]
 
         run(main())
 

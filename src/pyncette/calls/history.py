@@ -40,6 +40,8 @@ async def runs(
     where = _filter_of(task, instance_name, outcomes, since, until)
     limit = min(at_least_one("limit", limit), LIMIT_MAX)
     if cursor is not None:
+        if not isinstance(cursor, str):
+            raise TypeError(f"cursor must be that of a page of runs, not {cursor!r}")
         place_of(cursor)
     history = requests.store.history
     found: list[Run] = []

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pyncette.errors import printable
+from pyncette.model import TaskState
 
 NAME_CHARACTERS_MAX: Final = 200
 
@@ -52,6 +53,13 @@ class Access:
     actions: Collection[Action] | type[Action] = ()
     tasks: Collection[str] | None = None
     arguments: bool = True
+
+    def reason(self, state: TaskState) -> str | None:
+        """Why an instance or a task is in its state, as far as the viewer may see it.
+
+        What people wrote is shown. That of a pause after the last attempt is the error of that.
+        """
+        return state.reason if self.arguments or state.paused_by is not None else None
 
     def __post_init__(self) -> None:
         """Checks the values.

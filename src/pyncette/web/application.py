@@ -455,9 +455,12 @@ def _said(request: Request) -> str | None:
         return None
     try:
         said = json.loads(base64.urlsafe_b64decode(kept))
-    except (ValueError, binascii.Error):
+    except (ValueError, binascii.Error, RecursionError):
         return None
-    return said[:SAID_CHARACTERS_MAX] if isinstance(said, str) else None
+    if not isinstance(said, str):
+        return None
+    # Whoever may set cookies could put into it what no page can be written with.
+    return said[:SAID_CHARACTERS_MAX].encode(errors="replace").decode()
 
 
 def _here(request: Request) -> str:

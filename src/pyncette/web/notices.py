@@ -124,7 +124,7 @@ def _of_statics(context: PyncetteContext, found: Snapshot, access: Access) -> It
         elif state.state == "paused":
             yield _paused(
                 task.name,
-                (state.paused_since, state.paused_until, state.paused_by, state.reason),
+                (state.paused_since, state.paused_until, state.paused_by, access.reason(state)),
                 found.at,
                 href,
             )

@@ -39,7 +39,9 @@ TEXT_CHARACTERS_MAX: Final = 4_000
 NESTING_MAX: Final = 20
 
 SECRET: Final = re.compile(
-    r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private|cookie|session|auth", re.I
+    r"pass(word|wd|phrase)|pass$|pwd|secret|token|credential|(api|access)[_-]?key|private|cookie"
+    r"|session|auth|bearer|jwt|dsn|(^|[_-])(pin|otp)([_-]|$)",
+    re.I,
 )
 """Names of arguments whose values are never shown."""
 
