@@ -461,7 +461,8 @@ class Started(RunEvent):
     """A body starts. The handler is called in the asyncio task of the run.
 
     Attributes:
-        due_at: When the occurrence came due: at its planned time, or after its jitter.
+        due_at: When the occurrence came due: at its planned time, or after its jitter; or when a
+            user asked for it again.
         origin: What the call was that has scheduled the instance, if ``use_opentelemetry`` noted
             it: the identity of a span.
     """
@@ -498,7 +499,8 @@ class AttemptEnded(RunEvent):
 
     Attributes:
         started_at: When it started.
-        due_at: When the occurrence came due: at its planned time, or after its jitter.
+        due_at: When the occurrence came due: at its planned time, or after its jitter; or when a
+            user asked for it again.
     """
 
     started_at: datetime

@@ -195,8 +195,9 @@ class _Metrics:
 
     def started(self, event: events.Started) -> None:
         attributes = {"pyncette.task": event.task}
-        lateness = (event.at - event.due_at).total_seconds()
-        self._lateness.record(max(lateness, 0.0), attributes)
+        if event.attempt == 1:  # a retry has waited because it should
+            lateness = (event.at - event.due_at).total_seconds()
+            self._lateness.record(max(lateness, 0.0), attributes)
         self._active.add(1, attributes)
 
     def ended(self, event: events.AttemptEnded) -> None:

@@ -204,7 +204,7 @@ def _metrics() -> _Metrics:
         _Backlog(),
         Histogram(
             "pyncette_tasks_staleness_seconds",
-            "How long after their planned time, and their jitter, executions started",
+            "How long after their planned time, and their jitter, first attempts started",
             ["task_name"],
             buckets=STALENESS_BUCKETS_S,
         ),
@@ -228,8 +228,9 @@ class _Runs:
         self._metrics = metrics
 
     def started(self, event: events.Started) -> None:
-        staleness = event.at - event.due_at
-        self._metrics.staleness.labels(event.task).observe(max(staleness.total_seconds(), 0.0))
+        if event.attempt == 1:  # a retry has waited because it should
+            staleness = event.at - event.due_at
+            self._metrics.staleness.labels(event.task).observe(max(staleness.total_seconds(), 0.0))
         self._metrics.tasks.labelled(event.task).begin()
 
     def ended(self, event: events.AttemptEnded) -> None:

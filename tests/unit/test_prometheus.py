@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.faulty_store import Fail, Faults, Gate, faulty
 from tests.support import START, Bench, after, micros, run
 
-from pyncette import Context, PerWorker, Pyncette, PyncetteContext
+from pyncette import Context, PerWorker, Pyncette, PyncetteContext, Retry
 from pyncette.events import HistoryLost, LoopAnswered
 from pyncette.memory import MemoryRepository
 from pyncette.model import NextFunc
@@ -282,6 +282,27 @@ def test_a_jitter_is_no_staleness(scrape: Callable[[], Scrape]) -> None:
     found = scrape().value("tasks_staleness_seconds_sum", task_name="spread")
     # One 7 s after it came due, and a triggered one, which does not wait for its jitter.
     assert found == pytest.approx(7 + waits_s + 7)
+
+
+def test_a_retry_is_no_staleness_and_a_parked_run_counts_from_when_it_was_asked_for(
+    scrape: Callable[[], Scrape],
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        use_prometheus(bench.app)
+        retry = Retry(attempts=2, initial=timedelta(seconds=600), jitter=0)
+        job = bench.app.dynamic_task(name="retried", retry=retry)(bench.fail)
+        async with bench.running() as context:
+            await context.schedule_task(job, "a", execute_at=after(1))
+            await bench.advance(10_000)
+            assert await context.retry_parked(job, "a")
+            await bench.advance(1)
+            assert len(bench.runs) == 3
+
+    run(main())
+    seen = scrape()
+    assert seen.value("tasks_staleness_seconds_count", task_name="retried") == 2
+    assert seen.value("tasks_staleness_seconds_sum", task_name="retried") == 0
 
 
 def test_middlewares_are_part_of_a_run_and_what_they_catch_is_no_failure(

@@ -266,9 +266,13 @@ def attempt_of(reading: Reading) -> int:
 
 
 def came_due(reading: Reading) -> int | None:
-    """Returns when the current occurrence came due for the first time: after its jitter."""
+    """Returns when the current occurrence came due for its first attempt: after its jitter.
+
+    If a user has asked for it again, that is when.
+    """
     record, schedule, progress = reading
-    return _due_of(schedule, record, progress)
+    due_at = _due_of(schedule, record, progress)
+    return due_at if due_at is None else max(due_at, progress.renewed or due_at)
 
 
 def previous_error(reading: Reading) -> str | None:
