@@ -713,13 +713,40 @@ class TestActions:
 
         run(main())
 
+    @pytest.mark.parametrize("scope", [{"scope": "selected"}, {"scope": "matching", "prefix": "a"}])
+    def test_several_instances_are_paused_with_an_end_and_a_reason(
+        self, scope: dict[str, str]
+    ) -> None:
+        async def main() -> None:
+            async with Site().opened() as site:
+                for name in ("a1", "a2", "b1"):
+                    await site.context.schedule_task(site.send, name, execute_in=timedelta(days=1))
+                wish: dict[str, Any] = dict(scope)
+                if scope["scope"] == "selected":
+                    wish["selected"] = ["a1", "a2"]
+                await site.browser.get()
+                asked = await site.browser.post({"action": "pause", "task": "send", **wish})
+                assert '<select name="lasting">' in asked.text
+                assert '<input name="reason"' in asked.text
+                done = await site.browser.confirm(
+                    "pause", "send", **wish, lasting="7d", reason="moves"
+                )
+                assert "2 changed" in done
+                state = await site.context.get_task(site.send, "a1")
+                assert state is not None
+                assert (state.reason, state.paused_by) == ("moves", "ada")
+                assert state.paused_until == site.clock.now() + timedelta(days=7)
+                assert await site.state("b1") == "scheduled"
+
+        run(main())
+
     @pytest.mark.parametrize(
         ("action", "asked", "result"),
         [
             ("retry", False, "2 changed"),
             ("drop", True, "2 changed"),
             ("unschedule", True, "2 removed"),
-            ("pause", False, "2 changed"),
+            ("pause", True, "2 changed"),
             ("trigger", False, "2 changed"),
         ],
     )

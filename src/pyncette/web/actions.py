@@ -159,8 +159,13 @@ class Wish(NamedTuple):
         return self.one and self.task is not None and self.task.dynamic and self.instance is None
 
     def needs_confirmation(self) -> bool:
-        """Whether people are asked first: if something is lost, or much is begun."""
+        """Whether people are asked first: if something is lost, or much is begun.
+
+        Also until when, and why, if several instances are paused.
+        """
         if self.action in DESTRUCTIVE or self.chosen is not None:
+            return True
+        if self.action is Action.PAUSE and self.selected:
             return True
         return self.action is Action.TRIGGER and self.whole
 
