@@ -146,3 +146,38 @@ def test_the_doctor_tells_by_how_much_the_clock_of_the_machine_is_off(
         assert found["clock"]["level"] == "warn"
         assert "+90." in found["clock"]["found"] or "+89." in found["clock"]["found"]
         assert "NTP" in found["clock"]["advice"]
+
+
+@pytest.mark.parametrize("store", ["postgres", "mysql", "mariadb", "redis", "dynamodb"])
+def test_a_look_at_a_url_creates_nothing(
+    store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with place_of(store, tmp_path) as place:
+        given = place.configuration
+        where = given.get(f"{store.replace('mariadb', 'mysql')}_url")
+        name = given.get("redis_namespace", given.get("mysql_table_name"))
+        name = given.get("postgres_table_name", name)
+        look = ["--url", where, "--table", name]
+        if store == "dynamodb":
+            table, endpoint = given["dynamodb_table_name"], given["dynamodb_endpoint"]
+            region = given["dynamodb_region_name"]
+            look = ["--url", f"dynamodb://{region}/{table}?endpoint={endpoint}"]
+            assert main(["list", *look, "--table", "x"]) == 2
+        for _ in range(2):
+            assert main(["list", *look]) == 1
+            assert "nothing is created for a look" in capsys.readouterr().err
+        assert main(["doctor", *look]) == 1
+        assert "nothing is created for a look" in capsys.readouterr().out
+        app = Pyncette(place.factory, **given)
+
+        @app.task(interval=timedelta(hours=1))
+        async def tick(context: Context) -> None: ...
+
+        async def opened() -> None:
+            async with app.create() as context:
+                await context.run_until_idle()
+
+        asyncio.run(opened())
+        assert main(["list", *look, "--json"]) == 0
+        assert '"tick"' in capsys.readouterr().out
+        assert main(["doctor", *look]) == 0

@@ -541,10 +541,33 @@ def test_without_an_app_it_is_asked_for(
     assert main(["list", "--url", "oracle://x"]) == 2
     assert main(["list", "--url", "sqlite:///none.db", "--app", "x:y"]) == 2
     assert main(["run", "--url", "sqlite:///none.db"]) == 2
+    assert main(["list", "--app", "x:y", "--table", "mine"]) == 2
+
+
+def test_a_look_at_a_url_creates_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "none.db").touch()
-    assert main(["show", "x", "--url", "sqlite:///none.db"]) == 2
-    assert main(["export", "--url", "sqlite:///none.db"]) == 2
-    assert main(["import", "--url", "sqlite:///none.db"]) == 2
+    store = ["--url", "sqlite:///none.db"]
+    for command in (["list"], ["doctor"], ["workers"], ["runs"], ["purge", "x"]):
+        assert main([*command, *store]) == 1
+    said = capsys.readouterr().err
+    assert "There is no table 'pyncette_tasks' in none.db" in said
+    assert "--table" in said
+    assert (tmp_path / "none.db").stat().st_size == 0
+
+    async def opened() -> None:
+        async with Pyncette(url="sqlite:///none.db", sqlite_table_name="mine").create():
+            pass
+
+    asyncio.run(opened())
+    assert main(["list", *store]) == 1
+    store += ["--table", "mine"]
+    assert main(["list", *store]) == 0
+    assert main(["show", "x", *store]) == 2
+    assert main(["export", *store]) == 2
+    assert main(["import", *store]) == 2
 
 
 def test_an_interrupt_ends_the_command_with_130(

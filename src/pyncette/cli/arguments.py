@@ -171,6 +171,12 @@ def _add_common(parser: argparse.ArgumentParser, known: bool = False) -> None:
         help="the store alone, without the tasks of a program: for list, runs, workers, doctor, "
         "purge",
     )
+    parser.add_argument(
+        "--table",
+        default=default(None),
+        metavar="NAME",
+        help="with --url: the table, or in Redis the namespace, unless it has the usual name",
+    )
     for option, text in (
         ("--json", "JSON for programs: one object, or one line for each row"),
         ("--utc", "show times in UTC instead of the local time zone"),
@@ -353,7 +359,9 @@ def chosen_app(given: argparse.Namespace) -> tuple[Pyncette, bool]:
     if given.app is not None and given.url is not None:
         raise usage("Pass either --app, which knows its store, or --url")
     if given.url is not None:
-        return app_of_url(given.url), False
+        return app_of_url(given.url, given.table), False
+    if given.table is not None:
+        raise usage("--table goes with --url: an app knows its table")
     name = given.app or os.environ.get("PYNCETTE_APP")
     if not name:
         raise usage("Pass --app module:attribute, or set PYNCETTE_APP")

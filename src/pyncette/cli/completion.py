@@ -38,14 +38,14 @@ _pyncette() {{
   for ((i = 1; i < COMP_CWORD; i++)); do
     word="${{COMP_WORDS[i]}}"
     case "$word" in
-      --app|--url) ((i++)) ;;
+      --app|--url|--table) ((i++)) ;;
       -*) ;;
       *) command="$word"; break ;;
     esac
   done
   case "$command" in
 {cases}
-    *) words="--app --url --json --utc --yes --debug {" ".join(words)}" ;;
+    *) words="--app --url --table --json --utc --yes --debug {" ".join(words)}" ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
 }}

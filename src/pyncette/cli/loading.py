@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import AsyncIterator, Callable
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    nullcontext,
+    redirect_stdout,
+)
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +22,7 @@ from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
 from pyncette.errors import describe, printable
 from pyncette.sqlite import sqlite_repository
+from pyncette.store.absent import NothingThereError
 
 
 def load_app(name: str, quiet: bool = False) -> Pyncette:
@@ -120,22 +129,82 @@ def _found(module_name: str, attribute: str) -> object:
     return found
 
 
-def app_of_url(url: str) -> Pyncette:
-    """An app without tasks on the store of this URL.
+def app_of_url(url: str, table: str | None = None) -> Pyncette:
+    """An app without tasks on the store of this URL. Opening it creates nothing.
+
+    Args:
+        url: Names the store.
+        table: The name of its table, or in Redis its namespace; by default the store's own.
 
     Raises:
-        CommandError: It names a file that does not exist, which opening would create.
-        ValueError: It names no store.
+        CommandError: It names a file that does not exist, or one without the table; or the table
+            is named twice.
+        ValueError: It names no store, or the name of the table is not valid.
         ImportError: The driver is not installed.
     """
-    app = Pyncette(url=url)
-    if app._repository_factory is sqlite_repository:
-        path = app._configuration["sqlite_database"]
-        if path == ":memory:":
-            raise usage("A store in memory cannot be looked at from another process")
-        if not Path(path).exists():
-            raise CommandError(f"There is no file {printable(path)}")
-    return app
+    # Not at the top: what reads URLs takes longer to import than it is worth without one.
+    from pyncette.store_url import store_named_by
+
+    factory, options = store_named_by(url)
+    if factory is sqlite_repository:
+        _check_file(options["sqlite_database"], table)
+    store = factory.__name__.removesuffix("_repository")
+    name = "redis_namespace" if store == "redis" else f"{store}_table_name"
+    if table is not None:
+        if name in options:
+            raise usage("The URL of a DynamoDB table names it: leave out --table")
+        options[name] = table
+    if store not in ("sqlite", "redis"):
+        options[f"{store}_skip_table_create"] = True
+    if store == "redis":
+        from pyncette.redis import existing_namespace
+
+        factory = existing_namespace
+    opens = factory if store == "sqlite" else _told_in_words(factory)
+    return Pyncette(opens, **options)
+
+
+def _told_in_words(
+    factory: Callable[..., AbstractAsyncContextManager[Any]],
+) -> Callable[..., AbstractAsyncContextManager[Any]]:
+    """A factory whose error says what the command line can do where nothing is kept."""
+
+    @asynccontextmanager
+    async def looked_at(**options: Any) -> AsyncIterator[Any]:
+        async with AsyncExitStack() as stack:
+            try:
+                store = await stack.enter_async_context(factory(**options))
+            except NothingThereError as error:
+                raise _nothing(error.what) from error
+            yield store
+
+    return looked_at
+
+
+def _nothing(what: str) -> CommandError:
+    return CommandError(
+        f"{what}, and nothing is created for a look: name the table with --table (in Redis the "
+        "namespace), or pass --app"
+    )
+
+
+def _check_file(path: str, table: str | None) -> None:
+    if path == ":memory:":
+        raise usage("A store in memory cannot be looked at from another process")
+    if not Path(path).exists():
+        raise CommandError(f"There is no file {printable(path)}")
+    wanted = "pyncette_tasks" if table is None else table
+    try:
+        with closing(
+            sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)
+        ) as file:
+            found = file.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (wanted,)
+            ).fetchone()
+    except sqlite3.Error:
+        return  # opening it says in words what is wrong with it
+    if found is None:
+        raise _nothing(f"There is no table '{printable(wanted)}' in {printable(path)}")
 
 
 def _ended(error: SystemExit) -> str:

@@ -50,6 +50,7 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.absent import NothingThereError
 from pyncette.store.cas import CasStore
 from pyncette.store.record import CONTROL_GROUP, Record
 
@@ -273,7 +274,7 @@ class DynamoDBStore:
         described = await self._described()
         if described is None:
             if self._options.skip_table_create:
-                raise StoreMisconfiguredError(
+                raise NothingThereError(
                     f"{self._place} does not exist, and dynamodb_skip_table_create is set. "
                     "pyncette.dynamodb.table_definition() tells how to make it."
                 )

@@ -69,4 +69,21 @@ async def redis_repository(
         await store.close()
 
 
+@asynccontextmanager
+async def existing_namespace(
+    *, redis_url: str | None = None, redis_namespace: str = "", **_ignored: Any
+) -> AsyncIterator[RedisStore]:
+    """As ``redis_repository``, and refuses a namespace in which no app was ever opened.
+
+    Raises:
+        NothingThereError: Nothing is kept there.
+    """
+    store = RedisStore(RedisOptions(redis_url, redis_namespace), creates=False)
+    try:
+        await store.open()
+        yield store
+    finally:
+        await store.close()
+
+
 __all__ = ["RedisOptions", "RedisStore", "redis_repository"]

@@ -54,6 +54,7 @@ from pyncette.store import (
     WakeCallback,
     Write,
 )
+from pyncette.store.absent import NothingThereError
 from pyncette.store.rare import by_key, is_rare, merged_page
 from pyncette.store.record import Record
 
@@ -140,8 +141,9 @@ class RedisStore:
         history: The run history, see ``pyncette.store.history``.
     """
 
-    def __init__(self, options: RedisOptions) -> None:
+    def __init__(self, options: RedisOptions, creates: bool = True) -> None:
         target = options.target()
+        self._creates = creates
         self._options = options
         self._names = Names(options.namespace, target.database)
         self._topology: Topology = _TOPOLOGIES[target.kind](target)
@@ -169,6 +171,10 @@ class RedisStore:
         await self._check_eviction()
         layout = await self._ask("GET", self._names.layout)
         if layout is None:
+            if not self._creates:
+                raise NothingThereError(
+                    f"There is nothing in the namespace '{self._options.namespace}' of Redis"
+                )
             if not self._topology.apart:
                 await self._look_for_legacy()
             await self._ask("SET", self._names.layout, FORMAT, "NX")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from pyncette.errors import StoreMisconfiguredError
 from pyncette.store import Counted, next_version
+from pyncette.store.absent import NothingThereError
 from pyncette.store.record import Record
 
 VERSION_MAX: Final = 1 << 53
@@ -85,7 +86,7 @@ def check_layout(columns: Sequence[str], table: str, place: str, package: str) -
         StoreMisconfiguredError: The table cannot be used.
     """
     if not columns:
-        raise StoreMisconfiguredError(
+        raise NothingThereError(
             f"There is no table '{table}' in {place}, and {package}_skip_table_create is set. "
             f"pyncette.{package}.schema_sql() tells how to create it."
         )
