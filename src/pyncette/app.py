@@ -213,6 +213,7 @@ class Pyncette:
         if not isinstance(raise_task_errors, bool):
             raise TypeError(f"raise_task_errors must be True or False, not {raise_task_errors!r}")
         self._raise_task_errors = raise_task_errors
+        self._isolated = False
         self._worker_tags = tags_of("worker_tags", worker_tags)
         self._block_warning = (
             None if block_warning is None else duration("block_warning", block_warning)

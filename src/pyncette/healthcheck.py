@@ -64,12 +64,26 @@ class HealthcheckServer:
     """The health check of an app, while the app is open.
 
     Attributes:
-        port: The port that it listens on. If 0 was asked for: the port that was picked when the
-            app was opened last, and 0 before that.
+        port: The port that it listens on. If a free one is picked: the port that was picked when
+            the app was opened last, and 0 before that.
     """
 
-    def __init__(self, port: int, bind_address: str | None, handler: HealthcheckHandler) -> None:
-        """Declares a server; see ``use_healthcheck_server``."""
+    def __init__(
+        self,
+        port: int,
+        bind_address: str | None,
+        handler: HealthcheckHandler,
+        isolated: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Declares a server; see ``use_healthcheck_server``.
+
+        Args:
+            port: Where to listen.
+            bind_address: The address.
+            handler: Returns whether the app is healthy.
+            isolated: Whether a test has isolated the app: then a free port is picked instead.
+        """
+        self._isolated = isolated
         self.port: int = port
         self._wanted_port = port
         self._bind_address = bind_address
@@ -101,7 +115,8 @@ class HealthcheckServer:
             connection.add_done_callback(ended)
 
         try:
-            server = await self._listen(connected)
+            # An app that a test has isolated is open beside a worker of the same machine.
+            server = await self._listen(0 if self._isolated() else self._wanted_port, connected)
         except OSError as error:
             refusal = OSError(error.errno, self._why_not(error))
             refusal.__cause__ = error
@@ -135,14 +150,16 @@ class HealthcheckServer:
         )
 
     async def _listen(
-        self, connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+        self,
+        wanted_port: int,
+        connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None],
     ) -> asyncio.Server:
         async def listen(port: int) -> asyncio.Server:
             return await asyncio.start_server(
                 connected, self._bind_address, port, limit=REQUEST_LINE_BYTES_MAX
             )
 
-        server = await listen(self._wanted_port)
+        server = await listen(wanted_port)
         # Several addresses (IPv4 and IPv6) each got another free port: take one
         # that is free on all of them.
         for _ in range(PORT_TRIES):
@@ -255,7 +272,8 @@ def use_healthcheck_server(
 
     Args:
         app: The app.
-        port: Where to listen; with 0, a free port is picked each time the app is opened.
+        port: Where to listen; with 0, and in an app that a test has isolated, a free port is
+            picked each time the app is opened.
         bind_address: The address to listen on; all addresses of the machine if not given.
         healthcheck_handler: Takes the app's context and returns whether the app is healthy. By
             default it is healthy if the loop has reached its store within the last two poll
@@ -268,6 +286,6 @@ def use_healthcheck_server(
         ValueError: ``port`` is not a port number.
     """
     whole_number("port", port, 0, 65_535)
-    server = HealthcheckServer(port, bind_address, healthcheck_handler)
+    server = HealthcheckServer(port, bind_address, healthcheck_handler, lambda: app._isolated)
     app.use_fixture(f"pyncette_healthcheck_server_{next(_numbers)}", server.serve)
     return server

@@ -19,7 +19,7 @@ from tests.faulty_store import Faults, faulty
 from pyncette import Pyncette, PyncetteContext, healthcheck
 from pyncette.healthcheck import HealthcheckServer, default_healthcheck, use_healthcheck_server
 from pyncette.memory import MemoryRepository
-from pyncette.testing import VirtualClock
+from pyncette.testing import VirtualClock, isolated
 
 HERE = "127.0.0.1"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -409,6 +409,23 @@ def test_a_given_port_is_used() -> None:
             assert (await ask(server.port)).startswith(b"HTTP/1.1 200 ")
 
     asyncio.run(main())
+
+
+def test_an_app_that_a_test_has_isolated_leaves_its_port_to_the_worker_beside_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as worker:
+        taken = worker.getsockname()[1]
+        app = Pyncette()
+        server = use_healthcheck_server(app, taken, "127.0.0.1")
+        with isolated(app) as world:
+            world.advance(timedelta(minutes=1))
+            assert server.port != taken
+
+        async def opened() -> None:
+            async with app.running():
+                pass
+
+        with pytest.raises(OSError, match="cannot listen"):
+            asyncio.run(opened())
 
 
 async def by_run(app: Pyncette) -> None:

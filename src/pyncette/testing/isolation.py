@@ -243,7 +243,8 @@ def isolated(
     """Isolates an app: within the block, it has an empty store in memory and a clock by hand.
 
     ``app.create()``, ``app.running()``, ``app.sync()`` and ``app.main()`` all use these, and see
-    the same records. Afterwards, the app is as it was. Leave what you have opened before.
+    the same records. A health check listens on a free port instead of its own. Afterwards, the app
+    is as it was. Leave what you have opened before.
 
     Args:
         app: The app of your program; do not open it before.
@@ -259,6 +260,7 @@ def isolated(
     app._sync.close()
     app._repository_factory = MemoryRepository()
     app.clock, app._raise_task_errors = clock, raise_task_errors
+    nested, app._isolated = app._isolated, True
     world = IsolatedApp(app, clock)
     try:
         yield world
@@ -266,3 +268,4 @@ def isolated(
         world._end()
         app._sync.close()
         app._repository_factory, app.clock, app._raise_task_errors = before
+        app._isolated = nested
