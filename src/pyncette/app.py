@@ -41,7 +41,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.observers import Observers
-from pyncette.opening import Opening, check_not_imported, open_context
+from pyncette.opening import Opening, check_not_imported, check_not_loaded, open_context
 from pyncette.options import at_least_one
 from pyncette.recorder import RunHistory
 from pyncette.retry import Retry
@@ -727,10 +727,13 @@ class Pyncette:
             With ``until_idle``, what was done.
 
         Raises:
-            RuntimeError: A process that this program has started imports the program.
+            RuntimeError: A process that this program has started imports the program, or the
+                command line does; or an event loop runs in this thread.
             Exception: What ``create`` and ``run_until_idle`` raise.
         """
         check_not_imported("app.main() was called", "call it")
+        check_not_loaded()
+        _check_no_loop()
         logging.basicConfig(
             level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -766,6 +769,18 @@ class Pyncette:
                 if not stop.received or main.uncancel():
                     raise
         return counts
+
+
+def _check_no_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        "app.main() starts an event loop, and one runs here already, as in a notebook: write "
+        "'async with app.running():' in a coroutine; or, with the context of app.create(), await "
+        "context.run() or context.run_until_idle()"
+    )
 
 
 class _StopSignals:

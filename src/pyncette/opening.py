@@ -7,13 +7,23 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
+    contextmanager,
 )
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -176,6 +186,18 @@ class Opening(AbstractAsyncContextManager[PyncetteContext]):
     async def __aexit__(self, *exception: Any) -> bool | None:
         return await self._manager.__aexit__(*exception)
 
+    def __enter__(self) -> NoReturn:
+        raise TypeError(f"app.{self._method}() is entered with 'async with', in a coroutine")
+
+    def __exit__(self, *exception: Any) -> None:
+        """Never called: without it, ``with`` would not get as far as ``__enter__``."""
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(
+            f"app.{self._method}() is not awaited but entered: write 'async with "
+            f"app.{self._method}() as context:'"
+        )
+
     def __getattr__(self, name: str) -> NoReturn:
         if hasattr(PyncetteContext, name) and not name.startswith("_"):
             raise AttributeError(
@@ -197,6 +219,34 @@ def check_not_imported(what: str, instead: str) -> None:
     if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
             f"{what} while a process of this program imports it: {instead} under "
+            'if __name__ == "__main__": only'
+        )
+
+
+_LOADED: Final[ContextVar[bool]] = ContextVar("loaded by the command line", default=False)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While the command line imports a program, that program must not become a worker."""
+    token = _LOADED.set(True)
+    try:
+        yield
+    finally:
+        _LOADED.reset(token)
+
+
+def check_not_loaded() -> None:
+    """Refuses to run a worker while the command line imports the program.
+
+    Otherwise a command that only looks would run tasks, and never return.
+
+    Raises:
+        RuntimeError: The command line imports it.
+    """
+    if _LOADED.get():
+        raise RuntimeError(
+            "app.main() was called while the command line imports the program: call it under "
             'if __name__ == "__main__": only'
         )
 

@@ -1066,3 +1066,22 @@ def test_a_middleware_cannot_start_a_body_twice_that_runs_at_most_once(mode: Exe
         assert all("has called next() a second time" in str(error) for error in errors)
 
     run(main())
+
+
+def test_opening_an_app_in_a_wrong_way_is_told_in_words(recwarn: pytest.WarningsRecorder) -> None:
+    app = Pyncette()
+    opening: Any = app.create()
+
+    async def awaits() -> None:
+        await opening
+
+    async def runs() -> None:
+        app.main()
+
+    with pytest.raises(TypeError, match=r"'async with app.create\(\) as context:'"):
+        asyncio.run(awaits())
+    with pytest.raises(TypeError, match="entered with 'async with'"), opening:
+        pass
+    with pytest.raises(RuntimeError, match="one runs here already, as in a notebook"):
+        asyncio.run(runs())
+    assert not recwarn.list

@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -590,6 +591,42 @@ def test_a_reader_that_ends_early_is_no_error(program: str) -> None:
     assert done.returncode in (0, 141)
 
 
+def test_a_reader_of_the_doctor_that_ends_early_is_no_error(program: str) -> None:
+    command = f"{sys.executable} -m pyncette doctor | head -n 1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)
+
+
+def test_names_that_are_not_utf_8_are_wrong_usage(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (
+        ["list", "reminder", "--prefix", "\udcff"],
+        ["unschedule", "reminder", "\udcff"],
+    ):
+        assert main(command) == 2
+        assert "is not UTF-8 text" in capsys.readouterr().err
+    assert main(["export", "--output", str(tmp_path / "\udcff.jsonl")]) == 0
+
+
+def test_a_port_that_the_dashboard_cannot_have_is_told_in_words(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["web", "--port", str(port)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"pyncette: The dashboard cannot listen on port {port} of 127.0.0.1 (")
+    assert said.count("\n") == 1
+    for wrong in ("99999", "x", "1" * 5_000):
+        with pytest.raises(SystemExit):
+            main(["web", "--port", wrong])
+        assert "is no port: 0 to 65535" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
@@ -774,6 +811,25 @@ def test_an_export_that_fails_leaves_the_file_of_before(program: str, tmp_path: 
     assert (done.returncode, "File too large" in done.stderr) == (1, True)
     assert (tmp_path / "all.jsonl").read_text() == before
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+
+
+@pytest.mark.parametrize("command", ["doctor", "list"])
+def test_a_module_that_runs_its_app_while_it_is_imported_is_a_failure_in_words(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    program = "from pyncette import Pyncette\napp = Pyncette()\napp.main(until_idle=True)\n"
+    (tmp_path / "running_at_once.py").write_text(program)
+    (tmp_path / "run_by_a_call.py").write_text(
+        "import pyncette\ndef app(): pyncette.Pyncette().main(until_idle=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for name in ("running_at_once", "run_by_a_call"):
+        assert main(["--app", name, command]) == 1
+        said = "".join(capsys.readouterr())
+        assert 'call it under if __name__ == "__main__": only' in said
 
 
 @pytest.mark.parametrize("text", ["import sys; sys.exit()", "import sys; sys.exit(0)"])

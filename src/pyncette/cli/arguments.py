@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     debug = given.debug or (os.environ.get("LOG_LEVEL") or "").upper() == "DEBUG"
     try:
+        _check_texts(given)
         code: int = given.run(given)
         if sys.stdout is not None:  # it may have been closed before the start
             sys.stdout.flush()
@@ -91,6 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = _failure(error)
         print(f"pyncette: {message}", file=sys.stderr)
     return code
+
+
+def _check_texts(given: argparse.Namespace) -> None:
+    """Refuses what is not UTF-8: no store has such a name. A file may have one."""
+    for name, value in vars(given).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and name not in ("output", "file"):
+                try:
+                    text.encode()
+                except UnicodeEncodeError as error:
+                    raise usage(f"{printable(text)!r} is not UTF-8 text") from error
 
 
 def _failure(error: Exception) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -90,12 +90,14 @@ async def examine(
         timeout: How long opening the store may take, in seconds.
     """
     levels: list[Level] = []
-    async for check in _checks(load, timeout):
-        levels.append(check.level)
-        out.data(check._asdict())
-        out.text(f"{check.level:<5} {check.name}: {printable(check.found)}")
-        if check.advice:
-            out.text(f"      {printable(check.advice)}")
+    # What reads the output may end before the checks do: they close the app then, too.
+    async with aclosing(_checks(load, timeout)) as checks:
+        async for check in checks:
+            levels.append(check.level)
+            out.data(check._asdict())
+            out.text(f"{check.level:<5} {check.name}: {printable(check.found)}")
+            if check.advice:
+                out.text(f"      {printable(check.advice)}")
     warnings, failures = levels.count("warn"), levels.count("fail")
     out.text(f"{len(levels)} checks, {warnings} warnings, {failures} failures")
     return FAILED if failures or (strict and warnings) else DONE
@@ -103,7 +105,7 @@ async def examine(
 
 async def _checks(
     load: Callable[[], tuple[Pyncette, bool]], timeout: float
-) -> AsyncIterator[Check]:
+) -> AsyncGenerator[Check, None]:
     try:
         app, declares = load()
     except ImportError as error:

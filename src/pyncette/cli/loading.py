@@ -21,6 +21,7 @@ from typing import Any
 from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
 from pyncette.errors import describe, printable
+from pyncette.opening import loading
 from pyncette.sqlite import sqlite_repository
 from pyncette.store.absent import NothingThereError
 
@@ -51,7 +52,8 @@ def _load(name: str) -> Pyncette:
     found = _found(module_name, attribute or "app")
     if not isinstance(found, Pyncette) and callable(found):
         try:
-            found = found()
+            with loading():
+                found = found()
         except KeyboardInterrupt:
             raise
         except SystemExit as error:
@@ -97,7 +99,8 @@ def _found(module_name: str, attribute: str) -> object:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: object = import_module(module_name)
+        with loading():
+            found: object = import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing == module_name or module_name.startswith(f"{missing}."):

@@ -13,6 +13,7 @@ from pyncette.app import Pyncette
 from pyncette.cli.failures import DONE, FAILED, CommandError, usage
 from pyncette.cli.loading import load_function
 from pyncette.clock import realtime
+from pyncette.errors import describe, printable
 
 if TYPE_CHECKING:
     import uvicorn
@@ -52,10 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65_535:
-        raise ValueError(text)
-    return number
+    if text.isascii() and text.isdecimal() and int(text[:6]) <= 65_535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no port: 0 to 65535")
 
 
 def serve(given: argparse.Namespace, app: Pyncette) -> int:
@@ -95,7 +95,8 @@ def serve(given: argparse.Namespace, app: Pyncette) -> int:
 
 
 async def _serving(server: uvicorn.Server) -> None:
-    serving = asyncio.create_task(server.serve())
+    await _check_port(server.config.host, server.config.port)
+    serving = asyncio.create_task(_serve(server))
     while not server.started and not serving.done():
         await realtime.sleep(0.01)
     if server.started:
@@ -103,6 +104,31 @@ async def _serving(server: uvicorn.Server) -> None:
         shown = f"[{host}]" if ":" in host else host
         print(f"pyncette: the dashboard is at http://{shown}:{port}/", file=sys.stderr, flush=True)
     await serving
+
+
+async def _check_port(host: str, port: int) -> None:
+    """Refuses a port that is in use: uvicorn would log it, and end the process out of its task.
+
+    Raises:
+        CommandError: Nothing can listen there.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        probe = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+    except OSError as error:
+        raise CommandError(
+            f"The dashboard cannot listen on port {port} of {printable(host)} ({describe(error)}): "
+            "is another one running? Pass another --port; 0 picks one that is free"
+        ) from error
+    probe.close()
+    await probe.wait_closed()
+
+
+async def _serve(server: uvicorn.Server) -> None:
+    try:
+        await server.serve()
+    except SystemExit as error:  # raised out of a task, it would be a traceback
+        raise CommandError("The dashboard did not start: the log says why") from error
 
 
 def _user() -> str:
