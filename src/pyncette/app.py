@@ -196,7 +196,7 @@ class Pyncette:
             configuration.update(named)
         _check_factory("repository_factory", repository_factory or sqlite_repository)
         _check_factory("executor_cls", executor_cls)
-        _check_store_options(repository_factory, configuration)
+        _check_store_options(repository_factory, configuration, by_url=url is not None)
         self._repository_factory = repository_factory or sqlite_repository
         self._has_store = (
             repository_factory is not None or configuration.get("sqlite_database") is not None
@@ -864,7 +864,7 @@ def _check_factory(parameter: str, factory: object) -> None:
         )
 
 
-def _check_store_options(factory: object, configuration: Mapping[str, Any]) -> None:
+def _check_store_options(factory: object, configuration: Mapping[str, Any], by_url: bool) -> None:
     """Refuses, or warns about, options of a store that the app will not use."""
     given = {
         option: _STORE_OF[option]
@@ -883,9 +883,11 @@ def _check_store_options(factory: object, configuration: Mapping[str, Any]) -> N
     unread = [option for option, owner in given.items() if owner != store]
     if unread and store is not None:
         logger.warning(
-            "The store of this app does not read %s: pass the repository_factory of the store that "
-            "you want to use, or remove %s",
+            "The store of this app does not read %s: %s, or remove %s",
             ", ".join(unread),
+            f"pass options of {store} only, which url names"
+            if by_url
+            else "pass the repository_factory of the store that you want to use",
             "it" if len(unread) == 1 else "them",
         )
 

@@ -342,7 +342,8 @@ class _Patience(Patience):
             before = "" if self._last is None else f". The try before: {describe(self._last)}"
             raise StoreUnavailableError(
                 f"The store was not opened within {round(seconds, 1):g} s: nothing answers at its "
-                "address, or another kind of server, or the link is too slow for open_timeout"
+                "address, or another kind of server, or something has locked its table, or the "
+                "link is too slow for open_timeout"
                 f"{before}"
             ) from error
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 from pyncette.context import PyncetteContext
 from pyncette.errors import printable
 from pyncette.model import PauseState, Where, WorkerState
-from pyncette.schedule import AnyOf, At, Bounded, Cron, Every, Jittered, Schedule, Without
+from pyncette.schedule import Schedule
 from pyncette.task import Task
+from pyncette.when import as_written, bounds_text
 
 OVERDUE_AFTER: Final = timedelta(minutes=1)
 """What is due for longer than this, and for longer than three poll intervals, is overdue."""
@@ -60,7 +61,7 @@ def schedule_text(task: Task) -> str:
     """When a task runs, as it was written."""
     when = task.when
     if isinstance(when.schedule, Schedule):
-        text = _as_written(when.schedule)
+        text = as_written(when.schedule)
     elif when.schedule is not None:
         text = f"{when.schedule} {when.timezone or 'UTC'}"
     elif when.interval:
@@ -69,39 +70,10 @@ def schedule_text(task: Task) -> str:
         text = f"once at {when.execute_at.isoformat()}"
     else:
         return "-"
-    text += _bounds(when.span.start_at, when.span.end_at)
+    text += bounds_text(when.span.start_at, when.span.end_at)
     if when.span.jitter is not None:
         text += f" jitter {when.span.jitter}"
     return text
-
-
-def _as_written(schedule: Schedule) -> str:
-    """A schedule as it was written, for people who need not know Python."""
-    match schedule:
-        case Cron():
-            return f"{schedule.expression} {schedule.timezone_name}"
-        case Every():
-            anchor = "" if schedule.anchor is None else f" from {schedule.anchor.isoformat()}"
-            return f"every {schedule.interval}{anchor}"
-        case At():
-            return f"once at {schedule.instant.isoformat()}"
-        case AnyOf():
-            return " or ".join(map(_as_written, schedule.schedules))
-        case Without():
-            inner = _as_written(schedule.schedule)
-            inner = f"({inner})" if isinstance(schedule.schedule, AnyOf) else inner
-            return f"{inner} without {', '.join(each.name for each in schedule.calendars)}"
-        case Bounded():
-            return _as_written(schedule.schedule) + _bounds(schedule.start, schedule.end)
-        case Jittered():
-            wait = timedelta(microseconds=schedule.jitter)
-            return f"{_as_written(schedule.schedule)} jitter {wait}"
-    return repr(schedule)
-
-
-def _bounds(start: datetime | None, end: datetime | None) -> str:
-    first = "" if start is None else f" from {start.isoformat()}"
-    return first if end is None else f"{first} until {end.isoformat()}"
 
 
 def paused_word(pauses: Iterable[PauseState], template: str) -> str | None:

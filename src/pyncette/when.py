@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from pyncette.model import UNSET
 from pyncette.schedule import (
+    AnyOf,
     At,
     Bounded,
     Cron,
@@ -19,6 +20,7 @@ from pyncette.schedule import (
     Jittered,
     Schedule,
     UnreadableHere,
+    Without,
     instant_of,
     name_of,
     nearest_timezone,
@@ -365,3 +367,33 @@ def _warn_of_seconds(expression: str) -> None:
             fields[0].zfill(2),
             " ".join([*fields[1:6], fields[0], *fields[6:]]),
         )
+
+
+def as_written(schedule: Schedule) -> str:
+    """A schedule as it was written, for people who need not know Python."""
+    match schedule:
+        case Cron():
+            return f"{schedule.expression} {schedule.timezone_name}"
+        case Every():
+            anchor = "" if schedule.anchor is None else f" from {schedule.anchor.isoformat()}"
+            return f"every {schedule.interval}{anchor}"
+        case At():
+            return f"once at {schedule.instant.isoformat()}"
+        case AnyOf():
+            return " or ".join(map(as_written, schedule.schedules))
+        case Without():
+            inner = as_written(schedule.schedule)
+            inner = f"({inner})" if isinstance(schedule.schedule, AnyOf) else inner
+            return f"{inner} without {', '.join(each.name for each in schedule.calendars)}"
+        case Bounded():
+            return as_written(schedule.schedule) + bounds_text(schedule.start, schedule.end)
+        case Jittered():
+            wait = timedelta(microseconds=schedule.jitter)
+            return f"{as_written(schedule.schedule)} jitter {wait}"
+    return repr(schedule)
+
+
+def bounds_text(start: datetime | None, end: datetime | None) -> str:
+    """Between which instants there are occurrences, for people; empty if there is no bound."""
+    first = "" if start is None else f" from {start.isoformat()}"
+    return first if end is None else f"{first} until {end.isoformat()}"

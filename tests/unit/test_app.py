@@ -1085,3 +1085,14 @@ def test_opening_an_app_in_a_wrong_way_is_told_in_words(recwarn: pytest.Warnings
     with pytest.raises(RuntimeError, match="one runs here already, as in a notebook"):
         asyncio.run(runs())
     assert not recwarn.list
+
+
+def test_options_of_another_store_than_that_of_the_url_are_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Pyncette(url="sqlite://", sqlite_table_name="mine", postgres_table_name="mine")
+    [message] = caplog.messages
+    assert message == (
+        "The store of this app does not read postgres_table_name: pass options of sqlite only, "
+        "which url names, or remove it"
+    )

@@ -8,10 +8,12 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -483,7 +485,9 @@ def test_what_a_task_of_old_has_left_is_purged(
     found = {row["task"]: row for row in rows(capsys)}
     assert (found["reminder"]["kind"], found["reminder"]["instances"]) == ("unknown", 1)
     assert main(["purge", "reminder", "--url", url]) == 4
+    capsys.readouterr()
     assert main(["purge", "reminder", "--url", url, "--yes"]) == 0
+    assert capsys.readouterr().out == "1 record removed\n"
     assert main(["show", "reminder", "a"]) == 3
 
 
@@ -565,7 +569,11 @@ def test_a_look_at_a_url_creates_no_table(
     asyncio.run(opened())
     assert main(["list", *store]) == 1
     store += ["--table", "mine"]
+    capsys.readouterr()
+    assert main(["list", *store, "--json"]) == 0
+    assert capsys.readouterr().out == ""
     assert main(["list", *store]) == 0
+    assert capsys.readouterr().out == "No tasks\n"
     assert main(["show", "x", *store]) == 2
     assert main(["export", *store]) == 2
     assert main(["import", *store]) == 2
@@ -598,6 +606,40 @@ def test_a_reader_of_the_doctor_that_ends_early_is_no_error(program: str) -> Non
     )
     assert done.stderr == ""
     assert done.returncode in (0, 141)
+
+
+def test_the_doctor_says_what_helps_where_a_record_cannot_be_read(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "reminder", "a", "--at", "2020-01-01"]) == 0
+    with closing(sqlite3.connect(tmp_path / "tasks.db")) as file, file:
+        file.execute("UPDATE pyncette_tasks SET schedule = '1 every x' WHERE key = 'a'")
+    run_what_is_due(program)
+    assert main(["retry", "reminder", "a"]) != 0
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 0
+    parked = checks(capsys)["parked"]
+    assert "UnreadableRecord" in parked["found"]
+    assert "UnreadableRecord" in parked["advice"]
+    assert main(["schedule", "reminder", "a", "--interval", "1h"]) == 0
+    capsys.readouterr()
+    assert main(["doctor", "--json"]) == 0
+    assert checks(capsys)["parked"]["level"] == "ok"
+
+
+def test_lines_that_are_no_export_are_refused_as_such(
+    program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.jsonl").write_text('{"task": "x", "kind": "static"}\n')
+    assert main(["import", str(tmp_path / "no.jsonl")]) == 1
+    assert "This is no export: a line of it has the kind 'static'" in capsys.readouterr().err
+
+
+def test_the_next_of_a_template_without_a_schedule_asks_for_an_instance(
+    program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["next", "once"]) == 2
+    assert "'once' has no schedule of its own: name an instance" in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf_8_are_wrong_usage(

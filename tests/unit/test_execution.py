@@ -1075,6 +1075,25 @@ def test_a_static_task_whose_schedule_changed_in_code_is_replanned_at_the_start(
     run(main())
 
 
+def test_a_schedule_that_changed_in_code_is_told_in_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=1)(bench.note)
+        async with bench.running():
+            await bench.advance(1)
+        app = bench.another_app()
+        app.task(name="tick", schedule="0 9 * * *", timezone="Europe/Berlin")(bench.note)
+        with caplog.at_level("INFO"):
+            async with bench.running(app):
+                await bench.advance(1)
+
+    run(main())
+    told = "Schedule of tick: 'every 0:00:01' becomes '0 9 * * * Europe/Berlin'"
+    assert told in caplog.messages
+
+
 def test_an_overdue_occurrence_of_the_old_schedule_is_run_before_the_new_one() -> None:
     async def main() -> None:
         bench = Bench()

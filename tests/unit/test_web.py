@@ -619,6 +619,7 @@ class TestForms:
                     "../x",
                     "\\\\evil",
                     "task\r\nX: y",
+                    "tasks?\u0436",
                 ):
                     response = await site.browser.post(
                         {"action": "pause", "task": "report", "back": back}

@@ -92,7 +92,11 @@ class Inventory:
                     identities += map(pause_identity, groups)
                     for identity in dict.fromkeys(identities):
                         await self._requests.submit(Write(*identity, DELETE, ANY))
+            unchanged = tally.unchanged
             await self._bulk.remove([Changing(STATIC_GROUP, name, removed)], tally)
+            if name in registered:
+                # Usually there was no static task of this name, too: nobody asked to remove it.
+                tally.unchanged = unchanged
         return tally.result()
 
     async def retry_parked(

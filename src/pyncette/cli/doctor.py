@@ -142,7 +142,8 @@ async def _checks(
             "store",
             "fail",
             str(error),
-            "Is the server up, is its name right, and does a firewall let this machine through?",
+            "Is the server up, is its name right, does a firewall let this machine through, and "
+            "has something locked the table?",
         )
     except StoreMisconfiguredError as error:
         yield Check(
@@ -417,7 +418,9 @@ async def _of_tasks(
         templates,
         [state for state in statics if state.state == "parked"],
         Where(states={"parked"}),
-        "pyncette list NAME --state parked shows why; then pyncette retry NAME, or with --drop",
+        "pyncette list NAME --state parked shows why; then pyncette retry NAME, or with --drop. "
+        "What cannot be read (UnreadableRecord) is scheduled anew, or removed, with pyncette "
+        "schedule or unschedule",
         why=True,
     )
     yield await _number(

@@ -86,7 +86,8 @@ async def _overview(session: Session) -> int:
             when = session.out.time(found.next if found else None)
             table.add(task.name, "static", "-", state, when, schedule)
         session.out.data(data)
-    for left in await context.unknown():
+    unknown = await context.unknown()
+    for left in unknown:
         kind = "template" if left.dynamic else "static"
         state = paused_word(pauses, left.name)
         session.out.data(
@@ -100,6 +101,8 @@ async def _overview(session: Session) -> int:
         )
         table.add(left.name, f"unknown {kind}", left.count, state or "-", "-", "-")
     table.flush()
+    if not (session.app.tasks or unknown):
+        session.out.text("No tasks")
     return DONE
 
 
@@ -214,6 +217,10 @@ async def upcoming(session: Session) -> int:
         task, instance = session.chosen()
         if instance is not None and await session.context.get_task(task, instance) is None:
             raise not_found(f"There is no '{named(task, instance)}'")
+        if task.dynamic and instance is None and schedule_text(task) == "-":
+            raise usage(
+                f"The template '{printable(task)}' has no schedule of its own: name an instance"
+            )
         times = await session.context.preview(task, number, instance)
     table = session.out.table(["in its zone", "zone", "local", "clocks"])
     before: datetime | None = None

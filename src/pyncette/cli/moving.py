@@ -152,6 +152,11 @@ class _Import:
                     await self._instances(name, list(group))
                 elif kind == "end":
                     self.announced = next(group).get("instances")
+                elif kind != "export":
+                    raise CommandError(
+                        f"This is no export: a line of it has the kind '{printable(kind)}'. Only "
+                        "what pyncette export has written can be imported"
+                    )
                 else:
                     for line in group:
                         if line.get("format") != FORMAT:

@@ -89,7 +89,8 @@ async def purge(session: Session) -> int:
     return session.bulk_end(
         await session.context.purge(
             name, progress=session.bulk_progress, on_failure=session.bulk_failure
-        )
+        ),
+        "record",
     )
 
 

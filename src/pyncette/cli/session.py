@@ -117,8 +117,8 @@ class Session(NamedTuple):
         """Tells of an instance that a bulk call could not handle."""
         self.out.note(f"pyncette: {printable(failure.name)}: {describe(failure.error)}")
 
-    def bulk_end(self, result: BulkResult) -> int:
-        """Shows what a bulk call has done; returns the exit code."""
+    def bulk_end(self, result: BulkResult, noun: str | None = None) -> int:
+        """Shows what a bulk call has done, and to what; returns the exit code."""
         self.out.end_progress()
         counts = {
             "created": result.created,
@@ -128,7 +128,10 @@ class Session(NamedTuple):
             "failed": result.failed,
         }
         self.out.data(counts)
-        said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+        told = [(count, name) for name, count in counts.items() if count]
+        if noun is not None:
+            told = [(count, f"{noun if count == 1 else f'{noun}s'} {name}") for count, name in told]
+        said = ", ".join(f"{count:,} {name}" for count, name in told)
         self.out.text(said or "nothing to do")
         return FAILED if result.failed else DONE
 

@@ -14,10 +14,11 @@ from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.errors import describe, printable
 from pyncette.model import ExecutionMode
-from pyncette.schedule import UnreadableHere, dumps
+from pyncette.schedule import UnreadableHere, dumps, loads
 from pyncette.store import Applied, Failed, Refused, Store, Unknown, Write
 from pyncette.store.record import ABSENT, Record, State
 from pyncette.task import Task
+from pyncette.when import as_written
 
 logger = logging.getLogger(__name__)
 
@@ -128,5 +129,17 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
             after,
         )
     else:
-        logger.info("Schedule of %s: '%s' becomes '%s'", printable(task), before, after)
+        logger.info(
+            "Schedule of %s: '%s' becomes '%s'",
+            printable(task),
+            _in_words(record.schedule),
+            printable(as_written(task.plan)),
+        )
     return Write(task.group, task.key, change, record.version)
+
+
+def _in_words(text: str) -> str:
+    try:
+        return printable(as_written(loads(text)))
+    except ValueError:
+        return printable(text)

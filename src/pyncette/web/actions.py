@@ -243,7 +243,8 @@ def _safe_page(text: str) -> str:
     """A page of the dashboard to go back to: never another site."""
     page, _, query = text.partition("?")
     known = {"", "./", "tasks", "task", "failures", "runs", "next", "workers", "unknown"}
-    if page not in known or any(character in text for character in "\r\n\\"):
+    # It becomes a header: links of the dashboard encode what is not ASCII.
+    if page not in known or not text.isascii() or any(each in text for each in "\r\n\\"):
         return "./"
     return f"{page or './'}?{query}" if query else page or "./"
 
