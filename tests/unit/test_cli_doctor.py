@@ -165,6 +165,21 @@ def test_a_worker_that_died_is_named_until_another_one_of_its_name_is_alive(
     asyncio.run(scenario())
 
 
+def test_the_app_is_closed_when_nobody_reads_the_checks_any_more() -> None:
+    class Read(Printer):
+        def text(self, line: str) -> None:
+            if "speed: answers in" in line:
+                raise BrokenPipeError
+
+    async def main() -> None:
+        app = Installation().app()
+        with pytest.raises(BrokenPipeError):
+            await doctor.examine(lambda: (app, True), Read())
+        assert not app._opened.here()
+
+    asyncio.run(main())
+
+
 def test_a_worker_that_was_stopped_has_not_died(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         place = Installation()

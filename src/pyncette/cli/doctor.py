@@ -155,8 +155,6 @@ async def _checks(
         )
     except StoreError as error:
         yield Check("store", "fail", str(error), "See the log of the server")
-    except CommandError as error:
-        yield Check("store", "fail", str(error))
     except PyncetteException as error:
         yield Check("records", "fail", describe(error))
     except (ValueError, TypeError) as error:

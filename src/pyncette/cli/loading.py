@@ -20,7 +20,7 @@ from typing import Any
 
 from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
-from pyncette.errors import describe, printable
+from pyncette.errors import StoreMisconfiguredError, describe, printable
 from pyncette.opening import loading
 from pyncette.sqlite import sqlite_repository
 from pyncette.store.absent import NothingThereError
@@ -178,14 +178,14 @@ def _told_in_words(
             try:
                 store = await stack.enter_async_context(factory(**options))
             except NothingThereError as error:
-                raise _nothing(error.what) from error
+                raise StoreMisconfiguredError(_nothing(error.what)) from error
             yield store
 
     return looked_at
 
 
-def _nothing(what: str) -> CommandError:
-    return CommandError(
+def _nothing(what: str) -> str:
+    return (
         f"{what}, and nothing is created for a look: name the table with --table (in Redis the "
         "namespace), or pass --app"
     )
@@ -207,7 +207,9 @@ def _check_file(path: str, table: str | None) -> None:
     except sqlite3.Error:
         return  # opening it says in words what is wrong with it
     if found is None:
-        raise _nothing(f"There is no table '{printable(wanted)}' in {printable(path)}")
+        raise CommandError(
+            _nothing(f"There is no table '{printable(wanted)}' in {printable(path)}")
+        )
 
 
 def _ended(error: SystemExit) -> str:
