@@ -20,7 +20,13 @@ from typing import Any, Concatenate, Final, Literal, NoReturn, Protocol, TypeVar
 
 from pyncette.body import BodyResult, check_fixture, check_found, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
-from pyncette.context import AppParts, OpenContexts, PyncetteContext, check_context_name
+from pyncette.context import (
+    AppParts,
+    OpenContexts,
+    PyncetteContext,
+    check_context_name,
+    check_not_loaded,
+)
 from pyncette.events import Event
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
@@ -41,7 +47,7 @@ from pyncette.model import (
     TaskFunc,
 )
 from pyncette.observers import Observers
-from pyncette.opening import Opening, check_not_imported, check_not_loaded, open_context
+from pyncette.opening import Opening, check_not_imported, open_context
 from pyncette.options import at_least_one
 from pyncette.recorder import RunHistory
 from pyncette.retry import Retry
@@ -732,7 +738,7 @@ class Pyncette:
             Exception: What ``create`` and ``run_until_idle`` raise.
         """
         check_not_imported("app.main() was called", "call it")
-        check_not_loaded()
+        check_not_loaded("app.main() was called", "call it")
         _check_no_loop()
         logging.basicConfig(
             level=(os.environ.get("LOG_LEVEL") or "INFO").upper(),

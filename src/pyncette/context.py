@@ -18,6 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -127,6 +128,34 @@ class OpenContexts:
         """Returns those that were opened in the event loop that runs, the last one first."""
         loop = asyncio.get_running_loop()
         return [context for of, context in reversed(self._contexts) if of is loop]
+
+
+_LOADED: Final[ContextVar[bool]] = ContextVar("loaded by the command line", default=False)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """While the command line imports a program, that program must not become a worker."""
+    token = _LOADED.set(True)
+    try:
+        yield
+    finally:
+        _LOADED.reset(token)
+
+
+def check_not_loaded(what: str, instead: str) -> None:
+    """Refuses to run a worker while the command line imports the program.
+
+    Otherwise a command that only looks would run tasks, and never return.
+
+    Raises:
+        RuntimeError: The command line imports it.
+    """
+    if _LOADED.get():
+        raise RuntimeError(
+            f"{what} while the command line imports the program: {instead} under "
+            'if __name__ == "__main__": only'
+        )
 
 
 class AppParts(NamedTuple):
@@ -289,6 +318,7 @@ class PyncetteContext:
         self._refused = self._refused or error
 
     def _check_run(self) -> None:
+        check_not_loaded("The app was run", "run it")
         if self._refused is not None:
             raise self._refused
 

@@ -13,7 +13,6 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Mapping,
 )
 from contextlib import (
@@ -21,9 +20,7 @@ from contextlib import (
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
-    contextmanager,
 )
-from contextvars import ContextVar
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -219,34 +216,6 @@ def check_not_imported(what: str, instead: str) -> None:
     if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
             f"{what} while a process of this program imports it: {instead} under "
-            'if __name__ == "__main__": only'
-        )
-
-
-_LOADED: Final[ContextVar[bool]] = ContextVar("loaded by the command line", default=False)
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """While the command line imports a program, that program must not become a worker."""
-    token = _LOADED.set(True)
-    try:
-        yield
-    finally:
-        _LOADED.reset(token)
-
-
-def check_not_loaded() -> None:
-    """Refuses to run a worker while the command line imports the program.
-
-    Otherwise a command that only looks would run tasks, and never return.
-
-    Raises:
-        RuntimeError: The command line imports it.
-    """
-    if _LOADED.get():
-        raise RuntimeError(
-            "app.main() was called while the command line imports the program: call it under "
             'if __name__ == "__main__": only'
         )
 

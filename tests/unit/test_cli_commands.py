@@ -867,11 +867,18 @@ def test_a_module_that_runs_its_app_while_it_is_imported_is_a_failure_in_words(
     (tmp_path / "run_by_a_call.py").write_text(
         "import pyncette\ndef app(): pyncette.Pyncette().main(until_idle=True)\n"
     )
+    (tmp_path / "run_in_a_loop.py").write_text(
+        "import asyncio, pyncette\n"
+        "app = pyncette.Pyncette()\n"
+        "async def main():\n"
+        "    async with app.running() as context: await context.run_until_idle()\n"
+        "asyncio.run(main())\n"
+    )
     monkeypatch.chdir(tmp_path)
-    for name in ("running_at_once", "run_by_a_call"):
+    for name in ("running_at_once", "run_by_a_call", "run_in_a_loop"):
         assert main(["--app", name, command]) == 1
         said = "".join(capsys.readouterr())
-        assert 'call it under if __name__ == "__main__": only' in said
+        assert 'it under if __name__ == "__main__": only' in said
 
 
 @pytest.mark.parametrize("text", ["import sys; sys.exit()", "import sys; sys.exit(0)"])

@@ -414,9 +414,21 @@ def _run_worker(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
+    # Not in the event loop: the program may run one of its own while it is imported.
+    failure: ImportError | CommandError | None = None
+    try:
+        chosen = chosen_app(given)
+    except (ImportError, CommandError) as error:
+        failure = error
+
+    def load() -> tuple[Pyncette, bool]:
+        if failure is not None:
+            raise failure
+        return chosen
+
     return asyncio.run(
         doctor.examine(
-            lambda: chosen_app(given),
+            load,
             _printer(given),
             given.strict,
             given.timeout.total_seconds(),
