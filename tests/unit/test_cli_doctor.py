@@ -23,6 +23,7 @@ from pyncette.cli import doctor
 from pyncette.cli.arguments import main
 from pyncette.cli.printing import Printer
 from pyncette.clock import SystemClock
+from pyncette.errors import StoreUnavailableError
 from pyncette.history import use_history
 from pyncette.memory import MemoryRepository
 from pyncette.store import EVERYTHING, Write
@@ -176,6 +177,22 @@ def test_the_app_is_closed_when_nobody_reads_the_checks_any_more() -> None:
         with pytest.raises(BrokenPipeError):
             await doctor.examine(lambda: (app, True), Read())
         assert not app._opened.here()
+
+    asyncio.run(main())
+
+
+def test_a_store_that_stops_answering_is_not_taken_for_one_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def locked(self: PyncetteContext, name: str) -> None:
+        raise StoreUnavailableError("canceling statement due to lock timeout")
+
+    async def main() -> None:
+        monkeypatch.setattr(PyncetteContext, "purge", locked)
+        found = await examined(Installation().app(), capsys)
+        assert "rights" not in found
+        assert "has something locked the table" in found["store"]["advice"]
+        assert "firewall" not in found["store"]["advice"]
 
     asyncio.run(main())
 

@@ -131,9 +131,11 @@ async def _checks(
             "Name a file or a server, for example url='sqlite:///tasks.db'",
         )
     app._open_timeout = timedelta(seconds=timeout)
+    reached = False
     try:
         async with AsyncExitStack() as stack:
             context = await _open(app, stack, timeout)
+            reached = True
             yield Check("store", "ok", "reached; its version and the layout of its tables fit")
             async for check in _of_store(app, context, declares):
                 yield check
@@ -142,8 +144,10 @@ async def _checks(
             "store",
             "fail",
             str(error),
-            "Is the server up, is its name right, does a firewall let this machine through, and "
-            "has something locked the table?",
+            "It answered a moment ago: has something locked the table, or is it overloaded?"
+            if reached
+            else "Is the server up, is its name right, does a firewall let this machine through, "
+            "and has something locked the table?",
         )
     except StoreMisconfiguredError as error:
         yield Check(
@@ -228,6 +232,8 @@ async def _rights(context: PyncetteContext) -> Check:
         # Of a group that no app has, and with a limit of zero: it looks for what is due, only.
         now = context.clock.microseconds()
         await context._store.claim([Group(PROBE, 1, 1, now)], 0, now, PROBE)
+    except StoreUnavailableError:
+        raise  # it says nothing about rights
     except StoreError as error:
         return Check(
             "rights", "fail", describe(error), "Grant the rights that the documentation lists"
