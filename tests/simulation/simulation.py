@@ -21,7 +21,7 @@ from tests.simulation.world import World, subject
 import pyncette.clock
 from pyncette import chance
 from pyncette.engine.moves import in_transit
-from pyncette.errors import StoreError
+from pyncette.errors import StoreError, describe
 from pyncette.store.record import Record, load_progress
 
 CLOSING_S = 120.0
@@ -93,7 +93,7 @@ def _quiet() -> Iterator[None]:
 def _last_look(world: World) -> None:
     for process, error in world.loop.unretrieved():
         if world.loop.alive(process):
-            world.note(process, "unretrieved", error=repr(error))
+            world.note(process, "unretrieved", error=describe(error))  # it may not be printable
     for context in world.loop.errors:
         world.note(
             WORLD,

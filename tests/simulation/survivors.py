@@ -130,13 +130,6 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
         "count its slots again.",
     ),
     Survivor(
-        "loop",
-        "Loop._note_next_asks",
-        "if not source.own and isinstance(sent, Group)",
-        "without 'isinstance(sent, Group)'",
-        "Only a partition, which is a group, can be that of another worker. For the type checker.",
-    ),
-    Survivor(
         "polling",
         "Sources._push",
         "if source.next_ask >= NEVER",

@@ -727,7 +727,7 @@ def test_a_claim_that_finds_something_is_not_quiet() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("late_s", [0, 5])
-def test_what_another_worker_owns_is_overdue_later(own: bool, late_s: int) -> None:
+def test_what_is_left_to_others_is_overdue_later(own: bool, late_s: int) -> None:
     async def main() -> None:
         for next_due in (NOW - 6 * SECOND, NOW - 5 * SECOND, NOW - 1, NOW, NOW + 1):
             async with turning() as one:
@@ -739,10 +739,12 @@ def test_what_another_worker_owns_is_overdue_later(own: bool, late_s: int) -> No
                 group = Group("t", SECOND, 2, NOW - late_s * SECOND)
                 question = _Question([source], [group], 3, NOW, "", 0.0)
                 loop._note_next_asks(question, Claimed([], [next_due]))
-                overdue = NOW if own else NOW - late_s * SECOND
-                assert (source.backoff == 0) is (next_due > overdue)
+                soon = next_due > NOW - late_s * SECOND
+                assert (source.backoff == 0) is soon
                 # Of its own the worker never forgets; others are asked at the next poll.
                 assert (source.next_ask < NEVER) is own
+                if own and soon:  # when it may be claimed
+                    assert source.next_ask == next_due + late_s * SECOND
 
     _run(main)
 
