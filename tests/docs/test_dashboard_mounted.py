@@ -171,8 +171,8 @@ def test_it_is_served_by_itself_to_this_machine(tmp_path: Path) -> None:
         (["--authorize", "tasks"], "--authorize must be module:function"),
         (["--authorize", "tasks:nothing"], "'tasks' has no 'nothing'"),
         (["--authorize", "tasks:url"], "'tasks:url' is no function, but str"),
-        (["--port", "x"], "invalid"),
-        (["--port", "65536"], "invalid"),
+        (["--port", "x"], "'x' is no port: 0 to 65535"),
+        (["--port", "65536"], "'65536' is no port: 0 to 65535"),
     ],
 )
 def test_wrong_options_of_the_command_are_refused(
