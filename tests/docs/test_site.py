@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib
 import importlib.util
 import inspect
 import json
@@ -168,8 +169,13 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("no browser (see tools/chromium)")
         pytest.skip("no browser: on Debian, apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if os.environ.get("CI"):
+        playwright = importlib.import_module("playwright.sync_api")
+    else:
+        playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing")
     with playwright.sync_playwright() as tool:
         chromium = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
