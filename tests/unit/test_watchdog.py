@@ -111,7 +111,9 @@ def test_a_body_that_blocks_again_soon_is_not_named_again(ears: Ears) -> None:
             await context.run_until_idle()
 
     run(main())
-    assert ["task resize" in line for line in ears.warnings] == [True, False]
+    # A machine that stands still for a moment names code that is no task, too.
+    named = [line for line in ears.warnings if " no task " not in line]
+    assert ["task resize" in line for line in named] == [True, False]
 
 
 def test_one_that_blocks_for_long_is_named_again_as_still_blocking(
