@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.unit.web_site import Browser, ada
 
-from pyncette import Context, Pyncette, PyncetteContext, acting_as
+from pyncette import Context, Pyncette, PyncetteContext, Where, acting_as
 from pyncette.cli import doctor
 from pyncette.cli.arguments import main
 from pyncette.cli.printing import Printer
@@ -54,7 +54,7 @@ NOTICES = {
     "speed": "The store is slow",
     "clock": "The clock of this machine",
     "unknown tasks": "Not declared: ",
-    "paused tasks": "(is|was) paused",
+    "paused tasks": "(is|was) paused|paused, each by itself",
     "paused templates": "(is|was) paused",
 }
 """What the overview of the dashboard says where a check warns."""
@@ -286,6 +286,31 @@ def test_a_pause_is_told_with_its_age_its_author_and_its_reason(
             for name in ("paused tasks", "paused templates"):
                 assert found[name]["level"] == "ok"
                 assert "until" in found[name]["found"]
+
+    asyncio.run(scenario())
+
+
+def test_instances_that_are_paused_by_themselves_are_told_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(plain)
+        _, reminder = app.tasks
+        async with app.create() as context:
+            await context.run_until_idle()
+            for name in ("acme 1", "acme 2", "other"):
+                await context.schedule_task(reminder, name, execute_in=timedelta(days=9))
+            with acting_as("ann"):
+                await context.pause_tasks(reminder, where=Where(prefix="acme"), reason="moves")
+            await place.clock.advance(timedelta(days=3))
+            found = (await examined(place.app(plain), capsys))["paused tasks"]
+            assert found["level"] == "warn"
+            assert "reminder acme 1" in found["found"]
+            assert "by ann, because: moves" in found["found"]
+            assert "reminder acme 2" in found["advice"]
+            notices = await attention(place.app(plain))
+            assert any("2 instances paused, each by itself" in notice for notice in notices)
 
     asyncio.run(scenario())
 

@@ -42,6 +42,9 @@ COUNT_LIMIT: Final = 1_000
 LOOKED_AT_MAX: Final = 1_000
 """How many instances of each template are looked at for what no index tells."""
 
+PAUSED_SHOWN_MAX: Final = 100
+"""How many paused instances of each template are told of."""
+
 EXPLAINED_MAX: Final = 10
 """Of how many tasks a check says why they fail."""
 
@@ -268,6 +271,23 @@ class _Pause(NamedTuple):
     reason: str | None
 
 
+async def _paused_instances(context: PyncetteContext, task: Task) -> AsyncIterator[_Pause]:
+    """Some of the instances that are paused by themselves; stores have an index of them."""
+    left = PAUSED_SHOWN_MAX
+    async with aclosing(context.iter_tasks(task, Where(states={"paused"}))) as states:
+        async for state in states:
+            yield _Pause(
+                f"{task.name} {state.task.name}",
+                state.paused_since,
+                state.paused_until,
+                state.paused_by,
+                state.reason,
+            )
+            left -= 1
+            if not left:
+                break
+
+
 def _pauses(name: str, pauses: Sequence[_Pause], now: datetime) -> Check:
     """Pauses that end by themselves, and soon, are as they should be; the others are told of."""
     if not pauses:
@@ -413,7 +433,8 @@ async def _of_tasks(
             )
             for state in statics
             if state.state == "paused"
-        ],
+        ]
+        + [pause for task in templates async for pause in _paused_instances(context, task)],
         context.clock.now(),
     )
     yield await _number(

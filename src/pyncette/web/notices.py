@@ -159,6 +159,13 @@ def _of_templates(found: Snapshot, access: Access) -> Iterator[Notice]:
                 "See why, then retry them or give them up",
                 link("failures", task=name),
             )
+        if counts.paused.count:
+            yield Notice(
+                "rest",
+                f"{name}: {counted(counts.paused)} paused, each by itself",
+                "See since when, and why; if it was forgotten: resume them",
+                link("task", name=name, state="paused"),
+            )
         if counts.retrying.count:
             yield Notice(
                 "warn",
