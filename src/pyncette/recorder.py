@@ -393,9 +393,8 @@ class _Pruner:
             if await self._history.prune(task, before, PRUNE_STEP) >= PRUNE_STEP:
                 self._jobs.appendleft((task, before))
             self._told = False
-        except (
-            Exception
-        ) as error:  # also of a store of others: what is written does not depend on it
+        except Exception as error:
+            # Also of a store of others: what is written does not depend on it.
             self._jobs.clear()
             if isinstance(error, StoreUnavailableError) or self._told:
                 level, follows = logging.DEBUG, "it is tried again in a minute"

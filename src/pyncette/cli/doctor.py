@@ -271,18 +271,16 @@ class _Pause(NamedTuple):
     reason: str | None
 
 
+def _pause_of(name: str, state: TaskState) -> _Pause:
+    return _Pause(name, state.paused_since, state.paused_until, state.paused_by, state.reason)
+
+
 async def _paused_instances(context: PyncetteContext, task: Task) -> AsyncIterator[_Pause]:
     """Some of the instances that are paused by themselves; stores have an index of them."""
     left = PAUSED_SHOWN_MAX
     async with aclosing(context.iter_tasks(task, Where(states={"paused"}))) as states:
         async for state in states:
-            yield _Pause(
-                f"{task.name} {state.task.name}",
-                state.paused_since,
-                state.paused_until,
-                state.paused_by,
-                state.reason,
-            )
+            yield _pause_of(f"{task.name} {state.task.name}", state)
             left -= 1
             if not left:
                 break
@@ -423,17 +421,7 @@ async def _of_tasks(
         yield check
     yield _pauses(
         "paused tasks",
-        [
-            _Pause(
-                state.task.name,
-                state.paused_since,
-                state.paused_until,
-                state.paused_by,
-                state.reason,
-            )
-            for state in statics
-            if state.state == "paused"
-        ]
+        [_pause_of(state.task.name, state) for state in statics if state.state == "paused"]
         + [pause for task in templates async for pause in _paused_instances(context, task)],
         context.clock.now(),
     )
