@@ -36,7 +36,7 @@ from pyncette.engine.dispatch import (
     _Release,
 )
 from pyncette.engine.polling import NEVER
-from pyncette.engine.rules import NO_OUTCOME, Policy
+from pyncette.engine.rules import CLOCK_ERROR_MAX, NO_OUTCOME, Policy
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 from pyncette.schedule import UnreadableHere, dumps
 from pyncette.store import Write
@@ -92,6 +92,26 @@ OPTIONS: Final[dict[str, Any]] = {"poll_interval": timedelta(seconds=1)}
 
 
 # Which records are started.
+
+
+@pytest.mark.parametrize("ahead", [None, 0, CLOCK_ERROR_MAX, CLOCK_ERROR_MAX + SECOND])
+def test_what_is_claimed_long_before_its_planned_time_is_put_back_and_said_once(
+    ahead: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            planned = None if ahead is None else NOW + ahead
+            progress = dump_progress(FIRST._replace(planned=planned))
+            early = planned is not None and planned > NOW + CLOCK_ERROR_MAX
+            records = [_named(key, progress=progress) for key in "ab"]
+            written = await _dispatch(place, *records)
+            back = Patch(planned, State.SCHEDULED, 0)
+            assert written == ({"a": back, "b": back} if early else {})
+            assert place.runs == ([] if early else ["a", "b"])
+            said = [record for record in caplog.records if "before its planned" in record.message]
+            assert len(said) == early
+
+    _run(main)
 
 
 def test_a_worker_that_stops_or_whose_group_is_paused_gives_all_back() -> None:

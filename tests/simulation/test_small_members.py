@@ -32,8 +32,10 @@ from pyncette.engine.membership import (
     member_record,
     read_member,
     read_members,
+    served,
     shares_of,
 )
+from pyncette.engine.polling import NEVER
 from pyncette.engine.worker import Worker
 from pyncette.engine.writes import Next
 from pyncette.errors import StoreUnavailableError
@@ -479,6 +481,74 @@ def test_a_worker_that_shares_partitions_removes_dead_records_no_more_often() ->
                 removals.append(sum(write.key == "zz:1" for write in one.queued()))
                 one.member._writing = None
             assert removals == [0, 0, 1, 0]
+
+    _run(main)
+
+
+def test_a_task_is_served_by_a_worker_that_names_it_or_perhaps_by_one_that_leaves_names_out() -> (
+    None
+):
+    some = [(("a",), 1), (("a", "b"), 2), (("a",), 2), ((), 0), ((), 3)]
+    for chosen in product(some, repeat=2):
+        members = [Member("w:1", "w", None, NOW, tasks=t, task_count=n) for t, n in chosen]
+        expected = any("b" in tasks or count > len(tasks) for tasks, count in chosen)
+        assert served("b", members) is expected
+    assert not served("b", [])
+
+
+def test_what_needs_tags_that_this_worker_lacks_is_looked_for_once_a_minute() -> None:
+    async def main() -> None:
+        for tags, enabled in product((set(), {"gpu"}), (False, True)):
+            async with alone(plain={"tags": tags, "enabled": enabled}) as one:
+                left = bool(tags) and enabled
+                assert one.member._left_to_others() == ([one.tasks["plain"]] if left else [])
+                minute = membership.UNSERVED_INTERVAL
+                instants = (5, 6, 4 + minute, 5 + minute, 6 + minute, 5 + 2 * minute)
+                asked = [at for at in instants if one.member._asks(at)]
+                assert asked == ([5 + minute, 5 + 2 * minute] if left else [])
+
+    _run(main)
+
+
+def test_a_task_that_no_worker_runs_is_named_once_and_again_when_it_was_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        options: dict[str, Any] = {"tags": {"gpu", "eu"}}
+        async with alone(one=dict(options), other=dict(options), plain={}) as one:
+            both = Member("w:1", "w", None, NOW, tasks=("one", "other"), task_count=2)
+            only = both._replace(tasks=("other",), task_count=1)
+            for alive, warnings in (
+                ([both], []),
+                ([only], ["one"]),
+                ([only], []),
+                ([], ["other"]),
+                ([both], []),
+                ([], ["one", "other"]),
+            ):
+                caplog.clear()
+                one.member._name_unserved(alive)
+                found = [record.getMessage() for record in caplog.records]
+                assert [text.split("'")[1] for text in found] == warnings
+                assert all("(eu, gpu)" in text for text in found)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_only_a_read_that_was_made_for_it_names_what_no_worker_runs(
+    asks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with alone(plain={"tags": {"gpu"}}) as one:
+            await one.member._read([], False, asks)
+            assert len(caplog.records) == asks
+            # And it is read for nothing else, where nothing is shared.
+            one.member._tidy_at = NEVER
+            one.member._ask_at = 7 if asks else 9
+            one.faults.calls.clear()
+            assert not await one.member.beat(8)
+            assert len(one.faults.made("scan")) == asks
 
     _run(main)
 

@@ -41,6 +41,7 @@ from pyncette.engine.partitions import (
     PREFIX,
     WAS_MAX,
     Fact,
+    Look,
     checked_count,
     fact_identity,
     fact_record,
@@ -556,5 +557,34 @@ def test_an_instance_that_lies_where_no_call_looks_is_said_once_for_each_templat
             assert _logged(caplog, "lies in the group 't:2'") == 1
             assert _logged(caplog, "lies in the group 'u:2'") == 1
             assert _logged(caplog, "lies in the group") == 2
+
+    _run(main)
+
+
+def test_what_is_found_of_partitions_is_their_move_and_what_one_has_left() -> None:
+    facts = (
+        (None, None),
+        (Fact(4), None),
+        (Fact(4, 8), 8),
+        (Fact(4, None, (2,)), 4),
+        (Fact(4, 8, (2,)), 8),
+        (Fact(4, None, (), (8,)), None),
+    )
+
+    async def main() -> None:
+        for (fact, moving_to), stray in product(facts, (False, True)):
+            async with alone(t=_parted()) as one:
+                if fact is not None:
+                    await _write_fact(one, "t", fact)
+                if stray:
+                    put = Put(None, State.PAUSED, None, 0, "", "", "")
+                    async with one.repository() as store:
+                        await store.write([Write("t:6", "6", put, ANY)], NOW)
+                task = one.tasks["t"]
+                assert isinstance(task, PartitionedTask)
+                look = await one.worker.partitions.examine(task)
+                # Only where a move has ended, something may have been left behind.
+                left = stray and fact is not None and bool(fact.was)
+                assert look == Look(4, moving_to, "t:6" if left else None)
 
     _run(main)

@@ -18,6 +18,7 @@ from tests.simulation.places import place_of
 from tests.simulation.workers import EPOCH, at, every
 
 from pyncette import Context, GiveUp, Heartbeat, Retry, RetryIn, Skip
+from pyncette.engine.alarm import Alarm
 from pyncette.engine.background import Background, is_cancelled
 from pyncette.engine.backlog import BACKLOG_AGE_MIN, Backlogs, Waits
 from pyncette.engine.failures import MANY_FAILURES, Attempt, failure_of
@@ -156,6 +157,54 @@ def test_beyond_a_thousand_they_are_estimated() -> None:
 
 
 # Internal tasks.
+
+
+def test_a_worker_is_being_ended_when_all_its_internal_tasks_are_cancelled() -> None:
+    async def main() -> None:
+        background = Background()
+        assert not background.is_cancelled()
+        tasks = [background.start(asyncio.sleep(60), name) for name in "ab"]
+        await asyncio.sleep(0)
+        assert not background.is_cancelled()
+        for task, ends in zip(tasks, (False, True), strict=True):
+            task.cancel()
+            assert background.is_cancelled() is ends
+        await asyncio.wait(tasks)
+        assert not background.is_cancelled()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_clock_that_moves_by_hand_is_told_apart_what_is_due_and_what_is_only_looked_for(
+    by_hand: bool,
+) -> None:
+    asked: list[tuple[str, float]] = []
+
+    class Noting(VirtualClock):
+        def moves_by_hand(self) -> bool:
+            return by_hand
+
+        async def sleep(self, seconds: float) -> None:
+            asked.append(("sleep", seconds))
+            await asyncio.sleep(60)
+
+        async def sleep_until_poll(self, seconds: float) -> None:
+            asked.append(("until poll", seconds))
+            await asyncio.sleep(60)
+
+    async def main() -> None:
+        alarm = Alarm(Noting(), Background())
+        waiting = asyncio.ensure_future(alarm.wait_for(9 * SECOND, 4 * SECOND))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        expected = {("until poll", 4.0), ("sleep", 9.0)} if by_hand else {("sleep", 4.0)}
+        assert set(asked) == expected
+        alarm.ring()
+        await waiting
+        alarm.close()
+
+    asyncio.run(main())
 
 
 def test_only_a_cancellation_that_was_requested_is_one() -> None:

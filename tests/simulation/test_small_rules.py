@@ -11,11 +11,19 @@ from tests.simulation.test_small_records import COMMIT, EVERY, LEASE_END, NOW
 from tests.simulation.workers import EPOCH, at, every
 
 from pyncette.engine import rules
-from pyncette.engine.rules import CLOCK_ERROR_MAX, Failure, Policy, Verdict, Wanted
-from pyncette.model import Exhausted, FailureMode
+from pyncette.engine.rules import (
+    CLOCK_ERROR_MAX,
+    RETRY_DELAY_MAX,
+    Failure,
+    Policy,
+    Verdict,
+    Wanted,
+)
+from pyncette.model import Exhausted, FailureMode, Outcome
 from pyncette.schedule import Every, Inherited, Schedule, dumps
 from pyncette.store.record import (
     DELETE,
+    LATEST_INSTANT,
     STATIC_GROUP,
     Patch,
     Pause,
@@ -92,6 +100,80 @@ def test_a_schedule_that_is_given_again_begins_anew_only_if_it_is_no_interval_fr
             assert first == schedule.next(NOW) != schedule.first(NOW)
         else:
             assert first == schedule.first(NOW)
+
+
+def test_an_occurrence_came_due_after_its_jitter_or_when_a_user_asked_for_it_again() -> None:
+    for schedule, triggered, renewed in product((EVERY, JITTERED), (None, 9), (None, 5, 8, 20)):
+        reading = _held(schedule, triggered=triggered, renewed=renewed)
+        due_at = rules._due_of(schedule, reading.record, reading.progress)
+        assert due_at is not None
+        assert rules.came_due(reading) == (due_at if renewed is None else max(due_at, renewed))
+    assert rules.came_due(_held(planned=None)) is None
+
+
+def test_only_what_nobody_has_begun_or_asked_for_is_claimed_early() -> None:
+    plans = (None, NOW, NOW + CLOCK_ERROR_MAX, NOW + CLOCK_ERROR_MAX + 1)
+    for planned, triggered, unfinished, (name, value) in product(
+        plans,
+        (None, 9),
+        (1, 2),
+        (("failures", 0), ("failures", 1), ("begun", 3), ("renewed", 3), ("outcome", "postponed")),
+    ):
+        fields: dict[str, Any] = {name: Outcome.POSTPONED if name == "outcome" else value}
+        reading = _held(planned=planned, triggered=triggered, unfinished=unfinished, **fields)
+        begun = unfinished > 1 or (name, value) != ("failures", 0)
+        ahead = planned is not None and planned > NOW + CLOCK_ERROR_MAX
+        assert rules.early(reading, NOW) is (ahead and triggered is None and not begun)
+
+
+def test_what_was_claimed_early_is_put_back_until_its_occurrence_is_due() -> None:
+    planned = NOW + 2 * CLOCK_ERROR_MAX
+    replacement = Pending(schedule=dumps(at(7)), args="1 []", planned=7, incarnation="new")
+    for schedule, unfinished, failures, pending in product(
+        (EVERY, JITTERED),
+        (1, 2),
+        (0, 1),
+        (None, Pending(paused=True), replacement),
+    ):
+        reading = _held(
+            schedule, planned=planned, unfinished=unfinished, failures=failures, pending=pending
+        )
+        change = rules.put_back(reading, NOW)
+        given_back = rules.given_back(reading, NOW)
+        if pending is not None or unfinished > 1 or failures:
+            assert change == given_back
+        else:
+            due_at = schedule.due(planned, "g", "k")
+            assert change == Patch(due_at, State.SCHEDULED, 0)
+
+
+def test_what_should_run_and_has_no_due_time_or_one_that_no_rule_gives_is_stranded() -> None:
+    for schedule, state, occurrence in product((EVERY, JITTERED), State, (None, 8, NOW + 50)):
+        latest = NOW if occurrence is None else max(occurrence, NOW)
+        if schedule is JITTERED:
+            latest += 5
+        for due_at in (
+            *(None, NOW, latest + RETRY_DELAY_MAX, latest + RETRY_DELAY_MAX + 1),
+            *(LATEST_INSTANT, LATEST_INSTANT + 1),
+        ):
+            reading = _held(schedule, state, planned=occurrence)
+            reading = reading._replace(record=reading.record._replace(due_at=due_at))
+            runs = state in (State.SCHEDULED, State.RETRYING, State.RUNNING)
+            never = due_at is None or due_at > LATEST_INSTANT
+            late = (
+                state is State.SCHEDULED
+                and occurrence is not None
+                and due_at is not None
+                and due_at > latest + RETRY_DELAY_MAX
+            )
+            assert rules.stranded(reading, NOW) is (runs and (never or late))
+
+
+def test_a_schedule_that_has_ended_ends_its_backlog() -> None:
+    assert rules._running_since(Progress(None, "old", backlog=5, begun=3), None) == 3
+    change = rules._next_occurrence(_held(backlog=5), COMMIT, NOW, None, None, None, keep=True)
+    assert isinstance(change, Patch)
+    assert load_progress(change.progress or "").backlog is None
 
 
 def test_a_claim_holds_only_what_it_has_seen_running() -> None:

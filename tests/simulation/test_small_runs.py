@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import product
+from types import SimpleNamespace
 from typing import Any, Final
 
 import pytest
@@ -19,14 +20,17 @@ from tests.simulation.places import FIRST, HELD, LEASE_END, NOW, SECOND, START, 
 from tests.simulation.test_small_members import alone
 from tests.simulation.workers import at
 
-from pyncette import Context, ExecutionMode, FailureMode, Pyncette, Retry, Skip
+from pyncette import Context, ExecutionMode, FailureMode, GiveUp, Pyncette, Retry, Skip
 from pyncette.clock import to_microseconds
+from pyncette.engine import bodies as module_of_bodies
 from pyncette.engine import execution as module
 from pyncette.engine import run_events
+from pyncette.engine.bodies import Bodies
 from pyncette.engine.dispatch import Claim, _Release
 from pyncette.engine.execution import Execution
 from pyncette.engine.polling import NEVER
 from pyncette.engine.rules import Failure
+from pyncette.errors import PyncetteException
 from pyncette.memory import memory_repository
 from pyncette.model import Outcome
 from pyncette.schedule import dumps
@@ -299,6 +303,139 @@ def test_only_a_cancellation_from_outside_ends_a_run_without_an_outcome(
     _run(main)
 
 
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("cancels", ["it", "its worker as well"])
+@pytest.mark.parametrize("runs", ["its own coroutine", "another one", "none"])
+def test_a_cancellation_of_this_run_alone_is_its_outcome_unless_that_is_settled(
+    settled: bool, cancels: str, runs: str
+) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with running(_returns, told=told) as place:
+            execution, ended = place.execution, list[bool]()
+            execution._started = NOW
+            background = place.worker.background
+            other = background.start(asyncio.sleep(60), "other")
+            if settled:
+                execution.rarely().settled = True
+
+            async def ask() -> None:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError as error:
+                    ended.append(execution._ends_the_run(error))
+
+            run, unrelated = ask(), asyncio.sleep(0)
+            coroutines = {"its own coroutine": run, "another one": unrelated}
+            if runs in coroutines:
+                place.worker.dispatcher.executions[execution] = coroutines[runs]
+            task = asyncio.ensure_future(run)
+            await _turns()
+            if cancels != "it":
+                for internal in background._tasks:
+                    internal.cancel()
+            task.cancel()
+            await asyncio.wait([task])
+            alone = not settled and cancels == "it" and runs == "its own coroutine"
+            assert ended == [alone]
+            # Of a cancellation that is its outcome nothing is left.
+            assert task.cancelling() == (0 if alone else 1)
+            expected = [] if alone else ["Succeeded"] if settled else ["Cancelled"]
+            assert [kind for kind in _kinds(told) if kind != "Started"] == expected
+            other.cancel()
+            unrelated.close()
+
+    _run(main)
+
+
+@pytest.mark.parametrize(("watched", "noted"), list(product((False, True), repeat=2)))
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_success_is_told_and_noted_where_anybody_wants_it(
+    watched: bool, noted: bool, settled: bool
+) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        notes: list[Any] = []
+
+        def note_end(*note: Any) -> None:
+            notes.append(note[2:])
+
+        async def body(context: Context) -> None:
+            if settled:
+                context._execution.rarely().settled = True
+                context._execution.cancel(False)
+                await asyncio.sleep(0)
+
+        async with running(body, told=told) as place:
+            execution = place.execution
+            execution._batch = replace(execution._batch, watched=watched, noted=noted)
+            place.worker.reporter.note_end = note_end if noted else None
+            task = await _begun(place)
+            await asyncio.wait([task])
+            assert _kinds(told) == (["Started", "Succeeded"] if watched else [])
+            assert notes == ([(execution._started, Outcome.SUCCEEDED, None)] if noted else [])
+            assert execution._started is not None
+
+    _run(main)
+
+
+@pytest.mark.parametrize("told_to_note", [False, True])
+def test_a_batch_knows_whether_its_ends_are_noted(told_to_note: bool) -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            place.worker.reporter.note_end = (lambda *note: None) if told_to_note else None
+            claim = Claim(place.clock.monotonic(), 0.0, NOW)
+            assert place.worker.dispatcher._batch(place.template, claim).noted is told_to_note
+
+    _run(main)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_what_ends_a_run_without_an_outcome_tells_what_it_came_from(
+    same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = SystemExit("first"), SystemExit("second")
+
+    async def left(self: Execution, error: BaseException) -> BaseException:
+        return error if same else second
+
+    monkeypatch.setattr(Execution, "_left_transaction", left)
+
+    async def main() -> None:
+        async def body(context: Context) -> None:
+            raise first
+
+        async with running(body) as place:
+            run = place.execution.run()
+            place.worker.dispatcher.executions[place.execution] = run
+            with pytest.raises(SystemExit) as raised:
+                await run
+            assert raised.value is (first if same else second)
+            assert raised.value.__cause__ is (None if same else first)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit()])
+def test_a_transaction_is_left_unless_the_process_ends(error: BaseException) -> None:
+    async def main() -> None:
+        left: list[BaseException] = []
+
+        class Open:
+            async def leave(self, error: BaseException) -> None:
+                left.append(error)
+
+        async with running(_returns) as place:
+            execution = place.execution
+            assert await execution._left_transaction(error) is error
+            execution.rarely().transaction = Open()
+            assert await execution._left_transaction(error) is error
+            assert left == ([error] if isinstance(error, ValueError) else [])
+            execution.rarely().transaction = None
+
+    _run(main)
+
+
 def test_only_a_body_that_runs_is_interrupted() -> None:
     async def main() -> None:
         async with place_of() as place:
@@ -368,6 +505,46 @@ def test_the_version_at_the_claim_is_the_fencing_token_whatever_is_written_since
             assert execution.fencing_token == HELD.version
             execution.take(HELD._replace(version=80))
             assert execution.fencing_token == HELD.version
+
+    _run(main)
+
+
+@pytest.mark.parametrize(("settling", "settled"), list(product((False, True), repeat=2)))
+def test_what_a_transaction_has_settled_or_is_about_to_needs_no_lease(
+    settling: bool, settled: bool
+) -> None:
+    async def main() -> None:
+        async with place_of(heartbeat=True) as place:
+            execution = place.execution
+            assert not execution.is_settled
+            place.enter(begun=True)
+            execution.rarely().settling, execution.rarely().settled = settling, settled
+            assert execution.is_settled is (settling or settled)
+            assert (execution.beats is None) is (settling or settled)
+            # A heartbeat that waits is answered, and not sent.
+            heartbeat = module._Heartbeat(execution)
+            assert (heartbeat.build(NOW) is None) is (settling or settled)
+            assert heartbeat.done.done() is (settling or settled)
+            execution.rarely().beating = True
+            automatic = module._AutomaticHeartbeat(execution, lambda error: None)
+            assert (automatic.build(NOW) is None) is (settling or settled)
+            assert execution.rarely().beating is not (settling or settled)
+
+    _run(main)
+
+
+def test_the_lease_of_a_body_that_goes_on_is_kept_unless_it_is_lost_or_not_needed() -> None:
+    async def main() -> None:
+        for beats, at_most_once, lost in product((False, True), repeat=3):
+            async with place_of(heartbeat=True if beats else None) as place:
+                execution = place.execution
+                place.enter(begun=True)
+                execution._parts = replace(execution._parts, at_most_once=at_most_once)
+                if lost:
+                    execution.rarely().loss = "it was removed"
+                execution.keep_lease()
+                kept = execution.rarely().kept is not None
+                assert kept is not (beats or at_most_once or lost)
 
     _run(main)
 
@@ -726,6 +903,114 @@ def test_middlewares_are_wrapped_around_what_limits_the_body_the_first_outermost
             order.clear()
             await module.compose([named("a"), named("b")], body, limit)(None)
             assert order == ["a", "b", *(["limit"] if limit is not None else []), "body"]
+
+    _run(main)
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_middleware_may_start_the_rest_twice_unless_that_is_refused(once: bool) -> None:
+    async def main() -> None:
+        ran: list[str] = []
+
+        async def twice(context: Any, following: Any) -> None:
+            await following()
+            await following()
+
+        async def body(context: Any) -> None:
+            ran.append("body")
+
+        context = SimpleNamespace(_execution=SimpleNamespace(label="t"))
+        handler = module.compose([twice], body, once=once)
+        if once:
+            with pytest.raises(PyncetteException):
+                await handler(context)
+        else:
+            await handler(context)
+        assert len(ran) == (1 if once else 2)
+
+    _run(main)
+
+
+# The bodies that run, and what a test is told of them.
+
+
+def test_bodies_are_under_way_from_their_start_to_their_end() -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            bodies, execution = place.worker.bodies, place.execution
+            task = asyncio.current_task()
+            assert task is not None
+            for entered, begun, runs in product((False, True), repeat=3):
+                if entered:
+                    place.enter()
+                execution._started = NOW if begun else None
+                execution.runner = task if runs else None
+                expected = [(execution.label, task)] if entered and begun and runs else []
+                assert bodies.under_way() == expected
+                name = "t" if entered and runs else None
+                assert bodies.name_of(task) == name
+                other = asyncio.ensure_future(asyncio.sleep(0))
+                assert bodies.name_of(other) is None
+                await other
+                execution.runner = None
+                place.leave()
+
+    _run(main)
+
+
+@pytest.mark.parametrize("raises_errors", [False, True])
+def test_errors_of_bodies_are_raised_one_by_one_and_named_together(
+    raises_errors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_bodies, "ERRORS_MAX", 2)
+
+    async def main() -> None:
+        async with place_of() as place:
+            bodies = Bodies(place.worker, raises_errors)
+            bodies.check()
+            errors = [ValueError("a"), GiveUp("b"), ValueError("c"), ValueError("d")]
+            for number, error in enumerate(errors):
+                bodies.failed(error, f"attempt {number}")
+            assert bodies.failures == 4
+            if not raises_errors:
+                bodies.check()
+                return
+            with pytest.raises(ValueError, match="a") as raised:
+                bodies.check()
+            assert raised.value is errors[0]
+            # GiveUp is a decision, not an error; of the others, two are kept.
+            assert raised.value.__notes__ == [
+                "Raised by attempt 0 (raise_task_errors)",
+                "attempt 2 raised ValueError: c (raise_task_errors)",
+                "1 more attempts have failed; the log names them",
+            ]
+            bodies.check()  # each is raised once
+            bodies.failed(errors[2], "attempt 5")
+            bodies.failed(asyncio.CancelledError(), "attempt 5")
+            with pytest.raises(ValueError, match="c"):
+                bodies.check()
+            bodies.failed(asyncio.CancelledError("e"), "attempt 6")
+            with pytest.raises(RuntimeError, match="attempt 6 raised CancelledError") as wrapped:
+                bodies.check()
+            assert isinstance(wrapped.value.__cause__, asyncio.CancelledError)
+            # What is raised already is not named once more.
+            again = ValueError("f")
+            bodies.failed(again, "attempt 7")
+            bodies.note_on(again)
+            assert not hasattr(again, "__notes__")
+
+    _run(main)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), Skip("nothing"), PyncetteException("x")])
+def test_only_a_failure_is_an_error_of_a_body(error: Exception) -> None:
+    async def main() -> None:
+        async def body(context: Context) -> None:
+            raise error
+
+        async with running(body) as place:
+            await asyncio.wait([await _begun(place)])
+            assert place.worker.bodies.failures == (not isinstance(error, Skip))
 
     _run(main)
 

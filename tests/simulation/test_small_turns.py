@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from typing import Any, Final, NamedTuple
 
@@ -207,6 +208,85 @@ def test_a_turn_waits_for_whatever_comes_first(failures: int, free: bool) -> Non
                     assert (loop._poll_at > now + poll_s * SECOND) is polled
                 beats = beat_s == 0 and not failures
                 assert (worker.membership.beat_at > now + beat_s * SECOND) is beats
+
+    _run(main)
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_a_turn_looks_who_waits_only_for_those_who_want_to_know(details: bool) -> None:
+    async def main() -> None:
+        told: list[Any] = []
+        async with turning() as one:
+            if details:
+                one.worker.reporter.observers.add(told.append, (events.Waiting,))
+            one.worker.loop._poll_at = _LONG_AGO
+            await one.turn()
+            assert bool(told) is details
+
+    _run(main)
+
+
+def _note_into(told: list[Any], soonest: Any, now: int) -> None:
+    told.extend(soonest)
+
+
+def test_what_waits_for_a_limit_is_asked_when_it_is_due_and_claimed_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        for held, due_s in product((False, True), (None, -3, 5)):
+            async with turning() as one:
+                worker = one.worker
+                worker.sources.refresh(worker.tasks())
+                [source] = worker.sources.all()
+                source.next_due = NOW - 60 * SECOND
+                if held:
+                    worker.sources.hold(source)
+                if due_s is not None:
+                    await one.plant("t", "k", NOW + due_s * SECOND)
+                told: list[Any] = []
+                monkeypatch.setattr(worker.waits, "note", partial(_note_into, told))
+                one.faults.calls.clear()
+                await worker.loop._look_who_waits()
+                assert len(one.made("claim")) == held
+                due_at = NEVER if due_s is None else NOW + due_s * SECOND
+                assert source.next_due == (due_at if held else NOW - 60 * SECOND)
+                assert told == [(one.tasks["t"], source.next_due)]
+                assert all(call.arguments[1] == 0 for call in one.made("claim"))
+
+    _run(main)
+
+
+def test_a_turn_that_would_only_look_waits_until_something_is_due_or_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        both = (False, True)
+        for failures, asked, yields, sharing in product((0, 1), both, both, both):
+            async with turning() as one:
+                worker, loop = one.worker, one.worker.loop
+                worker.sources.refresh(worker.tasks())
+                [source] = worker.sources.all()
+                worker.sources.due(NEVER - 1)
+                worker.sources.ask_by(source, NOW + 50 * SECOND)
+                loop._poll_at = loop._monotonic() + 7 * SECOND
+                worker.membership.beat_at = loop._monotonic() + 30 * SECOND
+                loop._failures = failures
+                if asked:
+                    loop._unanswered = _Question([], [], 0, NOW, "", 0.0)
+                if yields:
+                    worker.dispatcher.yields["t"] = 1.0
+                worker.membership.sharing = sharing
+                waits: list[tuple[int, int]] = []
+
+                async def wait_for(*given: Any, waits: Any = waits) -> None:
+                    waits.append(given)
+
+                monkeypatch.setattr(worker.alarm, "wait_for", wait_for)
+                await loop._pass()
+                looks = not (failures or asked or yields or sharing)
+                due = NEVER if failures else 50 * SECOND
+                assert waits == [(due if looks else 7 * SECOND, 7 * SECOND)]
 
     _run(main)
 
