@@ -17,7 +17,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -94,6 +94,9 @@ CLOSING_PATIENCE_S: Final = 10.0
 
 CLOSING_HISTORY_PATIENCE_S: Final = 3.0
 """How long of that it tries to write what is left of the run history."""
+
+CLOSING_CLAIM_PATIENCE_S: Final = 2.0
+"""Seconds for asking once more what a cancelled claim has taken."""
 
 CLOSING_WORD_AFTER_S: Final = 10.0
 """When closing first logs which tasks it waits for; it repeats this with growing pauses."""
@@ -1272,6 +1275,9 @@ class PyncetteContext:
             await self._processes.close()
         started = realtime.monotonic()
         await self._worker.membership.left()
+        with suppress(TimeoutError):
+            async with realtime.timeout(CLOSING_CLAIM_PATIENCE_S):
+                await self._worker.loop.give_back_unanswered()
         await self._worker.writes.close(CLOSING_PATIENCE_S)
         if self._recorder is not None:
             left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from itertools import product
@@ -39,6 +39,7 @@ from pyncette.store.record import (
     CONTROL_GROUP,
     DELETE,
     STATIC_GROUP,
+    Patch,
     Progress,
     Put,
     State,
@@ -362,6 +363,38 @@ def test_a_claim_whose_answer_was_lost_is_repeated_as_it_was() -> None:
             second = one.made("claim")[-1]
             assert first.arguments[:4] == second.arguments[:4]
             assert (first.arguments[4], second.arguments[4]) == (False, True)
+
+    _run(main)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("failures", [0, 1])
+@pytest.mark.parametrize("down", [False, True])
+def test_what_a_claim_took_that_was_cancelled_with_the_loop_is_given_back(
+    asked: bool, failures: int, down: bool
+) -> None:
+    async def main() -> None:
+        async with turning() as one:
+            loop, worker = one.worker.loop, one.worker
+            await one.plant("t", "k", NOW)
+            worker.sources.refresh(worker.tasks())
+            question = loop._ask(NOW, 5, True)
+            if asked:
+                claimed = await loop._send(question)
+                assert [record.key for record in claimed.records] == ["k"]
+                loop._unanswered = question._replace(repeated=True)
+            loop._failures = failures
+            worker.stopping = True
+            one.faults.calls.clear()
+            with one.faults.down("claim") if down else nullcontext():
+                await loop.give_back_unanswered()
+            asks = asked and not failures
+            assert [call.arguments[4] for call in one.made("claim")] == [True] * asks
+            assert loop._unanswered is None
+            left = [write for entry in worker.writes._queue if (write := entry.build(NOW))]
+            given_back = {write.key: write.change for write in left if write.group == "t"}
+            back = {"k": Patch(NOW, State.SCHEDULED, 0)}
+            assert given_back == (back if asks and not down else {})
 
     _run(main)
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail, Gate
 from tests.support import START, Bench, after, logged, micros, run, seconds
 
 from pyncette import Context, ExecutionMode, Pyncette, PyncetteContext
@@ -340,6 +341,35 @@ def test_what_was_not_started_when_closing_is_cancelled_is_given_back() -> None:
         record = await bench.record(task)
         assert record is not None
         assert (record.state, record.due_at) == ("scheduled", micros(1))
+        assert bench.runs == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_cancelled_claim_has_taken_is_given_back_if_the_store_still_answers(
+    fails: bool,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=1)(bench.note)
+        gate = Gate(answer=True)
+        async with bench.app.create() as context:
+            loop = asyncio.create_task(context.run())
+            await bench.advance(0.5)
+            bench.faults.next("claim", gate)
+            moving = asyncio.create_task(bench.advance(0.5))
+            await gate.reached()
+            if fails:
+                bench.faults.next("claim", Fail())
+            loop.cancel()
+        await moving
+        record = await bench.record(task)
+        assert record is not None
+        assert (record.state, record.unfinished_attempts) == (
+            ("running", 1) if fails else ("scheduled", 0)
+        )
+        assert fails or record.due_at == micros(1)
         assert bench.runs == []
 
     run(main())

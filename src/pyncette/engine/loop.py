@@ -417,16 +417,7 @@ class Loop:
         patient = self._careful > 0 and await self._store_answers()
         self._unanswered = question._replace(repeated=True)
         asked_at = worker.clock.monotonic()
-        claimed = await worker.store.claim(
-            question.sources,
-            question.limit,
-            question.now,
-            question.token,
-            question.repeated,
-            bounded=isinstance(worker.clock, StoreClock) and worker.clock.is_measured,
-            unfinished_max=worker.dispatcher.unfinished_max,
-            deadlines=PATIENT_FACTOR if patient else 1,
-        )
+        claimed = await self._send(question, PATIENT_FACTOR if patient else 1)
         self._unanswered = None
         self._succeeded()
         answered_at = worker.clock.monotonic()
@@ -464,6 +455,36 @@ class Loop:
         ]
         if unplanned:
             await self._ensure_records(unplanned, Correction.NONE)
+
+    async def _send(self, question: _Question, deadlines: float = 1) -> Claimed:
+        worker = self._worker
+        return await worker.store.claim(
+            question.sources,
+            question.limit,
+            question.now,
+            question.token,
+            question.repeated,
+            bounded=isinstance(worker.clock, StoreClock) and worker.clock.is_measured,
+            unfinished_max=worker.dispatcher.unfinished_max,
+            deadlines=deadlines,
+        )
+
+    async def give_back_unanswered(self) -> None:
+        """Gives back the records of a claim that was cancelled with the loop, if there was one.
+
+        Without this, they would come due only when their leases end, as they do if the store fails
+        now. Call it when the loop has returned, and will not run again.
+        """
+        question, self._unanswered = self._unanswered, None
+        if question is None or self._failures:
+            return
+        try:
+            claimed = await self._send(question)
+        except Exception as error:
+            logger.debug("What a cancelled claim took cannot be given back: %s", describe(error))
+            return
+        for record in claimed.records:
+            self._worker.dispatcher.give_back(record)
 
     async def _store_answers(self) -> bool:
         """Checks that the store answers at all; if it does not, no record is too large."""
