@@ -456,7 +456,7 @@ class Loop:
         if unplanned:
             await self._ensure_records(unplanned, Correction.NONE)
 
-    async def _send(self, question: _Question, deadlines: float = 1) -> Claimed:
+    async def _send(self, question: _Question, deadlines: int = 1) -> Claimed:
         worker = self._worker
         return await worker.store.claim(
             question.sources,
