@@ -489,6 +489,16 @@ def test_a_control_record_that_cannot_be_read_is_said_once(
                 known.learn([wrong, right], 0.0)
             assert _logged(caplog, "does not say how many partitions") == 1
             assert one.tasks["u"].layout == Layout(5)  # type: ignore[attr-defined]
+            # Once it is mended, it is taken in, though its version is the known one.
+            task = one.tasks["t"]
+            assert isinstance(task, PartitionedTask)
+            assert task.unplaced is wrong
+            task.layout_version = NOW * 2
+            known.learn([_fact(partition_count=6)._replace(version=NOW * 2)], 0.0)
+            assert task.layout == Layout(6)
+            assert getattr(task, "unplaced", "missing") is None
+            known.learn([_fact(partition_count=7)._replace(version=NOW * 2)], 0.0)
+            assert task.layout == Layout(6)
             known.learn([wrong._replace(key=f"{PREFIX}u", version=NOW * 3)], 0.0)
             assert _logged(caplog, "does not say how many partitions") == 2
 
@@ -561,7 +571,9 @@ def test_an_instance_that_lies_where_no_call_looks_is_said_once_for_each_templat
     _run(main)
 
 
-def test_what_is_found_of_partitions_is_their_move_and_what_one_has_left() -> None:
+def test_what_is_found_of_partitions_is_their_move_and_what_one_has_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     facts = (
         (None, None),
         (Fact(4), None),
@@ -569,6 +581,8 @@ def test_what_is_found_of_partitions_is_their_move_and_what_one_has_left() -> No
         (Fact(4, None, (2,)), 4),
         (Fact(4, 8, (2,)), 8),
         (Fact(4, None, (), (8,)), None),
+        (Fact(4, None, (2,), (8,)), 4),
+        (Fact(4, 6, (), (8,)), 6),
     )
 
     async def main() -> None:
@@ -584,7 +598,10 @@ def test_what_is_found_of_partitions_is_their_move_and_what_one_has_left() -> No
                 assert isinstance(task, PartitionedTask)
                 look = await one.worker.partitions.examine(task)
                 # Only where a move has ended, something may have been left behind.
-                left = stray and fact is not None and bool(fact.was)
+                left = stray and fact == Fact(4, None, (), (8,))
                 assert look == Look(4, moving_to, "t:6" if left else None)
+                caplog.clear()
+                await one.worker.partitions.look_beyond(task, fact or Fact(4))
+                assert _logged(caplog, "lie in the group 't:6'") == left
 
     _run(main)

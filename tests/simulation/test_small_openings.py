@@ -20,8 +20,13 @@ from pyncette.engine.partitions import Fact, Partitions, fact_identity, fact_rec
 from pyncette.engine.polling import NEVER
 from pyncette.engine.static_tasks import Correction, ensure_records
 from pyncette.engine.steering import pause_identity, pause_record
-from pyncette.engine.templates import check_templates, registration_of
-from pyncette.errors import PyncetteException, StoreUnavailableError
+from pyncette.engine.templates import (
+    check_templates,
+    groups_of,
+    registered_templates,
+    registration_of,
+)
+from pyncette.errors import PyncetteException, StoreUnavailableError, TaskUnreadableError
 from pyncette.memory import MemoryStore
 from pyncette.schedule import Calendar, Every, Schedule, dumps
 from pyncette.store import Failed, Filter, Page, Result, Unknown, Write
@@ -168,6 +173,29 @@ def test_a_change_of_kind_is_refused_where_it_would_leave_instances_behind(
             [record] = await store.get([fact_identity("t")])
             assert record is not None
             assert (task.layout, task.layout_version) == (expected.layout, record.version), case
+
+    _run(main)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_control_record_that_cannot_be_read_stops_nothing_and_is_said(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        store = Store()
+        garbage = Put(None, State.FINISHED, None, 0, "", "?", "")
+        await store.plant(*fact_identity("t"), put=garbage)
+        await store.plant(*fact_identity("u"), put=fact_record(Fact(4)))
+        task = _declare(kind)
+        await _opened(store, task, _declare("4", "u"))
+        partitioned = isinstance(task, PartitionedTask)
+        # Where its instances lie is not known, so that calls are refused.
+        assert (getattr(task, "unplaced", None) is not None) is partitioned
+        assert _logged(caplog, "was a template with partitions, and may have") == (not partitioned)
+        found = dict(await registered_templates(store))
+        assert isinstance(found["t"], TaskUnreadableError)
+        assert found["u"] == Fact(4)
+        assert groups_of("u", found["u"]) == ["u:0", "u:1", "u:2", "u:3"]
 
     _run(main)
 

@@ -127,7 +127,8 @@ def test_only_what_nobody_has_begun_or_asked_for_is_claimed_early() -> None:
 
 
 def test_what_was_claimed_early_is_put_back_until_its_occurrence_is_due() -> None:
-    planned = NOW + 2 * CLOCK_ERROR_MAX
+    planned = NOW + 2 * CLOCK_ERROR_MAX + 9
+    assert JITTERED.due(planned, "g", "k") > planned
     replacement = Pending(schedule=dumps(at(7)), args="1 []", planned=7, incarnation="new")
     for schedule, unfinished, failures, pending in product(
         (EVERY, JITTERED),
@@ -483,6 +484,8 @@ def test_a_default_that_has_ended_leaves_no_instance_behind(group: str) -> None:
     for known in (over, Inherited(every(5))):
         reading = _held(known, group=group)._replace(schedule=over)
         change = rules.succeeded(reading, COMMIT, NOW)
+        assert (change is DELETE) is (group == "g")
+        change = rules._go_on(reading, COMMIT, NOW, None, None, None)
         assert (change is DELETE) is (group == "g")
     # A request that waits is granted, whatever the default is now.
     waiting = Pending(schedule=dumps(every(6)), args="1 []", planned=14, incarnation="new")

@@ -30,6 +30,7 @@ from pyncette.engine.dispatch import Claim, _Release
 from pyncette.engine.execution import Execution
 from pyncette.engine.polling import NEVER
 from pyncette.engine.rules import Failure
+from pyncette.engine.transaction import Transaction
 from pyncette.errors import PyncetteException
 from pyncette.memory import memory_repository
 from pyncette.model import Outcome
@@ -432,6 +433,75 @@ def test_a_transaction_is_left_unless_the_process_ends(error: BaseException) -> 
             assert await execution._left_transaction(error) is error
             assert left == ([error] if isinstance(error, ValueError) else [])
             execution.rarely().transaction = None
+
+    _run(main)
+
+
+@pytest.mark.parametrize("ends", ["well", "badly", "cancelled"])
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_run_waits_for_another_task_that_ends_its_transaction(
+    ends: str, fails: bool, cancelled: bool
+) -> None:
+    async def main() -> None:
+        async with running(_returns) as place:
+            transaction = Transaction(place.execution, None)
+            goes_on = asyncio.Event()
+
+            async def end() -> None:
+                await goes_on.wait()
+                if ends == "badly":
+                    raise OSError("COMMIT")
+
+            ending = transaction._end_task = asyncio.ensure_future(end())
+            error = ValueError("no") if fails else None
+            leaving = asyncio.ensure_future(transaction.leave(error))
+            await _turns()
+            if cancelled:
+                leaving.cancel()
+                await _turns()
+            assert not leaving.done()
+            goes_on.set()
+            if ends == "cancelled":
+                ending.cancel()
+            await asyncio.wait([leaving])
+            if cancelled:
+                assert leaving.cancelled()
+                ending.cancelled() or ending.exception()  # it was looked at
+                return
+            # What the body has raised comes first; then what has become of its transaction.
+            expected = error or (ending.exception() if ends == "badly" else None)
+            assert leaving.result() is expected
+
+    _run(main)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_transaction_that_has_not_begun_when_its_body_ends_never_does(fails: bool) -> None:
+    async def main() -> None:
+        async with running(_returns) as place:
+            place.worker.dispatcher.executions[place.execution] = run = place.execution.run()
+            transaction = Transaction(place.execution, None)
+            transaction._check_run()
+            error = ValueError("no") if fails else None
+            left = await transaction.leave(error)
+            if fails:
+                assert left is error
+            else:
+                assert "in the middle of its transaction" in str(left)
+            with pytest.raises(PyncetteException, match="has ended already"):
+                transaction._check_run()
+            run.close()
+
+    _run(main)
+
+
+def test_a_run_has_the_label_that_is_known_or_that_of_its_record() -> None:
+    async def main() -> None:
+        async with running(_returns) as place:
+            parts, reading = place.execution.parts, place.execution.reading
+            assert run_events.about_run(parts, reading)["label"] == place.execution.label
+            assert run_events.about_run(parts, reading, "known")["label"] == "known"
 
     _run(main)
 

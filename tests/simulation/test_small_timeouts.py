@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 from tests.simulation.places import NOW, SECOND, Place, place_of
 
-from pyncette.engine.timeouts import with_timeout
+from pyncette.engine.timeouts import _Timeout, with_timeout
 
 TIMEOUT_S: Final = 5
 
@@ -132,6 +132,23 @@ def test_each_body_ends_as_its_timeout_or_what_cancels_it_says(
             before = len(caplog.records)
             await place.clock.advance(timedelta(seconds=600))
             assert len(caplog.records) == before  # nothing cancels, and nothing is said any more
+
+    _run(main)
+
+
+@pytest.mark.parametrize("stack", [[], ["in the middle\n"]])
+def test_a_timeout_tells_where_a_function_stood_if_it_ran_in_a_thread(stack: list[str]) -> None:
+    async def main() -> None:
+        async with place_of() as place:
+            context = SimpleNamespace(_execution=place.execution)
+            limit = _Timeout(place.worker, context, timedelta(seconds=1))
+            await limit.__aenter__()
+            limit._stack, limit._expired = stack, True
+            with pytest.raises(TimeoutError) as raised:
+                await limit.__aexit__(None, None, None)
+            notes = getattr(raised.value, "__notes__", [])
+            assert bool(notes) is bool(stack)
+            assert notes[1:] == ["in the middle"] * bool(stack)
 
     _run(main)
 

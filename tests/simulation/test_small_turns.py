@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext
@@ -40,6 +41,7 @@ from pyncette.store.record import (
     DELETE,
     STATIC_GROUP,
     Patch,
+    Pause,
     Progress,
     Put,
     State,
@@ -371,8 +373,10 @@ def test_a_claim_whose_answer_was_lost_is_repeated_as_it_was() -> None:
 @pytest.mark.parametrize("failures", [0, 1])
 @pytest.mark.parametrize("down", [False, True])
 def test_what_a_claim_took_that_was_cancelled_with_the_loop_is_given_back(
-    asked: bool, failures: int, down: bool
+    asked: bool, failures: int, down: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
+
     async def main() -> None:
         async with turning() as one:
             loop, worker = one.worker.loop, one.worker
@@ -391,6 +395,8 @@ def test_what_a_claim_took_that_was_cancelled_with_the_loop_is_given_back(
             asks = asked and not failures
             assert [call.arguments[4] for call in one.made("claim")] == [True] * asks
             assert loop._unanswered is None
+            said = [record for record in caplog.records if "cannot be given" in record.message]
+            assert len(said) == (asks and down)
             left = [write for entry in worker.writes._queue if (write := entry.build(NOW))]
             given_back = {write.key: write.change for write in left if write.group == "t"}
             back = {"k": Patch(NOW, State.SCHEDULED, 0)}
@@ -959,6 +965,29 @@ def test_a_worker_is_at_rest_when_its_loop_has_returned_and_nothing_runs() -> No
                 executions.clear()
                 worker.returned()
                 await rest
+
+    _run(main)
+
+
+@pytest.mark.parametrize("pause", [None, Pause(), Pause(NOW + SECOND, "why", NOW, "me")])
+@pytest.mark.parametrize(("group", "label"), [("t", "t"), ("t:3", "t partition 3")])
+def test_a_pause_is_told_of_the_template_or_of_its_partition(
+    pause: Pause | None, group: str, label: str
+) -> None:
+    async def main() -> None:
+        async with turning() as one:
+            told: list[Any] = []
+            one.worker.reporter.observers.add(
+                told.append, (events.GroupPaused, events.GroupResumed)
+            )
+            one.worker._pause_changed(pause, group)
+            [event] = told
+            assert (event.task, event.label) == ("t", label)
+            assert event.partition == (3 if ":" in group else None)
+            assert isinstance(event, events.GroupPaused) is (pause is not None)
+            if pause is not None:
+                assert (event.until is None) is (pause.until is None)
+                assert (event.reason, event.by) == (pause.reason, pause.by)
 
     _run(main)
 
