@@ -20,7 +20,7 @@ from pyncette.engine.loop import BACKLOG_MAX
 from pyncette.errors import PyncetteException
 from pyncette.schedule import Calendar, Cron, Every
 from pyncette.store import Applied, Write
-from pyncette.store.record import read
+from pyncette.store.record import Progress, read
 from pyncette.testing import VirtualClock
 
 
@@ -872,6 +872,52 @@ def test_a_static_task_that_a_clock_years_ahead_has_planned_is_planned_anew_at_a
 
     run(main())
     assert logged(caplog, "tick was planned for later than its schedule")
+
+
+@pytest.mark.parametrize("unfinished_attempts", [0, 1])
+def test_a_lease_that_a_clock_years_ahead_has_counted_ends_at_a_start(
+    unfinished_attempts: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its worker was killed, or its run has failed and waits for the end of the lease."""
+
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=10, lease_duration=seconds(20))(bench.note)
+        await bench.plant(
+            task,
+            planned=1e8,
+            due=1e8 + 20,
+            state="running",
+            token="w:1:1",
+            unfinished_attempts=unfinished_attempts,
+            progress=Progress(micros(1e8), "b0", failures=1 - unfinished_attempts),
+        )
+        async with bench.running():
+            await bench.advance(30)
+        assert bench.times == [20, 30]
+
+    run(main())
+    assert logged(caplog, "The lease of tick would end at 2029-03-07T21:47:00")
+
+
+def test_what_is_at_most_once_and_was_planned_by_a_clock_years_ahead_is_told_at_a_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        task = bench.app.task(name="tick", interval=10, execution_mode=ExecutionMode.AT_MOST_ONCE)(
+            bench.note
+        )
+        await bench.plant(task, planned=1e8, token="w:1:1")
+        async with bench.running() as context:
+            await bench.advance(30)
+            assert bench.times == []
+            await context.trigger(task)
+            await bench.advance(1)
+        assert len(bench.times) == 1
+
+    run(main())
+    assert logged(caplog, "tick is at most once, and was planned for 2029-03-07T21:46:40")
 
 
 def test_a_row_whose_times_no_datetime_can_hold_is_listed_all_the_same() -> None:

@@ -838,7 +838,7 @@ def dropped(reading: Reading, policy: Policy, now: int) -> Change | None:
 
 
 def replanned(
-    current: Record, schedule: Schedule, now: int, at_most_once: bool = False
+    current: Record, schedule: Schedule, now: int, at_most_once: bool = False, lease: int = 0
 ) -> Put | Patch | None:
     """Brings a static task's record up to date with its declaration in code, when a worker starts.
 
@@ -855,12 +855,33 @@ def replanned(
     at-most-once this is done only if the record was never claimed: otherwise a clock that was
     ahead may already have run the occurrences that would be planned now.
 
+    A lease that such a clock has counted begins anew (see ``lease_in_time``): otherwise the task
+    of a worker that was killed, or has failed, would not run until that time either.
+
+    Args:
+        current: The record.
+        schedule: The schedule in code.
+        now: The instant.
+        at_most_once: Whether the task is at most once.
+        lease: The lease of the task, in microseconds.
+
     Returns:
         The change, or None if the record is already up to date, or will be after its run.
 
     Raises:
         UnreadableHere: A later release wrote the record.
     """
+    in_time = lease_in_time(current, now, lease)
+    if in_time is None:
+        return _brought_up_to_date(current, schedule, now, at_most_once)
+    current = current._replace(due_at=in_time)
+    change = _brought_up_to_date(current, schedule, now, at_most_once)
+    return change or Patch(in_time, State.RUNNING, current.unfinished_attempts)
+
+
+def _brought_up_to_date(
+    current: Record, schedule: Schedule, now: int, at_most_once: bool
+) -> Put | Patch | None:
     text = dump_schedule(schedule)
     try:
         progress = load_progress(current.progress)
@@ -962,6 +983,20 @@ def retries_too_late(record: Record, schedule: Schedule, now: int) -> bool:
         return False
     upcoming = schedule.next(now + CLOCK_ERROR_MAX)
     return record.due_at > max(now + RETRY_DELAY_MAX, upcoming or 0)
+
+
+def lease_in_time(record: Record, now: int, lease: int) -> int | None:
+    """Returns when a lease ends if it is counted from now; None if its end is plausible.
+
+    A worker whose clock was ahead has taken it. It may still run, so it keeps the whole lease. The
+    version tells when it was written last, or a later instant if an earlier one was ahead, too.
+    """
+    if record.state != State.RUNNING or record.due_at is None or record.due_at > LATEST_INSTANT:
+        return None
+    if record.version > now + CLOCK_ERROR_MAX and record.due_at > record.version:
+        in_time = now + max(lease, record.due_at - record.version)
+        return in_time if record.due_at > in_time + CLOCK_ERROR_MAX else None
+    return now + lease if record.due_at > now + max(lease, RETRY_DELAY_MAX) else None
 
 
 def triggered_too_late(record: Record, progress: Progress, now: int) -> bool:

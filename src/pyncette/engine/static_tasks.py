@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import Enum
 
 from pyncette import chance
-from pyncette.clock import Clock
+from pyncette.clock import Clock, from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.errors import describe, printable
 from pyncette.model import ExecutionMode
 from pyncette.schedule import UnreadableHere, dumps, loads
 from pyncette.store import Applied, Failed, Refused, Store, Unknown, Write
-from pyncette.store.record import ABSENT, Record, State
+from pyncette.store.record import ABSENT, LATEST_INSTANT, Record, State, load_progress
 from pyncette.task import Task
 from pyncette.when import as_written
 
@@ -105,8 +106,10 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
         wanted = Wanted(task.plan, "", chance.new_id(4), (task.group, task.key))
         return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
     at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
+    lease = task.lease_duration // timedelta(microseconds=1)
     try:
-        change = rules.replanned(record, task.plan, now, at_most_once)
+        change = rules.replanned(record, task.plan, now, at_most_once, lease)
+        left_ahead = at_most_once and change is None and rules.replanned(record, task.plan, now)
     except UnreadableHere as error:
         logger.warning("The schedule of %s is left as it is: %s", printable(task), describe(error))
         return None
@@ -116,19 +119,34 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
             "with a changed schedule continue without",
             printable(task),
         )
+    if left_ahead:
+        logger.warning(
+            "%s is at most once, and was planned for %s by a clock that was ahead: until then it "
+            "does not run, since it may have run already what would be planned now. trigger() "
+            "runs it once, a start with a changed schedule plans it from now on",
+            printable(task),
+            _shown(load_progress(record.progress).planned),
+        )
     if change is None:
         return None
+    if record.state == State.RUNNING and change.due_at != record.due_at:
+        logger.warning(
+            "The lease of %s would end at %s, by a clock that was ahead: it ends at %s",
+            printable(task),
+            _shown(record.due_at),
+            _shown(change.due_at),
+        )
     before, after = printable(record.schedule), dumps(task.plan)
     if record.state == State.PARKED and change.state != State.PARKED:
         logger.warning("%s was parked and is planned anew: '%s'", printable(task), after)
-    elif before == after:
+    elif before == after and record.state != State.RUNNING:
         logger.warning(
             "%s was planned for later than its schedule '%s' allows, by a clock that was ahead: "
             "it is planned anew",
             printable(task),
             after,
         )
-    else:
+    elif before != after:
         logger.info(
             "Schedule of %s: '%s' becomes '%s'",
             printable(task),
@@ -136,6 +154,12 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
             printable(as_written(task.plan)),
         )
     return Write(task.group, task.key, change, record.version)
+
+
+def _shown(instant: int | None) -> str:
+    return (
+        "never" if instant is None else from_microseconds(min(instant, LATEST_INSTANT)).isoformat()
+    )
 
 
 def _in_words(text: str) -> str:
