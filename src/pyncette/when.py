@@ -360,11 +360,10 @@ def _warn_of_seconds(expression: str) -> None:
     if seconds_may_be_first(expression):
         fields = expression.split()
         logger.warning(
-            "The schedule '%s' runs at every second of the minute %s:%s. If the first field was "
-            "meant to be the second: it stands last here, as in '%s'",
+            "The schedule '%s' runs at every second of the minutes '%s' of the hours '%s'. If the "
+            "first field was meant to be the second: it stands last here, as in '%s'",
             expression,
-            fields[1].zfill(2),
-            fields[0].zfill(2),
+            *fields[:2],
             " ".join([*fields[1:6], fields[0], *fields[6:]]),
         )
 

@@ -908,16 +908,19 @@ def test_a_misspelt_option_that_json_cannot_hold_is_named_in_the_error() -> None
         Task(name="x", func=body, interval=1, lease_duratoin=seconds(5))  # type: ignore[arg-type]
 
 
-def test_a_schedule_that_runs_every_second_of_one_minute_is_warned_about_once(
+def test_a_schedule_that_runs_every_second_of_some_minutes_is_warned_about_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = template()
     for _ in range(2):
         job.instantiate("a", schedule="7 8 12 * *  *")
         job.instantiate("a", schedule="7 8 12 * * 0")
+        job.instantiate("a", schedule="7 */2 * * * *")
     assert caplog.messages == [
-        "The schedule '7 8 12 * * *' runs at every second of the minute 08:07. If the first field "
-        "was meant to be the second: it stands last here, as in '8 12 * * * 7'"
+        "The schedule '7 8 12 * * *' runs at every second of the minutes '7' of the hours '8'. If "
+        "the first field was meant to be the second: it stands last here, as in '8 12 * * * 7'",
+        "The schedule '7 */2 * * * *' runs at every second of the minutes '7' of the hours '*/2'. "
+        "If the first field was meant to be the second: it stands last here, as in '*/2 * * * * 7'",
     ]
 
 

@@ -395,8 +395,8 @@ def _compiled(fields: list[str]) -> CompiledCron:
 def seconds_may_be_first(expression: str) -> bool:
     """Whether a valid expression was perhaps meant to have the second first.
 
-    `0 0 12 * * *` is noon of every day elsewhere. Here it is each second of one minute, which
-    hardly anybody wants.
+    `0 0 12 * * *` is noon of every day elsewhere, and `0 * * * * *` is each minute. Here it is each
+    second of some minutes, which hardly anybody wants.
     """
     fields = expression.split()
-    return len(fields) > 5 and fields[5] == "*" and fields[0].isdecimal() and fields[1].isdecimal()
+    return len(fields) > 5 and fields[5] == "*" and fields[0] != "*"
