@@ -27,6 +27,7 @@ from pyncette.context import (
     check_context_name,
     check_not_loaded,
 )
+from pyncette.errors import printable
 from pyncette.events import Event
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
@@ -487,7 +488,7 @@ class Pyncette:
             name = options.get("name") or getattr(body, "__name__", None)
             task = kind(**{**options, "name": name}, func=body)
             if any(task.name == other.name for other in self._tasks):
-                raise ValueError(f"Duplicate task name '{task.name}'")
+                raise ValueError(f"Duplicate task name '{printable(task.name)}'")
             task.calendars = self._calendars
             self._tasks.append(task)
             return task

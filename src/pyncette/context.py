@@ -505,7 +505,7 @@ class PyncetteContext:
         """
         self._requests.check_declared(task)
         if not task.dynamic and task.parent_task is None:
-            raise ValueError(f"Cannot unschedule '{task}': the task is not dynamic")
+            raise ValueError(f"Cannot unschedule '{printable(task)}': the task is not dynamic")
         await self._requests.now()
         group, key = identity_of(task, instance_name)
         telling = self._requests.telling

@@ -32,6 +32,7 @@ from pyncette.errors import (
     StoreUnavailableError,
     as_public,
     describe,
+    printable,
 )
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.observers import Reporter
@@ -269,7 +270,7 @@ def _check_calendars(tasks: Iterable[Task], now: int) -> None:
             try:
                 task.plan.first(now)
             except UnreadableHere as error:
-                raise ValueError(f"Task '{task}' cannot be planned: {error}") from error
+                raise ValueError(f"Task '{printable(task)}' cannot be planned: {error}") from error
 
 
 def deadline_for(tasks: Iterable[Task]) -> float:

@@ -147,8 +147,8 @@ class _Option(Generic[_T]):
     def __set__(self, task: Task, value: _T) -> None:
         if task.template is not task:
             raise ValueError(
-                f"{self._field} of '{task}' cannot be set by itself: set it on the task "
-                f"'{task.template.name}'"
+                f"{self._field} of '{printable(task)}' cannot be set by itself: set it on the task "
+                f"'{printable(task.template.name)}'"
             )
         task._options = task.options.replaced(self._field, value)
 
@@ -336,7 +336,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         if PARTITIONS_OPTION in new_options:
             raise TypeError(
                 f"partitions={new_options[PARTITIONS_OPTION]} is an option of partitioned tasks, "
-                f"and '{name}' has no partitions: declare it with @app.partitioned_task(…), with "
+                f"and '{printable(name)}' has no partitions: declare it with "
+                "@app.partitioned_task(…), with "
                 "the number of partitions"
             )
         self._options = TaskOptions.checked(
@@ -360,7 +361,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         self._when, self._plan = when, when.plan
         if dynamic and when.plan is not None:
             self._default = Inherited(when.plan)
-        check_flag(f"enabled of '{name}'", enabled)
+        check_flag(f"enabled of '{printable(name)}'", enabled)
         self._enabled = enabled
         self._warned: set[str] = set()
         self._unsuspicious: set[str] = set()
@@ -397,9 +398,9 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         if self.parent_task is not None:
             raise ValueError(
                 f"An instance cannot be enabled by itself: set enabled of the task "
-                f"'{self.template.name}'"
+                f"'{printable(self.template.name)}'"
             )
-        check_flag(f"enabled of '{self}'", value)
+        check_flag(f"enabled of '{printable(self)}'", value)
         self._enabled = value
 
     task_func: _Option[TaskFunc] = _Option("func")
@@ -518,7 +519,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         """
         if self._plan is None:
             raise ValueError(
-                f"interval must be longer than zero, not {self.interval!r} (task '{self}')"
+                f"interval must be longer than zero, not {self.interval!r} (task "
+                f"'{printable(self)}')"
                 if self.interval is not None
                 else needs_when(self)
             )
@@ -574,8 +576,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
         names = [] if parameters is None else [*parameters.names]
         if len(args) > len(names):
             raise TypeError(
-                f"The function of '{self}' takes {len(names)} arguments besides the context, not "
-                f"{len(args)}"
+                f"The function of '{printable(self)}' takes {len(names)} arguments besides the "
+                f"context, not {len(args)}"
             )
         return joined_arguments(dict(zip(names, args, strict=False)), kwargs, str(self))
 
@@ -704,7 +706,7 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             TypeError: See ``instantiate``.
         """
         if not self.dynamic:
-            raise ValueError(f"Cannot instantiate '{self}': it is not a dynamic task")
+            raise ValueError(f"Cannot instantiate '{printable(self)}': it is not a dynamic task")
         group = self.identify(name)
         given_apart: dict[str, Any] | None = None
         if "args" in options:
@@ -776,7 +778,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
             wrong := {*TEMPLATE_OPTIONS.intersection(args), *new_options_in(args)}
         ):
             raise TypeError(
-                f"{min(wrong)} is an option of the template '{self}', not of its instances"
+                f"{min(wrong)} is an option of the template '{printable(self)}', not of its "
+                "instances"
             )
         span, inherited = Span.given(start_at, end_at, jitter, args), self._span
         inherits = False
@@ -937,8 +940,8 @@ class Task(Declared, Generic[P], metaclass=_Shown):
                 template._warned.add(name)
                 logger.warning(
                     "Task %s: '%s' is an argument of the task, not an option%s",
-                    template,
-                    name,
+                    printable(template),
+                    printable(name),
                     _hint(name, option, args[name], declaring),
                 )
 
@@ -1081,10 +1084,11 @@ class PartitionedTask(Task[P]):
         super().__init__(**{**options, "dynamic": True})
         if isinstance(partition_count, bool) or not isinstance(partition_count, int):
             raise TypeError(
-                f"partition_count of '{self.name}' must be a whole number, not {partition_count!r}"
+                f"partition_count of '{printable(self.name)}' must be a whole number, not "
+                f"{partition_count!r}"
             )
         if partition_count < 1:
-            advice = ValueError(f"partition_count={partition_count!r} of '{self.name}'")
+            advice = ValueError(f"partition_count={partition_count!r} of '{printable(self.name)}'")
             # The text is public since 1.x: the traceback shows the advice before it.
             raise ValueError("Partition count must be greater than or equal to 1") from advice
         if partition_count > PARTITION_COUNT_MAX:
@@ -1146,19 +1150,20 @@ class PartitionedTask(Task[P]):
             not isinstance(partitions, Collection) or isinstance(partitions, (str, bytes))
         ):
             raise TypeError(
-                f"enabled_partitions of '{self.name}' must be a collection of numbers, or None, "
-                f"not {partitions!r}"
+                f"enabled_partitions of '{printable(self.name)}' must be a collection of numbers, "
+                f"or None, not {partitions!r}"
             )
         if partitions is not None and self._sharing is Partitions.SHARED:
             raise ValueError(
-                f"enabled_partitions of '{self.name}' cannot be set: its workers share the "
-                "partitions among themselves (partitions=Partitions.SHARED). Remove one of the two"
+                f"enabled_partitions of '{printable(self.name)}' cannot be set: its workers share "
+                "the partitions among themselves (partitions=Partitions.SHARED). Remove one of "
+                "the two"
             )
         for partition in () if partitions is None else partitions:
             if not isinstance(partition, int) or not 0 <= partition < self.partition_count:
                 raise ValueError(
-                    f"enabled_partitions of '{self.name}' holds {partition!r}, but its partitions "
-                    f"are 0 to {self.partition_count - 1}"
+                    f"enabled_partitions of '{printable(self.name)}' holds {partition!r}, but its "
+                    f"partitions are 0 to {self.partition_count - 1}"
                 )
         self._enabled_partitions = partitions
         self.enabled_of: int = self.partition_count
@@ -1177,7 +1182,8 @@ class PartitionedTask(Task[P]):
         number = self._partition_selector(count, instance_name)
         if not isinstance(number, int) or not 0 <= number < count:
             raise ValueError(
-                f"The partition_selector of '{self.name}' gave {number!r} for '{instance_name}', "
+                f"The partition_selector of '{printable(self.name)}' gave {number!r} for "
+                f"'{printable(instance_name)}', "
                 f"but its partitions are 0 to {count - 1}"
             )
         return self._partitions[number]
@@ -1237,5 +1243,5 @@ class _Partition(Task):
     def enabled(self, value: bool) -> None:
         raise ValueError(
             "A partition cannot be enabled by itself: set enabled_partitions of the task "
-            f"'{self._template.name}'"
+            f"'{printable(self._template.name)}'"
         )

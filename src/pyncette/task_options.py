@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 from pyncette.body import check_body, check_importable
+from pyncette.errors import printable
 from pyncette.model import (
     CatchUp,
     ExecutionMode,
@@ -418,9 +419,9 @@ def check_arguments(args: Mapping[str, Any]) -> None:
             json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
             hint = (
-                f"; pass {name}.isoformat() instead"
+                f"; pass {printable(name)}.isoformat() instead"
                 if hasattr(value, "isoformat")
-                else f"; pass str({name}), or something else that JSON can hold, instead"
+                else f"; pass str({printable(name)}), or something else that JSON can hold, instead"
             )
             if name == "on_existing":
                 hint = "; it is an option of schedule_task and schedule_tasks, not of an instance"
@@ -429,7 +430,7 @@ def check_arguments(args: Mapping[str, Any]) -> None:
             elif (meant := meant_option(name) or _like_span(name)) is not None:
                 hint += f"; or did you mean the option '{meant}'?"
             raise ValueError(
-                f"Extra parameters must be JSON serializable, but '{name}' is "
+                f"Extra parameters must be JSON serializable, but '{printable(name)}' is "
                 f"{type(value).__name__} {_shown(value)} ({error}){hint}"
             ) from None
 
@@ -490,7 +491,7 @@ def meant_among(args: Iterable[str], options: Collection[str]) -> str:
         if (option := meant_option(name)) in options:
             if option == name:
                 return f"; {option} takes {SPAN_OPTIONS[name]}" if name in SPAN_OPTIONS else ""
-            return f"; did you mean '{option}' by '{name}'?"
+            return f"; did you mean '{option}' by '{printable(name)}'?"
     return ""
 
 

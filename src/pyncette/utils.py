@@ -73,9 +73,9 @@ def with_heartbeat(
     ) -> Callable[Concatenate[_Context, _P], Awaitable[Any]]:
         if (task := declared_in(body)) is not None:
             raise TypeError(
-                f"with_heartbeat was given the task '{task}'. A task runs its own function, which "
-                "would send no heartbeats: write @with_heartbeat() below the decorator that "
-                "declares the task, directly above the function"
+                f"with_heartbeat was given the task '{printable(task)}'. A task runs its own "
+                "function, which would send no heartbeats: write @with_heartbeat() below the "
+                "decorator that declares the task, directly above the function"
             )
         check_body(body)
         parameters_of(body)

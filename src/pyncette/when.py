@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar
 
+from pyncette.errors import printable
 from pyncette.model import UNSET
 from pyncette.schedule import (
     AnyOf,
@@ -221,7 +222,7 @@ class When(NamedTuple):
         ]
         if len(given) > 1:
             raise ValueError(
-                f"Task '{name}' has more than one of schedule, interval and execute_at: "
+                f"Task '{printable(name)}' has more than one of schedule, interval and execute_at: "
                 + ", ".join(given)
             )
         if not given and not dynamic:
@@ -230,7 +231,7 @@ class When(NamedTuple):
         if zone is not None and schedule is None and given:
             raise ValueError(
                 f"timezone may only be given together with schedule, not with {given[0]} "
-                f"(task '{name}')"
+                f"(task '{printable(name)}')"
             )
         if schedule is not None:
             when = _scheduled(schedule, zone, name)
@@ -270,12 +271,13 @@ def check_beside_single(options: Mapping[str, Any], single: str, name: str) -> N
     given = [option for option in ("schedule", "interval") if options.get(option) is not None]
     if given:
         raise ValueError(
-            f"Task '{name}' has more than one of schedule, interval and {single}: "
+            f"Task '{printable(name)}' has more than one of schedule, interval and {single}: "
             f"{', '.join([*given, single])}"
         )
     if options.get("timezone") is not None:
         raise ValueError(
-            f"timezone may only be given together with schedule, not with {single} (task '{name}')"
+            f"timezone may only be given together with schedule, not with {single} (task "
+            f"'{printable(name)}')"
         )
     # What is no instant is an argument of the task.
     if any(isinstance(options.get(option), datetime) for option in ("start_at", "end_at")):
@@ -284,7 +286,8 @@ def check_beside_single(options: Mapping[str, Any], single: str, name: str) -> N
 
 def _bounded_single(single: str, name: str) -> ValueError:
     return ValueError(
-        f"start_at and end_at bound a recurrence: a single run has its {single} (task '{name}')"
+        f"start_at and end_at bound a recurrence: a single run has its {single} (task "
+        f"'{printable(name)}')"
     )
 
 
@@ -311,7 +314,7 @@ def _scheduled(schedule: str | Schedule, zone: str | None, name: str) -> When:
         if zone is not None:
             raise ValueError(
                 f"timezone may only be given together with a cron expression: {schedule!r:.200} "
-                f"has a zone of its own (task '{name}')"
+                f"has a zone of its own (task '{printable(name)}')"
             )
         return When.of(schedule)
     if not isinstance(schedule, str):
@@ -332,12 +335,14 @@ def _zone_of(name: str, zone: str | None) -> Iterator[None]:
     except UnreadableHere as error:
         close = nearest_timezone(zone)
         hint = f": did you mean {close!r}?" if close else ""
-        raise ValueError(f"{error} (timezone of the task '{name}'){hint}") from None
+        raise ValueError(f"{error} (timezone of the task '{printable(name)}'){hint}") from None
 
 
 def needs_when(name: object, allowed: Sequence[str] = _INSTANCE_WHEN) -> str:
     """Says of a task that its options do not tell when it runs."""
-    return f"Task '{name}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
+    return (
+        f"Task '{printable(name)}' needs exactly one of {', '.join(allowed[:-1])} and {allowed[-1]}"
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -350,7 +355,9 @@ def _of_cron(schedule: str, zone: str | None) -> When:
 
 def _check_single(span: Span, name: str, instance: bool) -> None:
     if not instance:
-        raise ValueError(f"execute_at is for instances of dynamic tasks, not for '{name}' itself")
+        raise ValueError(
+            f"execute_at is for instances of dynamic tasks, not for '{printable(name)}' itself"
+        )
     if span.start_at is not None or span.end_at is not None:
         raise _bounded_single("execute_at", name)
 

@@ -962,3 +962,37 @@ def test_help_shows_what_programs_need_and_not_what_the_engine_needs() -> None:
         for name in ("args(", "instantiate(", "get_next_execution(", "canonical_name\n"):
             assert f"\n |  {name}" in text
         assert "<object object at" not in text
+
+
+HOSTILE = "bob\n2026-11-28 CRITICAL audit: root logged in\x1b[2K"
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda task: task.instantiate(HOSTILE, interval=5, schedule="* * * * *"),
+        lambda task: task.instantiate(HOSTILE, interval=5, timezone="UTC"),
+        lambda task: task.instantiate(HOSTILE, schedule="* * * * *", timezone="Nowhere/Else"),
+        lambda task: task.instantiate(HOSTILE).instantiate("x"),
+        lambda task: task.instantiate("x", interval=5, **{HOSTILE: object()}),
+        lambda task: task.identify(HOSTILE + "\0"),
+        lambda task: task.identify(HOSTILE * 100),
+        lambda task: setattr(task.instantiate(HOSTILE, interval=5), "enabled", False),
+    ],
+)
+def test_names_cannot_write_lines_of_their_own_into_an_error(
+    mistake: Callable[[Task], object],
+) -> None:
+    task = Task(name=HOSTILE, func=body, dynamic=True)
+    with pytest.raises((ValueError, AttributeError)) as refused:
+        mistake(task)
+    assert str(refused.value).isprintable()
+
+
+def test_names_cannot_write_lines_of_their_own_into_the_warning_of_a_misspelt_option(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Task(name=HOSTILE, func=body, interval=5, time_zone="UTC")
+    [message] = caplog.messages
+    assert message.isprintable()
+    assert "did you mean 'timezone'" in message

@@ -26,7 +26,7 @@ from pyncette.calls.writing import Writer, change_record
 from pyncette.clock import realtime
 from pyncette.engine import rules
 from pyncette.engine.worker import Worker
-from pyncette.errors import TaskLockedException
+from pyncette.errors import TaskLockedException, printable
 from pyncette.model import ExecutionMode, OnExisting, Where
 from pyncette.options import check_flag
 from pyncette.schedule import INHERITED_MARK, dumps
@@ -155,11 +155,13 @@ class Bulk:
     def _check_template(self, template: Task) -> None:
         self._requests.check_declared(template)
         if not template.dynamic:
-            raise ValueError(f"Cannot schedule instances of '{template}': it is not a dynamic task")
+            raise ValueError(
+                f"Cannot schedule instances of '{printable(template)}': it is not a dynamic task"
+            )
         if template.template is not template:
             raise ValueError(
-                f"'{template}' is a partition: schedule the instances of the template, which knows "
-                "the partition of each"
+                f"'{printable(template)}' is a partition: schedule the instances of the "
+                "template, which knows the partition of each"
             )
 
     async def unschedule(
@@ -172,7 +174,9 @@ class Bulk:
     ) -> BulkResult:
         self._requests.check_declared(template)
         if not template.dynamic:
-            raise ValueError(f"Cannot unschedule instances of '{template}': it is not dynamic")
+            raise ValueError(
+                f"Cannot unschedule instances of '{printable(template)}': it is not dynamic"
+            )
         if (names is None) == (where is None):
             raise TypeError("unschedule_tasks needs either names or where")
         tally = Tally(progress, on_failure)
@@ -223,7 +227,7 @@ class Bulk:
         """Changes the instances of a template that match."""
         self._requests.check_declared(template)
         if not template.dynamic:
-            raise ValueError(f"'{template}' is not a dynamic task")
+            raise ValueError(f"'{printable(template)}' is not a dynamic task")
         selection = selection_of(where, template)
 
         def decide_again(current: Record | None, now: int) -> Change | None:
@@ -294,8 +298,8 @@ class Bulk:
             )
             if not tally.result().handled and not allow_empty:
                 raise ValueError(
-                    f"The set of instances of '{template}' is empty, so all of them would be "
-                    "removed: pass allow_empty=True if that is meant"
+                    f"The set of instances of '{printable(template)}' is empty, so all of them "
+                    "would be removed: pass allow_empty=True if that is meant"
                 )
             async for records in self._pages(template.groups(), EVERYTHING):
                 surplus = names.missing(records)

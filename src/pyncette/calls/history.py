@@ -125,14 +125,16 @@ def _names_of(task: Task, instance_name: str | None) -> tuple[str, str | None]:
     template = task.template
     if not task.dynamic:
         if instance_name is not None:
-            raise ValueError(f"'{task}' has no instances, so instance_name must not be given")
+            raise ValueError(
+                f"'{printable(task)}' has no instances, so instance_name must not be given"
+            )
         return template.name, task.name if template.dynamic else None
     if instance_name is not None:
         task.identify(instance_name)
     elif task is not template:
         raise ValueError(
-            f"The run history does not know partitions: pass the template '{template}', or the "
-            "name of an instance as well"
+            f"The run history does not know partitions: pass the template "
+            f"'{printable(template)}', or the name of an instance as well"
         )
     return template.name, instance_name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyncette.errors import printable
 from pyncette.store import Identity
 from pyncette.task import Task
 
@@ -24,11 +25,11 @@ def check_template(task: Task) -> None:
     """
     if not task.dynamic:
         advice = ValueError(
-            f"'{task}' has no instances: get_task({task.name}) returns its own state, "
+            f"'{printable(task)}' has no instances: get_task({task.name}) returns its own state, "
             "static_tasks() those of all static tasks"
             if task.parent_task is None
-            else f"'{task}' is an instance itself: pass its template, '{task.template}', or call "
-            "get_task, which returns the state of one"
+            else f"'{printable(task)}' is an instance itself: pass its template, "
+            f"'{printable(task.template)}', or call get_task, which returns the state of one"
         )
         # The text is public since 1.x: the traceback shows the advice before it.
         raise ValueError("Cannot list instances of non-dynamic task") from advice
@@ -50,7 +51,7 @@ def identity_of(task: Task, instance_name: str | None) -> Identity:
         return task.group, task.key
     if instance_name is None or instance_name == "":
         advice = ValueError(
-            f"'{task}' is a template: pass the name of one of its instances as well"
+            f"'{printable(task)}' is a template: pass the name of one of its instances as well"
         )
         raise ValueError("instance name must be provided") from advice  # public since 1.x, as above
     return task.identify(instance_name), instance_name

@@ -12,6 +12,7 @@ from pyncette.calls.requests import Requests
 from pyncette.calls.unreadable import reading_record
 from pyncette.engine import rules
 from pyncette.engine.rules import Policy
+from pyncette.errors import printable
 from pyncette.store.record import Change, Record, State
 from pyncette.task import Task
 from pyncette.task_options import INSTANCE_OPTIONS
@@ -72,7 +73,7 @@ def rerun(task: Task, record: Record | None, now: int, args: str | None = None) 
 def _new_args(task: Task, name: str, args: Mapping[str, Any]) -> str:
     template = task.template
     if not template.dynamic:
-        raise TypeError(f"'{task}' is a static task: its arguments are in the code")
+        raise TypeError(f"'{printable(task)}' is a static task: its arguments are in the code")
     if wrong := {*INSTANCE_OPTIONS}.intersection(args):
         raise TypeError(
             f"{min(wrong)} is an option, not an argument: retry_parked runs the same occurrence "

@@ -341,8 +341,11 @@ def _checked(task: Task) -> PartitionedTask:
         return task
     template = task.template
     if isinstance(template, PartitionedTask):
-        raise ValueError(f"'{task}' is not a template: pass '{template}', which has its partitions")
+        raise ValueError(
+            f"'{printable(task)}' is not a template: pass '{printable(template)}', which has its "
+            "partitions"
+        )
     raise ValueError(
-        f"'{task}' has no partitions, so its instances cannot be moved to others. Declare another "
-        "task with partitioned_task, and schedule them there"
+        f"'{printable(task)}' has no partitions, so its instances cannot be moved to others. "
+        "Declare another task with partitioned_task, and schedule them there"
     )

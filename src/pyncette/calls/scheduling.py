@@ -122,7 +122,9 @@ class Wish:
         """
         fresh = rules.created(self.wanted, now)
         if fresh.due_at is None:
-            raise ValueError(f"Task '{self.instance}' would never run: {self.instance.plan!r}")
+            raise ValueError(
+                f"Task '{printable(self.instance)}' would never run: {self.instance.plan!r}"
+            )
         return fresh
 
     def decide(self, current: Record | None, now: int) -> Change | None:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import MethodType
 from typing import Any, Final, NamedTuple
 
-from pyncette.errors import ERROR_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX
+from pyncette.errors import ERROR_CHARACTERS_MAX, TRACEBACK_CHARACTERS_MAX, printable
 from pyncette.model import Outcome
 from pyncette.schedule import NewerFormat, Schedule, UnreadableHere
 from pyncette.schedule import loads as load_schedule
@@ -574,15 +574,15 @@ def check_identity(group: str, key: str, what: str) -> None:
             together with its group.
     """
     if not key:
-        raise ValueError(f"{what} must not be empty")
+        raise ValueError(f"{printable(what)} must not be empty")
     if "\0" in key or "\0" in group:
-        raise ValueError(f"{what} {key!r} must not hold a NUL character")
+        raise ValueError(f"{printable(what)} {key!r} must not hold a NUL character")
     try:
         size = len(group.encode()) + len(key.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"{what} {key!r} must not hold a lone surrogate") from None
+        raise ValueError(f"{printable(what)} {key!r} must not hold a lone surrogate") from None
     if size > IDENTITY_BYTES_MAX:
         raise ValueError(
-            f"{what} {key[:40]!r}… is too long: {size} bytes in UTF-8 together with its template "
-            f"'{group[:40]}', at most {IDENTITY_BYTES_MAX} are kept"
+            f"{printable(what)} {key[:40]!r}… is too long: {size} bytes in UTF-8 together with its "
+            f"template {group[:40]!r}, at most {IDENTITY_BYTES_MAX} are kept"
         )
