@@ -89,7 +89,7 @@ class WriteFault(Fault, Protocol):
 class Fail:
     """The call is not made, and raises."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self._error = error
 
     async def strike(self, call: Callable[[], Awaitable[T]]) -> T:

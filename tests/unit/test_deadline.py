@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from tests.faulty_store import Fail
 from tests.support import START, Bench, run, seconds
 
 from pyncette import Context, Pyncette
@@ -73,6 +74,40 @@ def test_a_call_that_is_not_answered_is_cancelled_and_its_outcome_unknown(name: 
         with pytest.raises(StoreUnavailableError, match=f"{name} was not answered within 0.01 s"):
             await CALLS[name](store)
         assert silent.cancelled == [name]
+
+    run(main())
+
+
+class Forsaken:
+    """A store whose driver waits for something that was cancelled: not by its caller."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*arguments: Any, **options: Any) -> None:
+            inner = asyncio.create_task(asyncio.sleep(0))
+            inner.cancel()
+            await inner
+
+        return call
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_cancellation_that_nobody_has_asked_for_is_a_failure_of_the_store(name: str) -> None:
+    async def main() -> None:
+        store = DeadlineStore(Forsaken(), VirtualClock(), 60.0)
+        with pytest.raises(StoreUnavailableError, match=f"{name} failed: what the store"):
+            await CALLS[name](store)
+
+    run(main())
+
+
+def test_a_driver_whose_tasks_are_cancelled_does_not_end_the_worker() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.app.task(name="tick", interval=10)(bench.note)
+        async with bench.running():
+            bench.faults.next("claim", Fail(asyncio.CancelledError()))
+            await bench.advance(30)
+        assert bench.times == [10, 20, 30]
 
     run(main())
 

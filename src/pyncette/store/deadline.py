@@ -8,6 +8,7 @@ classes in ``pyncette.errors``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, NoReturn, TypeVar
@@ -99,6 +100,15 @@ class DeadlineStore:
             raise DeadlineExceededError(operation, deadline_s) from error
         except StoreError as error:
             raise as_public(error) from error.__cause__
+        except asyncio.CancelledError as error:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            # Out of something that the store or its driver awaits: nobody has cancelled the caller,
+            # which would end as if somebody had.
+            raise StoreUnavailableError(
+                f"{operation} failed: what the store waited for was cancelled"
+            ) from error
 
     async def claim(
         self,
