@@ -25,6 +25,7 @@ from pyncette.schedule import Every, Schedule, dumps
 from pyncette.store import Write
 from pyncette.store.record import (
     DELETE,
+    LATEST_INSTANT,
     STATIC_GROUP,
     Change,
     Patch,
@@ -1075,6 +1076,76 @@ def test_a_retry_or_a_trigger_that_a_clock_ahead_has_set_is_due_now() -> None:
         assert (change.due_at, change.state) == (NOW, state)
         if not retry:
             assert load_progress(change.progress or "").triggered == NOW
+
+
+MINUTE = CLOCK_ERROR_MAX
+DAY = 1_440 * MINUTE
+LEASE = 10
+
+
+@pytest.mark.parametrize("unfinished_attempts", [0, 1])
+@pytest.mark.parametrize(
+    ("version", "end", "lease", "in_time"),
+    [
+        # Written by a clock that was an hour ahead: the lease of its holder begins anew.
+        (60 * MINUTE, 60 * MINUTE + LEASE, LEASE, NOW + LEASE),
+        (60 * MINUTE, 60 * MINUTE + 3 * LEASE, LEASE, NOW + 3 * LEASE),
+        (60 * MINUTE, 60 * MINUTE + LEASE, 3 * LEASE, NOW + 3 * LEASE),
+        (NOW + MINUTE + 1, NOW + MINUTE + 1 + LEASE, LEASE, NOW + LEASE),
+        # Clocks of workers differ, and other releases have other leases.
+        (NOW + MINUTE, NOW + MINUTE + LEASE, LEASE, None),
+        (NOW, NOW + 5 * MINUTE, LEASE, None),
+        # The version was ahead already, and tells nothing.
+        (60 * MINUTE, NOW + LEASE, LEASE, None),
+        (60 * MINUTE, 60 * MINUTE, LEASE, None),
+        (90 * DAY, NOW + 30 * DAY, LEASE, None),
+        (90 * DAY, NOW + 30 * DAY + 1, LEASE, NOW + LEASE),
+        (NOW, NOW + 30 * DAY + 1, LEASE, NOW + LEASE),
+        (NOW, NOW + 40 * DAY, 40 * DAY, None),
+        # A long lease that was put right already is not put off by each start.
+        (2 * MINUTE, NOW + 60 * MINUTE, 60 * MINUTE, None),
+        (2 * MINUTE, NOW + 61 * MINUTE, 60 * MINUTE, None),
+        (2 * MINUTE, NOW + 61 * MINUTE + 1, 60 * MINUTE, NOW + 60 * MINUTE),
+    ],
+)
+def test_a_lease_that_a_clock_ahead_has_counted_begins_anew_at_a_start(
+    unfinished_attempts: int, version: int, end: int, lease: int, in_time: int | None
+) -> None:
+    progress = Progress(12, "old", failures=1 - unfinished_attempts)
+    record = Record(
+        *(STATIC_GROUP, "k", end, version, "t", State.RUNNING, unfinished_attempts),
+        *(dumps(EVERY), "", dump_progress(progress)),
+    )
+    change = rules.replanned(record, EVERY, NOW, lease=lease)
+    if in_time is None:
+        assert change is None
+        return
+    assert change == Patch(in_time, State.RUNNING, unfinished_attempts)
+    # The next start finds it as it should be.
+    new = record._replace(due_at=in_time, version=version + 1)
+    assert rules.replanned(new, EVERY, NOW + 1, lease=lease) is None
+    # A changed schedule waits for the end of the run, as always.
+    other = every(7)
+    change = rules.replanned(record, other, NOW, lease=lease)
+    assert change is not None
+    assert (change.due_at, change.state) == (in_time, State.RUNNING)
+    pending = load_progress(change.progress or "").pending
+    assert pending is not None
+    assert pending.schedule == dumps(other)
+
+
+@pytest.mark.parametrize("state", [state for state in State if state != State.RUNNING])
+def test_only_what_runs_has_a_lease_that_may_begin_anew(state: State) -> None:
+    for due_at in (None, 60 * MINUTE + LEASE, LATEST_INSTANT + 1):
+        record = Record(
+            *(STATIC_GROUP, "k", due_at, 60 * MINUTE, "t", state, 0),
+            *(dumps(EVERY), "", dump_progress(Progress(12, "old"))),
+        )
+        assert rules.lease_in_time(record, NOW, LEASE) is None
+    # What has no instant that a row can have is due at once instead.
+    for edited in (None, LATEST_INSTANT + 1):
+        running = record._replace(due_at=edited, state=State.RUNNING)
+        assert rules.lease_in_time(running, NOW, LEASE) is None
 
 
 def test_a_retry_that_waits_no_longer_than_a_rare_schedule_does_is_left_alone() -> None:

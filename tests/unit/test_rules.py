@@ -807,53 +807,6 @@ def test_a_retry_that_is_years_ahead_is_due_at_a_start() -> None:
     assert rules.replanned(record._replace(schedule=dump_schedule(rare)), rare, NOW) is None
 
 
-MINUTE = rules.CLOCK_ERROR_MAX
-LEASE = 10
-
-
-@pytest.mark.parametrize(("unfinished_attempts", "failures"), [(1, 0), (0, 2)])
-@pytest.mark.parametrize(
-    ("version", "end", "in_time"),
-    [
-        # Written by a clock that was an hour ahead: the lease of its holder begins anew.
-        (60 * MINUTE, 60 * MINUTE + LEASE, NOW + LEASE),
-        (60 * MINUTE, 60 * MINUTE + 3 * LEASE, NOW + 3 * LEASE),
-        # Clocks of workers differ, and other releases have other leases.
-        (NOW + MINUTE, NOW + MINUTE + LEASE, None),
-        (NOW, NOW + 5 * MINUTE, None),
-        # The version was ahead already, and tells nothing.
-        (60 * MINUTE, NOW + LEASE, None),
-        (60 * MINUTE, NOW + rules.RETRY_DELAY_MAX, None),
-        (2 * rules.RETRY_DELAY_MAX, NOW + rules.RETRY_DELAY_MAX + 1, NOW + LEASE),
-        (NOW, NOW + rules.RETRY_DELAY_MAX + 1, NOW + LEASE),
-        # A long lease that was put right already is not put off by each start.
-        (2 * MINUTE, NOW + 60 * MINUTE, None),
-    ],
-)
-def test_a_lease_that_a_clock_ahead_has_counted_begins_anew_at_a_start(
-    unfinished_attempts: int, failures: int, version: int, end: int, in_time: int | None
-) -> None:
-    record = running(
-        end, unfinished_attempts=unfinished_attempts, failures=failures, schedule=every(5)
-    )._replace(version=version)
-    lease = 60 * MINUTE if end == NOW + 60 * MINUTE else LEASE
-    if end == NOW + rules.RETRY_DELAY_MAX and in_time is None:
-        lease = end  # as in a task whose lease is as long
-    change = rules.replanned(record, every(5), NOW, lease=lease)
-    if in_time is None:
-        assert change is None
-        return
-    assert change == Patch(in_time, State.RUNNING, unfinished_attempts)
-    # The next start finds it as it should be, whatever else it changes.
-    new = record._replace(due_at=in_time, version=version + 1)
-    assert rules.replanned(new, every(5), NOW + 1, lease=lease) is None
-    changed = after(record, rules.replanned(record, every(7), NOW, lease=lease))
-    assert (changed.due_at, changed.state, changed.token) == (in_time, State.RUNNING, "me")
-    pending = progress_of(changed).pending
-    assert pending is not None
-    assert pending.schedule == dump_schedule(every(7))
-
-
 @pytest.mark.parametrize("fast_forward", [False, True])
 def test_what_follows_an_occurrence_that_lies_ahead_is_planned_from_now(fast_forward: bool) -> None:
     reading = read(running(planned=AHEAD, schedule=every(5)))
