@@ -993,7 +993,7 @@ def lease_in_time(record: Record, now: int, lease: int) -> int | None:
     """
     if record.state != State.RUNNING or record.due_at is None or record.due_at > LATEST_INSTANT:
         return None
-    if record.version > now + CLOCK_ERROR_MAX and record.due_at > record.version:
+    if now < record.version < record.due_at:
         in_time = now + max(lease, record.due_at - record.version)
         return in_time if record.due_at > in_time + CLOCK_ERROR_MAX else None
     return now + lease if record.due_at > now + max(lease, RETRY_DELAY_MAX) else None
