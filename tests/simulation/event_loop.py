@@ -15,11 +15,14 @@ from __future__ import annotations
 import asyncio
 import warnings
 from asyncio import events
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from heapq import heappop, heappush
+from itertools import count
 from random import Random
+from types import FunctionType, MethodType
 from typing import Any, Final, TypeVar, cast
 
 T = TypeVar("T")
@@ -40,8 +43,51 @@ class Stuck(AssertionError):  # noqa: N818
     """The simulation does not come to its end."""
 
 
+class _Handle(asyncio.TimerHandle):
+    """A callback: what ``asyncio`` wants of a handle, without what a simulation never asks for."""
+
+    __slots__ = ()
+    _callback: Any
+    _args: Any
+    _cancelled: bool
+    _context: Context
+    _when: float
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, when: float
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = context
+        self._cancelled = False
+        self._when = when
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None
+
+    def __repr__(self) -> str:
+        return f"<{self._callback!r} at {self._when}>"
+
+
+class _Process:
+    """What a process has asked for and is still to be run, in order."""
+
+    __slots__ = ("name", "queue", "rank")
+
+    def __init__(self, name: str, rank: int) -> None:
+        self.name = name
+        self.rank = rank
+        self.queue: deque[_Handle] = deque()
+
+    def __lt__(self, other: _Process) -> bool:
+        return self.rank < other.rank
+
+
 class SimulatedLoop(asyncio.AbstractEventLoop):
     """See the module.
+
+    What each callback costs is most of what a simulation costs, so these paths are kept short.
 
     Attributes:
         errors: What was reported to the loop as an error that nobody handled.
@@ -63,8 +109,11 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._order = order
         self._shuffled = shuffled
         self._time = 0.0
-        self._queues: dict[str, deque[asyncio.Handle]] = {}
-        self._timers: list[tuple[float, float, int, str, asyncio.TimerHandle]] = []
+        self._queues: dict[str, _Process] = {}
+        # Those that have something to do, in the order in which each was first heard of.
+        self._ready: list[_Process] = []
+        self._ranks = count()
+        self._timers: list[tuple[float, float, int, str, _Handle]] = []
         self._serial = 0
         self._frozen: set[str] = set()
         self._crashed: set[str] = set()
@@ -72,6 +121,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         self._processes: dict[asyncio.Task[Any], str] = {}
         self._futures: list[asyncio.Future[Any]] = []
         self._task_factory: Any = None
+        self._world = Context()
+        self._world.run(PROCESS.set, WORLD)
 
     # What a simulation does to processes.
 
@@ -86,7 +137,10 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def crash(self, process: str) -> None:
         """Drops all that the process has asked for, and will ask for."""
         self._crashed.add(process)
-        self._queues.pop(process, None)
+        dropped = self._queues.pop(process, None)
+        if dropped is not None and dropped.queue:
+            dropped.queue.clear()
+            self._ready.remove(dropped)
 
     def alive(self, process: str) -> bool:
         """Whether the process has not crashed."""
@@ -119,7 +173,10 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
 
     def at(self, when: float, callback: Callable[..., object], *args: Any) -> None:
         """Has something done by the world at a time."""
-        self.call_at(when, callback, *args, context=_world())
+        if not self._disposed:
+            handle = _Handle(callback, args, self._world.copy(), when)
+            self._serial += 1
+            heappush(self._timers, (when, self._order.random(), self._serial, WORLD, handle))
 
     # Running.
 
@@ -142,40 +199,49 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         timers = self._timers
         time = self._time
         while timers and timers[0][0] <= time:
-            _, _, _, process, handle = heappop(timers)
-            if not handle.cancelled() and process not in self._crashed:
-                self._enqueue(process, handle)
-        ready = [name for name, queue in self._queues.items() if queue]
+            _, _, _, name, handle = heappop(timers)
+            if not handle._cancelled and name not in self._crashed:
+                self._enqueue(name, handle)
+        ready = self._ready
         if self._frozen:
-            ready = [name for name in ready if name not in self._frozen]
+            ready = [process for process in ready if process.name not in self._frozen]
         if not ready:
             if not timers:
                 raise Stuck(f"Nothing is left to be done at {time:.6f} s")
             self._time = timers[0][0]
             return
         process = ready[0] if len(ready) == 1 else ready[int(self._order.random() * len(ready))]
-        queue = self._queues[process]
+        queue = process.queue
         if self._shuffled and len(queue) > 1:
             queue.rotate(-int(self._order.random() * len(queue)))
-        handle_ = queue.popleft()
-        if handle_.cancelled():
+        handle = queue.popleft()
+        if not queue:
+            self._ready.remove(process)
+        if handle._cancelled:
             return
         self._time = time + CALLBACK_S
         self.callbacks += 1
         if self.callbacks > CALLBACKS_MAX:
             raise Stuck(f"{self.callbacks} callbacks by {time:.6f} s")
         try:
-            handle_._run()
+            handle._context.run(handle._callback, *handle._args)
         except SystemExit:
-            if self.on_exit is None or process == WORLD:
+            if self.on_exit is None or process.name == WORLD:
                 raise
-            self.on_exit(process)
+            self.on_exit(process.name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            message = f"Exception in callback {handle!r}"
+            self.call_exception_handler({"message": message, "exception": error, "handle": handle})
 
-    def _enqueue(self, process: str, handle: asyncio.Handle) -> None:
-        queue = self._queues.get(process)
-        if queue is None:
-            queue = self._queues[process] = deque()
-        queue.append(handle)
+    def _enqueue(self, name: str, handle: _Handle) -> None:
+        process = self._queues.get(name)
+        if process is None:
+            process = self._queues[name] = _Process(name, next(self._ranks))
+        if not process.queue:
+            insort(self._ready, process)
+        process.queue.append(handle)
 
     # What asyncio asks of a loop.
 
@@ -185,13 +251,16 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        context = copy_context() if context is None else context
-        handle = asyncio.Handle(callback, args, self, context)
+        if context is None:
+            context = copy_context()
+        handle = _Handle(callback, args, context, self._time)
         process = context.get(PROCESS, WORLD)
-        # A task announces itself by asking for its first step, whoever has made it.
-        task = getattr(callback, "__self__", None)
-        if isinstance(task, asyncio.Task) and task not in self._processes:
-            self._register(task, process)
+        # A task announces itself by asking for its first step, whoever has made it. It does so in
+        # C: most other callbacks are of these types.
+        if callback.__class__ is not FunctionType and callback.__class__ is not MethodType:
+            task = getattr(callback, "__self__", None)
+            if isinstance(task, asyncio.Task) and task not in self._processes:
+                self._register(task, process)
         if process not in self._crashed and not self._disposed:
             self._enqueue(process, handle)
         return handle
@@ -214,8 +283,9 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        context = copy_context() if context is None else context
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        if context is None:
+            context = copy_context()
+        handle = _Handle(callback, args, context, when)
         process = context.get(PROCESS, WORLD)
         if process not in self._crashed and not self._disposed:
             self._serial += 1
@@ -278,8 +348,8 @@ class SimulatedLoop(asyncio.AbstractEventLoop):
     def get_exception_handler(self) -> Any:
         return None
 
-    def get_debug(self) -> bool:
-        return False
+    # Each future asks for it: this is ``False``, without a call of Python.
+    get_debug = staticmethod(bool)
 
     def is_running(self) -> bool:
         return events._get_running_loop() is self
@@ -318,9 +388,3 @@ def _end(task: asyncio.Task[Any]) -> None:
         except BaseException:
             continue
         return
-
-
-def _world() -> Context:
-    context = Context()
-    context.run(PROCESS.set, WORLD)
-    return context

@@ -14,7 +14,7 @@ part does is computed once; workers are interchangeable.
 from __future__ import annotations
 
 import gc
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from random import Random
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -37,7 +37,7 @@ from tests.simulation.workers import (
 from pyncette.engine import rules
 from pyncette.engine.rules import Wanted
 from pyncette.model import Exhausted
-from pyncette.schedule import loads
+from pyncette.schedule import Schedule, loads
 from pyncette.store import Applied, Write
 from pyncette.store.record import ANY, DELETE, Change, Pause, Record, State
 
@@ -89,6 +89,9 @@ class Interned(Generic[T]):
 # twice as fast as one with names, and nothing else counts here.
 _State = tuple[int, int, int, int, tuple[int, ...], tuple[int, ...], int, int, int]
 
+# On the way to the end: what is owed, the record, now, how many runs there were, what was owed first.
+_Completing = tuple[Ledger, Record | None, int, int, int | None]
+
 
 class _Step(NamedTuple):
     """An edge, interned."""
@@ -102,6 +105,24 @@ class _Step(NamedTuple):
     tokens: int
 
 
+class _Move(NamedTuple):
+    """A step of a worker that met a ledger, and broke nothing that can be told from the two.
+
+    Attributes:
+        owed: The ledger after it.
+        began: The run whose body it started, where no other may run beside it.
+    """
+
+    name: str
+    worker: int
+    record: int
+    message: int | None
+    faults: int
+    tokens: int
+    owed: int
+    began: Run | None
+
+
 class Explorer:
     """Searches one scenario."""
 
@@ -113,11 +134,17 @@ class Explorer:
         self._ledgers: Interned[Ledger] = Interned()
         self._workers: Interned[Worker] = Interned()
         self._messages: Interned[Message] = Interned()
+        self._idle = self._workers(IDLE)
         self._steps: dict[tuple[int, ...], list[_Step]] = {}
+        self._moves: dict[tuple[int, ...], list[_Move]] = {}
         self._arrivals: dict[tuple[int, ...], _Step | None] = {}
+        self._arrived: dict[tuple[int, ...], tuple[str, int, int] | None] = {}
         self._asks: dict[tuple[int, ...], list[tuple[str, int, int]]] = {}
         self._told: dict[tuple[int, tuple[Event, ...], int], int] = {}
         self._checked: set[tuple[int, int]] = set()
+        # From there on, all that is owed is done in the end.
+        self._completed: set[_Completing] = set()
+        self._wishes: dict[tuple[int, int, bool], tuple[Schedule, str, Wanted]] = {}
 
     def run(self) -> Report:
         """Searches until the first violation, the depth, or the end of what is new."""
@@ -135,7 +162,7 @@ class Explorer:
         trace: list[str] = []
         for _ in range(steps):
             try:
-                choices = list(self._successors(state))
+                choices = self._successors(state)
             except Violation as violation:
                 return Report(len(trace), len(trace), False, violation, (*trace, f"{violation}"))
             if not choices:
@@ -158,8 +185,11 @@ class Explorer:
             last = depth == self.scenario.depth
             for index in range(begin, end):
                 try:
+                    if last:
+                        self._look_ahead(states[index])
+                        continue
                     for name, state in self._successors(states[index]):
-                        if not last and state not in seen:
+                        if state not in seen:
                             seen.add(state)
                             states.append(state)
                             parents.append((index, name))
@@ -181,7 +211,7 @@ class Explorer:
         ledger = model.scheduled(NOTHING, wanted.args, wanted.schedule, 0)
         known = self._records(record)
         shown = known if scenario.lagging else -1
-        idle = (self._workers(IDLE),) * scenario.workers
+        idle = (self._idle,) * scenario.workers
         return (scenario.begin, known, shown, self._ledgers(ledger), idle, (), 0, 0, 0)
 
     def _history(self, parents: list[tuple[int, str]], index: int) -> list[str]:
@@ -191,46 +221,86 @@ class Explorer:
             names.append(name)
         return names[::-1]
 
-    def _successors(self, state: _State) -> Iterator[tuple[str, _State]]:
+    def _successors(self, state: _State) -> list[tuple[str, _State]]:
         now, record, shown, ledger, workers, messages, tokens, asks, faults = state
         scenario = self.scenario
+        found: list[tuple[str, _State]] = []
         if now < scenario.end:
             owed = self._passed(ledger, now + 1)
-            yield "time passes", (now + 1, record, shown, owed, *state[4:])
+            found.append(("time passes", (now + 1, record, shown, owed, *state[4:])))
         if shown not in (-1, record):
-            yield "the index catches up", (now, record, record, *state[3:])
+            found.append(("the index catches up", (now, record, record, *state[3:])))
         at_hand = record if shown == -1 else shown
+        may_fail = faults < scenario.faults_max
         previous = -1
         for index, worker in enumerate(workers):
             if worker == previous:
                 continue  # interchangeable
             previous = worker
             others = workers[:index] + workers[index + 1 :]
-            for step in self._worker_steps(worker, record, at_hand, now, tokens):
-                name, next_worker, after, _, message, fault, token = step
-                if faults + fault > scenario.faults_max:
-                    continue
-                owed = self._after(ledger, step, record, now, others)
+            for move in self._moves_of(worker, record, at_hand, now, tokens, ledger, may_fail):
+                name, next_worker, after, message, fault, token, owed, began = move
+                if began is not None:
+                    self._check_alone(name, began, now, others)
                 queue = messages if message is None else tuple(sorted((*messages, message)))
                 moved = tuple(sorted((*others, next_worker)))
-                yield (
-                    name,
-                    (now, after, shown, owed, moved, queue, tokens + token, asks, faults + fault),
-                )
+                to = (now, after, shown, owed, moved, queue, tokens + token, asks, faults + fault)
+                found.append((name, to))
         for index, message in enumerate(messages):
-            arrival = self._arrival(message, record, at_hand, now)
-            if arrival is not None:
-                owed = self._after(ledger, arrival, record, now, ())
+            arrived = self._arrives(message, record, at_hand, now, ledger)
+            if arrived is not None:
+                name, after, owed = arrived
                 queue = messages[:index] + messages[index + 1 :]
-                yield (
-                    arrival.name,
-                    (now, arrival.record, shown, owed, workers, queue, tokens, asks, faults),
-                )
+                found.append((name, (now, after, shown, owed, workers, queue, *state[6:])))
         if asks < scenario.asks_max:
             for name, after, owed in self._asked(ledger, record, now, asks):
-                yield name, (now, after, shown, owed, *state[4:7], asks + 1, faults)
+                found.append((name, (now, after, shown, owed, *state[4:7], asks + 1, faults)))
+        return found
+
+    def _look_ahead(self, state: _State) -> None:
+        """Checks what the state leads to, and keeps nothing of it."""
+        now, record, shown, ledger, workers, messages, tokens, asks, faults = state
+        at_hand = record if shown == -1 else shown
+        may_fail = faults < self.scenario.faults_max
+        for index, worker in enumerate(workers):
+            for move in self._moves_of(worker, record, at_hand, now, tokens, ledger, may_fail):
+                if move.began is not None:
+                    others = workers[:index] + workers[index + 1 :]
+                    self._check_alone(move.name, move.began, now, others)
+        for message in messages:
+            self._arrives(message, record, at_hand, now, ledger)
+        if asks < self.scenario.asks_max:
+            self._asked(ledger, record, now, asks)
 
     # What the parts do, each computed once.
+
+    def _moves_of(
+        self,
+        worker: int,
+        record: int,
+        shown: int,
+        now: int,
+        tokens: int,
+        ledger: int,
+        may_fail: bool,
+    ) -> list[_Move]:
+        """The steps of a worker, checked against the ledger."""
+        if worker != self._idle:
+            tokens = -1  # it has its own
+        known = (worker, record, shown, now, tokens, ledger, may_fail)
+        moves = self._moves.get(known)
+        if moves is None:
+            moves = []
+            for step in self._worker_steps(worker, record, shown, now, tokens):
+                name, next_worker, after, events, message, fault, token = step
+                if fault and not may_fail:
+                    continue
+                owed = self._after(ledger, step, record, now)
+                alone = events and events[0].kind == "started" and not self.scenario.at_most_once
+                began = events[0].run if alone else None
+                moves.append(_Move(name, next_worker, after, message, fault, token, owed, began))
+            self._moves[known] = moves
+        return moves
 
     def _worker_steps(
         self, worker: int, record: int, shown: int, now: int, tokens: int
@@ -243,11 +313,23 @@ class Explorer:
             edges = self.protocol.edges(
                 acting, self._records.values[record], self._records.values[shown], now, token
             )
-            steps = self._steps[known] = [
-                self._interned(edge._replace(name=f"{acting.token or token}: {edge.name}"))
-                for edge in edges
-            ]
+            who = f"{acting.token or token}: "
+            steps = self._steps[known] = [self._interned(edge, who) for edge in edges]
         return steps
+
+    def _arrives(
+        self, message: int, record: int, shown: int, now: int, ledger: int
+    ) -> tuple[str, int, int] | None:
+        """What a late call does, its record, and what is owed then, checked; None: nothing."""
+        known = (message, record, shown, now, ledger)
+        if known not in self._arrived:
+            arrival = self._arrival(message, record, shown, now)
+            self._arrived[known] = (
+                None
+                if arrival is None
+                else (arrival.name, arrival.record, self._after(ledger, arrival, record, now))
+            )
+        return self._arrived[known]
 
     def _arrival(self, message: int, record: int, shown: int, now: int) -> _Step | None:
         known = (message, record, shown, now)
@@ -261,10 +343,10 @@ class Explorer:
             self._arrivals[known] = None if edge is None else self._interned(edge)
         return self._arrivals[known]
 
-    def _interned(self, edge: Edge) -> _Step:
+    def _interned(self, edge: Edge, who: str = "") -> _Step:
         name, worker, record, events, message, faults, tokens = edge
         return _Step(
-            name,
+            who + name,
             self._workers(worker),
             self._records(record),
             events,
@@ -273,9 +355,7 @@ class Explorer:
             tokens,
         )
 
-    def _after(
-        self, ledger: int, step: _Step, record: int, now: int, others: tuple[int, ...]
-    ) -> int:
+    def _after(self, ledger: int, step: _Step, record: int, now: int) -> int:
         """The ledger after a step, which is checked."""
         try:
             owed = ledger
@@ -286,8 +366,6 @@ class Explorer:
                     after = self._tell(self._ledgers.values[ledger], step.events, now)
                     known = self._told[told] = self._ledgers(after)
                 owed = known
-                if step.events[0].kind == "started" and not self.scenario.at_most_once:
-                    self._check_alone(step.events[0].run, now, others)
             if step.record != record or owed != ledger:
                 self._check(owed, step.record)
         except Violation as violation:
@@ -346,17 +424,18 @@ class Explorer:
         if schedule.jitter and now < schedule.due(run.planned, self.scenario.group, KEY):
             raise Violation(Row.NOT_EARLY, f"{run} started at {now}, before its jitter")
 
-    def _check_alone(self, run: Run, now: int, others: tuple[int, ...]) -> None:
+    def _check_alone(self, name: str, run: Run, now: int, others: tuple[int, ...]) -> None:
+        """Whether nobody else runs while a body starts."""
         for other in others:
-            _, _, _, until, _, running, step, _, _ = self._workers.values[other]
-            in_body = self._workers.values[other].phase is Phase.BODY
+            phase, _, _, until, _, running, step, _, _ = self._workers.values[other]
             if (
-                in_body
+                phase is Phase.BODY
                 and running is not None
                 and running.incarnation == run.incarnation
                 and now < until
             ):
-                raise Violation(Row.ONE_BODY, f"{run} beside {running}, {step} held to {until}")
+                what = f"{run} beside {running}, {step} held to {until}"
+                raise Violation(Row.ONE_BODY, f"at {now}, {name}: {Row.ONE_BODY}: {what}")
 
     def _check(self, ledger: int, record: int) -> None:
         if (ledger, record) in self._checked:
@@ -377,7 +456,14 @@ class Explorer:
                 record, _ = model.written(record, self._users(record, change), now)
                 awaited = ledger = ledger._replace(paused=False, until=None)
         policy = self.protocol.policy
+        passed: list[_Completing] = []
         for number in range(COMPLETION_RUNS_MAX):
+            # Most ways to the end meet one another after the first run.
+            here = (ledger, record, now, number, awaited.due)
+            if here in self._completed:
+                self._completed.update(passed)
+                return
+            passed.append(here)
             met = ledger.due is None or ledger.due != awaited.due
             if record is None or (number >= COMPLETION_RUNS and met and not ledger.triggers):
                 break
@@ -411,12 +497,12 @@ class Explorer:
                 forward = self.scenario.fast_forward
                 ledger = model.gave_up(ledger, run, record, now, self.pauses, forward)
             model.check(ledger, record)
-        if ledger.args is None:
-            return
-        if awaited.due is not None and ledger.due == awaited.due:
-            raise Violation(Row.COMES_DUE, f"{awaited.due} is never run: {record}")
-        if ledger.triggers:
-            raise Violation(Row.TRIGGER_RUNS, f"never: {ledger.triggers}: {record}")
+        if ledger.args is not None:
+            if awaited.due is not None and ledger.due == awaited.due:
+                raise Violation(Row.COMES_DUE, f"{awaited.due} is never run: {record}")
+            if ledger.triggers:
+                raise Violation(Row.TRIGGER_RUNS, f"never: {ledger.triggers}: {record}")
+        self._completed.update(passed)
 
     def _users(self, record: Record, change: Change) -> Write:
         return Write(record.group, record.key, change, record.version)
@@ -441,12 +527,8 @@ class Explorer:
         self, ask: Ask, ledger: Ledger, record: Record | None, now: int, asks: int
     ) -> tuple[Ledger, Record | None] | None:
         """What is owed and what is there after a user's call; None: it changes nothing."""
-        interval = self.scenario.asked_plan
-        schedule = at(now + 1) if interval is None else every(interval)
-        args = f'1 {{"call":{asks + 1}}}' if ask is not Ask.REPLAN else "1 {}"
-        change = self._change(
-            ask, record, Wanted(schedule, args, f"b{asks + 1}", (self.scenario.group, KEY)), now
-        )
+        schedule, args, wanted = self._wish(now, asks, ask is Ask.REPLAN)
+        change = self._change(ask, record, wanted, now)
         if change is None or (ask is Ask.TRIGGER and now == ledger.triggered):
             return None  # these records do not say that a run of this microsecond has ended
         write = Write(self.scenario.group, KEY, change, ANY)
@@ -457,6 +539,17 @@ class Explorer:
         except Violation as violation:
             raise Violation(violation.row, f"at {now}, {ask}: {violation}") from None
         return owed, after
+
+    def _wish(self, now: int, asks: int, replans: bool) -> tuple[Schedule, str, Wanted]:
+        known = (now, asks, replans)
+        wish = self._wishes.get(known)
+        if wish is None:
+            interval = self.scenario.asked_plan
+            schedule = at(now + 1) if interval is None else every(interval)
+            args = f'1 {{"call":{asks + 1}}}' if not replans else "1 {}"
+            wanted = Wanted(schedule, args, f"b{asks + 1}", (self.scenario.group, KEY))
+            wish = self._wishes[known] = (schedule, args, wanted)
+        return wish
 
     def _change(self, ask: Ask, record: Record | None, wanted: Wanted, now: int) -> Change | None:
         if record is None:
