@@ -89,7 +89,7 @@ class Interned(Generic[T]):
 # twice as fast as one with names, and nothing else counts here.
 _State = tuple[int, int, int, int, tuple[int, ...], tuple[int, ...], int, int, int]
 
-# On the way to the end: what is owed, the record, now, how many runs there were, what was owed first.
+# On the way to the end: what is owed, the record, now, the runs so far, what was owed first.
 _Completing = tuple[Ledger, Record | None, int, int, int | None]
 
 

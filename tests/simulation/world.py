@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Seque
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from random import Random
+from functools import partial
+from hashlib import blake2b
+from struct import Struct
 from typing import Any, Final, NamedTuple, TypeVar
 
 from tests.simulation.event_loop import PROCESS, WORLD, SimulatedLoop
@@ -43,6 +45,8 @@ from pyncette.store.record import ABSENT, ANY, STATIC_GROUP, Put, Record, State
 
 T = TypeVar("T")
 
+_EIGHT: Final = Struct("<8Q")
+
 LATE_MAX_S: Final = 2.0
 """A call may arrive so much later than it was sent, also when nobody waits for it any more."""
 
@@ -65,6 +69,31 @@ class Broken(AssertionError):  # noqa: N818
     """A caller of the store broke its contract."""
 
 
+class Draws:
+    """A source of chance: a ``Random`` takes long to make, and from most few numbers are drawn."""
+
+    __slots__ = ("_left", "_state")
+
+    def __init__(self, about: str) -> None:
+        self._state = about.encode()
+        self._left: list[int] = []
+
+    def random(self) -> float:
+        """As ``Random.random``."""
+        if not self._left:
+            self._state = blake2b(self._state).digest()
+            self._left = list(_EIGHT.unpack(self._state))
+        return (self._left.pop() >> 11) / (1 << 53)
+
+    def uniform(self, lowest: float, highest: float) -> float:
+        """As ``Random.uniform``."""
+        return lowest + (highest - lowest) * self.random()
+
+    def choice(self, among: Sequence[T]) -> T:
+        """As ``Random.choice``."""
+        return among[int(self.random() * len(among))]
+
+
 class World:
     """What there is beside the workers.
 
@@ -83,14 +112,16 @@ class World:
         for fault in plan.faults:
             self._faults.setdefault(fault.kind, []).append(fault)
         self._steps: dict[str, float] = {}
-        self._drifts = {clock.process: clock.drift_ppm for clock in plan.clocks}
+        self._rates = {clock.process: 1 + clock.drift_ppm * 1e-6 for clock in plan.clocks}
         self._offsets = {clock.process: clock.offset_s for clock in plan.clocks}
+        self._store_offset_s = plan.clock_offset_s
+        self._seed = f"{plan.seed}:"
         self._serials: dict[str, int] = {}
         self.store = Server(self)
 
-    def random(self, *about: object) -> Random:
+    def random(self, *about: object) -> Draws:
         """A source that depends on the seed and on what it is for, and on nothing else."""
-        return Random(f"{self.plan.seed}:{':'.join(map(str, about))}")
+        return Draws(self._seed + ":".join(map(str, about)))
 
     def serial(self, of: str) -> int:
         """A number that grows with each call."""
@@ -121,7 +152,7 @@ class World:
 
     def store_time(self) -> int:
         """The instant on the clock of the store."""
-        time = self.loop.time() + self._steps.get("store", 0.0) + self.plan.clock_offset_s
+        time = self.loop.time() + self._steps.get("store", 0.0) + self._store_offset_s
         return EPOCH + round(time * 1_000_000)
 
     def step(self, whose: str, seconds: float) -> None:
@@ -134,7 +165,8 @@ class World:
         """What a process takes for the time of day."""
         if not self.plan.store_clock:
             return self.store_time()
-        time = self.monotonic(process) + self._offsets.get(process, 0.0)
+        rate = self._rates.get(process, 1.0)
+        time = self.loop.time() * rate + self._offsets.get(process, 0.0)
         return EPOCH + round((time + self._steps.get(process, 0.0)) * 1_000_000)
 
     def monotonic(self, process: str) -> float:
@@ -143,7 +175,7 @@ class World:
 
     def rate(self, process: str) -> float:
         """How fast the clock of the machine of a process is."""
-        return 1 + self._drifts.get(process, 0.0) * 1e-6
+        return self._rates.get(process, 1.0)
 
     def clock(self, process: str) -> WorkerClock:
         """The clock of the machine of a process."""
@@ -264,7 +296,7 @@ class Fate(NamedTuple):
     dropped: bool = False
 
 
-def flaky(random: Random, fate: Fate, how: str = "") -> Fate:
+def flaky(random: Draws, fate: Fate, how: str = "") -> Fate:
     """What becomes of a call that fails."""
     late = fate.request_s + random.uniform(0, LATE_MAX_S)
     return random.choice([fate for fate in _fates(fate, late) if how in ("", fate.word)])
@@ -294,6 +326,7 @@ class Server:
         self.strict = True
         self._world = world
         self.records: dict[Identity, Record] = {}
+        self._groups: dict[str, dict[str, Record]] = {}
         self.under_way: dict[asyncio.Future[Any], str] = {}
         self._past: dict[Identity, list[tuple[float, Record | None]]] = {}
         self._durable: dict[Identity, Record] = {}
@@ -399,8 +432,7 @@ class Server:
     def scan(self, group: str, where: Filter, cursor: str | None, limit: int) -> Page:
         """See ``pyncette.store.Store.scan``."""
         records: list[Record] = []
-        for key in sorted(key for of, key in self.records if of == group):
-            record = self.records[group, key]
+        for key, record in sorted(self._groups.get(group, {}).items()):
             if (cursor is not None and key <= cursor) or not key.startswith(where.prefix):
                 continue
             if where.states is not None and record.state not in where.states:
@@ -454,7 +486,7 @@ class Server:
 
     def _of(self, source: Source) -> list[Record]:
         if isinstance(source, Group):
-            return [record for record in self.records.values() if record.group == source.group]
+            return list(self._groups.get(source.group, {}).values())
         record = self.records.get((source.group, source.key))
         return [] if record is None else [record]
 
@@ -489,13 +521,16 @@ class Server:
                 self._world.note(process, "two places", name, group=group, other=record.group)
 
     def _set(self, identity: Identity, record: Record | None) -> None:
+        group, key = identity
         past = self._past.setdefault(identity, [(0.0, None)])
         past.append((self._world.loop.time(), record))
         del past[:-20]
         if record is None:
             self.records.pop(identity, None)
+            self._groups.get(group, {}).pop(key, None)
         else:
             self.records[identity] = record
+            self._groups.setdefault(group, {})[key] = record
 
     def _shown(self, record: Record) -> Record | None:
         """The record as the index shows it."""
@@ -643,16 +678,15 @@ class WorkerClock(SystemClock):
     """The machine's clock of one process."""
 
     def __init__(self, world: World, process: str) -> None:
-        self._world = world
-        self._process = process
         self._loop_time = world.loop.time
         self._rate = world.rate(process)
+        self._wall_time = partial(world.wall_time, process)
 
     def now(self) -> datetime:
-        return from_microseconds(self.microseconds())
+        return from_microseconds(self._wall_time())
 
     def microseconds(self) -> int:
-        return self._world.wall_time(self._process)
+        return self._wall_time()
 
     def monotonic(self) -> float:
         return self._loop_time() * self._rate
