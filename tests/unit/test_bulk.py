@@ -13,7 +13,7 @@ from tests.support import START, Bench, after, run, seconds
 
 from pyncette import ExecutionMode, Instance, OnExisting, PyncetteContext, Where
 from pyncette.bulk import BulkFailure, BulkResult
-from pyncette.calls.bulk import BATCH
+from pyncette.calls.bulk import BATCH, SLICE
 from pyncette.errors import (
     StoreUnavailableError,
     TaskExistsError,
@@ -51,6 +51,14 @@ async def names(context: PyncetteContext, job: Task) -> list[str]:
             return sorted(found)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of a tenth of the size, so that a tenth of the instances fill several."""
+    monkeypatch.setattr("pyncette.calls.bulk.BATCH", BATCH // 10)
+    monkeypatch.setattr("pyncette.calls.bulk.SLICE", SLICE // 10)
+    monkeypatch.setattr("pyncette.calls.names.BATCH", BATCH // 10)
+
+
 @pytest.mark.parametrize("partitions", [None, 4])
 def test_many_instances_are_scheduled_in_batches_and_run(partitions: int | None) -> None:
     async def main() -> None:
@@ -85,23 +93,23 @@ def test_an_interrupted_call_is_made_again_and_leaves_alone_what_is_there() -> N
     run(main())
 
 
-def test_what_is_there_is_read_and_not_written_but_for_the_first_batch() -> None:
+def test_what_is_there_is_read_and_not_written_but_for_the_first_batch(small_batches: None) -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job")(bench.note)
-        wanted = [Instance(f"{index}", execute_at=after(500), n=1) for index in range(3 * BATCH)]
-        new = [Instance(f"new {index}", execute_at=after(500)) for index in range(2 * BATCH)]
+        wanted = [Instance(f"{index}", execute_at=after(500), n=1) for index in range(300)]
+        new = [Instance(f"new {index}", execute_at=after(500)) for index in range(200)]
         async with bench.app.create() as context:
             bench.faults.calls.clear()
-            assert (await context.schedule_tasks(job, wanted)).created == 3 * BATCH
+            assert (await context.schedule_tasks(job, wanted)).created == 300
             # New instances are not read first.
             assert [call.name for call in bench.faults.calls] == ["write"] * 3
             bench.faults.calls.clear()
-            assert (await context.schedule_tasks(job, wanted)).unchanged == 3 * BATCH
+            assert (await context.schedule_tasks(job, wanted)).unchanged == 300
             assert [call.name for call in bench.faults.calls] == ["write", "get", "get"]
             bench.faults.calls.clear()
             # Most of a batch is new again: the next one is not read first.
-            assert (await context.schedule_tasks(job, [*wanted, *new])).created == 2 * BATCH
+            assert (await context.schedule_tasks(job, [*wanted, *new])).created == 200
             assert [call.name for call in bench.faults.calls] == [
                 *("write", "get", "get"),
                 *("get", "write", "write"),
@@ -348,17 +356,17 @@ def test_an_at_most_once_record_that_is_about_to_advance_is_waited_for(
 
 
 @pytest.mark.parametrize("partitions", [None, 4])
-def test_instances_are_removed_by_name(partitions: int | None) -> None:
+def test_instances_are_removed_by_name(partitions: int | None, small_batches: None) -> None:
     async def main() -> None:
         bench = Bench()
         job = of(bench, partitions)
         async with bench.app.create() as context:
-            await context.schedule_tasks(job, many(1_500))
+            await context.schedule_tasks(job, many(150))
             result = await context.unschedule_tasks(
-                job, [*(f"i{index:05}" for index in range(1_200)), "absent", ""]
+                job, [*(f"i{index:05}" for index in range(120)), "absent", ""]
             )
-            assert counts(result) == (0, 0, 1_200, 1, 1)
-            assert len(await names(context, job)) == 300
+            assert counts(result) == (0, 0, 120, 1, 1)
+            assert len(await names(context, job)) == 30
 
     run(main())
 
@@ -414,27 +422,27 @@ def test_an_instance_that_changed_after_it_was_selected_is_kept() -> None:
 
 
 @pytest.mark.parametrize("partitions", [None, 4])
-def test_a_store_is_made_equal_to_a_set(partitions: int | None) -> None:
+def test_a_store_is_made_equal_to_a_set(partitions: int | None, small_batches: None) -> None:
     async def main() -> None:
         bench = Bench()
         job = of(bench, partitions)
         async with bench.app.create() as context:
-            await context.schedule_tasks(job, many(2_000, n=1))
+            await context.schedule_tasks(job, many(200, n=1))
             await context.pause(job, "i00001")
 
             def wanted() -> Iterator[Instance]:
-                for index in range(1_000, 3_000):
-                    n = 2 if index < 1_100 else 1
+                for index in range(100, 300):
+                    n = 2 if index < 110 else 1
                     yield Instance(f"i{index:05}", execute_at=after(10), n=n)
                 yield Instance("i00001", execute_at=after(20), n=1)
 
-            expected = (1_000, 101, 999, 900, 0)
+            expected = (100, 11, 99, 90, 0)
             before = await names(context, job)
             dry = await context.sync_tasks(job, wanted(), dry_run=True)
             assert counts(dry) == expected
             assert await names(context, job) == before
             assert counts(await context.sync_tasks(job, wanted())) == expected
-            assert counts(await context.sync_tasks(job, wanted())) == (0, 0, 0, 2_001, 0)
+            assert counts(await context.sync_tasks(job, wanted())) == (0, 0, 0, 201, 0)
             state = await context.get_task(job, "i00001")
             assert state is not None
             assert (state.state, state.scheduled_at) == ("paused", after(20))

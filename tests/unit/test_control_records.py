@@ -38,9 +38,9 @@ from pyncette.web import dashboard
 def few_partitions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """If their number cannot be read, all that may exist are gone through: let it be fewer.
 
-    One test goes through as many as there may really be.
+    One test goes through as many as there may really be, once.
     """
-    if "purged" not in request.node.name:
+    if request.node.get_closest_marker("exhaustive") is None:
         for module in ("calls.rebalancing", "engine.templates"):
             monkeypatch.setattr(f"pyncette.{module}.PARTITION_COUNT_MAX", 500)
 
@@ -238,8 +238,11 @@ def test_a_number_of_partitions_of_a_later_release_is_not_written_over(tmp_path:
     run(main())
 
 
+@pytest.mark.parametrize(
+    "partitions", ["fewer", pytest.param("all that there may be", marks=pytest.mark.exhaustive)]
+)
 def test_what_is_left_of_a_template_whose_partitions_cannot_be_read_is_purged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, partitions: str
 ) -> None:
     async def main() -> None:
         edited = Edited(tmp_path)

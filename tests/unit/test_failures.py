@@ -601,7 +601,7 @@ def test_at_most_once_is_never_repeated_whatever_the_body_says(
 @pytest.mark.parametrize(
     ("mode", "every", "words"),
     [
-        (FailureMode.NONE, 60, "each time its lease ends"),
+        (FailureMode.NONE, 6, "each time its lease ends"),
         (FailureMode.UNLOCK, 1, "after each poll interval"),
     ],
 )
@@ -610,15 +610,20 @@ def test_an_occurrence_that_fails_again_and_again_is_said_at_growing_intervals(
 ) -> None:
     async def main() -> None:
         bench = Bench()
-        bench.app.task(name="job", schedule="0 13 * * *", failure_mode=mode)(bench.fail)
+        bench.app.task(
+            name="job",
+            schedule="1 12 * * *",
+            failure_mode=mode,
+            lease_duration=seconds(6),
+        )(bench.fail)
         async with bench.running():
-            await bench.advance(3_600 + 70 * every)
+            await bench.advance(60 + 70 * every)
         assert len(bench.runs) == 71
 
     run(main())
     said = [line for line in lines(caplog) if "retry=Retry(" in line]
     assert len(said) == 4  # at 8, 16, 32 and 64 failures
-    assert "job has failed 8 times for its occurrence of 2026-01-05T13:00:00+00:00" in said[0]
+    assert "job has failed 8 times for its occurrence of 2026-01-05T12:01:00+00:00" in said[0]
     assert words in said[0]
 
 
@@ -1290,7 +1295,7 @@ def test_a_backlog_is_worked_off_by_a_task_that_takes_longer_than_its_interval(
     """What was missed runs, what comes due until that is done is skipped, then all is on time."""
 
     async def main() -> tuple[Bench, list[float]]:
-        bench = Bench()
+        bench = Bench(poll_interval=seconds(30))
         slow = Slow(bench, interval, *lengths)
         start = -missed * interval
         await bench.plant(slow.task, schedule=Every(seconds(interval)), planned=start)

@@ -319,9 +319,9 @@ def test_totals_count_outcomes_times_and_lateness_for_each_minute_and_task() -> 
 def test_a_jitter_is_no_lateness() -> None:
     async def main() -> None:
         bench = Recorded()
-        bench.app.task(name="job", schedule=Every(seconds(3_600)), jitter=seconds(600))(bench.note)
+        bench.app.task(name="job", schedule=Every(seconds(360)), jitter=seconds(60))(bench.note)
         async with bench.running() as context:
-            await bench.advance(5_000)
+            await bench.advance(500)
             [total] = await context.run_totals(START)
             [ended] = (await context.runs()).runs
             assert ended.started_at > ended.planned_at

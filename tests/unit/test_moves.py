@@ -165,6 +165,7 @@ class World:
                 self.learn(mover, "origin" if write.group == ORIGIN else "target", record)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("runs", [False, True])
 def test_an_instance_is_never_lost_and_never_doubled_whatever_happens_to_its_move(
     runs: bool,

@@ -18,6 +18,8 @@ from tests.unit import (
 )
 from tests.unit.test_on_uvloop import plain_tests
 
+pytestmark = pytest.mark.exhaustive
+
 COUNT_POLLS = (
     test_loop.test_the_store_is_looked_at_once_per_poll_interval_though_nothing_is_due,
     test_loop.test_the_store_is_looked_at_once_per_poll_interval_though_no_task_is_declared,

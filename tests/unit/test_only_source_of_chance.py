@@ -12,6 +12,8 @@ import pytest
 
 import pyncette
 
+pytestmark = pytest.mark.exhaustive
+
 PACKAGE = Path(pyncette.__file__).parent
 SOURCE_OF_CHANCE = PACKAGE / "chance.py"
 # Names and tokens of the dashboard that nobody may guess; no part of a simulation.

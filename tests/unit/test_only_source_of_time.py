@@ -13,6 +13,8 @@ import pytest
 
 import pyncette
 
+pytestmark = pytest.mark.exhaustive
+
 PACKAGE = Path(pyncette.__file__).parent
 SOURCE_OF_TIME = PACKAGE / "clock.py"
 
