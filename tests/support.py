@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,8 +30,12 @@ T = TypeVar("T")
 PATIENCE_S = 300.0
 """After which, in real time, a test is taken for endless: some take a minute on a busy machine."""
 
-every_poll = True
-"""Whether the workers of a bench make polls that can find nothing new, too."""
+every_poll = "PYNCETTE_TEST_EVERY_POLL" in os.environ
+"""Whether the workers of a bench make polls that can find nothing new, too.
+
+They take half of the time of the tests of the engine. So they are made on one interpreter only, in
+the tests marked ``every_poll`` (tox -e exhaustive).
+"""
 
 loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
 """What ``run`` runs on; None: asyncio's own."""
@@ -99,8 +104,14 @@ class BenchFaults(Faults):
 class Bench:
     """An app in memory, on a virtual clock, whose store fails on demand."""
 
-    def __init__(self, repository: MemoryRepository | None = None, **configuration: Any) -> None:
-        self.clock = VirtualClock(START, every_poll=every_poll)
+    def __init__(
+        self,
+        repository: MemoryRepository | None = None,
+        *,
+        polls_always: bool = False,
+        **configuration: Any,
+    ) -> None:
+        self.clock = VirtualClock(START, every_poll=every_poll or polls_always)
         self.faults = BenchFaults()
         self.repository = MemoryRepository() if repository is None else repository
         self.runs: list[Run] = []

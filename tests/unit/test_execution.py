@@ -24,6 +24,8 @@ from pyncette.store import Refused, Result, Write
 from pyncette.store.record import ANY, DELETE, STATIC_GROUP, Patch, load_progress
 from pyncette.testing import VirtualClock
 
+pytestmark = pytest.mark.every_poll
+
 AMO = ExecutionMode.AT_MOST_ONCE
 
 # The context.

@@ -33,6 +33,8 @@ from pyncette.schedule import At, Every
 from pyncette.store.record import Record, load_progress
 from pyncette.task import Task
 
+pytestmark = pytest.mark.every_poll
+
 EXACT = Retry(attempts=3, initial=seconds(10), factor=2, jitter=0)
 """Attempts at 0, 10 and 30 s."""
 

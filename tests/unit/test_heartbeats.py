@@ -20,6 +20,8 @@ from pyncette.store import Write
 from pyncette.store.record import ANY, DELETE
 from pyncette.task import Task
 
+pytestmark = pytest.mark.every_poll
+
 
 @pytest.fixture(params=[False, True], ids=["", "synchronous"])
 def synchronous(request: pytest.FixtureRequest) -> dict[str, Any]:

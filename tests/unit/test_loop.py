@@ -23,6 +23,8 @@ from pyncette.store import Applied, Write
 from pyncette.store.record import Progress, read
 from pyncette.testing import VirtualClock
 
+pytestmark = pytest.mark.every_poll
+
 
 def test_a_task_runs_exactly_when_it_is_due() -> None:
     async def main() -> None:
@@ -61,7 +63,7 @@ def test_a_run_whose_next_occurrence_is_nearer_than_the_loops_sleep_is_not_late(
 
 def test_the_store_is_looked_at_once_per_poll_interval_though_nothing_is_due() -> None:
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(polls_always=True)
         bench.app.task(name="yearly", schedule="0 0 1 1 *")(bench.note)
         async with bench.running() as context:
             before = len(bench.faults.made("claim"))
@@ -74,7 +76,7 @@ def test_the_store_is_looked_at_once_per_poll_interval_though_nothing_is_due() -
 
 def test_the_store_is_looked_at_once_per_poll_interval_though_no_task_is_declared() -> None:
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(polls_always=True)
         async with bench.running() as context:
             await bench.advance(3.5)
             assert context.last_tick == after(3)

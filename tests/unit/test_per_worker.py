@@ -17,6 +17,8 @@ from pyncette.executor import SynchronousExecutor
 from pyncette.model import TaskFunc
 from pyncette.task import Task
 
+pytestmark = pytest.mark.every_poll
+
 
 class Counted:
     """Bodies that take a while, and how many of them ran at once."""

@@ -27,6 +27,8 @@ from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ABSENT, ANY, CONTROL_GROUP, DELETE, Put, Record, load_args
 from pyncette.task import PartitionedTask
 
+pytestmark = pytest.mark.every_poll
+
 WAITS: Final = 200
 """Seconds that a move may take, on a clock that is moved."""
 

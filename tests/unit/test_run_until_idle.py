@@ -10,6 +10,8 @@ from tests.support import Bench, after, run, seconds
 
 from pyncette import Context, PerWorker, PyncetteException, Retry
 
+pytestmark = pytest.mark.every_poll
+
 
 def test_what_is_due_runs_and_what_is_not_stays() -> None:
     async def main() -> None:

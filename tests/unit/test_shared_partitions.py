@@ -21,6 +21,8 @@ from pyncette.store import Failed, Group
 from pyncette.store.record import MEMBERS_GROUP
 from pyncette.task import PartitionedTask, Task
 
+pytestmark = pytest.mark.every_poll
+
 COUNT = 8
 
 

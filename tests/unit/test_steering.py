@@ -33,6 +33,8 @@ from pyncette.store import Result, Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put
 from pyncette.task import PartitionedTask, Task
 
+pytestmark = pytest.mark.every_poll
+
 T = TypeVar("T")
 
 
@@ -596,12 +598,12 @@ def scans(bench: Bench) -> int:
 
 def test_a_worker_without_templates_does_not_look_for_pauses() -> None:
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(polls_always=True)
         ticking(bench)
         async with bench.running():
             await bench.advance(10)
             assert scans(bench) == 0
-        bench = Bench()
+        bench = Bench(polls_always=True)
         bench.app.dynamic_task(name="job")(bench.note)
         async with bench.running():
             before = scans(bench)

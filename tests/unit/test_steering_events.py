@@ -36,6 +36,8 @@ from pyncette.events import (
 from pyncette.memory import MemoryRepository
 from pyncette.task import Task
 
+pytestmark = pytest.mark.every_poll
+
 
 class Place:
     """An app with a static task, a template and a partitioned one; what its handlers were told."""

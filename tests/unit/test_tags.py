@@ -12,6 +12,8 @@ from tests.support import Bench, after, lines, logged, run
 
 from pyncette import Context, Partitions, Pyncette, PyncetteContext
 
+pytestmark = pytest.mark.every_poll
+
 
 class Fleet:
     """Workers with different tags, which declare the same tasks."""

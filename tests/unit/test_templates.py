@@ -11,6 +11,8 @@ from tests.support import Bench, logged, run
 from pyncette import Pyncette
 from pyncette.errors import PyncetteException
 
+pytestmark = pytest.mark.every_poll
+
 KINDS: dict[str, Callable[[Pyncette, Any], Any]] = {
     "static": lambda app, body: app.task(name="job", interval=1_000)(body),
     "dynamic": lambda app, body: app.dynamic_task(name="job")(body),

@@ -18,6 +18,8 @@ from pyncette.executor import SynchronousExecutor
 from pyncette.model import Outcome, TaskState
 from pyncette.store.record import load_progress
 
+pytestmark = pytest.mark.every_poll
+
 
 @pytest.fixture(params=[False, True], ids=["", "synchronous"])
 def bench(request: pytest.FixtureRequest) -> Bench:

@@ -27,6 +27,8 @@ from pyncette.store.record import load_progress
 from pyncette.task import PartitionedTask, Task
 from pyncette.when import When
 
+pytestmark = pytest.mark.every_poll
+
 DAY = timedelta(days=1)
 MINUTELY = Cron("* * * * *", "Europe/Berlin")
 

@@ -30,6 +30,8 @@ from pyncette.model import RunningTask, WorkerState
 from pyncette.store import Failed, Write, scan_all
 from pyncette.store.record import ANY, DELETE, MEMBERS_GROUP, Put, Record, State
 
+pytestmark = pytest.mark.every_poll
+
 
 def members_in(bench: Bench, name: str = "worker") -> list[Any]:
     """The writes of the record of a worker that reached the store."""
@@ -243,7 +245,7 @@ def test_a_row_of_a_newer_release_with_an_impossible_version_is_left_out(version
 
 def test_an_idle_worker_writes_three_times_a_minute_and_reads_once_an_hour() -> None:
     async def main() -> None:
-        bench = Bench(poll_interval=seconds(5))
+        bench = Bench(polls_always=True, poll_interval=seconds(5))
         bench.faults.of_members = True
         bench.app.task(name="yearly", schedule="0 0 1 1 *")(bench.note)
         async with bench.running():
