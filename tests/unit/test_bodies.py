@@ -14,6 +14,8 @@ from tests.support import Bench, logged, looping, run, seconds
 from pyncette import Context, ExecutionMode, FailureMode, Retry
 from pyncette.executor import DefaultExecutor, SynchronousExecutor
 
+pytestmark = pytest.mark.every_poll
+
 EXECUTORS = pytest.mark.parametrize("executor", [DefaultExecutor, SynchronousExecutor])
 
 

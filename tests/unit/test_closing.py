@@ -20,6 +20,8 @@ from pyncette.memory import MemoryRepository, MemoryStore
 from pyncette.store import Result
 from pyncette.testing import VirtualClock
 
+pytestmark = pytest.mark.every_poll
+
 
 class Diary:
     """An app whose body, fixture and store note when they end."""

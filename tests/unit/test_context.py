@@ -26,6 +26,8 @@ from pyncette.store import Write
 from pyncette.store.record import ANY, CONTROL_GROUP, Put, dump_progress
 from pyncette.task import Task
 
+pytestmark = pytest.mark.every_poll
+
 # Scheduling.
 
 

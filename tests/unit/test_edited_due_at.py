@@ -30,29 +30,28 @@ NEVER = (None, 2**63 - 1, micros(40 * 86_400))
 MODES = (ExecutionMode.AT_LEAST_ONCE, ExecutionMode.AT_MOST_ONCE)
 
 
-class Hours(Edited):
-    """An app whose tasks run an hour later."""
+class Minutes(Edited):
+    """An app whose tasks run some minutes later."""
 
     def __init__(self, path: Path, mode: ExecutionMode = ExecutionMode.AT_LEAST_ONCE) -> None:
         self.path = path / "tasks.db"
         self.bench = Bench()
         self.mode = mode
-        self.app, self.hourly, self.once = self.tasks()
+        self.app, self.pulse, self.once = self.tasks()
 
     def tasks(self) -> tuple[Pyncette, Task, Task]:
         """The app, as a process has it that was started again."""
-        # Polls for more than an hour, once a second, would take seconds of CPU.
         app = Pyncette(
             sqlite_repository,
             sqlite_database=str(self.path),
             clock=self.bench.clock,
             poll_interval=30,
         )
-        hourly: Task = app.task(name="hourly", interval=3600, execution_mode=self.mode)(
+        pulse: Task = app.task(name="pulse", interval=600, execution_mode=self.mode)(
             self.bench.note
         )
         once: Task = app.dynamic_task(name="once", execution_mode=self.mode)(self.bench.note)
-        return app, hourly, once
+        return app, pulse, once
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -61,26 +60,26 @@ def test_nothing_runs_before_its_planned_time_whatever_its_row_says(
     due_at: int, mode: ExecutionMode, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        hours = Hours(tmp_path, mode)
-        async with hours.bench.running(hours.app) as context:
-            await context.schedule_task(hours.once, "x", execute_at=after(3000))
+        minutes = Minutes(tmp_path, mode)
+        async with minutes.bench.running(minutes.app) as context:
+            await context.schedule_task(minutes.once, "x", execute_at=after(500))
             await context.schedule_task(
-                hours.once, "y", interval=3600, jitter=seconds(60), start_at=after(3000)
+                minutes.once, "y", interval=600, jitter=seconds(60), start_at=after(500)
             )
-            await hours.bench.advance(1)
-            for key in ("hourly", "x", "y"):
-                hours.edit(key, "due_at", due_at)
-            await hours.bench.advance(60)
-            assert hours.bench.runs == []
+            await minutes.bench.advance(1)
+            for key in ("pulse", "x", "y"):
+                minutes.edit(key, "due_at", due_at)
+            await minutes.bench.advance(60)
+            assert minutes.bench.runs == []
             assert logged(caplog, "was due before its planned time")
-            for task, name in ((hours.hourly, None), (hours.once, "x"), (hours.once, "y")):
+            for task, name in ((minutes.pulse, None), (minutes.once, "x"), (minutes.once, "y")):
                 state = await context.get_task(task, name)
                 assert state is not None
                 assert (state.state, state.attempt) == ("scheduled", 1)
-            await hours.bench.advance(3700)
-            assert {run.name for run in hours.bench.runs} == {"hourly", "once:x", "once:y"}
-            assert all(run.at >= run.scheduled_at for run in hours.bench.runs)
-            assert hours.bench.planned.count(3000) <= 2
+            await minutes.bench.advance(620)
+            assert {run.name for run in minutes.bench.runs} == {"pulse", "once:x", "once:y"}
+            assert all(run.at >= run.scheduled_at for run in minutes.bench.runs)
+            assert minutes.bench.planned.count(500) <= 2
 
     run(main())
 
@@ -90,17 +89,17 @@ def test_what_never_comes_due_is_shown_as_parked_and_is_mended(
     due_at: int | None, tmp_path: Path
 ) -> None:
     async def main() -> None:
-        hours = Hours(tmp_path)
-        async with hours.app.create() as context:
+        minutes = Minutes(tmp_path)
+        async with minutes.app.create() as context:
             for name in ("again", "trigger"):
-                await context.schedule_task(hours.once, name, execute_at=after(3000))
-        async with hours.bench.running(hours.app) as context:
-            await hours.bench.advance(1)
-        for key in ("hourly", "again", "trigger"):
-            hours.edit(key, "due_at", due_at)
-        app, hourly, once = hours.tasks()
+                await context.schedule_task(minutes.once, name, execute_at=after(500))
+        async with minutes.bench.running(minutes.app) as context:
+            await minutes.bench.advance(1)
+        for key in ("pulse", "again", "trigger"):
+            minutes.edit(key, "due_at", due_at)
+        app, pulse, once = minutes.tasks()
         async with app.create() as context:
-            found = [await context.get_task(hourly), await context.get_task(once, "again")]
+            found = [await context.get_task(pulse), await context.get_task(once, "again")]
             found += [state async for state in context.iter_tasks(once)]
             found += await context.static_tasks()
             for state in found:
@@ -108,12 +107,12 @@ def test_what_never_comes_due_is_shown_as_parked_and_is_mended(
                 assert state.state == "parked"
                 assert state.reason is not None
                 assert "due_at" in state.reason
-        async with hours.bench.running(app) as context:
-            await context.schedule_task(once, "again", execute_at=after(3000))
+        async with minutes.bench.running(app) as context:
+            await context.schedule_task(once, "again", execute_at=after(500))
             await context.trigger(once, "trigger")
-            await hours.bench.advance(3650)
-            ran = {run.name for run in hours.bench.runs}
-            assert ran == {"hourly", "once:again", "once:trigger"}
+            await minutes.bench.advance(650)
+            ran = {run.name for run in minutes.bench.runs}
+            assert ran == {"pulse", "once:again", "once:trigger"}
 
     run(main())
 
@@ -121,16 +120,16 @@ def test_what_never_comes_due_is_shown_as_parked_and_is_mended(
 def test_the_doctor_names_a_static_task_that_never_comes_due(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hours = Hours(tmp_path)
+    minutes = Minutes(tmp_path)
 
     async def prepare() -> None:
-        async with hours.bench.running(hours.app):
-            await hours.bench.advance(1)
+        async with minutes.bench.running(minutes.app):
+            await minutes.bench.advance(1)
 
     run(prepare())
-    hours.edit("hourly", "due_at", None)
-    assert run(doctor.examine(lambda: (hours.tasks()[0], True), Printer())) == 0
-    assert "warn  parked: hourly" in capsys.readouterr().out
+    minutes.edit("pulse", "due_at", None)
+    assert run(doctor.examine(lambda: (minutes.tasks()[0], True), Printer())) == 0
+    assert "warn  parked: pulse" in capsys.readouterr().out
 
 
 def reading(state: State, due_at: int | None, planned: int | None, **progress: object) -> Reading:

@@ -37,6 +37,8 @@ from pyncette.memory import MemoryRepository
 from pyncette.schedule import Every
 from pyncette.store.history import RunFilter, RunRow
 
+pytestmark = pytest.mark.every_poll
+
 
 class Recorded(Bench):
     """A bench whose workers write a history."""
@@ -623,6 +625,7 @@ def test_no_more_than_so_many_attempts_of_a_task_are_kept() -> None:
             await bench.advance(905)
             # On a slow machine the recorder, which waits in real time, may have looked just now.
             assert context._recorder is not None
+            await context._recorder.flush()
             context._recorder._pruner._began = None
             await tidied(context)
             kept = [run for run in (await context.runs(limit=1_000)).runs if run.task == "often"]

@@ -199,7 +199,7 @@ def test_metrics_never_have_the_name_of_an_instance() -> None:
 
 def test_calls_of_the_store_are_children_of_the_span_that_makes_them() -> None:
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(polls_always=True)
         recorded = Recorded(bench)
         job = bench.app.dynamic_task(name="job")(bench.note)
         tracer = recorded.provider.get_tracer("test")

@@ -14,6 +14,8 @@ from pyncette import Context, Pyncette, PyncetteContext, PyncetteException
 from pyncette.errors import DeadlineExceededError, StoreMisconfiguredError, StoreUnavailableError
 from pyncette.memory import MemoryRepository
 
+pytestmark = pytest.mark.every_poll
+
 
 class Away:
     """A store that cannot be reached for the first attempts."""

@@ -26,6 +26,8 @@ from pyncette.schedule import (
     loads,
 )
 
+pytestmark = pytest.mark.exhaustive
+
 MANY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
