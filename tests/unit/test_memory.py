@@ -58,9 +58,9 @@ def test_memory_stays_flat_while_records_run_and_come_and_go() -> None:
         await store.write([Write(":static", "a", put(), ABSENT)], NOW)
         tracemalloc.start()
         try:
-            await turns(store, 500)
+            await turns(store, 200)
             before, _ = tracemalloc.get_traced_memory()
-            await turns(store, 3_000)
+            await turns(store, 1_000)
             after, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
