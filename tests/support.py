@@ -181,8 +181,7 @@ class Bench:
     async def plant(
         self,
         task: Task,
-        name: str | None = None,
-        *,
+        *names: str,
         schedule: Schedule | str | None = None,
         planned: float = 0,
         due: float | None = None,
@@ -192,9 +191,13 @@ class Bench:
         args: str | None = None,
         progress: str | Progress | None = None,
     ) -> None:
-        """Writes a record as it is wanted, by default a one-off that is due."""
+        """Writes records as they are wanted, all at once; by default one-offs that are due.
+
+        Args:
+            names: Of the instances; none: the record of a static task.
+        """
         if schedule is None:
-            schedule = At(after(planned)) if name is not None else task.plan
+            schedule = At(after(planned)) if names else task.plan
         if progress is None:
             progress = Progress(micros(planned), "incarnation")
         put = Put(
@@ -203,15 +206,15 @@ class Bench:
             token,
             unfinished_attempts,
             schedule if isinstance(schedule, str) else dumps(schedule),
-            (dump_args({}) if name is not None else "") if args is None else args,
+            (dump_args({}) if names else "") if args is None else args,
             progress if isinstance(progress, str) else dump_progress(progress),
         )
-        group = task.group if name is None else task.locate(name)
+        identities = [(task.locate(name), name) for name in names] or [(task.group, task.key)]
         async with self.store() as store:
-            [result] = await store.write(
-                [Write(group, task.key if name is None else name, put, ANY)], micros(0)
+            results = await store.write(
+                [Write(*identity, put, ANY) for identity in identities], micros(0)
             )
-            assert isinstance(result, Applied)
+        assert all(isinstance(result, Applied) for result in results)
 
 
 @asynccontextmanager

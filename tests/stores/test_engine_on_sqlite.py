@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests import support
 from tests.unit import test_app, test_context, test_execution, test_failures, test_loop
+from tests.unit.test_on_fewer_polls import COUNT_POLLS
 from tests.unit.test_on_uvloop import plain_tests
 
 from pyncette.sqlite import sqlite_repository
@@ -22,9 +23,6 @@ NOT_HERE = {
     # Passes of the event loop are counted, and calls to the thread take any number of them.
     "test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next_poll",
     "test_an_at_most_once_run_that_is_cancelled_before_its_advance_leaves_keeps_the_record",
-    # Thousands of calls, one by one.
-    "test_one_busy_group_among_many_idle_ones_is_served_in_whole_batches",
-    "test_a_finished_static_task_is_not_made_again",
 }
 
 
@@ -48,4 +46,6 @@ def test_it_holds_on_sqlite_too(
             return sqlite_repository(**{**configuration, "sqlite_database": str(self.path)})
 
     monkeypatch.setattr(support, "MemoryRepository", Repository)
+    # Polls that can find nothing new take most of the time.
+    monkeypatch.setattr(support, "every_poll", test in COUNT_POLLS)
     test()

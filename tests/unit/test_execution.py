@@ -340,8 +340,7 @@ def test_a_context_variable_set_by_one_execution_is_not_seen_by_the_next(waits: 
             if waits:
                 await asyncio.sleep(0)
 
-        for number in range(20):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(20)))
         async with bench.running():
             pass
         assert seen == [None] * 20

@@ -204,8 +204,7 @@ def test_a_claim_takes_no_more_than_the_batch_size() -> None:
     async def main() -> None:
         bench = Bench(batch_size=7)
         job = bench.app.dynamic_task(name="job")(bench.note)
-        for number in range(20):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(20)))
         async with bench.running():
             assert len(bench.runs) == 20
         assert {call.arguments[1] for call in bench.faults.made("claim")} == {7}
@@ -217,8 +216,7 @@ def test_a_backlog_of_outcomes_that_is_written_is_no_reason_to_wait_for_the_next
     async def main() -> None:
         bench = Bench(poll_interval=seconds(60))
         job = bench.app.dynamic_task(name="job")(bench.note)
-        for number in range(3_000):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(3_000)))
         gate = Gate()
         async with bench.app.create() as context:
             bench.faults.next("write", gate)
@@ -238,8 +236,7 @@ def test_other_tasks_of_the_process_get_a_turn_after_each_claim() -> None:
     async def main() -> None:
         bench = Bench()
         job = bench.app.dynamic_task(name="job", lease_duration=seconds(60))(bench.note)
-        for number in range(1_000):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(1_000)))
         async with bench.app.create() as context, looping(context):
             seen = [len(bench.runs)]
             while seen[-1] < 1_000:
@@ -256,8 +253,7 @@ def test_one_busy_group_among_many_idle_ones_is_served_in_whole_batches() -> Non
         job = bench.app.partitioned_task(
             256, lambda count, name: 17, name="job", lease_duration=seconds(60)
         )(bench.note)
-        for number in range(1_000):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(1_000)))
         async with bench.running():
             assert len(bench.runs) == 1_000
         assert len(bench.faults.made("claim")) < 30
@@ -269,8 +265,7 @@ def test_more_busy_groups_than_slots_are_all_served() -> None:
     async def main() -> None:
         bench = Bench(batch_size=10)
         job = bench.app.partitioned_task(64, lambda count, name: int(name), name="job")(bench.note)
-        for number in range(64):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(64)))
         async with bench.running():
             assert len(bench.runs) == 64
         assert len(bench.faults.made("claim")) < 80
@@ -520,8 +515,7 @@ def test_a_loop_that_is_cancelled_gives_back_what_it_had_not_started() -> None:
     async def main() -> None:
         bench = Bench(executor_cls=SlowToTake)
         job = bench.app.dynamic_task(name="job")(bench.note)
-        for number in range(3):
-            await bench.plant(job, str(number))
+        await bench.plant(job, *map(str, range(3)))
         async with bench.app.create() as context:
             loop = asyncio.create_task(context.run())
             await bench.clock.settle()
