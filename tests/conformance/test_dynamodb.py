@@ -20,6 +20,8 @@ class OnDynamoDB(StoreConformance):
     bounds_claims = False
     # The service removes what has expired.
     prunes = False
+    # Eight requests that write, two that read.
+    many = 200
 
 
 class TestDynamoDB(OnDynamoDB):

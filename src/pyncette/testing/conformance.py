@@ -49,4 +49,6 @@ class StoreConformance(
       are skipped if the store has none.
     * ``index_lags = False``: a claim may miss a record that was just written. Also override
       ``async def index_catches_up(self, store)``.
+    * ``many = 1_000``: how many records make a large batch: more than the store reads or writes
+      with one statement or request. Smaller numbers make the suite faster on a slow server.
     """

@@ -260,19 +260,20 @@ class Claiming(Suite):
 
     @on_store
     async def test_many_keys_are_asked_for_at_once(self, store: Store) -> None:
-        keys = [f"task {number}" for number in range(1_000)]
+        keys = [f"task {number}" for number in range(self.many)]
         await self.add(store, ":static", *keys)
         records, next_due = await self.claim(
-            store, [a_key(key, ":static", lease=10) for key in keys], limit=1_000
+            store, [a_key(key, ":static", lease=10) for key in keys], limit=self.many
         )
         assert keys_of(records) == sorted(keys)
-        assert next_due == [NOW + 10] * 1_000
+        assert next_due == [NOW + 10] * self.many
 
     @on_store
-    async def test_a_claim_of_a_thousand(self, store: Store) -> None:
-        await self.add(store, "reports", *(f"key {number}" for number in range(1_200)))
-        records, next_due = await self.claim(store, [a_group(share=1_000)], limit=1_000)
-        assert len(without_repetition(records)) == 1_000
+    async def test_a_claim_of_many(self, store: Store) -> None:
+        keys = [f"key {number}" for number in range(self.many + 200)]
+        await self.add(store, "reports", *keys)
+        records, next_due = await self.claim(store, [a_group(share=self.many)], limit=self.many)
+        assert len(without_repetition(records)) == self.many
         assert next_due == [NOW]
 
     @on_store
@@ -399,7 +400,7 @@ class Claiming(Suite):
 
     @on_store
     async def test_concurrent_claims_share_no_record(self, store: Store) -> None:
-        keys = [f"key {number}" for number in range(300)]
+        keys = [f"key {number}" for number in range(self.many * 3 // 10)]
         await self.add(store, "reports", *keys)
         drained = await asyncio.gather(
             *(self.drain(store, [a_group()], 7, f"worker-{number}") for number in range(4))
@@ -410,7 +411,7 @@ class Claiming(Suite):
 
     @on_two_stores
     async def test_claims_of_two_openings_share_no_record(self, store: Store, other: Store) -> None:
-        keys = [f"key {number}" for number in range(300)]
+        keys = [f"key {number}" for number in range(self.many * 3 // 10)]
         await self.add(store, "reports", *keys)
         drained = await asyncio.gather(
             *(

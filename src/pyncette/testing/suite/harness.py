@@ -77,6 +77,8 @@ class Suite:
         edits: ``edit`` is overridden, and the tests of edited rows run.
         index_lags: A claim may miss a record that was just written. Also override
             ``index_catches_up``.
+        many: How many records make a large batch: more than the store reads or writes with one
+            statement or request. Smaller numbers make the suite faster on a slow server.
     """
 
     contexts: ClassVar[bool] = True
@@ -85,6 +87,7 @@ class Suite:
     bounds_claims: ClassVar[bool] = True
     edits: ClassVar[bool] = False
     index_lags: ClassVar[bool] = False
+    many: ClassVar[int] = 1_000
 
     async def index_catches_up(self, store: Store) -> None:
         """Waits until the index shows all changes; does nothing if the index does not lag."""

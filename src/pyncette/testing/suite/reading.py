@@ -271,7 +271,7 @@ class Reading(Suite):
                 for due_before in (None, NOW, NOW + 1):
                     chosen = None if states is None else frozenset(map(State, states))
                     where = Filter(chosen, prefix, due_before)
-                    matching = len(await pages_of(store, "reports", where, 7))
+                    matching = len(await pages_of(store, "reports", where, 31))
                     assert await store.count("reports", where, 1_000) == (matching, True), where
                     if matching > 1:
                         counted = await store.count("reports", where, matching - 1)

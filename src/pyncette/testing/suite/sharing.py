@@ -110,14 +110,15 @@ class Sharing(Suite):
 
     @on_store
     async def test_a_cancelled_write_leaves_the_store_usable(self, store: Store) -> None:
+        count = self.many // 5
         for passes in range(6):
-            keys = [f"{passes} {number}" for number in range(200)]
+            keys = [f"{passes} {number}" for number in range(count)]
             call = asyncio.ensure_future(store.write([new("reports", key) for key in keys], NOW))
             await _cancelled(call, passes)
             results = await store.write([new("reports", key) for key in keys], NOW)
-            assert len(results) == 200
+            assert len(results) == count
             records = await store.get([("reports", key) for key in keys])
-            assert [record and record.version for record in records] == [NOW] * 200
+            assert [record and record.version for record in records] == [NOW] * count
 
     @on_store
     async def test_a_cancelled_claim_leaves_the_store_usable(self, store: Store) -> None:
@@ -148,32 +149,30 @@ class Sharing(Suite):
             assert answers == [[Applied(NOW)]] * 9
 
     def test_processes_claim_every_record_once(self, place: Place) -> None:
-        keys = [f"key {number}" for number in range(400)]
-
-        async def arrange() -> None:
-            async with place.open() as store:
-                await self.add(store, "reports", *keys)
-
-        self._skip_without_processes()
-        asyncio.run(arrange())
-        claimed = _in_two_processes(place, _drain)
+        keys = self._arranged_for_processes(place)
+        claimed = _in_two_processes(place, _drain, keys)
         assert sorted(claimed[0] + claimed[1]) == sorted(keys)
 
     def test_processes_change_every_version_once(self, place: Place) -> None:
-        keys = [f"key {number}" for number in range(400)]
-
-        async def arrange() -> None:
-            async with place.open() as store:
-                await self.add(store, "reports", *keys)
-
-        self._skip_without_processes()
-        asyncio.run(arrange())
-        applied = _in_two_processes(place, _change_all)
+        keys = self._arranged_for_processes(place)
+        applied = _in_two_processes(place, _change_all, keys)
         assert sorted(applied[0] + applied[1]) == sorted(keys)
 
     def test_processes_open_an_empty_place_together(self, place: Place) -> None:
         self._skip_without_processes()
-        assert _in_two_processes(place, _create_all) == [["created"], ["created"]]
+        assert _in_two_processes(place, _create_all, []) == [["created"], ["created"]]
+
+    def _arranged_for_processes(self, place: Place) -> list[str]:
+        """The keys of records that are due."""
+        self._skip_without_processes()
+        keys = [f"key {number}" for number in range(self.many * 2 // 5)]
+
+        async def arrange() -> None:
+            async with place.open() as store:
+                await self.add(store, "reports", *keys)
+
+        asyncio.run(arrange())
+        return keys
 
     @classmethod
     def teardown_class(cls) -> None:
@@ -212,13 +211,13 @@ async def _cancelled(call: asyncio.Future[T], passes: int) -> None:
 
 # The functions below run in other processes.
 
-Job = Callable[[Place, int], list[str]]
+Job = Callable[[Place, list[str], int], list[str]]
 _meeting_point: list[Barrier] = []
 _pools: list[ProcessPoolExecutor] = []
 
 
-def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
-    """Does a job on a place in two other processes at the same time.
+def _in_two_processes(place: Place, job: Job, keys: list[str]) -> list[list[str]]:
+    """Does a job on records of a place in two other processes at the same time.
 
     The processes serve one test of a class after another, since a process takes longer to start
     than to do the job. Each job opens a store of its own.
@@ -229,7 +228,7 @@ def _in_two_processes(place: Place, job: Job) -> list[list[str]]:
             ProcessPoolExecutor(2, context, initializer=_meet_at, initargs=(context.Barrier(2),))
         )
     # Each process gets one job: none returns before both have met.
-    jobs = [_pools[0].submit(job, place, number) for number in range(2)]
+    jobs = [_pools[0].submit(job, place, keys, number) for number in range(2)]
     try:
         return [done.result(timeout=2 * PATIENCE_S) for done in jobs]
     except BaseException:
@@ -248,7 +247,7 @@ def _together() -> None:
     _meeting_point[-1].wait(PATIENCE_S)
 
 
-def _drain(place: Place, number: int) -> list[str]:
+def _drain(place: Place, keys: list[str], number: int) -> list[str]:
     async def main() -> list[str]:
         async with place.open() as store:
             _together()
@@ -258,9 +257,8 @@ def _drain(place: Place, number: int) -> list[str]:
     return asyncio.run(main())
 
 
-def _change_all(place: Place, number: int) -> list[str]:
+def _change_all(place: Place, keys: list[str], number: int) -> list[str]:
     async def main() -> list[str]:
-        keys = [f"key {number}" for number in range(400)]
         batch = [Write("reports", key, Patch(NOW, State.RETRYING, 0), NOW) for key in keys]
         if number:
             batch.reverse()
@@ -280,7 +278,7 @@ def _change_all(place: Place, number: int) -> list[str]:
     return asyncio.run(main())
 
 
-def _create_all(place: Place, number: int) -> list[str]:
+def _create_all(place: Place, keys: list[str], number: int) -> list[str]:
     async def main() -> list[str]:
         _together()
         async with place.open() as store:
