@@ -74,6 +74,20 @@ def test_an_option_that_makes_no_sense_is_named(options: dict[str, Any], message
     assert "hidden" not in str(refused.value)
 
 
+def test_certificates_are_read_where_one_is_verified_and_only_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such/bundle")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    opening(place)
+    monkeypatch.setenv("http_proxy", "https://127.0.0.1:1")  # it has a certificate
+    with pytest.raises(StoreUnavailableError, match="No such file"):
+        opening(place)
+    with pytest.raises(StoreUnavailableError, match="No such file"):
+        opening(place, dynamodb_endpoint=url("dynamodb").replace("http:", "https:"))
+
+
 def test_a_table_name_is_required() -> None:
     with pytest.raises(ValueError, match="dynamodb_table_name"):
         opening(Place(dynamodb_repository))

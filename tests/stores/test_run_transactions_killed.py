@@ -183,15 +183,16 @@ class Ledger:
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
+            requests, answers = process.stdin, process.stdout
+            assert requests is not None
+            assert answers is not None
 
             def worker(moment: int) -> int:
-                print(moment, file=process.stdin, flush=True)
-                return int(process.stdout.readline())
+                print(moment, file=requests, flush=True)
+                return int(answers.readline())
 
             yield worker
-            process.stdin.close()
+            requests.close()
 
 
 def test_effects_happen_once_though_a_worker_is_killed_before_any_statement(

@@ -27,6 +27,7 @@ from aiohttp import ClientError as HttpError
 from botocore import exceptions as failures
 from botocore.loaders import Loader, create_loader
 from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies
 
 from pyncette import chance
 from pyncette.clock import realtime, to_microseconds
@@ -133,7 +134,11 @@ async def open_client(
             session.register_component("data_loader", _loader(path))
             client = await stack.enter_async_context(
                 session.create_client(
-                    "dynamodb", region_name=region_name, endpoint_url=endpoint, config=config
+                    "dynamodb",
+                    region_name=region_name,
+                    endpoint_url=endpoint,
+                    config=config,
+                    verify=_verification(endpoint),
                 )
             )
         except failures.NoRegionError:
@@ -144,6 +149,16 @@ async def open_client(
         except (failures.BotoCoreError, ValueError) as error:
             raise translated(error, "DynamoDB") from None
         yield client
+
+
+def _verification(endpoint: str | None) -> bool | None:
+    """False where no certificate is ever verified; None leaves it to the environment.
+
+    To read the certificates of all authorities takes twice as long as the rest of opening.
+    """
+    if endpoint is None or urlsplit(endpoint).scheme != "http" or get_environ_proxies(endpoint):
+        return None
+    return False
 
 
 @cache
