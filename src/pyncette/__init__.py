@@ -1,9 +1,10 @@
 """A reliable distributed scheduler for async Python with pluggable storage."""
 
+from typing import TYPE_CHECKING, Any
+
 from pyncette.acting import acting_as
 from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult, Instance, RebalanceResult
-from pyncette.context import PyncetteContext
 from pyncette.errors import (
     AppClosedError,
     ArgumentError,
@@ -48,6 +49,9 @@ from pyncette.schedule import At, Calendar, Cron, Every, Rule, Schedule
 from pyncette.task import PartitionedTask, Task
 from pyncette.utils import with_heartbeat
 from pyncette.version import __version__
+
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
 
 __all__ = [
     "AppClosedError",
@@ -107,3 +111,16 @@ __all__ = [
     "acting_as",
     "with_heartbeat",
 ]
+
+# The context brings the engine with it, which a program that only declares tasks does not need.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "PyncetteContext":
+            from pyncette.context import PyncetteContext
+
+            return PyncetteContext
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

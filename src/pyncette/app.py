@@ -16,19 +16,23 @@ from contextlib import (
     asynccontextmanager,
 )
 from datetime import datetime, timedelta, tzinfo
-from typing import Any, Concatenate, Final, Literal, NoReturn, Protocol, TypeVar, overload
+from functools import cached_property
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    NoReturn,
+    Protocol,
+    TypeVar,
+    overload,
+)
 
 from pyncette.body import BodyResult, check_fixture, check_found, check_middleware, name_of
 from pyncette.clock import Clock, SystemClock
-from pyncette.context import (
-    AppParts,
-    OpenContexts,
-    PyncetteContext,
-    check_context_name,
-    check_not_loaded,
-)
+from pyncette.entering import Opening
 from pyncette.errors import printable
-from pyncette.events import Event
 from pyncette.executor import DefaultExecutor
 from pyncette.model import (
     CatchUp,
@@ -47,16 +51,26 @@ from pyncette.model import (
     RunCounts,
     TaskFunc,
 )
-from pyncette.observers import Observers
-from pyncette.opening import Opening, check_not_imported, open_context
 from pyncette.options import at_least_one
-from pyncette.recorder import RunHistory
+from pyncette.parts import (
+    AppParts,
+    OpenContexts,
+    RunHistory,
+    check_context_name,
+    check_not_imported,
+    check_not_loaded,
+)
 from pyncette.retry import Retry
 from pyncette.schedule import CalendarFunction, Calendars, Schedule
-from pyncette.sqlite import sqlite_repository
-from pyncette.sync import SyncContext
 from pyncette.task import P, PartitionedTask, Task, default_partition_selector
 from pyncette.task_options import check_pause, duration, tags_of
+
+# What only an open app needs is imported when it is opened: it takes as long as all the rest.
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
+    from pyncette.events import Event
+    from pyncette.observers import Observers
+    from pyncette.sync import SyncContext
 
 logger: Final = logging.getLogger(__name__)
 
@@ -201,10 +215,11 @@ class Pyncette:
             if twice:
                 raise ValueError(f"url says already what {', '.join(twice)} would say")
             configuration.update(named)
-        _check_factory("repository_factory", repository_factory or sqlite_repository)
+        if repository_factory:
+            _check_factory("repository_factory", repository_factory)
         _check_factory("executor_cls", executor_cls)
         _check_store_options(repository_factory, configuration, by_url=url is not None)
-        self._repository_factory = repository_factory or sqlite_repository
+        self._repository_factory = repository_factory or None
         self._has_store = (
             repository_factory is not None or configuration.get("sqlite_database") is not None
         )
@@ -231,13 +246,11 @@ class Pyncette:
         self._heartbeat = Heartbeat() if heartbeat is True else heartbeat or None
         self._configuration = configuration
         self._tasks: list[Task] = []
-        self._sync = SyncContext(self)
         self._warned = False
         self._opened = OpenContexts()
         self._fixtures: list[tuple[str, Callable[..., Any]]] = []
         self._middlewares: list[MiddlewareFunc] = []
         self._calendars = Calendars()
-        self._observers = Observers()
         self._history: RunHistory | None = None
         _warn_of_unknown(configuration)
 
@@ -600,7 +613,18 @@ class Pyncette:
         self._observers.add(handler, kinds)
         return handler
 
+    @cached_property
+    def _observers(self) -> Observers:
+        from pyncette.observers import Observers
+
+        return Observers()
+
     # Running.
+
+    @property
+    def _in_sqlite(self) -> bool:
+        factory = self._repository_factory
+        return factory is None or _store_of(factory) == "sqlite"
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -622,13 +646,20 @@ class Pyncette:
             RuntimeError: A process that this program has started imports the program.
             StoreError: The store cannot be opened, or was not available for ``open_timeout``.
         """
+        from pyncette.opening import open_context
+
+        factory = self._repository_factory
+        if factory is None:
+            from pyncette.sqlite import sqlite_repository
+
+            factory = sqlite_repository
         for task in self._tasks:
             if task.executor is not None:
                 check_found(task.task_func)
             if self._heartbeat is not None and task.heartbeat is None:
                 check_pause(self._heartbeat, task.lease_duration)
         parts = AppParts(
-            self._repository_factory,
+            factory,
             self._executor_cls,
             self._poll_interval,
             self._configuration,
@@ -647,7 +678,7 @@ class Pyncette:
             self._worker_tags,
             None if self._block_warning is None else self._block_warning.total_seconds(),
             self._history,
-            self._has_store or self._repository_factory is not sqlite_repository,
+            self._has_store or not self._in_sqlite,
         )
         return Opening("create", open_context(parts, context_items or {}))
 
@@ -686,6 +717,12 @@ class Pyncette:
                 context.shutdown()
         await loop
 
+    @cached_property
+    def _sync(self) -> SyncContext:
+        from pyncette.sync import SyncContext
+
+        return SyncContext(self)
+
     def sync(self) -> SyncContext:
         """Returns the calls of the open app for code that is not asynchronous.
 
@@ -695,7 +732,7 @@ class Pyncette:
         records in memory has others there than its workers have; the log warns about that.
         """
         in_memory = self._configuration.get("sqlite_database") in (None, ":memory:")
-        if self._repository_factory is sqlite_repository and in_memory and not self._warned:
+        if self._in_sqlite and in_memory and not self._warned:
             self._warned = True
             logger.warning(
                 "This app keeps its records in memory, and app.sync() has a memory of its own: no "
@@ -886,7 +923,7 @@ def _check_store_options(factory: object, configuration: Mapping[str, Any], by_u
             f"repository_factory={owner}_repository (from pyncette.{owner}), or "
             "repository_factory=sqlite_repository if you want SQLite"
         )
-    store = _store_of(sqlite_repository if factory is None else factory)
+    store = "sqlite" if factory is None else _store_of(factory)
     unread = [option for option, owner in given.items() if owner != store]
     if unread and store is not None:
         logger.warning(

@@ -22,7 +22,6 @@ from pyncette.showing import (
     overdue,
     silent,
 )
-from pyncette.sqlite import sqlite_repository
 from pyncette.task import PartitionedTask, Task
 
 PARTITIONS_LOOKED_AT_MAX: Final = 100
@@ -131,9 +130,7 @@ def is_overdue(context: PyncetteContext, state: TaskState | None) -> bool:
 
 def is_in_memory(app: Pyncette) -> bool:
     """Returns whether no other process can see the records of an app."""
-    return app._repository_factory is sqlite_repository and app._configuration.get(
-        "sqlite_database"
-    ) in (None, ":memory:")
+    return app._in_sqlite and app._configuration.get("sqlite_database") in (None, ":memory:")
 
 
 def has_fixed_partitions(task: Task) -> bool:

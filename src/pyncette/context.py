@@ -10,17 +10,13 @@ import logging
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    Callable,
     Collection,
     Iterable,
-    Iterator,
     Mapping,
-    Sequence,
 )
-from contextlib import contextmanager, nullcontext, suppress
-from contextvars import ContextVar
+from contextlib import nullcontext, suppress
 from datetime import datetime, timedelta, tzinfo
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from pyncette.bulk import (
     BulkResult,
@@ -51,12 +47,9 @@ from pyncette.engine.worker import Executor, Settings, Worker
 from pyncette.errors import AppClosedError, PyncetteException, printable
 from pyncette.model import (
     UNSET,
-    Context,
     ContinuationToken,
-    Heartbeat,
     Json,
     ListTasksResponse,
-    MiddlewareFunc,
     OnExisting,
     PauseState,
     Process,
@@ -70,10 +63,11 @@ from pyncette.model import (
     Where,
     WorkerState,
 )
-from pyncette.observers import Observers, Reporter
+from pyncette.observers import Reporter
 from pyncette.options import check_flag
-from pyncette.recorder import Recorder, RunHistory
-from pyncette.schedule import Calendars, Schedule
+from pyncette.parts import AppParts, check_context_name, check_not_loaded
+from pyncette.recorder import Recorder
+from pyncette.schedule import Schedule
 from pyncette.store import Write
 from pyncette.store.deadline import DeadlineStore
 from pyncette.store.record import (
@@ -108,82 +102,6 @@ CLOSING_WORD_PAUSE_MAX_S: Final = 600.0
 
 CLOSING_PATIENCE_BY_HAND_S: Final = 3.0
 """When tasks that sleep on such a clock are cancelled, and closing fails."""
-
-
-class OpenContexts:
-    """The contexts of an app that are open now: what shows it uses one of them."""
-
-    def __init__(self) -> None:
-        """None is open."""
-        self._contexts: list[tuple[asyncio.AbstractEventLoop, PyncetteContext]] = []
-
-    @contextmanager
-    def holds(self, context: PyncetteContext) -> Iterator[None]:
-        """Has this one, in the event loop that runs, for as long as the block takes."""
-        entry = (asyncio.get_running_loop(), context)
-        self._contexts.append(entry)
-        try:
-            yield
-        finally:
-            self._contexts.remove(entry)
-
-    def here(self) -> list[PyncetteContext]:
-        """Returns those that were opened in the event loop that runs, the last one first."""
-        loop = asyncio.get_running_loop()
-        return [context for of, context in reversed(self._contexts) if of is loop]
-
-
-_LOADED: Final[ContextVar[bool]] = ContextVar("loaded by the command line", default=False)
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """While the command line imports a program, that program must not become a worker."""
-    token = _LOADED.set(True)
-    try:
-        yield
-    finally:
-        _LOADED.reset(token)
-
-
-def check_not_loaded(what: str, instead: str) -> None:
-    """Refuses to run a worker while the command line imports the program.
-
-    Otherwise a command that only looks would run tasks, and never return.
-
-    Raises:
-        RuntimeError: The command line imports it.
-    """
-    if _LOADED.get():
-        raise RuntimeError(
-            f"{what} while the command line imports the program: {instead} under "
-            'if __name__ == "__main__": only'
-        )
-
-
-class AppParts(NamedTuple):
-    """The parts of an app that each of its contexts gets."""
-
-    repository_factory: Callable[..., Any]
-    executor_cls: Callable[..., Any]
-    poll_interval: timedelta
-    configuration: Mapping[str, Any]
-    clock: Clock
-    tasks: Sequence[Task]
-    fixtures: Sequence[tuple[str, Callable[..., Any]]]
-    middlewares: Sequence[MiddlewareFunc]
-    observers: Observers
-    calendars: Calendars
-    open_timeout: float
-    shutdown_timeout: float | None
-    thread_limit: int | None
-    opened: OpenContexts
-    heartbeat: Heartbeat | None = None
-    raise_task_errors: bool = False
-    worker_tags: frozenset[str] = frozenset()
-    block_warning: float | None = None
-    history: RunHistory | None = None
-    has_store: bool = True
 
 
 class PyncetteContext:
@@ -1284,26 +1202,6 @@ class PyncetteContext:
             await self._recorder.close(min(max(left_s, 0.0), CLOSING_HISTORY_PATIENCE_S))
         left_s = CLOSING_PATIENCE_S - (realtime.monotonic() - started)
         await self._requests.close(max(left_s, 0.0))
-
-
-_ADDED: Final = frozenset({"upcoming"})
-"""Attributes that 1.x did not have: a fixture or an item of the same name takes their place."""
-
-_RESERVED: Final = (
-    frozenset({*dir(RunContext), *Context.__annotations__, *RunContext.__annotations__}) - _ADDED
-)
-
-
-def check_context_name(name: str) -> None:
-    """Refuses names that the context of an execution uses itself.
-
-    Raises:
-        ValueError: The name is one of these, or is not a name.
-    """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{name!r} cannot be the name of an attribute of the context")
-    if name in _RESERVED:
-        raise ValueError(f"The name '{name}' is reserved: the context has it already")
 
 
 def _warn_of_connection(task: Task, value: object) -> None:

@@ -13,7 +13,7 @@ from pyncette.app import Pyncette
 from pyncette.errors import PyncetteException
 from pyncette.model import Run, RunOutcome, RunsPage, RunTotals
 from pyncette.options import at_least_one
-from pyncette.recorder import RunHistory
+from pyncette.parts import RunHistory
 from pyncette.task_options import duration
 
 __all__ = ["Run", "RunHistory", "RunOutcome", "RunTotals", "RunsPage", "use_history"]

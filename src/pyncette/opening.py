@@ -6,23 +6,21 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import (
-    AbstractAsyncContextManager,
     AsyncExitStack,
     ExitStack,
     asynccontextmanager,
 )
 from datetime import timedelta
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 from pyncette import chance
 from pyncette.calls.history import required_history
 from pyncette.calls.writing import Patience
 from pyncette.clock import Clock, StoreClock, corrected, realtime
-from pyncette.context import AppParts, PyncetteContext, check_context_name
+from pyncette.context import PyncetteContext
 from pyncette.engine.background import Background, finished, is_cancelled
 from pyncette.engine.templates import check_templates
 from pyncette.engine.worker import Settings
@@ -37,6 +35,7 @@ from pyncette.errors import (
 from pyncette.executor import DEFAULT_CONCURRENCY_LIMIT
 from pyncette.observers import Reporter
 from pyncette.options import at_least_one
+from pyncette.parts import AppParts, check_context_name, check_not_imported
 from pyncette.recorder import Recorder
 from pyncette.schedule import UnreadableHere
 from pyncette.store import check_store
@@ -154,64 +153,6 @@ async def open_context(
                     give_up()
                 raise
     bodies.check()
-
-
-class Opening(AbstractAsyncContextManager[PyncetteContext]):
-    """What opens an app when it is entered: until then, there is nothing to call."""
-
-    def __init__(
-        self, method: str, manager: AbstractAsyncContextManager[PyncetteContext, bool | None]
-    ) -> None:
-        """Opens nothing yet.
-
-        Args:
-            method: The method of the app that has returned it.
-            manager: Opens and closes the app.
-        """
-        self._method = method
-        self._manager = manager
-
-    async def __aenter__(self) -> PyncetteContext:
-        return await self._manager.__aenter__()
-
-    async def __aexit__(self, *exception: Any) -> bool | None:
-        return await self._manager.__aexit__(*exception)
-
-    def __enter__(self) -> NoReturn:
-        raise TypeError(f"app.{self._method}() is entered with 'async with', in a coroutine")
-
-    def __exit__(self, *exception: Any) -> None:
-        """Never called: without it, ``with`` would not get as far as ``__enter__``."""
-
-    def __await__(self) -> NoReturn:
-        raise TypeError(
-            f"app.{self._method}() is not awaited but entered: write 'async with "
-            f"app.{self._method}() as context:'"
-        )
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if hasattr(PyncetteContext, name) and not name.startswith("_"):
-            raise AttributeError(
-                f"app.{self._method}() opens the app when it is entered: write 'async with "
-                f"app.{self._method}() as context:' and call context.{name} inside"
-            )
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-
-def check_not_imported(what: str, instead: str) -> None:
-    """Refuses to open an app in a process that is being started and imports the program.
-
-    Otherwise the process would run the whole program once more: a second worker.
-
-    Raises:
-        RuntimeError: This is such a process.
-    """
-    multiprocessing = sys.modules.get("multiprocessing")
-    if multiprocessing and getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(
-            f"{what} while a process of this program imports it: {instead} under "
-            'if __name__ == "__main__": only'
-        )
 
 
 class _Closing:

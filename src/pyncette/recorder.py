@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import suppress
-from datetime import timedelta
 from itertools import count
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from pyncette.engine.run_events import execution_id
 from pyncette.errors import ERROR_CHARACTERS_MAX, StoreUnavailableError, describe
 from pyncette.model import RunOutcome
 from pyncette.observers import Reporter
+from pyncette.parts import RunHistory
 from pyncette.store.deadline import DeadlineHistory
 from pyncette.store.history import MINUTE, SUCCEEDED, RunRow, TotalRow
 from pyncette.store.record import Reading
@@ -71,28 +71,6 @@ JUMP_GRACE_S: Final = 600.0
 
 TELL_AFTER_S_MAX: Final = 60.0
 """The longest interval at which it is told that attempts are lost."""
-
-
-class RunHistory:
-    """The run history of an app, as ``use_history`` was told.
-
-    Attributes:
-        keep: For how long an attempt is kept.
-        per_task: About how many attempts of a static task, or of all instances of a template, are
-            kept; None: all that are not too old.
-        lost: How many attempts of this process are missing in the history, because the store was
-            not available or too slow.
-    """
-
-    def __init__(self, keep: timedelta, per_task: int | None) -> None:
-        self.keep = keep
-        self.per_task = per_task
-        self.lost: int = 0
-
-    @property
-    def keep_us(self) -> int:
-        """The same as ``keep``, in microseconds."""
-        return self.keep // timedelta(microseconds=1)
 
 
 class _Batch:

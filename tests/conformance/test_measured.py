@@ -15,4 +15,5 @@ class TestMeasuredStore(StoreConformance):
     def place(self) -> Place:
         app = Pyncette(MemoryRepository())
         use_prometheus(app)
+        assert app._repository_factory is not None
         return Place(app._repository_factory)

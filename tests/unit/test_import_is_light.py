@@ -1,4 +1,4 @@
-"""`import pyncette` loads what a program on the default store needs, and nothing else.
+"""`import pyncette` loads what a program that declares tasks needs, and nothing else.
 
 Not timed: which modules are loaded is what the time is made of.
 """
@@ -11,6 +11,12 @@ import sys
 
 import pytest
 
+import pyncette
+from pyncette.context import PyncetteContext
+from pyncette.engine.execution import RunContext
+from pyncette.model import Context
+from pyncette.parts import RESERVED
+
 DRIVERS = {
     "aiobotocore",
     "asyncmy",
@@ -22,9 +28,21 @@ DRIVERS = {
     "holidays",
     "prometheus_client",
     "redis",
+    "sqlite3",
     "uvloop",
 }
 HEAVY = {"argparse", "email", "http", "importlib.metadata", "pydoc", "unittest", "urllib", "xml"}
+OF_AN_OPEN_APP = {
+    "calls",
+    "context",
+    "engine",
+    "events",
+    "observers",
+    "opening",
+    "recorder",
+    "sqlite",
+    "sync",
+}
 OPTIONAL_PARTS = {
     "calendars",
     "dynamodb",
@@ -55,9 +73,62 @@ def loaded() -> set[str]:
     return loaded_by("import pyncette")
 
 
-def test_no_driver_but_the_one_of_sqlite_is_loaded(loaded: set[str]) -> None:
-    assert "sqlite3" in loaded
+def test_no_driver_is_loaded(loaded: set[str]) -> None:
     assert loaded.isdisjoint(DRIVERS)
+
+
+PROGRAM = """
+from pyncette import Pyncette, Retry
+from pyncette.history import use_history
+
+app = Pyncette(url="sqlite:///tasks.db", heartbeat=True)
+use_history(app)
+
+@app.fixture()
+async def mailer(context):
+    yield None
+
+@app.middleware
+async def measured(context, next):
+    await next()
+
+@app.task(schedule="0 9 * * *", timezone="Europe/Paris", retry=Retry())
+async def report(context):
+    pass
+
+@app.dynamic_task()
+async def remind(context):
+    pass
+"""
+
+
+def test_a_program_that_only_declares_tasks_loads_nothing_of_an_open_app(loaded: set[str]) -> None:
+    parts = {f"pyncette.{part}" for part in OF_AN_OPEN_APP}
+    # Its URL names a store, whose options are checked.
+    assert loaded_by(PROGRAM) & parts == {"pyncette.sqlite"}
+    assert (loaded & {*parts, "sqlite3"}) == set()
+    opened = loaded_by(
+        "import asyncio, pyncette\n"
+        "async def main():\n"
+        "    async with pyncette.Pyncette().create(): pass\n"
+        "asyncio.run(main())\n"
+        "pyncette.Pyncette().sync()"
+    )
+    assert opened >= parts
+
+
+def test_the_context_that_is_loaded_late_is_there_as_the_others_are() -> None:
+    assert pyncette.PyncetteContext is PyncetteContext
+    assert {*pyncette.__all__} <= {*dir(pyncette)}
+    with pytest.raises(AttributeError, match="has no attribute 'PyncettContext'"):
+        _ = pyncette.PyncettContext  # type: ignore[attr-defined]
+
+
+def test_the_names_that_the_context_of_a_run_reserves_are_those_that_it_has() -> None:
+    # From Python 3.13 on, a class has some that no attribute has.
+    of_classes = {"__firstlineno__", "__static_attributes__"}
+    names = {*dir(RunContext), *Context.__annotations__, *RunContext.__annotations__}
+    assert RESERVED - of_classes == names - of_classes - {"upcoming"}
 
 
 def test_nothing_heavy_is_loaded_that_a_bare_interpreter_does_not_load(loaded: set[str]) -> None:

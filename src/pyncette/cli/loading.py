@@ -20,8 +20,8 @@ from typing import Any
 
 from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
-from pyncette.context import loading
 from pyncette.errors import StoreMisconfiguredError, describe, printable
+from pyncette.parts import loading
 from pyncette.sqlite import sqlite_repository
 from pyncette.store.absent import NothingThereError
 
