@@ -1,7 +1,10 @@
 """What all tests have in common."""
 
 import gc
+import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # How fast examples are made is no property of the code: on a busy machine it differs by ten.
@@ -16,3 +19,28 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+OF_COVERAGE = ("COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START")
+"""What tells a Python process, when it starts, to measure its coverage."""
+
+_asked_for = {name: os.environ[name] for name in OF_COVERAGE if name in os.environ}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unmeasured() -> Iterator[None]:
+    """Lets coverage leave out the processes that tests start.
+
+    To start one would take twice as long, and nearly all of them reach what is reached here, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OF_COVERAGE:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets coverage measure the processes that a test starts, for what only they reach."""
+    for name, value in _asked_for.items():
+        monkeypatch.setenv(name, value)

@@ -1054,6 +1054,7 @@ def test_the_doctor_warns_of_an_app_in_memory(
     assert (found["in memory"]["level"], found["tasks"]["level"]) == ("warn", "warn")
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_worker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
     (tmp_path / "ticking.py").write_text(
         "import pyncette\n"

@@ -20,19 +20,24 @@ from typing import Any, TypeVar
 
 import pytest
 from tests.support import START, Bench, after, run, seconds
+from tests.unit.process_bodies import (
+    fail,
+    generate,
+    note,
+    note_attributes,
+    stay,
+    use_what_does_not_travel,
+)
 
 from pyncette import (
     Context,
     FailureMode,
-    GiveUp,
     Instance,
     PerWorker,
     Process,
     ProcessEndedError,
     Pyncette,
     Retry,
-    RetryIn,
-    Skip,
 )
 from pyncette.clock import SystemClock
 from pyncette.errors import LeaseLostException
@@ -44,74 +49,6 @@ T = TypeVar("T")
 
 ONE = Process(max_workers=1)
 PATIENCE_S = 60.0
-
-
-class Unportable(Exception):  # noqa: N818
-    def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
-
-
-# Bodies. A process imports them from here.
-
-
-def note(context: Context, path: Path, day: date = date(2026, 1, 1)) -> int:
-    with path.open("a") as file:
-        file.write(f"{os.getpid()} {context.task_name} {context.attempt} {day!r}\n")
-    return 3
-
-
-def note_attributes(context: Context, path: Path) -> None:
-    path.write_text(
-        repr(
-            (
-                context.args["path"] == str(path),
-                context.scheduled_at.isoformat(),
-                context.attempt,
-                len(context.execution_id),
-                context.fencing_token > 0,
-                context.deadline,
-                context.previous_error,
-            )
-        )
-    )
-
-
-def use_what_does_not_travel(context: Context, what: str) -> None:
-    getattr(context, what)()
-
-
-def fail(context: Context, how: str) -> None:
-    match how:
-        case "plainly":
-            raise OSError("no such thing")
-        case "by what cannot travel":
-            raise Unportable(1, 2)
-        case "by the end of the process":
-            sys.exit(3)
-        case "by StopIteration":
-            raise StopIteration("over")
-        case "for good":
-            raise GiveUp("no use")
-        case "later":
-            raise RetryIn(timedelta(seconds=10), "not yet")
-        case "not":
-            raise Skip("nothing to do")
-        case "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "exit":
-            os._exit(7)
-
-
-def generate(context: Context) -> Any:
-    return (number for number in range(3))
-
-
-def stay(context: Context, path: Path) -> None:
-    """Runs until the file `go` is there."""
-    (path / f"begun {context.task_name}").write_text(str(os.getpid()))
-    while not (path / "go").exists():
-        time.sleep(0.005)
-    (path / f"ended {context.task_name}").touch()
 
 
 declared = Pyncette().dynamic_task(name="declared", executor=ONE)(note)
@@ -253,6 +190,7 @@ ENDS = {
 }
 
 
+@pytest.mark.usefixtures("measured")
 def test_the_exception_of_a_function_is_the_failure_of_its_run() -> None:
     async def main() -> None:
         bench = Bench()
@@ -269,7 +207,7 @@ def test_the_exception_of_a_function_is_the_failure_of_its_run() -> None:
                 assert state.last_outcome is outcome
                 assert re.search(error, str(state.last_error))
                 if how == "plainly":
-                    assert "test_processes.py" in str(state.last_traceback)
+                    assert "process_bodies.py" in str(state.last_traceback)
                     assert 'raise OSError("no such thing")' in str(state.last_traceback)
             await bench.advance(60)
         assert len(bench.runs) == 2
@@ -295,6 +233,7 @@ def test_the_classes_of_exceptions_decide_over_retries() -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_function_that_returns_a_generator_has_failed() -> None:
     async def main() -> None:
         bench = Bench()

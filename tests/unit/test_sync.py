@@ -288,6 +288,7 @@ def names(directory: Path) -> list[str]:
         return sorted(state.task.name for state in calls.iter_tasks(job))
 
 
+@pytest.mark.usefixtures("measured")
 def test_a_script_that_closes_nothing_ends_by_itself(tmp_path: Path) -> None:
     ended = program(tmp_path, "schedule('a')\n")
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -311,6 +312,7 @@ sys.exit(max(codes))
 """
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_forked_processes_have_connections_of_their_own(tmp_path: Path) -> None:
     ended = program(tmp_path, FORKING)
@@ -349,6 +351,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
+@pytest.mark.usefixtures("measured")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_leaves_an_iteration_of_its_parent_alone(tmp_path: Path) -> None:
     ended = program(tmp_path, LEAVING)
