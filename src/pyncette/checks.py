@@ -8,12 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyncette.app import Pyncette
 from pyncette.calls.workers import crew_of
 from pyncette.clock import StoreClock
-from pyncette.context import PyncetteContext
 from pyncette.model import Partitions, TaskState, UnknownTask, WorkerState
 from pyncette.showing import (
     CLOCK_OFFSET_MAX,
@@ -23,6 +22,9 @@ from pyncette.showing import (
     silent,
 )
 from pyncette.task import PartitionedTask, Task
+
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
 
 PARTITIONS_LOOKED_AT_MAX: Final = 100
 

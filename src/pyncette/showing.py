@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from pyncette.context import PyncetteContext
 from pyncette.errors import printable
 from pyncette.model import PauseState, Where, WorkerState
 from pyncette.schedule import Schedule
 from pyncette.task import Task
 from pyncette.when import as_written, bounds_text
+
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
 
 OVERDUE_AFTER: Final = timedelta(minutes=1)
 """What is due for longer than this, and for longer than three poll intervals, is overdue."""

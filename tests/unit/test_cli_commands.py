@@ -590,6 +590,17 @@ def test_an_interrupt_ends_the_command_with_130(
     assert capsys.readouterr().err == "\npyncette: interrupted\n"
 
 
+def test_an_interrupt_before_a_command_begins_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyncette.cli.arguments.parser_of", interrupted)
+    assert main(["list"]) == 130
+    assert capsys.readouterr().err == "\npyncette: interrupted\n"
+
+
 def test_a_reader_that_ends_early_is_no_error(program: str) -> None:
     command = f"{sys.executable} -m pyncette next --interval 1s --count 1000 | head -n 1"
     done = subprocess.run(

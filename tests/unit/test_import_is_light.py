@@ -35,7 +35,7 @@ HEAVY = {"argparse", "email", "http", "importlib.metadata", "pydoc", "unittest",
 OF_AN_OPEN_APP = {
     "calls",
     "context",
-    "engine",
+    "engine.worker",
     "events",
     "observers",
     "opening",
@@ -64,7 +64,7 @@ def loaded_by(program: str) -> set[str]:
         capture_output=True,
         text=True,
     )
-    modules: list[str] = json.loads(done.stdout)
+    modules: list[str] = json.loads(done.stdout.splitlines()[-1])
     return set(modules)
 
 
@@ -115,6 +115,22 @@ def test_a_program_that_only_declares_tasks_loads_nothing_of_an_open_app(loaded:
         "pyncette.Pyncette().sync()"
     )
     assert opened >= parts
+
+
+def test_a_command_that_opens_no_app_loads_nothing_of_an_open_app() -> None:
+    loaded = loaded_by(
+        "from pyncette.cli.arguments import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: pass\n"
+    )
+    assert loaded.isdisjoint({*(f"pyncette.{part}" for part in OF_AN_OPEN_APP), "sqlite3"})
+    heavy = HEAVY - {"argparse", "urllib"}  # of which it reads only addresses
+    assert (loaded - loaded_by("")).isdisjoint({*heavy, "bz2", "tempfile"})
+
+
+def test_a_process_that_runs_one_function_loads_nothing_of_an_open_app() -> None:
+    loaded = loaded_by("import pyncette.processes, tests.unit.process_bodies")
+    assert loaded.isdisjoint({*(f"pyncette.{part}" for part in OF_AN_OPEN_APP), "pytest"})
 
 
 def test_the_context_that_is_loaded_late_is_there_as_the_others_are() -> None:

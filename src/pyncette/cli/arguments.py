@@ -15,7 +15,6 @@ from pyncette.acting import acting_as
 from pyncette.app import Pyncette
 from pyncette.cli import (
     completion,
-    doctor,
     looking,
     moving,
     scheduling,
@@ -71,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: The arguments are wrong (2), or help was asked for (0).
     """
-    parser = parser_of()
-    given = parser.parse_args(arguments)
-    debug = given.debug or (os.environ.get("LOG_LEVEL") or "").upper() == "DEBUG"
+    debug = False
+    # Ctrl-C may come at once, while a command imports what it needs.
     try:
+        given = parser_of().parse_args(arguments)
+        debug = given.debug or (os.environ.get("LOG_LEVEL") or "").upper() == "DEBUG"
         _check_texts(given)
         code: int = given.run(given)
         if sys.stdout is not None:  # it may have been closed before the start
@@ -148,9 +148,9 @@ def parser_of() -> argparse.ArgumentParser:
     check.add_argument(
         "--timeout",
         type=values.span,
-        default=timedelta(seconds=doctor.OPEN_TIMEOUT_S),
+        default=timedelta(seconds=values.OPEN_TIMEOUT_S),
         metavar="DURATION",
-        help=f"how long opening the store may take ({doctor.OPEN_TIMEOUT_S:g}s)",
+        help=f"how long opening the store may take ({values.OPEN_TIMEOUT_S:g}s)",
     )
     check.set_defaults(run=_doctor)
 
@@ -414,6 +414,9 @@ def _run_worker(given: argparse.Namespace) -> int:
 
 
 def _doctor(given: argparse.Namespace) -> int:
+    # What examines takes longer to import than all other commands together.
+    from pyncette.cli import doctor
+
     # Not in the event loop: the program may run one of its own while it is imported.
     failure: ImportError | CommandError | None = None
     try:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import datetime, timedelta
-from importlib.metadata import PackageNotFoundError, version
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pyncette import checks
 from pyncette.app import Pyncette
 from pyncette.calls.listing import STRANDED
 from pyncette.cli.failures import DONE, FAILED, CommandError
 from pyncette.cli.printing import Printer
+from pyncette.cli.values import OPEN_TIMEOUT_S
 from pyncette.clock import realtime
-from pyncette.context import PyncetteContext
 from pyncette.errors import (
     PyncetteException,
     StoreError,
@@ -37,6 +36,9 @@ from pyncette.showing import (
 from pyncette.store import Group
 from pyncette.task import PartitionedTask, Task
 
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
+
 COUNT_LIMIT: Final = 1_000
 
 LOOKED_AT_MAX: Final = 1_000
@@ -49,9 +51,6 @@ EXPLAINED_MAX: Final = 10
 """Of how many tasks a check says why they fail."""
 
 ERROR_SHOWN_MAX: Final = 200
-
-OPEN_TIMEOUT_S: Final = 5.0
-"""How long opening the store may take, unless ``--timeout`` says otherwise."""
 
 OPEN_GRACE_S: Final = 1.0
 """How much longer it is waited for, so that the error that the store gives is shown."""
@@ -186,6 +185,9 @@ async def _open(app: Pyncette, stack: AsyncExitStack, timeout: float) -> Pyncett
 
 
 def _zones(app: Pyncette) -> Check:
+    # Not at the top: it brings the reading of mail with it, which all commands would wait for.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         release = version("tzdata")
     except PackageNotFoundError:

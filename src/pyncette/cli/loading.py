@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import (
@@ -22,7 +21,6 @@ from pyncette.app import Pyncette
 from pyncette.cli.failures import CommandError, usage
 from pyncette.errors import StoreMisconfiguredError, describe, printable
 from pyncette.parts import loading
-from pyncette.sqlite import sqlite_repository
 from pyncette.store.absent import NothingThereError
 
 
@@ -149,9 +147,9 @@ def app_of_url(url: str, table: str | None = None) -> Pyncette:
     from pyncette.store_url import store_named_by
 
     factory, options = store_named_by(url)
-    if factory is sqlite_repository:
-        _check_file(options["sqlite_database"], table)
     store = factory.__name__.removesuffix("_repository")
+    if store == "sqlite":
+        _check_file(options["sqlite_database"], table)
     name = "redis_namespace" if store == "redis" else f"{store}_table_name"
     if table is not None:
         if name in options:
@@ -196,6 +194,8 @@ def _check_file(path: str, table: str | None) -> None:
         raise usage("A store in memory cannot be looked at from another process")
     if not Path(path).exists():
         raise CommandError(f"There is no file {printable(path)}")
+    import sqlite3
+
     wanted = "pyncette_tasks" if table is None else table
     try:
         with closing(

@@ -11,7 +11,6 @@ import json
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -309,6 +308,8 @@ def _written(name: str) -> Iterator[IO[str]]:
     path = os.path.realpath(name)
     try:
         # Beside it, so that it can be renamed; mkstemp makes a file that nobody else can read.
+        import tempfile  # with all that compresses files, which no other command needs
+
         descriptor, part = tempfile.mkstemp(
             ".part", f".{os.path.basename(path)[:100]}.", os.path.dirname(path)
         )

@@ -6,7 +6,6 @@ Names come from users: all of it is escaped, see ``pyncette.errors.printable``.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -122,6 +121,8 @@ class Table:
         room = None
         if sys.stdout is not None and sys.stdout.isatty():
             before = sum(self._widths[:-1]) + len(_COLUMN_GAP) * (len(self._widths) - 1)
+            import shutil  # as in pyncette.cli.moving
+
             room = max(shutil.get_terminal_size().columns - before, _LAST_COLUMN_MIN)
         for row in rows:
             *cells, last = row

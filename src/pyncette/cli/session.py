@@ -8,17 +8,19 @@ import getpass
 import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult
 from pyncette.cli.failures import DONE, FAILED, not_found, usage
 from pyncette.cli.printing import Printer
-from pyncette.context import PyncetteContext
 from pyncette.errors import describe, printable
 from pyncette.model import TaskState, Where
 from pyncette.showing import schedule_text
 from pyncette.task import PartitionedTask, Task
+
+if TYPE_CHECKING:
+    from pyncette.context import PyncetteContext
 
 
 class Session(NamedTuple):

@@ -13,6 +13,9 @@ from pyncette.cli.failures import usage
 from pyncette.errors import printable
 from pyncette.parameters import Parameters
 
+OPEN_TIMEOUT_S: Final = 5.0
+"""How long the doctor waits for the store, unless ``--timeout`` says otherwise."""
+
 _UNITS: Final = {"w": 604_800.0, "d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|[wdhms])")
 
