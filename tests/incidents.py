@@ -21,6 +21,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import pytest
+from tests import forked
 from tests.servers import url
 from tests.stores import redis_place
 
@@ -105,14 +106,11 @@ class Place:
 
     def before(self, *arguments: str, **environment: str) -> str:
         """A command that led to the incident."""
-        done = subprocess.run(
-            [sys.executable, "-m", "pyncette", *arguments],
-            cwd=self.directory,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE_S,
+        done = forked.run(
+            ["-m", "pyncette", *arguments],
+            self.directory,
+            {**self.environment, **environment},
+            PATIENCE_S,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -1,6 +1,6 @@
 """Runs the examples in README.md and docs/, as a reader who copies them would.
 
-Every ```python block is a program of its own: it runs in a fresh interpreter, in an empty
+Every ```python block is a program of its own: it runs in a process of its own, in an empty
 directory, with warnings as errors, and must end by itself. `__name__` is not `"__main__"` there,
 so that an example may close with the usual guard around `app.main()`.
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,10 +44,14 @@ PROGRAMMING_ERROR = re.compile(
     r"^(?:Attribute|Import|Key|Module|Name|Type|UnboundLocal)\w*Error\b.*", re.MULTILINE
 )
 
+# Such a program may use a module of the package that it has not imported. That is found only where
+# no such module is loaded.
+WHOLE_PACKAGE = re.compile(r"^\s*import pyncette\b", re.MULTILINE)
+
 # Compiled under the page's name, so that a traceback points into the page.
 RUN_PYTHON = """
 import sys, types
-page, text = sys.argv[1], sys.stdin.read()
+_, page, text = sys.argv
 module = sys.modules["documentation"] = types.ModuleType("documentation")
 exec(compile(text, page, "exec"), module.__dict__)
 """
@@ -88,22 +93,34 @@ def blocks_of(page: str, content: str) -> list[Block]:
 
 
 def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
-    if block.language == "bash":
-        command = ["bash", "-euo", "pipefail", "-s"]
-    else:
-        command = [sys.executable, "-W", "error", "-c", RUN_PYTHON, block.page]
     scripts = Path(sys.executable).parent
-    return subprocess.run(
-        command,
-        input=block.text,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=directory,
-        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    if block.language == "bash":
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-s"],
+            input=block.text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=directory,
+            env=environment,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    command = ["-c", RUN_PYTHON, block.page, block.text]
+    options = ("-W", "error")
+    if WHOLE_PACKAGE.search(block.text):
+        return subprocess.run(
+            [sys.executable, *options, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=directory,
+            env=environment,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    return forked.run(command, directory, environment, DEADLINE_S, options, merged=True)
 
 
 def a_page_with(example: str, language: str = "python", mark: str = "") -> str:

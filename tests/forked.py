@@ -1,0 +1,164 @@
+"""Runs programs in processes that have imported the package already.
+
+A command of the command line, or an example of a page, takes longer to import what it needs than
+to run. So one process imports that once, and is forked for each program. A program sees there what
+it sees in a fresh interpreter, but for the modules that are loaded: where these are the point, as
+when a program uses a module that it has not imported, it has to run in a fresh one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import IO, Final
+
+SERVER: Final = """
+import asyncio, gc, importlib, json, os, runpy, signal, sys, time, types
+import pyncette, pyncette.opening, pyncette.sqlite, pyncette.sync
+import pyncette.cli.arguments, pyncette.history, pyncette.testing
+
+
+def ended(process, deadline_s):
+    "Its exit code; it is killed when its time is over."
+    deadline = time.monotonic() + deadline_s
+    while True:
+        found, status = os.waitpid(process, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            return None
+        signal.sigtimedwait([signal.SIGCHLD], left)
+
+
+def program():
+    "Returns, in a fork, what that fork has to run."
+    usual = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    with os.fdopen(os.dup(1), "w") as answers:
+        for line in sys.stdin:
+            job = json.loads(line)
+            process = os.fork()
+            if not process:
+                signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+                return job
+            print(json.dumps(ended(process, job["deadline_s"])), file=answers, flush=True)
+    os._exit(0)
+
+
+gc.freeze()
+job = program()
+for number, path in enumerate([os.devnull, *job["outputs"]]):
+    file = os.open(path, os.O_RDWR | os.O_APPEND)
+    os.dup2(file, number)
+    os.close(file)
+sys.stdin = open(0)
+os.chdir(job["directory"])
+os.environ.clear()
+os.environ.update(job["environment"])
+time.tzset()
+importlib.invalidate_caches()
+what, program, *arguments = job["arguments"]
+sys.argv = [what, *arguments]
+if what == "-m":
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
+else:
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(program, "<string>", "exec"), main.__dict__)
+"""
+
+
+class _Server:
+    """The process that is forked."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *options, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        atexit.register(self._end)
+
+    def run(self, job: Mapping[str, object], deadline_s: float) -> int | None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({**job, "deadline_s": deadline_s}) + "\n")
+        self._process.stdin.flush()
+        answers, _, _ = select.select([self._process.stdout], [], [], deadline_s + 60)
+        line = self._process.stdout.readline() if answers else ""
+        assert line, "what is forked has ended, see its error above"
+        code: int | None = json.loads(line)
+        return code
+
+    def _end(self) -> None:
+        self._process.communicate()
+
+
+@cache
+def _server(options: tuple[str, ...]) -> _Server:
+    return _Server(options)
+
+
+def _of_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith("PYTHON")}
+
+
+def run(
+    arguments: Sequence[str],
+    directory: Path,
+    environment: Mapping[str, str],
+    deadline_s: float,
+    options: tuple[str, ...] = (),
+    merged: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program, and returns what it has printed.
+
+    Args:
+        arguments: Those of the interpreter: ``-m`` and a module, or ``-c`` and a program, and what
+            follows.
+        directory: Where it runs.
+        environment: Its whole environment.
+        deadline_s: After this it is killed, and the test fails.
+        options: Options of the interpreter.
+        merged: Whether its errors are printed with the rest.
+    """
+    if not hasattr(os, "fork") or _of_interpreter(environment) != _of_interpreter(os.environ):
+        # An interpreter reads such variables when it starts.
+        return subprocess.run(
+            [sys.executable, *options, *arguments],
+            cwd=directory,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+            text=True,
+            timeout=deadline_s,
+            check=False,
+        )
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        job = {
+            "arguments": [*arguments],
+            "directory": str(directory),
+            "environment": dict(environment),
+            "outputs": [out.name, out.name if merged else err.name],
+        }
+        code = _server(options).run(job, deadline_s)
+        printed = [_text(file) for file in (out, err)]
+    if code is None:
+        raise subprocess.TimeoutExpired([*arguments], deadline_s, *printed)
+    return subprocess.CompletedProcess([*arguments], code, *printed)
+
+
+def _text(file: IO[str]) -> str:
+    # By its name: what is read through the file may have been read before the program wrote.
+    return Path(file.name).read_text()
