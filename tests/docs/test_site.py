@@ -48,6 +48,9 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site; tox has built it before, once for all processes that test it."""
+    if built := os.environ.get("PYNCETTE_TEST_SITE"):
+        return Path(built)
     directory = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory)]
     done = subprocess.run(
@@ -186,6 +189,8 @@ def test_code_and_tables_fit_their_boxes_and_no_page_is_wider_than_its_window(
     browser: Any, address: str, pages: dict[str, str]
 ) -> None:
     page = browser.new_page()
+    # On each page, the search would read all pages, which takes longer than to show that one.
+    page.route("**/workers/search*", lambda route: route.abort())
     for name in sorted(pages):
         page.set_viewport_size({"width": WIDE, "height": 900})
         page.goto(f"{address}/{name}/", wait_until="domcontentloaded")
