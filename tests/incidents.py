@@ -212,7 +212,7 @@ def lonely_partition(place: Place) -> dict[str, str]:
 def slow_way(store: dict[str, str]) -> Iterator[dict[str, str]]:
     """The same store, on a way that takes a while."""
     parts = urlsplit(store["STORE_URL"])
-    command = [sys.executable, "-c", RELAY, str(parts.hostname), str(parts.port or 6379), "0.4"]
+    command = [sys.executable, "-c", RELAY, str(parts.hostname), str(parts.port or 6379), "0.3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
         try:
             assert relay.stdout is not None

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any, Final
 
 from pyncette.acting import acting_as
@@ -123,8 +124,9 @@ def _failure(error: Exception) -> tuple[int, str]:
     return FAILED, f"{describe(error)} (--debug shows where)"
 
 
+@cache
 def parser_of() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """The parser of all commands; to make it takes as long as a short command."""
     parser = argparse.ArgumentParser(
         prog="pyncette",
         description="Looks at the tasks of an app, and steers them.",
