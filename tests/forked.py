@@ -25,6 +25,9 @@ import asyncio, gc, importlib, json, os, runpy, signal, sys, time, types
 import pyncette, pyncette.opening, pyncette.sqlite, pyncette.sync
 import pyncette.cli.arguments, pyncette.history, pyncette.testing
 
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+
 
 def ended(process, deadline_s):
     "Its exit code; it is killed when its time is over."
@@ -80,9 +83,9 @@ else:
 class _Server:
     """The process that is forked."""
 
-    def __init__(self, options: Sequence[str]) -> None:
+    def __init__(self, options: Sequence[str], loaded: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *options, "-c", SERVER],
+            [sys.executable, *options, "-c", SERVER, *loaded],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -105,8 +108,8 @@ class _Server:
 
 
 @cache
-def _server(options: tuple[str, ...]) -> _Server:
-    return _Server(options)
+def _server(options: tuple[str, ...], loaded: tuple[str, ...]) -> _Server:
+    return _Server(options, loaded)
 
 
 def _of_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
@@ -120,6 +123,7 @@ def run(
     deadline_s: float,
     options: tuple[str, ...] = (),
     merged: bool = False,
+    loaded: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program, and returns what it has printed.
 
@@ -131,6 +135,7 @@ def run(
         deadline_s: After this it is killed, and the test fails.
         options: Options of the interpreter.
         merged: Whether its errors are printed with the rest.
+        loaded: Modules that are loaded besides the package, such as a driver.
     """
     if not hasattr(os, "fork") or _of_interpreter(environment) != _of_interpreter(os.environ):
         # An interpreter reads such variables when it starts.
@@ -148,11 +153,11 @@ def run(
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
         job = {
             "arguments": [*arguments],
-            "directory": str(directory),
+            "directory": str(directory.absolute()),
             "environment": dict(environment),
             "outputs": [out.name, out.name if merged else err.name],
         }
-        code = _server(options).run(job, deadline_s)
+        code = _server(options, loaded).run(job, deadline_s)
         printed = [_text(file) for file in (out, err)]
     if code is None:
         raise subprocess.TimeoutExpired([*arguments], deadline_s, *printed)

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 from tests.servers import url
 from tests.stores.clients import client
 from tests.stores.every_store import place_of
@@ -33,16 +33,23 @@ DRIVERS = {
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 MOMENTS_MAX = 40
 
-# For each number that it reads, a worker that kills itself before the statement of that number, or
-# ends when nothing is left. They are forked: to start Python takes longer than all that they do.
+# A worker that kills itself before the statement of its number. It ends when nothing is left.
+LOADED = {
+    "sqlite-file": (),
+    "postgres": ("pyncette.postgres",),
+    "mysql": ("pyncette.mysql",),
+    "mariadb": ("pyncette.mysql",),
+}
+"""What the program of a store would import each time."""
+
 PROGRAM = """
-import asyncio, json, os, signal, sys, traceback
+import asyncio, json, os, signal, sys
 from datetime import timedelta
 from pyncette import Pyncette
 from pyncette.connections import links
 
-STORE, TABLE, CONFIGURATION = (*sys.argv[1:3], json.loads(sys.argv[3]))
-MOMENT = reached = 0
+STORE, TABLE, CONFIGURATION, MOMENT = (*sys.argv[1:3], json.loads(sys.argv[3]), int(sys.argv[4]))
+reached = 0
 
 
 def moment():
@@ -94,6 +101,7 @@ async def pay(context):
         await execute(connection, f"INSERT INTO {TABLE} VALUES ('{context.task.name}', 'debit')")
         await execute(connection, f"INSERT INTO {TABLE} VALUES ('{context.task.name}', 'credit')")
     moment()
+    print(reached)
 
 
 async def list_states(context):
@@ -107,19 +115,7 @@ async def main():
             await asyncio.sleep(0.05)
 
 
-for line in sys.stdin:
-    worker = os.fork()
-    if worker:
-        print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]), flush=True)
-        continue
-    MOMENT = int(line)
-    signal.alarm(120)
-    try:
-        asyncio.run(main())
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+asyncio.run(main())
 """
 
 
@@ -169,30 +165,19 @@ class Ledger:
         async with app.create() as context:
             await context.schedule_task(pay, name, execute_at=PAST)
 
-    @contextmanager
-    def workers(self) -> Iterator[Callable[[int], int]]:
-        """Runs one worker after another: each gets its moment, and returns its exit code."""
+    def worker(self, moment: int) -> subprocess.CompletedProcess[str]:
         configuration = dict(self.place.configuration)
         if self.store in ("mysql", "mariadb"):
             configuration[self.store] = configuration.pop("mysql_url")
         elif self.store == "postgres":
             configuration["postgres"] = configuration.pop("postgres_url")
-        with subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, self.store, self.table, json.dumps(configuration)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            requests, answers = process.stdin, process.stdout
-            assert requests is not None
-            assert answers is not None
-
-            def worker(moment: int) -> int:
-                print(moment, file=requests, flush=True)
-                return int(answers.readline())
-
-            yield worker
-            requests.close()
+        return forked.run(
+            ["-c", PROGRAM, self.store, self.table, json.dumps(configuration), str(moment)],
+            Path(),
+            os.environ,
+            120,
+            loaded=LOADED[self.store],
+        )
 
 
 def test_effects_happen_once_though_a_worker_is_killed_before_any_statement(
@@ -201,16 +186,15 @@ def test_effects_happen_once_though_a_worker_is_killed_before_any_statement(
     ledger = Ledger(store, place)
     asyncio.run(ledger.make())
     names: list[str] = []
-    with ledger.workers() as worker:
-        for moment in range(1, MOMENTS_MAX):
-            names.append(f"run-{moment}")
-            asyncio.run(ledger.schedule(names[-1]))
-            exit_code = worker(moment)
-            if exit_code == 0:
-                break
-            assert exit_code == -signal.SIGKILL
-        else:
-            raise AssertionError("it was killed every time")
+    for moment in range(1, MOMENTS_MAX):
+        names.append(f"run-{moment}")
+        asyncio.run(ledger.schedule(names[-1]))
+        process = ledger.worker(moment)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, process.stderr
+    else:
+        raise AssertionError("it was killed every time")
     assert len(names) > 8  # as many statements there were
     assert asyncio.run(ledger.effects()) == sorted(
         (name, kind) for name in names for kind in ("debit", "credit")
