@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tests import support
 from tests.unit import test_app, test_context, test_execution, test_failures, test_loop
-from tests.unit.test_on_fewer_polls import COUNT_POLLS
 from tests.unit.test_on_uvloop import plain_tests
 
 from pyncette.sqlite import sqlite_repository
@@ -46,6 +45,4 @@ def test_it_holds_on_sqlite_too(
             return sqlite_repository(**{**configuration, "sqlite_database": str(self.path)})
 
     monkeypatch.setattr(support, "MemoryRepository", Repository)
-    # Polls that can find nothing new take most of the time.
-    monkeypatch.setattr(support, "every_poll", test in COUNT_POLLS)
     test()
