@@ -38,11 +38,13 @@ ONCE: dict[str, Any] = {
 @asynccontextmanager
 async def running(bench: Bench) -> AsyncIterator[None]:
     """The app runs; at the end nothing starts any more, and what runs is waited for."""
-    async with bench.running():
+    async with bench.running() as context:
         yield
         for task in bench.app._tasks:
             task.enabled = False
-        await bench.advance(2_000)
+        await bench.advance(1)
+        while context._worker.dispatcher.executions:
+            await bench.advance(100)
 
 
 async def error_of(bench: Bench, task: Any) -> str | None:
