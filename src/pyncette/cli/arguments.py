@@ -243,7 +243,7 @@ def _add_looking(commands: Any) -> None:
     parser.add_argument("--due-before", type=values.instant, metavar="TIME")
     parser.add_argument("--failing", action="store_true", help="only those that fail, or parked")
     parser.add_argument(
-        "--limit", type=values.at_least(0), default=100, help="at most so many (100); 0: all"
+        "--limit", type=values.at_least(0), default=100, help="the maximum (100); 0: all"
     )
     _add_task(_command(commands, "show", "show a task, a template or an instance", looking.show))
     parser = _command(commands, "next", "show which occurrences come next", looking.upcoming)
@@ -271,7 +271,7 @@ def _add_looking(commands: Any) -> None:
             help=f"only those that ended {text} this: a time, or how long ago, such as 1d",
         )
     parser.add_argument(
-        "--limit", type=values.at_least(0), default=50, help="at most so many (50); 0: all"
+        "--limit", type=values.at_least(0), default=50, help="the maximum (50); 0: all"
     )
     _command(commands, "workers", "show the workers that are alive", looking.workers)
 
