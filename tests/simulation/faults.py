@@ -255,6 +255,17 @@ FAULTS: Final = (
         Promise.AT_LEAST_ONCE,
     ),
     Fault(
+        "q (lease)",
+        "a lease that a clock far ahead has counted keeps a static task asleep for years",
+        (
+            Edit(
+                "pyncette.engine.rules:lease_in_time", "if record.state", "if True or record.state"
+            ),
+        ),
+        "scenario: 49: a clock was far ahead when the worker of a task was killed, seed 0",
+        Promise.AT_LEAST_ONCE,
+    ),
+    Fault(
         "aa (early)",
         "a slow measurement of the store's clock makes runs early",
         (

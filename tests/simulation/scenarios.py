@@ -55,7 +55,7 @@ def _count(history: History, kind: str, subject: str = "", **details: object) ->
 
 
 def _starts(subject: str, least: int) -> Seen:
-    """A body of the record was started at least so many times for one occurrence."""
+    """A body of the record was started for one occurrence at least this often."""
 
     def seen(history: History) -> bool:
         attempts = [
@@ -1041,6 +1041,22 @@ def _histories() -> Iterator[tuple[str, Scenario]]:
                 [_each(TaskPlan(f"d{number}", True), call=number + 1) for number in range(3)],
             ),
             lambda history: _count(history, "raise") + _count(history, "cancelled") > 3,
+        ),
+    )
+    yield (
+        "49: a clock was far ahead when the worker of a task was killed",
+        Scenario(
+            _plan(
+                [EVERY._replace(manners=(Manner.LONG,))],
+                (),
+                [
+                    Fault(Kind.STEP_WALL, 0.0, 0.0, "w0", 1e8),
+                    Fault(Kind.STEP_WALL, 3.0, 0.0, "w0", -1e8),
+                ],
+                (Life("w0", 0.1, 2.0, Death.CRASH), Life("w1", 4.0)),
+                store_clock=False,
+            ),
+            _starts("s0", 2),
         ),
     )
     yield (
