@@ -728,6 +728,21 @@ class Checker:
         noticed_s = 12.0 + self._plan.poll_s
         return any(given - noticed_s <= step for step in self._steps_back)
 
+    def _is_excused_by_a_step(self, subject: str) -> bool:
+        """Whether a static task may be late by a step.
+
+        It may not if all workers from before the step had crashed when another one started: this
+        one has seen what they had left.
+        """
+        if not self._late_by_a_step(subject):
+            return False
+        step = max(self._steps_back)
+        before = [life for life in self._plan.lives if life.start <= step]
+        after = max((life.start for life in self._plan.lives if life.start > step), default=None)
+        return after is None or not all(
+            life.how is Death.CRASH and life.end is not None and life.end < after for life in before
+        )
+
     def _paced(self, record: Event) -> bool:
         planned = record.details.get("planned")
         return (
@@ -782,7 +797,7 @@ class Checker:
         # clock was set back, or settles it: of static tasks. (Not at most once: what is planned
         # now may have been run by the clock that was ahead.)
         mended = not task.dynamic and not task.at_most_once
-        if self._stepped and (not mended or self._late_by_a_step(subject)):
+        if self._stepped and (not mended or self._is_excused_by_a_step(subject)):
             return
         done = [run for run in runs if self._done(task, run)]
         last = max((run.occurrence for run in done), default=0)

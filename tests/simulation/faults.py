@@ -309,7 +309,7 @@ FAULTS: Final = (
         "two versions with different intervals plan each other's runs off for ever",
         (
             Edit(
-                "pyncette.engine.rules:replanned",
+                "pyncette.engine.rules:_brought_up_to_date",
                 "soonest = None if first is None else _soonest(progress.planned, first)",
                 "soonest = first",
             ),
