@@ -318,8 +318,7 @@ def test_a_namespace_in_which_1x_keeps_tasks_is_refused(namespace: str, tmp_path
             async with client_at(server.url) as client:
                 await client.flushall()
                 if kind == "dynamic":
-                    for number in range(3_000):
-                        await client.set(f"other:{number}", "")
+                    await client.mset({f"other:{number}": "" for number in range(3_000)})
                     name = f"pyncette:{namespace}:task:reports:7"
                     await client.hset(name, mapping={"version": 1})
                 elif kind == "static":
