@@ -35,7 +35,7 @@ def edit_postgres(url: str, place: Place, identity: Identity, column: str, value
     literal = _quoted(value) if not isinstance(value, bytes) else f"'\\x{value.hex()}'::bytea"
     where = f""""group" = {_quoted(group)} AND "key" = {_quoted(key)}"""
     try:
-        postgres_place.run_sql(url, f'UPDATE {table} SET "{column}" = {literal} WHERE {where}')
+        postgres_place.standing(url).run(f'UPDATE {table} SET "{column}" = {literal} WHERE {where}')
     except (asyncpg.PostgresError, asyncpg.InterfaceError):
         return False
     return True

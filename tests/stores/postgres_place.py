@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import asyncpg
@@ -35,6 +38,35 @@ def run_sql(url: str, *statements: str) -> list[Any]:
     return asyncio.run(main())
 
 
+class _Standing:
+    """A connection that lasts: PostgreSQL takes longer to make one than to run most tests."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = threading.Lock()
+        self._loop = asyncio.new_event_loop()
+        self._connection: asyncpg.Connection | None = None
+        atexit.register(self._close)
+
+    def run(self, statement: str) -> None:
+        with self._lock:
+            self._loop.run_until_complete(self._run(statement))
+
+    async def _run(self, statement: str) -> None:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(self._url, statement_cache_size=0)
+        await self._connection.execute(statement)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+        self._loop.close()
+
+
+standing = cache(_Standing)
+"""The lasting connection to a server, for statements that leave nothing in their session."""
+
+
 @contextmanager
 def place_at(url: str, **more: Any) -> Iterator[Place]:
     """An empty place; its table is dropped afterwards."""
@@ -49,7 +81,8 @@ def a_table(url: str, *statements: str) -> Iterator[str]:
     """The name of a table that is dropped afterwards; statements make and fill it."""
     table = new_table()
     try:
-        run_sql(url, *(statement.format(table=table) for statement in statements))
+        if statements:
+            run_sql(url, *(statement.format(table=table) for statement in statements))
         yield table
     finally:
-        run_sql(url, f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")
+        standing(url).run(f"DROP TABLE IF EXISTS {table}, {table}_runs, {table}_run_totals")
