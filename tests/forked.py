@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,13 +31,15 @@ for name in sys.argv[1:]:
 
 
 def ended(process, deadline_s):
-    "Its exit code; it is killed when its time is over."
+    "Its exit code; it is killed when its time is over, unless it has none."
     deadline = time.monotonic() + deadline_s
     while True:
         found, status = os.waitpid(process, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
         left = deadline - time.monotonic()
+        if deadline_s == 0:
+            return None
         if left <= 0:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
@@ -50,11 +53,14 @@ def program():
     with os.fdopen(os.dup(1), "w") as answers:
         for line in sys.stdin:
             job = json.loads(line)
-            process = os.fork()
-            if not process:
-                signal.pthread_sigmask(signal.SIG_SETMASK, usual)
-                return job
-            print(json.dumps(ended(process, job["deadline_s"])), file=answers, flush=True)
+            if (process := job.get("asked")) is None:
+                process = os.fork()
+                if not process:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, usual)
+                    return job
+            deadline_s = job["deadline_s"]
+            answer = process if deadline_s is None else ended(process, deadline_s)
+            print(json.dumps(answer), file=answers, flush=True)
     os._exit(0)
 
 
@@ -70,13 +76,17 @@ os.environ.clear()
 os.environ.update(job["environment"])
 time.tzset()
 importlib.invalidate_caches()
-what, program, *arguments = job["arguments"]
-sys.argv = [what, *arguments]
-if what == "-m":
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
-else:
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(program, "<string>", "exec"), main.__dict__)
+match job["arguments"]:
+    case ["-m", module, *arguments]:
+        sys.argv = ["-m", *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    case ["-c", text, *arguments]:
+        sys.argv = ["-c", *arguments]
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(text, "<string>", "exec"), main.__dict__)
+    case arguments:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
 """
 
 
@@ -92,12 +102,16 @@ class _Server:
         )
         atexit.register(self._end)
 
-    def run(self, job: Mapping[str, object], deadline_s: float) -> int | None:
+    def run(self, job: Mapping[str, object], deadline_s: float | None) -> int | None:
+        """Returns the exit code, or None if it does not end in time.
+
+        Without a deadline, it returns the id of the process that was started.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({**job, "deadline_s": deadline_s}) + "\n")
         self._process.stdin.flush()
-        answers, _, _ = select.select([self._process.stdout], [], [], deadline_s + 60)
+        answers, _, _ = select.select([self._process.stdout], [], [], (deadline_s or 0) + 60)
         line = self._process.stdout.readline() if answers else ""
         assert line, "what is forked has ended, see its error above"
         code: int | None = json.loads(line)
@@ -128,8 +142,8 @@ def run(
     """Runs a program, and returns what it has printed.
 
     Args:
-        arguments: Those of the interpreter: ``-m`` and a module, or ``-c`` and a program, and what
-            follows.
+        arguments: Those of the interpreter: ``-m`` and a module, ``-c`` and a program, or the path
+            of a program; and what follows.
         directory: Where it runs.
         environment: Its whole environment.
         deadline_s: After this it is killed, and the test fails.
@@ -162,6 +176,62 @@ def run(
     if code is None:
         raise subprocess.TimeoutExpired([*arguments], deadline_s, *printed)
     return subprocess.CompletedProcess([*arguments], code, *printed)
+
+
+class Process:
+    """A program that goes on, as ``subprocess.Popen`` has it.
+
+    Attributes:
+        pid: Its id.
+        returncode: Its exit code; None: it has not ended, as far as is known.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        directory: Path,
+        environment: Mapping[str, str],
+        errors: Path | None = None,
+        loaded: tuple[str, ...] = (),
+    ) -> None:
+        """Starts it; see ``run``. Its errors go to a file that exists; what it prints, nowhere."""
+        self._server = _server((), loaded)
+        job = {
+            "arguments": [*arguments],
+            "directory": str(directory.absolute()),
+            "environment": dict(environment),
+            "outputs": [os.devnull, os.devnull if errors is None else str(errors.absolute())],
+        }
+        process = self._server.run(job, None)
+        assert process is not None
+        self.pid: int = process
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code; None: it has not ended."""
+        if self.returncode is None:
+            self.returncode = self._server.run({"asked": self.pid}, 0)
+        return self.returncode
+
+    def wait(self, deadline_s: float = 60) -> int:
+        """Waits for its end, and returns the exit code; in the end, it is killed."""
+        if self.returncode is None:
+            self.returncode = self._server.run({"asked": self.pid}, deadline_s)
+        assert self.returncode is not None, "it did not end"
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal, if it has not ended. Its id is its own until its end was asked for."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        self.send_signal(signal.SIGTERM)
 
 
 def _text(file: IO[str]) -> str:

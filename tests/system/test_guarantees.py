@@ -12,8 +12,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 from tests.faulty_store import Faults, faulty
 from tests.support import run
 
@@ -144,22 +143,19 @@ class Site:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.processes: list[subprocess.Popen[str]] = []
+        self.processes: list[forked.Process] = []
         (directory / "program.py").write_text(PROGRAM)
 
-    def worker(self, **environment: str) -> subprocess.Popen[str]:
-        with (self.directory / f"errors-{len(self.processes)}").open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "program.py"],
-                cwd=self.directory,
-                env={**os.environ, **environment},
-                stderr=errors,
-                text=True,
-            )
+    def worker(self, **environment: str) -> forked.Process:
+        errors = self.directory / f"errors-{len(self.processes)}"
+        errors.touch()
+        process = forked.Process(
+            ["program.py"], self.directory, {**os.environ, **environment}, errors
+        )
         self.processes.append(process)
         return process
 
-    def errors(self, process: subprocess.Popen[str]) -> str:
+    def errors(self, process: forked.Process) -> str:
         return (self.directory / f"errors-{self.processes.index(process)}").read_text()
 
     def lines(self, word: str = "") -> list[Line]:
@@ -214,7 +210,7 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def killed(process: subprocess.Popen[str]) -> None:
+def killed(process: forked.Process) -> None:
     assert process.wait(PATIENCE_S) == -signal.SIGKILL
 
 

@@ -10,16 +10,15 @@ import importlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 from tests.servers import url
 from tests.stores import dynamodb_place, mysql_place, postgres_place, redis_place
 
@@ -114,7 +113,7 @@ class Site:
     def __init__(self, directory: Path, place: Place) -> None:
         self.directory = directory
         self.place = place
-        self.worker: subprocess.Popen[str] | None = None
+        self.worker: forked.Process | None = None
         (directory / "program.py").write_text(PROGRAM)
 
     def starts(self, name: str) -> list[tuple[int, str, int]]:
@@ -132,16 +131,15 @@ class Site:
             assert time.monotonic() < deadline
             if self.worker is None or self.worker.poll() is not None:
                 assert self.worker is None or self.worker.returncode == -signal.SIGKILL
-                self.worker = subprocess.Popen(
-                    [sys.executable, "program.py"],
-                    cwd=self.directory,
-                    env={
+                self.worker = forked.Process(
+                    ["program.py"],
+                    self.directory,
+                    {
                         **os.environ,
                         "PLACE": json.dumps(place),
                         "ATTEMPTS": json.dumps(ATTEMPTS),
                     },
-                    stderr=subprocess.DEVNULL,
-                    text=True,
+                    loaded=(factory.__module__,),
                 )
             time.sleep(0.1)
 
@@ -173,6 +171,16 @@ class Site:
         )
         return state
 
+    def states(self, instances: Sequence[tuple[str, str]]) -> list[str | None]:
+        """What each of these does; None: it is gone."""
+
+        async def look(context: PyncetteContext, tasks: dict[str, Task]) -> list[str | None]:
+            found = [await context.get_task(tasks[template], name) for template, name in instances]
+            return [None if state is None else state.state for state in found]
+
+        states: list[str | None] = self.do(look)
+        return states
+
     def close(self) -> None:
         if self.worker is not None:
             self.worker.kill()
@@ -202,8 +210,10 @@ def test_a_body_that_kills_its_process_is_parked_after_its_attempts(site: Site) 
     site.do(schedule)
 
     def settled() -> bool:
-        states = [site.state(template, name) for template, name, _ in instances]
-        return [state and state.state for state in states] == ["parked", "parked", None]
+        return site.states([(template, name) for template, name, _ in instances]) == [
+            *("parked", "parked"),
+            None,
+        ]
 
     site.until(settled)
     bad, mixed = site.state("deadly", "bad"), site.state("neighbour", "mixed")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forked
 from tests.stores.every_store import place_of
 
 from pyncette import Context, Partitions, Pyncette, PyncetteContext
@@ -66,17 +65,17 @@ class Site:
     def __init__(self, directory: Path, place: Place) -> None:
         self._directory = directory
         self._place = place
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, forked.Process] = {}
         (directory / "program.py").write_text(PROGRAM)
 
     def start(self, name: str) -> None:
         factory = self._place.factory
         place = [factory.__module__, factory.__name__, self._place.configuration]
-        self._processes[name] = subprocess.Popen(
-            [sys.executable, "program.py", name],
-            cwd=self._directory,
-            env={**os.environ, "PLACE": json.dumps(place)},
-            stderr=subprocess.DEVNULL,
+        self._processes[name] = forked.Process(
+            ["program.py", name],
+            self._directory,
+            {**os.environ, "PLACE": json.dumps(place)},
+            loaded=(factory.__module__,),
         )
 
     def kill(self, name: str) -> None:

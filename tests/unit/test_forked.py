@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,33 @@ def test_a_command_runs_and_has_loaded_what_it_needs_before(tmp_path: Path) -> N
     if "coverage" not in sys.modules:
         fresh = {**os.environ, "PYTHONNOUSERSITE": "1"}
         assert forked.run(asked[1], tmp_path, fresh, 60).stdout == "False\n"
+
+
+def test_a_program_that_goes_on_is_signalled_and_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "print('begun', __name__, __file__, sys.argv, file=sys.stderr, flush=True)\n"
+        "pathlib.Path('begun').touch()\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+    )
+    (tmp_path / "errors").touch()
+    errors = tmp_path / "errors"
+    program = forked.Process(["program.py", "one"], tmp_path, os.environ, errors)
+    other = forked.Process(["program.py", "two"], tmp_path, os.environ)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert (program.poll(), other.poll()) == (None, None)
+        assert program.pid != other.pid
+        other.kill()
+        assert other.wait() == -signal.SIGKILL
+        assert program.poll() is None
+        (tmp_path / "go").touch()
+        assert program.wait() == 0
+        program.send_signal(signal.SIGTERM)  # nobody is there any more
+        assert errors.read_text() == "begun __main__ program.py ['program.py', 'one']\n"
+    finally:
+        program.kill()
+        other.kill()
