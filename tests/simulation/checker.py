@@ -323,13 +323,15 @@ class Checker:
             lease_s = max(min(task.lease_s for task in shared), MEMBER_LEASE_MIN_S)
             known_s = lease_s / 3 + self._plan.poll_s + 1
             late = 2 * self._plan.poll_s * SECOND
-            for first, second in pairwise(claims):
-                due = second.details["was_due"]
-                if (
-                    first.process != second.process
-                    and due is not None
-                    and second.store_time < due + late
-                    and not any(first.time - known_s <= at <= second.time for at in changes)
+            # What is late may be claimed by any worker; then its owner claims it again.
+            punctual = [
+                claim
+                for claim in claims
+                if (due := claim.details["was_due"]) is not None and claim.store_time < due + late
+            ]
+            for first, second in pairwise(punctual):
+                if first.process != second.process and not any(
+                    first.time - known_s <= at <= second.time for at in changes
                 ):
                     where = f"{subject} is claimed by {first.process} and by {second.process}"
                     yield Violation(Promise.OWNED, second.time, where)

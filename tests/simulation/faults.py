@@ -275,7 +275,7 @@ FAULTS: Final = (
                 "self._aim((lowest + highest) // 2, refines)",
             ),
             Edit(
-                f"{_LOOP}_claim",
+                f"{_LOOP}_send",
                 "bounded=isinstance(worker.clock, StoreClock) and worker.clock.is_measured",
                 "bounded=False",
             ),

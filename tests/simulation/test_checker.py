@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 from tests.simulation.checker import Promise, check
 from tests.simulation.history import EPOCH, Event, History
@@ -44,3 +46,31 @@ def test_a_run_belongs_to_its_own_claim_also_if_a_later_one_began_before_it(agai
     ]
     found = [violation.promise for violation in check(PLAN, history(*events))]
     assert (Promise.UNSCHEDULED in found) is again
+
+
+SHARED: Final = TaskPlan("d0", dynamic=True, lease_s=2.0, partitions=4, shared=True)
+
+
+@pytest.mark.parametrize(
+    ("claims", "broken"),
+    [
+        ("a1 a2 a3", False),
+        ("a1 b2 a3", True),
+        ("a1 b9 a2", False),  # what is late may be claimed by any worker
+        ("b9 a1 a2", False),
+        ("a1 b9 b2", True),  # but does not become its own
+    ],
+)
+def test_a_record_has_one_owner_and_others_claim_it_only_when_it_is_late(
+    claims: str, broken: bool
+) -> None:
+    made = History()
+    for number, (process, late) in enumerate(claims.split()):
+        time = 20.0 + number
+        due = EPOCH + round((time - int(late) / 4) * 1e6)
+        details = {"token": f"{process}{number}", "was": "scheduled", "was_due": due}
+        at = EPOCH + round(time * 1e6)
+        made.note(Event(time, at, process, "claimed", "d0/i0", {**details, "lease_end": 0}))
+    plan = Plan(0, "calm", 40.0, tasks=(SHARED,))
+    found = [violation.promise for violation in check(plan, made)]
+    assert (Promise.OWNED in found) is broken
