@@ -183,6 +183,14 @@ def runs_in_thread(func: Callable[[Any], Any]) -> bool:
     return not _AWAITABLE.search(said if isinstance(said, str) else repr(said))
 
 
+def _needs_loop(error: RuntimeError) -> bool:
+    """Whether asyncio has raised this, since no event loop runs in the thread."""
+    said = error.args[0] if type(error) is RuntimeError and error.args else None
+    return isinstance(said, str) and _NO_LOOP.match(said) is not None
+
+
+_NO_LOOP: Final = re.compile("no running event loop|There is no current event loop")
+
 _AWAITABLE: Final = re.compile(r"\b(Awaitable|Coroutine|CoroutineType|Future|Task)\b")
 
 
@@ -205,7 +213,16 @@ def call_body(
     async def handler(context: Any) -> None:
         call = func if arguments is None else functools.partial(func, **arguments(context))
         if in_thread:
-            result = await _called_in_thread(call, context)
+            try:
+                result = await _called_in_thread(call, context)
+            except RuntimeError as error:
+                if _needs_loop(error):
+                    error.add_note(
+                        f"{name_of(func)} is a plain function, so it was called in a thread. If it "
+                        "returns an awaitable, annotate it with '-> Awaitable[None]': then it is "
+                        "called in the event loop"
+                    )
+                raise
         else:
             result = call(context)
         if inspect.isawaitable(result):

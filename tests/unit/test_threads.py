@@ -163,6 +163,24 @@ def test_an_awaitable_that_a_plain_function_returns_is_awaited_in_the_event_loop
     run(main())
 
 
+@pytest.mark.parametrize("ask", [asyncio.get_running_loop, asyncio.get_event_loop])
+def test_a_plain_function_that_needs_the_event_loop_is_told_how_to_be_called_there(
+    ask: Callable[[], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    def plain(context: Context) -> object:
+        return ask()
+
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", failure_mode=FailureMode.COMMIT)(plain)
+        async with bench.running() as context:
+            await context.schedule_task(job, "a", execute_at=after(1))
+            await bench.advance(2)
+
+    run(main())
+    assert "annotate it with '-> Awaitable[None]'" in caplog.text
+
+
 @pytest.mark.parametrize("error", [OSError("no such thing"), StopIteration("over")])
 def test_an_exception_of_a_plain_function_is_the_failure_of_its_run(
     error: Exception, caplog: pytest.LogCaptureFixture
