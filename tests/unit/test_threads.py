@@ -167,8 +167,8 @@ def test_an_awaitable_that_a_plain_function_returns_is_awaited_in_the_event_loop
 def test_a_plain_function_that_needs_the_event_loop_is_told_how_to_be_called_there(
     ask: Callable[[], object], caplog: pytest.LogCaptureFixture
 ) -> None:
-    def plain(context: Context) -> object:
-        return ask()
+    def plain(context: Context) -> None:
+        ask()
 
     async def main() -> None:
         bench = Bench()
