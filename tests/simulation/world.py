@@ -57,6 +57,8 @@ LARGE: Final = 200_000
 LARGE_MAX: Final = 4
 """So many large writes of one process may be under way."""
 
+_OF_THE_NETWORK: Final = {Kind.SLOW, Kind.UNKNOWN, Kind.FLAKY, Kind.DOWN, Kind.HANGS}
+
 DRIFT_MAX_PPM: Final = 50
 """No clock drifts faster."""
 
@@ -111,6 +113,7 @@ class World:
         self._faults: dict[Kind, list[Fault]] = {}
         for fault in plan.faults:
             self._faults.setdefault(fault.kind, []).append(fault)
+        self._network_fails = not _OF_THE_NETWORK.isdisjoint(self._faults)
         self._steps: dict[str, float] = {}
         self._rates = {clock.process: 1 + clock.drift_ppm * 1e-6 for clock in plan.clocks}
         self._offsets = {clock.process: clock.offset_s for clock in plan.clocks}
@@ -244,6 +247,8 @@ class World:
         request_s = latency * random.uniform(0.2, 1.0)
         answer_s = latency * random.uniform(0.2, 1.0)
         fate = Fate(request_s, answer_s)
+        if not self._network_fails:
+            return fate
         for fault in self.active(Kind.SLOW, process, name):
             share = random.random()
             slow = fault.strength * random.uniform(0.3, 1.0)

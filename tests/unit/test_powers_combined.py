@@ -112,7 +112,7 @@ class World:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.bench = Bench(poll_interval=timedelta(minutes=10))
+        self.bench = Bench(poll_interval=HOUR)  # the clock moves by days
         app = self.bench.app
         app.calendar("odd")(odd)
         self.job: Task = (
