@@ -65,7 +65,8 @@ def test_a_record_has_one_owner_and_others_claim_it_only_when_it_is_late(
     claims: str, broken: bool
 ) -> None:
     made = History()
-    for number, (process, late) in enumerate(claims.split()):
+    for number, claim in enumerate(claims.split()):
+        process, late = claim[0], claim[1]
         time = 20.0 + number
         due = EPOCH + round((time - int(late) / 4) * 1e6)
         details = {"token": f"{process}{number}", "was": "scheduled", "was_due": due}
