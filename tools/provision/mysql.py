@@ -77,7 +77,7 @@ def _serve(
         # Relative to the data directory: a deep checkout would exceed the limit for sockets.
         *["--socket=server.sock", "--pid-file=server.pid"],
         *["--default-time-zone=+05:45", "--max-connections=300"],
-        # Nobody looks into the performance schema, which takes a tenth of the time.
+        # Nobody looks into the performance schema, which takes memory and time.
         *["--innodb-buffer-pool-size=128M", "--performance-schema=OFF"],
     ]
     site.describe(f"mysql://{USER}:{PASSWORD}@127.0.0.1:{port}/{USER}", version)
