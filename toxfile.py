@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from tox.config.sets import ConfigSet
@@ -23,5 +24,6 @@ def pyenv_interpreters() -> list[str]:
 
 @impl
 def tox_add_core_config(core_conf: ConfigSet, state: State) -> None:
-    # Behind what the command line names, which tox tries first.
-    state.conf.options.discover.extend(pyenv_interpreters())
+    # Behind what the command line names, which tox tries first, and the one that runs tox.
+    this = str(Path(sys.executable).resolve())
+    state.conf.options.discover.extend([this, *pyenv_interpreters()])
