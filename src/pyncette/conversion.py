@@ -387,7 +387,11 @@ class _Member(Converter):
             found = self.kind(value)
         except (ValueError, KeyError, TypeError):
             refuse(self.name, value)
-        same = type(found.value) is type(value) or issubclass(self.kind, Flag)
+        if issubclass(self.kind, Flag):
+            # Before Python 3.11.4, bits that no flag has are dropped.
+            same = found.value == value
+        else:
+            same = type(found.value) is type(value)
         return found if same else refuse(self.name, value)
 
 

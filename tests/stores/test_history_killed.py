@@ -78,18 +78,21 @@ def ended_in(log: Path) -> list[str]:
 async def looked_at(place: Place) -> tuple[list[Run], list[RunTotals]]:
     app = Pyncette(place.factory, **place.configuration)
     async with app.create() as context:
-        runs: list[Run] = []
-        cursor = None
         while True:
-            page = await context.runs(cursor=cursor, limit=1_000)
-            runs += page.runs
-            cursor = page.cursor
-            if cursor is None:
-                return runs, await context.run_totals(EVER)
+            before = await context.run_totals(EVER)
+            runs: list[Run] = []
+            cursor, more = None, True
+            while more:
+                page = await context.runs(cursor=cursor, limit=1_000)
+                runs += page.runs
+                cursor, more = page.cursor, page.cursor is not None
+            # A server may still write what a worker sent before it was killed.
+            if await context.run_totals(EVER) == before:
+                return runs, before
 
 
-def check_that_they_agree(runs: list[Run], totals: list[RunTotals]) -> None:
-    """The totals of each minute are the numbers of its attempts."""
+def check_that_they_agree(runs: list[Run], totals: list[RunTotals], unlisted_max: int = 0) -> None:
+    """The totals of each minute are the numbers of its attempts, and of some that are lost."""
     counted: Counter[tuple[datetime, str]] = Counter()
     for run in runs:
         minute = run.ended_at.replace(second=0, microsecond=0)
@@ -100,7 +103,8 @@ def check_that_they_agree(runs: list[Run], totals: list[RunTotals]) -> None:
         for outcome, number in (("succeeded", total.succeeded), ("failed", total.failed)):
             if number:
                 summed[total.minute, outcome] += number
-    assert summed == counted
+    assert summed >= counted
+    assert summed.total() <= counted.total() + unlisted_max
 
 
 @pytest.mark.parametrize("store", ["sqlite-file", "postgres"])
@@ -148,7 +152,8 @@ def test_a_worker_that_is_killed_loses_what_it_had_not_written_and_totals_agree(
         missing = [place for place, one in enumerate(ended) if one not in written]
         assert missing == list(range(len(runs), len(ended)))
         assert runs
-        check_that_they_agree(runs, totals)
+        # Totals go with the first batch after an attempt, which may not have room for it.
+        check_that_they_agree(runs, totals, len(ended) - len(runs))
 
 
 @pytest.mark.parametrize("store", ["sqlite-file", "postgres"])

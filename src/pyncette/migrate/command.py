@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from pyncette.clock import from_microseconds
 from pyncette.errors import StoreError
@@ -91,19 +91,19 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
                 f"--{option}",
                 help=text,
                 type=int if option in _NUMBERS else str,
-                default=os.environ.get(f"PYNCETTE_{option.upper().replace('-', '_')}"),
             )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Migrates; returns the exit code."""
-    configuration = {
-        name: value
-        for name, value in vars(arguments).items()
-        if value is not None and name in _NAMES
-    }
     try:
+        options = {
+            name: _option(name, value) for name, value in vars(arguments).items() if name in _NAMES
+        }
+        configuration: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
         report = asyncio.run(
             migrate(
                 dry_run=arguments.dry_run,
@@ -121,6 +121,24 @@ def run(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     print(described(report, arguments.dry_run))
     return DONE
+
+
+def _option(name: str, given: str | int | None) -> str | int | None:
+    """Returns the value of an option: as it was given, or that of its variable.
+
+    Raises:
+        ValueError: The variable holds no number where one is needed.
+    """
+    variable = f"PYNCETTE_{name.upper()}"
+    text = os.environ.get(variable)
+    if given is not None or text is None:
+        return given
+    if name.replace("_", "-") not in _NUMBERS:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be a whole number, not {text!r}") from None
 
 
 def _progress() -> Callable[[int, int], None]:
