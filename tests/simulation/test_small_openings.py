@@ -15,7 +15,7 @@ from tests.simulation.test_small_members import alone
 from tests.simulation.workers import every
 
 from pyncette import Context, ExecutionMode
-from pyncette.engine import rules
+from pyncette.engine import rules, static_tasks
 from pyncette.engine.partitions import Fact, Partitions, fact_identity, fact_record, read_fact
 from pyncette.engine.polling import NEVER
 from pyncette.engine.static_tasks import Correction, ensure_records
@@ -35,6 +35,7 @@ from pyncette.store.record import (
     ABSENT,
     ANY,
     CONTROL_GROUP,
+    LATEST_INSTANT,
     STATIC_GROUP,
     Pause,
     Progress,
@@ -368,9 +369,52 @@ def test_which_records_are_corrected(
             assert written == [Write(STATIC_GROUP, "s", change, NOW)]
             assert record.schedule == dumps(task.plan)
             assert _logged(caplog, "was planned for later") == same
+            assert not _logged(caplog, "is at most once")
             assert _logged(caplog, "becomes") == (not same)
 
     _run(main)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_start_says_whose_lease_a_clock_that_was_ahead_has_counted(
+    state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    days = 86_400 * SECOND
+    other = dumps(every(7 * SECOND))
+
+    async def main() -> None:
+        for lease_d, due_d, changed in product((1, 40), (0.5, 35, 50, None), (False, True)):
+            task = _static(lease_duration=timedelta(days=lease_d))
+            due_at = AHEAD if due_d is None else NOW + round(due_d * days)
+            schedule = other if changed else dumps(task.plan)
+            fields: dict[str, Any] = {"due_at": due_at, "state": state, "schedule": schedule}
+            store = Store()
+            put = _put(task, NOW, token="w:1", unfinished_attempts=1, **fields)
+            await store.plant(STATIC_GROUP, "s", put=put)
+            caplog.clear()
+            _, record = await _ensured(store, task, Correction.ALL)
+            assert record is not None
+            # No lease that a task declares ends later than in a month, or than itself.
+            counted = state is State.RUNNING and due_at > NOW + max(lease_d, 30) * days
+            assert _logged(caplog, "The lease of s would end at") == counted
+            if counted:
+                assert record.due_at == NOW + lease_d * days
+                assert static_tasks._shown(due_at) in caplog.text
+                assert static_tasks._shown(record.due_at) in caplog.text
+            if state is State.RUNNING:
+                assert not _logged(caplog, "was planned for later")
+                assert _logged(caplog, "becomes") == changed
+            assert not _logged(caplog, "is at most once")
+
+    _run(main)
+
+
+def test_instants_that_no_clock_shows_are_shown_too() -> None:
+    assert static_tasks._shown(None) == "never"
+    assert static_tasks._shown(NOW) == START.isoformat()
+    assert static_tasks._shown(LATEST_INSTANT + 1) == static_tasks._shown(LATEST_INSTANT)
+    assert static_tasks._shown(LATEST_INSTANT) > "2254"
 
 
 @pytest.mark.parametrize("correction", Correction)

@@ -170,6 +170,12 @@ def test_what_should_run_and_has_no_due_time_or_one_that_no_rule_gives_is_strand
             assert rules.stranded(reading, NOW) is (runs and (never or late))
 
 
+def test_a_lease_that_no_datetime_shows_was_edited_and_counted_by_no_clock() -> None:
+    for due_at, counted in ((LATEST_INSTANT, True), (LATEST_INSTANT + 1, False)):
+        record = _held().record._replace(due_at=due_at)
+        assert rules.lease_in_time(record, NOW, 7) == (NOW + 7 if counted else None)
+
+
 def test_a_schedule_that_has_ended_ends_its_backlog() -> None:
     assert rules._running_since(Progress(None, "old", backlog=5, begun=3), None) == 3
     change = rules._next_occurrence(_held(backlog=5), COMMIT, NOW, None, None, None, keep=True)
