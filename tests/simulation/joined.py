@@ -105,7 +105,7 @@ class Database(MemoryStore):
         seconds_max: See ``pyncette.store.sql.joined.Joined``.
         calls: What has reached a driver, with its time.
         lent_now: How many connections are lent.
-        places: In which threads connections were made and closed.
+        places: For each connection, in which threads it was made and closed.
         waiting: How many wait for their turn.
         fails: What each write to the store raises.
     """
@@ -119,7 +119,7 @@ class Database(MemoryStore):
         self.seconds_max = seconds_max
         self.calls: list[tuple[float, str]] = []
         self.lent_now = 0
-        self.places: list[str] = []
+        self.places: list[list[str]] = []
         self.turns = asyncio.Lock()
         self.waiting = 0
         self.fails: Callable[[], Exception | None] = lambda: None
@@ -186,8 +186,11 @@ class Database(MemoryStore):
     async def lent(self, do: Do) -> AsyncIterator[Connection]:
         """See ``pyncette.store.deadline.DeadlineStore``."""
 
+        made = len(self.places)
+        self.places.append([])
+
         def note() -> None:
-            self.places.append(threading.current_thread().name)
+            self.places[made].append(threading.current_thread().name)
 
         self.lent_now += 1
         connection = Connection(self)

@@ -743,8 +743,8 @@ def test_a_plain_function_does_it_in_its_thread_and_what_it_leaves_open_is_undon
     assert kinds[:5] == ["pays", "fails", "fails", "leaves", "leaves"]
     assert "async with" in said[5]
     mine = [one.partition(": ")[2] for one in said[:5]]
-    made, closed = database.places[::2], database.places[1::2]
-    assert made == mine
+    made, closed = zip(*database.places, strict=True)
+    assert [*made] == mine
     # What was left open is closed after the function, in some other thread than the loop's.
     assert [closed[0], closed[1], closed[2], closed[4]] == [*mine[:3], mine[4]]
     assert closed[3] not in ("MainThread",)

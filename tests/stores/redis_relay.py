@@ -17,6 +17,7 @@ class Relay:
     def __init__(self, port: int) -> None:
         self._there = port
         self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._carrying = asyncio.Event()
         self._carrying.set()
         self._deaf = False
@@ -44,10 +45,15 @@ class Relay:
             for pump in self._pumps:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
+            # A pump that was cancelled before it began has closed nothing.
+            for writer in self._writers:
+                writer.transport.abort()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        self._writers.append(writer)
         there, back = await asyncio.open_connection("127.0.0.1", self._there)
+        self._writers.append(back)
         for pump in (self._pump(reader, back, True), self._pump(there, writer, False)):
             self._pumps.add(asyncio.create_task(pump))
 

@@ -119,6 +119,7 @@ def test_hosts_of_sentinels_and_of_a_cluster_are_read() -> None:
         "redis+sentinel://user:p%40ss@one:1,[::1]:2,three/service/4"
         "?sentinel_username=watch&sentinel_password=word"
     ).target()
+    # Newer releases of Python refuse to split such a URL.
     assert target.addresses == [
         {"host": "one", "port": 1},
         {"host": "::1", "port": 2},

@@ -19,6 +19,7 @@ class Wire:
         self._parts = urlsplit(target)
         self._frozen: set[asyncio.Task[None]] = set()
         self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         self._requests: set[asyncio.Task[None]] = set()
         # For what carries requests, what carries their answers.
         self._partners: dict[asyncio.Task[None] | None, list[asyncio.Task[None]]] = {}
@@ -54,6 +55,9 @@ class Wire:
             for pump in self._pumps:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
+            # A pump that was cancelled before it began has closed nothing.
+            for writer in self._writers:
+                writer.transport.abort()
 
     def freeze_requests(self) -> None:
         """From now on nothing reaches the server on the connections that there are."""
@@ -73,7 +77,9 @@ class Wire:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        self._writers.append(back)
         requests = asyncio.create_task(self._pump(reader, back))
         self._requests.add(requests)
         answers = asyncio.create_task(self._pump(there, writer))

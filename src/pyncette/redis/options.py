@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import Connection, SSLConnection, parse_url
@@ -158,9 +158,11 @@ class RedisOptions:
             return self._from_arguments("single", [address], connection_class, arguments, "")
         if scheme == "unix":
             raise _UrlError(f"there is no {kind} behind a unix socket")
-        parts = urlsplit(f"//{rest}")
-        credentials, at, hosts = parts.netloc.rpartition("@")
-        path = [unquote(part) for part in parts.path.strip("/").split("/") if part]
+        # Not urlsplit: newer releases of Python refuse an IPv6 address behind another host.
+        location, _, query = rest.partition("#")[0].partition("?")
+        network, _, names = location.partition("/")
+        credentials, at, hosts = network.rpartition("@")
+        path = [unquote(part) for part in names.strip("/").split("/") if part]
         service = ""
         if kind == "sentinel":
             if not path:
@@ -173,8 +175,8 @@ class RedisOptions:
         database = path[0] if path else "0"
         if kind == "cluster" and int(database):
             raise _UrlError("a cluster has no other database than 0")
-        query = f"?{parts.query}" if parts.query else ""
-        arguments = dict(parse_url(f"{scheme}://{credentials}{at}host/{database}{query}"))
+        options = f"?{query}" if query else ""
+        arguments = dict(parse_url(f"{scheme}://{credentials}{at}host/{database}{options}"))
         arguments.pop("host")
         connection_class = arguments.pop("connection_class", Connection)
         port = 26_379 if kind == "sentinel" else 6_379
