@@ -113,13 +113,20 @@ __all__ = [
 ]
 
 # The context brings the engine with it, which a program that only declares tasks does not need.
+# Modules that programs name by the package, as after `import pyncette` of 1.x, are imported when
+# they are asked for.
 if not TYPE_CHECKING:
+    _MODULES = frozenset({"context", "events", "pyncette", "repository", "sqlite", "sync"})
 
     def __getattr__(name: str) -> Any:
         if name == "PyncetteContext":
             from pyncette.context import PyncetteContext
 
             return PyncetteContext
+        if name in _MODULES:
+            from importlib import import_module
+
+            return import_module(f"pyncette.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -279,6 +279,20 @@ SURVIVORS: Final[tuple[Survivor, ...]] = (
     ),
     Survivor(
         "execution",
+        "Execution._advanced",
+        "if may_run and self.runner is not None",
+        "without 'self.runner is not None'",
+        "A run is always an asyncio task. For the type checker.",
+    ),
+    Survivor(
+        "execution",
+        "_Advance.is_decided",
+        "return self.done.done() and not self.done.cancelled()",
+        "without 'self.done.done()'",
+        "It is asked when a wait for it has ended: then it is done, or cancelled.",
+    ),
+    Survivor(
+        "execution",
         "Execution._end_interruption",
         "if self._interrupted and self.runner is not None",
         "without 'self.runner is not None'",

@@ -31,11 +31,12 @@ from pyncette.engine.execution import Execution
 from pyncette.engine.polling import NEVER
 from pyncette.engine.rules import Failure
 from pyncette.engine.transaction import Transaction
-from pyncette.errors import PyncetteException
+from pyncette.engine.writes import Next
+from pyncette.errors import PyncetteException, StoreUnavailableError
 from pyncette.memory import memory_repository
 from pyncette.model import Outcome
 from pyncette.schedule import dumps
-from pyncette.store import Applied, Write
+from pyncette.store import Applied, Failed, Refused, Write
 from pyncette.store.record import (
     ANY,
     DELETE,
@@ -502,6 +503,61 @@ def test_a_run_has_the_label_that_is_known_or_that_of_its_record() -> None:
             parts, reading = place.execution.parts, place.execution.reading
             assert run_events.about_run(parts, reading)["label"] == place.execution.label
             assert run_events.about_run(parts, reading, "known")["label"] == "known"
+
+    _run(main)
+
+
+@pytest.mark.parametrize("stage", ["queued", "sent", "failed", "decided", "refused"])
+@pytest.mark.parametrize("may_run", [False, True])
+@pytest.mark.parametrize("ends", ["", "waits no more", "the worker is ended"])
+def test_a_run_that_is_cancelled_while_its_record_moves_on_waits_for_the_answer(
+    stage: str, may_run: bool, ends: str
+) -> None:
+    async def main() -> None:
+        async with running(_returns, **ONCE) as place:
+            execution, cancelled_at = place.execution, list[str]()
+
+            async def advance() -> bool:
+                execution.runner = asyncio.current_task()
+                answer: bool = await execution._advanced()
+                if answer:
+                    try:
+                        await asyncio.sleep(0)
+                    except asyncio.CancelledError:
+                        cancelled_at.append("the first wait of the body")
+                return answer
+
+            other = place.worker.background.start(asyncio.sleep(60), "other")
+            task = asyncio.ensure_future(advance())
+            await _turns()
+            [entry] = _written(place)
+            if stage != "queued":
+                write = entry.build(NOW)
+                assert write is not None
+            if stage == "failed":
+                unknown = Failed(StoreUnavailableError("down"))
+                assert entry.answered(unknown, write, NOW) is Next.BACK_OFF
+            if stage in ("decided", "refused"):
+                answer = Applied(NOW + 1) if stage == "decided" else Refused(None)
+                assert entry.answered(answer, write, NOW) is Next.DONE
+            if ends == "the worker is ended":
+                for internal in place.worker.background._tasks:
+                    internal.cancel()
+            for _ in range(3):
+                execution.cancel(waits_no_more=ends == "waits no more")
+            await _turns()
+            if stage == "sent" and not ends:
+                assert not task.done()
+                entry._finish(may_run)
+            await asyncio.wait([task])
+            if stage in ("queued", "failed") or (stage == "sent" and ends):
+                assert task.cancelled()
+            else:
+                runs = stage == "decided" or (stage == "sent" and may_run)
+                assert task.result() is runs
+                assert cancelled_at == ["the first wait of the body"] * runs
+            execution.runner = None
+            other.cancel()
 
     _run(main)
 

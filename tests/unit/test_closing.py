@@ -377,6 +377,60 @@ def test_what_a_cancelled_claim_has_taken_is_given_back_if_the_store_still_answe
     run(main())
 
 
+@pytest.mark.parametrize(("times", "patient"), [(1, True), (3, True), (1, False)])
+def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_begins_and_is_told(
+    times: int, patient: bool
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        told: list[str] = []
+        seen: list[str] = []
+        bench.app.on_event(lambda event: told.append(type(event).__name__))
+
+        @bench.app.dynamic_task(execution_mode=ExecutionMode.AT_MOST_ONCE)
+        async def job(context: Context) -> None:
+            seen.append("begun")
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        gate = Gate(answer=True)
+
+        async def release(execution: Any) -> None:
+            for _ in range(times):
+                await asyncio.sleep(0)
+                execution.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            if not patient:
+                # Closing has waited for long.
+                execution._parts.worker.dispatcher.cancel_waiting()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            gate.release()
+
+        async with bench.app.create() as context:
+            await context.schedule_task(job, "a", execute_at=after(1))
+            loop = asyncio.create_task(context.run())
+            await bench.advance(0.5)
+            bench.faults.next("write", gate)
+            moving = asyncio.create_task(bench.advance(0.5))
+            await gate.reached()
+            loop.cancel()
+            [execution] = context._worker.dispatcher.executions
+            releasing = asyncio.create_task(release(execution))
+        await moving
+        await releasing
+        # Its record has moved on: it is gone, and nobody runs it again.
+        assert await bench.record(job, "a") is None
+        assert seen == (["begun", "cancelled"] if patient else [])
+        assert told.count("Started") == told.count("Cancelled") == patient
+
+    run(main())
+
+
 @pytest.mark.parametrize("cancels", [False, True])
 def test_what_an_executor_never_begins_is_given_back_when_it_has_been_left(cancels: bool) -> None:
     async def main() -> None:

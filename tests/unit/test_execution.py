@@ -1389,7 +1389,7 @@ def test_a_cancelled_heartbeat_is_not_sent() -> None:
 
 
 @pytest.mark.parametrize("applied", [False, True])
-def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_does_not_start(
+def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_begins_only_if_it_has(
     applied: bool,
 ) -> None:
     async def main() -> None:
@@ -1412,7 +1412,8 @@ def test_an_at_most_once_run_that_is_cancelled_while_it_moves_on_does_not_start(
             gate.release()
             await loop
             await advancing
-        assert bench.runs == []
+        # Nobody else would run it: what does not wait is not cancelled.
+        assert len(bench.runs) == applied
         record = await bench.record(task)
         assert record is not None
         assert record.due_at == micros(120 if applied else 100)

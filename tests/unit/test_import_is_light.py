@@ -137,6 +137,15 @@ def test_the_context_that_is_loaded_late_is_there_as_the_others_are() -> None:
         _ = pyncette.PyncettContext  # type: ignore[attr-defined]
 
 
+def test_modules_that_programs_name_by_the_package_are_there_without_an_import() -> None:
+    loaded = loaded_by(
+        "import pyncette; pyncette.events.Failed, pyncette.context.PyncetteContext, "
+        "pyncette.sync.SyncContext, pyncette.sqlite.sqlite_repository, "
+        "pyncette.pyncette.Pyncette, pyncette.repository.__doc__"
+    )
+    assert {"pyncette.events", "pyncette.pyncette", "pyncette.repository"} <= loaded
+
+
 def test_the_names_that_the_context_of_a_run_reserves_are_those_that_it_has() -> None:
     # From Python 3.13 on, a class has some that no attribute has.
     of_classes = {"__firstlineno__", "__static_attributes__"}

@@ -282,7 +282,7 @@ class Dispatcher:
         """Cancels the executions that wait for the store before their task may start."""
         for execution in list(self.executions):
             if execution.begun and not execution.in_body:
-                execution.cancel()
+                execution.cancel(waits_no_more=True)
 
     def give_back(self, record: Record, delay: int = 0, started: int | None = None) -> None:
         """Releases a claimed record whose task was not run, or not to its end.

@@ -11,6 +11,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -188,6 +189,7 @@ class _Rare:
         transaction: The transaction of the body, from its beginning to its end.
         settling: Whether the outcome is being written in a transaction of the body.
         settled: Whether it was written so, and committed.
+        waits_no_more: Whether the wait for the store before the body begins is given up.
     """
 
     __slots__ = (
@@ -207,6 +209,7 @@ class _Rare:
         "settling",
         "timed_out",
         "transaction",
+        "waits_no_more",
     )
 
     def __init__(self) -> None:
@@ -226,6 +229,7 @@ class _Rare:
         self.transaction: Transaction | None = None
         self.settling = False
         self.settled = False
+        self.waits_no_more = False
 
 
 class Execution:
@@ -652,15 +656,17 @@ class Execution:
         if self._is_cancelled:
             self._parts.worker.dispatcher.give_back(self.reading.record)
 
-    def cancel(self, give_back: bool = False) -> None:
+    def cancel(self, give_back: bool = False, waits_no_more: bool = False) -> None:
         """Cancels the execution, or prevents its start.
 
         Args:
             give_back: Whether to release the lease when the execution has ended; else it stays.
+            waits_no_more: Whether to end its wait for the answer to a write before its start, too.
         """
         rare = self.rarely()
         rare.cancelled = True
         rare.give_back = rare.give_back or give_back
+        rare.waits_no_more = rare.waits_no_more or waits_no_more
         if self.runner is not None:
             self.runner.cancel()
 
@@ -678,10 +684,30 @@ class Execution:
         return sent + (self._parts.lease - clock.uncertainty()) / 1_000_000
 
     async def _advanced(self) -> bool:
-        """Advances the record; returns whether the task may run."""
+        """Advances the record; returns whether the task may run.
+
+        If the run is cancelled while the store has that write, it waits for the answer: the record
+        has perhaps moved on, and the run would be lost without a word. The body then begins, and is
+        cancelled where it waits first.
+        """
+        worker = self._parts.worker
         advance = _Advance(self)
-        self._parts.worker.writes.add(advance, urgent=True)
-        return await advance.done
+        worker.writes.add(advance, urgent=True)
+        try:
+            return await advance.done
+        except asyncio.CancelledError:
+            if not advance.is_decided and not advance.sent:
+                raise
+        while not advance.is_decided:
+            if self.rarely().waits_no_more or worker.background.is_cancelled():
+                raise asyncio.CancelledError
+            with suppress(asyncio.CancelledError):
+                await advance.renewed()
+        may_run = advance.done.result()
+        if may_run and self.runner is not None:
+            self.runner.uncancel()
+            self.runner.cancel()
+        return may_run
 
     # The outcome, as an entry of the write queue.
 
@@ -926,24 +952,42 @@ class _AutomaticHeartbeat(_Extension):
 
 
 class _Advance:
-    """The entry that advances an at-most-once record; ``done`` tells whether the task may run."""
+    """The entry that advances an at-most-once record.
 
-    __slots__ = ("_execution", "_repeated", "done")
+    Attributes:
+        done: Tells whether the task may run.
+        sent: Whether the store has the write, and has not answered.
+    """
+
+    __slots__ = ("_execution", "_repeated", "done", "sent")
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._repeated = False
+        self.sent = False
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it is known if the task may run."""
+        return self.done.done() and not self.done.cancelled()
+
+    def renewed(self) -> asyncio.Future[bool]:
+        """Returns another ``done``, for one that was cancelled."""
+        self.done = asyncio.get_running_loop().create_future()
+        return self.done
 
     def build(self, now: int) -> Write | None:
         execution = self._execution
         if self.done.done():
             return None
+        self.sent = True
         return execution.write(rules.advanced(execution.reading, execution._parts.policy, now))
 
     def answered(self, answer: Result, write: Write, now: int) -> Next:
         execution = self._execution
         worker = execution._parts.worker
+        self.sent = False
         if isinstance(answer, Applied):
             worker.wrote(write)
             self._finish(True)
