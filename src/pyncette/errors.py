@@ -46,6 +46,11 @@ def printable(value: object) -> str:
     )
 
 
+def plural(number: int, word: str) -> str:
+    """A number with its noun, for people."""
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
 def describe(error: BaseException) -> str:
     """An error in one line: its class and its text, at most 2,000 characters."""
     try:

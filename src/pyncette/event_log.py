@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from pyncette import events
-from pyncette.errors import StoreError, printable
+from pyncette.errors import StoreError, plural, printable
 from pyncette.logs import log_exception
 
 logger = logging.getLogger("pyncette.events")
@@ -34,7 +34,7 @@ class EventLog:
 def _joined(event: events.WorkerJoined) -> None:
     name = printable(event.worker)
     if event.tasks:
-        logger.info("Worker %s starts with %d tasks", name, event.tasks)
+        logger.info("Worker %s starts with %s", name, plural(event.tasks, "task"))
     elif event.left_to_others:
         logger.warning(
             "Worker %s starts and runs nothing, because all %d tasks need tags that it does not "

@@ -142,7 +142,7 @@ def test_the_counter_catches_up_and_two_workers_share_it(directory: Directory) -
     assert counted[:4] == [(last + 2 * number) % 60 for number in range(1, 5)]
 
     second = directory.start("counter.py")
-    second.until("starts with 1 tasks")
+    second.until("starts with 1 task")
     again.process.kill()
     again.process.wait()
     second.until("Counted", 2)
@@ -155,7 +155,7 @@ def test_the_newsletter_subscribes_fails_shows_and_is_repaired(directory: Direct
     assert "23:00:00+00:00" in subscribed[1]
 
     worker = directory.start("newsletter.py")
-    worker.until("starts with 1 tasks")
+    worker.until("starts with 1 task")
     directory.do("python now.py ada")
     worker.until("the occurrence is given up")
     assert_shows(worker.printed, "Failing")
@@ -189,12 +189,17 @@ def test_the_newsletter_with_a_health_check_still_subscribes_beside_its_workers(
     for port in ports:
         directory.environment["HEALTH_PORT"] = port
         worker = directory.start("newsletter.py")
-        worker.until("starts with 1 tasks")
+        worker.until("starts with 1 task")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=PATIENCE_S) as answer:
             assert answer.status == 200
     # Like the last worker, these scripts are told a port that is in use.
     subscribed = [directory.do(command) for command in commands("Subscribing")]
     assert_shows("".join(subscribed), "Subscribing")
+    # So is its test, which touches neither their ports nor their letters.
+    [command] = commands("Testing")
+    assert_shows(directory.do(command), "Testing")
+    [show] = commands("Showing")
+    assert directory.do(show).count(" scheduled ") == len(subscribed)
     directory.do("touch mail-server && python now.py ada")
     deadline = time.monotonic() + PATIENCE_S
     while not any("Sent to ada@example.com" in one.printed for one in directory.started):
@@ -207,6 +212,9 @@ def test_the_newsletter_with_a_health_check_still_subscribes_beside_its_workers(
 def test_the_test_of_the_newsletter_passes(directory: Directory) -> None:
     [command] = commands("Testing")
     assert_shows(directory.do(command), "Testing")
+    # A plain pytest must be safe: its clock is another one than that of the real letters.
+    assert command.startswith("pytest")
+    assert not list(directory.path.glob("newsletter.db*"))
 
 
 def test_no_screen_of_the_tutorial_is_left_out() -> None:

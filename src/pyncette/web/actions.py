@@ -12,13 +12,12 @@ from typing import Any, Final, NamedTuple
 
 from pyncette.bulk import BulkFailure, BulkResult
 from pyncette.context import PyncetteContext
-from pyncette.errors import PyncetteException, printable
+from pyncette.errors import PyncetteException, plural, printable
 from pyncette.model import STATES, StateName, TaskCount, TaskState, Where
 from pyncette.showing import named
 from pyncette.task import PartitionedTask, Task
 from pyncette.web.access import Action
 from pyncette.web.jobs import Job
-from pyncette.web.view import plural
 
 SELECTED_MAX: Final = 1_000
 """Instances that one form may name."""

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pyncette.errors import printable
+from pyncette.errors import plural, printable
 from pyncette.model import TaskCount, TaskState
 from pyncette.showing import (
     clock_change,
@@ -74,11 +74,6 @@ def link(page: str, **parameters: object) -> str:
 def more_than(count: TaskCount) -> str:
     """A count for people."""
     return f"{count.count:,}" if count.exact else f"more than {count.count:,}"
-
-
-def plural(number: int, word: str) -> str:
-    """A number with its noun."""
-    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
 
 
 def counted(count: TaskCount, word: str = "instance") -> str:
