@@ -149,9 +149,15 @@ def signature_of(func: Callable[..., Any]) -> inspect.Signature:
 
 
 def name_of(func: object) -> str:
-    """The name of a function, for messages; the ``repr`` of anything else."""
-    name = getattr(func, "__qualname__", None)
-    return f"'{name}'" if isinstance(name, str) else repr(func)
+    """The name of a function, for messages; the ``repr`` of what cannot be called.
+
+    A partial, or an object with a ``__call__``, has the name of the function that a call runs.
+    """
+    for named in (func, _function_of(func)):
+        name = getattr(named, "__qualname__", None)
+        if isinstance(name, str):
+            return f"'{name}'"
+    return repr(func)
 
 
 def _function_of(func: object) -> object:
@@ -218,9 +224,10 @@ def call_body(
             except RuntimeError as error:
                 if _needs_loop(error):
                     error.add_note(
-                        f"{name_of(func)} is a plain function, so it was called in a thread. If it "
-                        "returns an awaitable, annotate it with '-> Awaitable[None]': then it is "
-                        "called in the event loop"
+                        f"{name_of(func)} is a plain function, so it was called in a thread, where "
+                        "no event loop runs. Declare it with 'async def'. If it has to stay a "
+                        "plain function that returns an awaitable, annotate it with "
+                        "'-> Awaitable[None]': then it is called in the event loop"
                     )
                 raise
         else:

@@ -163,6 +163,35 @@ def test_an_awaitable_that_a_plain_function_returns_is_awaited_in_the_event_loop
     run(main())
 
 
+class Asks:
+    def __call__(self, context: Context, *, more: int = 0) -> None:
+        asyncio.get_running_loop()
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (Asks(), "'Asks.__call__' is a plain function"),
+        (functools.partial(Asks.__call__, Asks()), "'Asks.__call__' is a plain function"),
+        (functools.partial(Asks(), more=1), "'Asks.__call__' is a plain function"),
+    ],
+    ids=["object", "partial", "partial of an object"],
+)
+def test_the_name_of_a_plain_function_is_not_its_address(
+    body: Callable[[Context], None], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        bench = Bench()
+        job = bench.app.dynamic_task(name="job", failure_mode=FailureMode.COMMIT)(body)
+        async with bench.running() as context:
+            await context.schedule_task(job, "a", execute_at=after(1))
+            await bench.advance(2)
+
+    run(main())
+    assert name in caplog.text
+    assert "object at 0x" not in caplog.text
+
+
 @pytest.mark.parametrize("ask", [asyncio.get_running_loop, asyncio.get_event_loop])
 def test_a_plain_function_that_needs_the_event_loop_is_told_how_to_be_called_there(
     ask: Callable[[], object], caplog: pytest.LogCaptureFixture
@@ -178,7 +207,9 @@ def test_a_plain_function_that_needs_the_event_loop_is_told_how_to_be_called_the
             await bench.advance(2)
 
     run(main())
-    assert "annotate it with '-> Awaitable[None]'" in caplog.text
+    advice = caplog.text.partition("where no event loop runs. ")[2]
+    assert advice.startswith("Declare it with 'async def'.")
+    assert "annotate it with '-> Awaitable[None]'" in advice
 
 
 @pytest.mark.parametrize("error", [OSError("no such thing"), StopIteration("over")])
