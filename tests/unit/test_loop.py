@@ -867,7 +867,7 @@ def test_a_static_task_that_a_clock_years_ahead_has_planned_is_planned_anew_at_a
         assert bench.times == [10]
 
     run(main())
-    assert logged(caplog, "tick was planned for later than its schedule")
+    assert logged(caplog, "tick was planned for later than its schedule 'every 0:00:10' allows")
 
 
 @pytest.mark.parametrize("unfinished_attempts", [0, 1])

@@ -138,13 +138,17 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
         )
     before, after = printable(record.schedule), dumps(task.plan)
     if record.state == State.PARKED and change.state != State.PARKED:
-        logger.warning("%s was parked and is planned anew: '%s'", printable(task), after)
+        logger.warning(
+            "%s was parked and is planned anew: '%s'",
+            printable(task),
+            printable(as_written(task.plan)),
+        )
     elif before == after and record.state != State.RUNNING:
         logger.warning(
             "%s was planned for later than its schedule '%s' allows, by a clock that was ahead: "
             "it is planned anew",
             printable(task),
-            after,
+            printable(as_written(task.plan)),
         )
     elif before != after:
         logger.info(
