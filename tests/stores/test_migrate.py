@@ -595,10 +595,46 @@ def test_no_password_is_shown(option: str, capfd: pytest.CaptureFixture[str]) ->
     assert "hunter2" not in out + err
 
 
-def test_exactly_one_store_has_to_be_named(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_store_has_to_be_named(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run_command(capfd)
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "\nmigrate: Name the store: --sqlite-database (or PYNCETTE_SQLITE_DATABASE)"
+    )
+    assert "--mysql-host (or PYNCETTE_MYSQL_HOST)" in err
+
+
+def test_several_stores_are_refused_by_the_names_that_were_written(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run_command(capfd, "--sqlite-database=a.db", "--mysql-host=b", "--mysql-url=c")
+    assert (code, err) == (
+        2,
+        "\nmigrate: Name one store, not 2: --sqlite-database, --mysql-url, --mysql-host\n",
+    )
+    monkeypatch.setenv("PYNCETTE_SQLITE_DATABASE", "a.db")
+    monkeypatch.setenv("PYNCETTE_REDIS_URL", "redis://127.0.0.1:1/0")
     code, _, err = run_command(capfd)
-    assert code == 1
-    assert "Exactly one store" in err
+    assert (code, err) == (
+        2,
+        "\nmigrate: Name one store, not 2: PYNCETTE_SQLITE_DATABASE, PYNCETTE_REDIS_URL\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        (["--redis-url=redis://127.0.0.1:1/0"], "--to-namespace (or PYNCETTE_TO_NAMESPACE) must"),
+        (["--dynamodb-table-name=old"], "--to-table (or PYNCETTE_TO_TABLE) must"),
+        (["--mysql-host=db"], "--mysql-user (or PYNCETTE_MYSQL_USER) is required"),
+    ],
+)
+def test_a_missing_option_is_wrong_usage(
+    options: list[str], missing: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_command(capfd, *options)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"\nmigrate: {missing}")
 
 
 def test_options_can_be_given_in_the_environment(
@@ -611,9 +647,63 @@ def test_options_can_be_given_in_the_environment(
     # Read when the command runs, not when its arguments are described.
     monkeypatch.setenv("PYNCETTE_SQLITE_DATABASE", str(tmp_path / "other.db"))
     assert "other.db" in run_command(capfd)[2]
-    monkeypatch.setenv("PYNCETTE_MYSQL_PORT", "many")
+    # An option has precedence over its own variable.
+    assert "third.db" in run_command(capfd, f"--sqlite-database={tmp_path / 'third.db'}")[2]
+
+
+def test_a_variable_that_is_empty_is_not_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYNCETTE_REDIS_URL", "")
     code, _, err = run_command(capfd)
-    assert (code, err) == (1, "\nmigrate: PYNCETTE_MYSQL_PORT must be a whole number, not 'many'\n")
+    assert code == 2
+    assert "Name the store" in err
+    monkeypatch.setenv("PYNCETTE_SQLITE_TABLE_NAME", "")
+    monkeypatch.setenv("PYNCETTE_SQLITE_DATABASE", str(tmp_path / "absent.db"))
+    code, _, err = run_command(capfd)
+    assert code == 1
+    assert "absent.db" in err
+    monkeypatch.setenv("PYNCETTE_MYSQL_PORT", "")
+    code, _, err = run_command(capfd, "--mysql-host=db")
+    assert code == 2
+    assert "--mysql-user" in err
+
+
+def test_a_variable_that_is_no_number_is_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYNCETTE_MYSQL_PORT", "many")
+    code, _, err = run_command(capfd, "--mysql-host=db")
+    assert (code, err) == (2, "\nmigrate: PYNCETTE_MYSQL_PORT must be a whole number, not 'many'\n")
+    # It does not matter to another store.
+    assert run_command(capfd, f"--sqlite-database={tmp_path / 'absent.db'}")[0] == 1
+
+
+def test_a_store_among_the_arguments_wins_over_variables_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYNCETTE_POSTGRES_URL", "postgresql://127.0.0.1:1/db")
+    monkeypatch.setenv("PYNCETTE_MYSQL_HOST", "db")
+    code, _, err = run_command(capfd, f"--sqlite-database={tmp_path / 'absent.db'}")
+    assert code == 1
+    assert "absent.db" in err
+
+
+def test_a_url_of_mysql_among_the_arguments_wins_over_variables_of_another_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, object] = {}
+
+    async def taken(**configuration: object) -> Report:
+        given.update(configuration)
+        return Report("there")
+
+    monkeypatch.setattr("pyncette.migrate.command.migrate", taken)
+    for name in ("HOST", "PORT", "USER", "DATABASE", "PASSWORD"):
+        monkeypatch.setenv(f"PYNCETTE_MYSQL_{name}", "1")
+    assert main(["migrate", "--mysql-url=mysql://me@here/mine"]) == 0
+    options = {name: value for name, value in given.items() if name.startswith("mysql")}
+    assert options == {"mysql_url": "mysql://me@here/mine", "mysql_password": "1"}
 
 
 def test_the_package_can_be_run() -> None:

@@ -1,7 +1,8 @@
 """``python -m pyncette migrate``: reads its arguments, shows the progress, prints the result.
 
 The migration itself is in ``pyncette.migrate``. Credentials are never shown. Each option of a store
-can also be set in the environment, where other users of the machine do not see it.
+can also be set in the environment, where other users of the machine do not see it: if the arguments
+name a store, the variables of other stores are ignored.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
 from pyncette.clock import from_microseconds
@@ -20,6 +22,7 @@ from pyncette.migrate.copying import Counts, Example
 
 DONE: Final = 0
 FAILED: Final = 1
+USAGE: Final = 2
 WORKERS_RUNNING: Final = 3
 INTERRUPTED: Final = 130
 
@@ -57,10 +60,19 @@ _STORES: Final = {
         "to-table": "the table to copy to (required)",
     },
 }
-_NAMES: Final = frozenset(
-    option.replace("-", "_") for options in _STORES.values() for option in options
-)
 _NUMBERS: Final = frozenset({"mysql-port"})
+
+_IN_MYSQL_URL: Final = frozenset({"mysql-host", "mysql-port", "mysql-user", "mysql-database"})
+"""What a URL says, too. Its password may be missing."""
+
+_NAMED_BY: Final = {
+    "SQLite": ("sqlite-database",),
+    "PostgreSQL": ("postgres-url",),
+    "MySQL and MariaDB": ("mysql-url", "mysql-host"),
+    "Redis": ("redis-url",),
+    "DynamoDB": ("dynamodb-table-name",),
+}
+"""The options that name a store: exactly one store has to be named."""
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -98,12 +110,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 def run(arguments: argparse.Namespace) -> int:
     """Migrates; returns the exit code."""
     try:
-        options = {
-            name: _option(name, value) for name, value in vars(arguments).items() if name in _NAMES
-        }
-        configuration: dict[str, Any] = {
-            name: value for name, value in options.items() if value is not None
-        }
+        configuration = _configuration(vars(arguments))
         report = asyncio.run(
             migrate(
                 dry_run=arguments.dry_run,
@@ -113,9 +120,12 @@ def run(arguments: argparse.Namespace) -> int:
                 **configuration,
             )
         )
-    except (MigrationError, StoreError, ValueError, ImportError) as error:
+    except (MigrationError, StoreError, ImportError) as error:
         print(f"\nmigrate: {error}", file=sys.stderr)
         return WORKERS_RUNNING if isinstance(error, WorkersRunningError) else FAILED
+    except ValueError as error:
+        print(f"\nmigrate: {_as_typed(str(error))}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print("\nmigrate: interrupted; run it again to go on", file=sys.stderr)
         return INTERRUPTED
@@ -123,22 +133,81 @@ def run(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _option(name: str, given: str | int | None) -> str | int | None:
-    """Returns the value of an option: as it was given, or that of its variable.
+def _configuration(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of the one store that is named, as ``migrate`` takes them.
+
+    An empty variable counts as one that is not set.
 
     Raises:
-        ValueError: The variable holds no number where one is needed.
+        ValueError: No store is named, or several are; or a variable holds no number where one is
+            needed.
     """
-    variable = f"PYNCETTE_{name.upper()}"
-    text = os.environ.get(variable)
-    if given is not None or text is None:
-        return given
-    if name.replace("_", "-") not in _NUMBERS:
+    every = [option for options in _STORES.values() for option in options]
+    given = {option: value for option in every if (value := arguments[_name(option)]) is not None}
+    variables = {option: text for option in every if (text := os.environ.get(_variable(option)))}
+    # What was typed is meant. A variable may have been set for something else.
+    if "mysql-url" in given:
+        variables = {each: text for each, text in variables.items() if each not in _IN_MYSQL_URL}
+    typed = _store_named(given, "--{}".format)
+    store = typed or _store_named(variables, _variable)
+    if store is None:
+        raise ValueError(
+            "Name the store: "
+            + ", ".join(_name(option) for options in _NAMED_BY.values() for option in options)
+        )
+    found = {
+        option: _read(option, variables[option]) for option in _STORES[store] if option in variables
+    }
+    return {
+        _name(option): value
+        for option, value in (found | given).items()
+        if option in _STORES[store]
+    }
+
+
+def _store_named(options: Collection[str], written: Callable[[str], str]) -> str | None:
+    """Returns the store that these options name; None: they name none.
+
+    Raises:
+        ValueError: They name several.
+    """
+    naming = {store: [each for each in by if each in options] for store, by in _NAMED_BY.items()}
+    named = [store for store, by in naming.items() if by]
+    if len(named) > 1:
+        by = [written(option) for store in named for option in naming[store]]
+        raise ValueError(f"Name one store, not {len(named)}: {', '.join(by)}")
+    return named[0] if named else None
+
+
+def _read(option: str, text: str) -> str | int:
+    if option not in _NUMBERS:
         return text
     try:
         return int(text)
     except ValueError:
-        raise ValueError(f"{variable} must be a whole number, not {text!r}") from None
+        raise ValueError(f"{_variable(option)} must be a whole number, not {text!r}") from None
+
+
+def _name(option: str) -> str:
+    return option.replace("-", "_")
+
+
+def _variable(option: str) -> str:
+    return f"PYNCETTE_{_name(option).upper()}"
+
+
+def _as_typed(text: str) -> str:
+    """An error about the options of ``migrate``, with their names as users of the command write
+    them.
+    """
+    return _OPTION.sub(
+        lambda found: f"--{(option := found[0].replace('_', '-'))} (or {_variable(option)})", text
+    )
+
+
+_OPTION: Final = re.compile(
+    rf"\b({'|'.join(_name(option) for options in _STORES.values() for option in options)})\b"
+)
 
 
 def _progress() -> Callable[[int, int], None]:
