@@ -37,10 +37,10 @@ def _joined(event: events.WorkerJoined) -> None:
         logger.info("Worker %s starts with %s", name, plural(event.tasks, "task"))
     elif event.left_to_others:
         logger.warning(
-            "Worker %s starts and runs nothing, because all %d tasks need tags that it does not "
-            "have (worker_tags)",
+            "Worker %s starts and runs nothing, because it does not have the tags of its %s "
+            "(worker_tags)",
             name,
-            event.left_to_others,
+            plural(event.left_to_others, "task"),
         )
     else:
         logger.warning(

@@ -1086,7 +1086,7 @@ def test_a_worker_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
         worker.send_signal(signal.SIGTERM)
         said = worker.stderr.read()
     assert worker.returncode == 0
-    assert said.count("1 tasks") == 1, "the number of tasks is told once"
+    assert said.count("1 task\n") == 1, "the number of tasks is told once"
     assert said.endswith("pyncette: the worker has stopped\n")
 
 

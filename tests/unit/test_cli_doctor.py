@@ -166,6 +166,20 @@ def test_a_worker_that_died_is_named_until_another_one_of_its_name_is_alive(
     asyncio.run(scenario())
 
 
+def test_what_there_is_one_of_is_not_counted_as_several() -> None:
+    lines: list[str] = []
+
+    class Read(Printer):
+        def text(self, line: str) -> None:
+            lines.append(line)
+
+    def fail() -> tuple[Pyncette, bool]:
+        raise ImportError("no driver")
+
+    asyncio.run(doctor.examine(fail, Read()))
+    assert lines[-1] == "1 check, 0 warnings, 1 failure"
+
+
 def test_the_app_is_closed_when_nobody_reads_the_checks_any_more() -> None:
     class Read(Printer):
         def text(self, line: str) -> None:

@@ -95,6 +95,20 @@ def test_a_worker_without_tasks_is_warned_about(caplog: pytest.LogCaptureFixture
     assert line.startswith("Worker worker starts with 0 tasks")
 
 
+def test_a_worker_says_how_many_tasks_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(count: int) -> None:
+        bench = Bench()
+        for number in range(count):
+            bench.app.task(name=f"tick {number}", interval=1)(bench.note)
+        async with bench.running():
+            pass
+
+    caplog.set_level(logging.INFO, "pyncette")
+    for count, said in ((1, "1 task"), (2, "2 tasks")):
+        run(main(count))
+        assert f"Worker worker starts with {said}" in lines(caplog)
+
+
 # How a lease was lost.
 
 

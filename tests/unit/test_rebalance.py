@@ -940,7 +940,7 @@ def test_a_record_that_the_store_cannot_keep_elsewhere_is_named_and_stays() -> N
                 AnswerWrites(Failed(ValueError("too large")), lambda write: write.key == "x5"),
                 matches=lambda batch, *_: any(write.key == "x5" for write in batch),
             )
-            with pytest.raises(PyncetteException, match=r"1 instances of job.*x5: .*too large"):
+            with pytest.raises(PyncetteException, match=r"1 instance of job.*x5: .*too large"):
                 await rebalanced(bench, context, job, 8)
             assert await context.get_task(job, "x5") is not None
             await rebalanced(bench, context, job, 8)

@@ -573,7 +573,7 @@ def test_a_triggered_template_passes_over_what_cannot_be_read(
 
     run(main())
     assert logged(caplog, "bad of job was not triggered")
-    assert logged(caplog, "1 instances of job were not triggered")
+    assert logged(caplog, "1 instance of job could not be triggered")
 
 
 def test_a_trigger_whose_answer_was_lost_is_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
@@ -589,7 +589,7 @@ def test_a_trigger_whose_answer_was_lost_is_not_repeated(caplog: pytest.LogCaptu
         assert len(bench.runs) == 3
 
     run(main())
-    assert logged(caplog, "3 instances of job were not triggered")
+    assert logged(caplog, "3 instances of job could not be triggered")
 
 
 def scans(bench: Bench) -> int:

@@ -194,7 +194,7 @@ def test_a_worker_that_may_run_nothing_says_why(caplog: pytest.LogCaptureFixture
         assert fleet.ran == []
 
     run(main())
-    assert logged(caplog, "runs nothing, because all 1 tasks need tags", "worker_tags")
+    assert logged(caplog, "because it does not have the tags of its 1 task (worker_tags)")
 
 
 def test_tags_that_are_set_while_it_runs_hold_from_the_next_poll_on() -> None:

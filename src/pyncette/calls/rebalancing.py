@@ -34,6 +34,7 @@ from pyncette.errors import (
     StoreUnavailableError,
     TaskUnreadableError,
     describe,
+    plural,
     printable,
 )
 from pyncette.store import EVERYTHING, Write
@@ -256,9 +257,9 @@ class _Move:
             if self._failed:
                 name, error = self._failed[0]
                 raise PyncetteException(
-                    f"{len(self._failed)} instances of {printable(self._task)} cannot be moved, "
-                    f"such as {printable(name)}: {describe(error)}. They stay where they are, and "
-                    "run. Remove them, then call rebalance again"
+                    f"{plural(len(self._failed), 'instance')} of {printable(self._task)} cannot be "
+                    f"moved, such as {printable(name)}: {describe(error)}. They stay where they "
+                    "are, and run. Remove them, then call rebalance again"
                 )
             if not self._waiting:
                 return

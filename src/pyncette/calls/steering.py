@@ -36,6 +36,7 @@ from pyncette.errors import (
     TaskNotFoundError,
     TaskPausedError,
     describe,
+    plural,
     printable,
 )
 from pyncette.events import Action
@@ -160,7 +161,9 @@ class Steering:
         tally = Tally(None, warn)
         await self._change_each("trigger", task, None, rules.triggered, tally, repeatable=False)
         if failed:
-            logger.warning("%d instances of %s were not triggered", failed, printable(task))
+            logger.warning(
+                "%s of %s could not be triggered", plural(failed, "instance"), printable(task)
+            )
         return tally.changed
 
     # Some instances of it, each by itself.

@@ -45,6 +45,7 @@ from pyncette.errors import (
     TaskNotFoundError,
     TaskPausedError,
     describe,
+    plural,
     printable,
 )
 from pyncette.migrate import command as migrate
@@ -408,7 +409,7 @@ def _run_worker(given: argparse.Namespace) -> int:
     if given.until_idle:
         done = app.main(until_idle=True)
         _printer(given).data(done._asdict())
-        _printer(given).text(f"{done.runs:,} runs, {done.failures:,} of them failed")
+        _printer(given).text(f"{plural(done.runs, 'run')}, {done.failures:,} of them failed")
     else:
         app.main()
     print("pyncette: the worker has stopped", file=sys.stderr)

@@ -21,6 +21,7 @@ from pyncette.errors import (
     StoreUnavailableError,
     TaskUnreadableError,
     describe,
+    plural,
     printable,
 )
 from pyncette.model import TaskState, UnknownTask, Where
@@ -101,7 +102,16 @@ async def examine(
             if check.advice:
                 out.text(f"      {printable(check.advice)}")
     warnings, failures = levels.count("warn"), levels.count("fail")
-    out.text(f"{len(levels)} checks, {warnings} warnings, {failures} failures")
+    out.text(
+        ", ".join(
+            plural(number, word)
+            for number, word in (
+                (len(levels), "check"),
+                (warnings, "warning"),
+                (failures, "failure"),
+            )
+        )
+    )
     return FAILED if failures or (strict and warnings) else DONE
 
 
@@ -116,7 +126,7 @@ async def _checks(
     except CommandError as error:
         yield Check("app", "fail", str(error))
         return
-    yield Check("app", "ok", f"{len(app.tasks)} tasks" if declares else "the store alone")
+    yield Check("app", "ok", plural(len(app.tasks), "task") if declares else "the store alone")
     yield _zones(app)
     if declares and not app.tasks:
         yield Check(

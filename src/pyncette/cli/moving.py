@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 from pyncette.bulk import BulkResult, Instance
 from pyncette.cli.failures import DONE, FAILED, CommandError, usage
 from pyncette.cli.session import Session, utc
-from pyncette.errors import PyncetteException, describe, printable
+from pyncette.errors import PyncetteException, describe, plural, printable
 from pyncette.model import OnExisting, TaskState
 from pyncette.schedule import dumps, loads
 from pyncette.store.record import load_args
@@ -51,7 +51,9 @@ async def export(session: Session) -> int:
     else:
         with _written(given.output) as stream:
             count, failed = await _write(session, templates, stream)
-    session.out.note(f"{count:,} instances exported" + (f", {failed:,} failed" if failed else ""))
+    session.out.note(
+        f"{plural(count, 'instance')} exported" + (f", {failed:,} failed" if failed else "")
+    )
     return FAILED if failed else DONE
 
 
@@ -162,7 +164,7 @@ class _Import:
                             raise CommandError(
                                 "This was exported by a later release, in a format that is unknown"
                             )
-            self._session.out.progress(f"{self._met:,} instances handled")
+            self._session.out.progress(f"{plural(self._met, 'instance')} handled")
 
     @property
     def complete(self) -> bool:

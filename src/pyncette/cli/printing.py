@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pyncette.cli.failures import REFUSED, CommandError
-from pyncette.errors import printable
+from pyncette.errors import plural, printable
+from pyncette.model import TaskCount
 
 _ROWS_AT_ONCE: Final = 200
 """Rows by which the widths of a table are chosen; a longer table is printed in such parts."""
@@ -131,6 +132,11 @@ class Table:
             padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=False)]
             print(_COLUMN_GAP.join([*padded, last]).rstrip())
         self._rows = []
+
+
+def counted(count: TaskCount, word: str) -> str:
+    """A count with its noun."""
+    return plural(count.count, word) if count.exact else f"{count} {word}s"
 
 
 def json_line(value: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pyncette.bulk import RebalanceResult
 from pyncette.cli.failures import DONE, not_found, usage
+from pyncette.cli.printing import counted
 from pyncette.cli.session import Session, utc
 from pyncette.cli.values import arguments_of
 from pyncette.errors import printable
@@ -71,7 +72,7 @@ async def unschedule(session: Session) -> int:
         return session.bulk_end(result)
     where = session.where()
     count = await context.count_tasks(task, where)
-    session.out.confirm(f"This removes {count} instances of '{named(task, None)}'")
+    session.out.confirm(f"This removes {counted(count, 'instance')} of '{named(task, None)}'")
     return await session.bulk(context.unschedule_tasks, task)
 
 
@@ -85,7 +86,7 @@ async def purge(session: Session) -> int:
                 f"The app declares '{printable(name)}': pyncette unschedule removes its instances"
             )
         raise not_found(f"The store holds nothing of a task '{printable(name)}'")
-    session.out.confirm(f"This removes all {left.count} records of '{printable(name)}'")
+    session.out.confirm(f"This removes {counted(left.count, 'record')} of '{printable(name)}'")
     return session.bulk_end(
         await session.context.purge(
             name, progress=session.bulk_progress, on_failure=session.bulk_failure

@@ -14,7 +14,7 @@ from pyncette.app import Pyncette
 from pyncette.bulk import BulkFailure, BulkResult
 from pyncette.cli.failures import DONE, FAILED, not_found, usage
 from pyncette.cli.printing import Printer
-from pyncette.errors import describe, printable
+from pyncette.errors import describe, plural, printable
 from pyncette.model import TaskState, Where
 from pyncette.showing import schedule_text
 from pyncette.task import PartitionedTask, Task
@@ -113,7 +113,7 @@ class Session(NamedTuple):
 
     def bulk_progress(self, result: BulkResult) -> None:
         """Shows how far a bulk call is."""
-        self.out.progress(f"{result.handled:,} instances handled")
+        self.out.progress(f"{plural(result.handled, 'instance')} handled")
 
     def bulk_failure(self, failure: BulkFailure) -> None:
         """Tells of an instance that a bulk call could not handle."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyncette.cli.failures import DONE, not_found, usage
+from pyncette.cli.printing import counted
 from pyncette.cli.session import Session, utc
 from pyncette.cli.values import arguments_of
 from pyncette.showing import named
@@ -44,7 +45,7 @@ async def trigger(session: Session) -> int:
     task, instance = session.chosen()
     if session.filtered(task, instance):
         count = await session.context.count_tasks(task, session.where())
-        session.out.confirm(f"This runs {count} instances of '{named(task, None)}' once")
+        session.out.confirm(f"This runs {counted(count, 'instance')} of '{named(task, None)}' once")
         return await session.bulk(session.context.trigger_tasks, task)
     if task.dynamic and instance is None:
         session.out.confirm(f"This runs every instance of '{named(task, None)}' once")

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from pyncette.clock import realtime
 from pyncette.engine.background import Background, is_cancelled
-from pyncette.errors import AppClosedError, StoreUnavailableError, describe
+from pyncette.errors import AppClosedError, StoreUnavailableError, describe, plural
 from pyncette.store import (
     Applied,
     Failed,
@@ -324,7 +324,7 @@ class WriteQueue:
                 )
         except Exception as error:
             logger.warning(
-                "Writing %d records to the store failed: %s", len(writes), describe(error)
+                "Writing %s to the store failed: %s", plural(len(writes), "record"), describe(error)
             )
             answers = [Unknown(error)] * len(writes)
         except asyncio.CancelledError:

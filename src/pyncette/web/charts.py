@@ -11,6 +11,8 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
+from pyncette.errors import plural
+
 WIDTH: Final = 240
 HEIGHT: Final = 40
 TIMELINE_WIDTH: Final = 600
@@ -90,7 +92,8 @@ def timeline(
     parts += [f'<circle class="dot" cx="{place(time)}" cy="10" r="4"/>' for time in upcoming]
     failures = sum(failed for _, failed in shown)
     label = (
-        f"{len(shown)} past runs, {failures} of them failed; {len(upcoming)} occurrences to come"
+        f"{plural(len(shown), 'past run')}, {failures} of them failed; "
+        f"{plural(len(upcoming), 'occurrence')} to come"
     )
     return Markup(
         f'<svg class="timeline" viewBox="0 0 {TIMELINE_WIDTH} 20" role="img" '
