@@ -675,7 +675,8 @@ def test_a_variable_that_is_no_number_is_wrong_usage(
     monkeypatch.setenv("PYNCETTE_MYSQL_PORT", "many")
     code, _, err = run_command(capfd, "--mysql-host=db")
     assert (code, err) == (2, "\nmigrate: PYNCETTE_MYSQL_PORT must be a whole number, not 'many'\n")
-    # It does not matter to another store.
+    # It does not matter if the option is given, or to another store.
+    assert "--mysql-user" in run_command(capfd, "--mysql-host=db", "--mysql-port=3306")[2]
     assert run_command(capfd, f"--sqlite-database={tmp_path / 'absent.db'}")[0] == 1
 
 

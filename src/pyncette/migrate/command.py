@@ -155,13 +155,10 @@ def _configuration(arguments: Mapping[str, Any]) -> dict[str, Any]:
             "Name the store: "
             + ", ".join(_name(option) for options in _NAMED_BY.values() for option in options)
         )
-    found = {
-        option: _read(option, variables[option]) for option in _STORES[store] if option in variables
-    }
     return {
-        _name(option): value
-        for option, value in (found | given).items()
-        if option in _STORES[store]
+        _name(option): given[option] if option in given else _read(option, variables[option])
+        for option in _STORES[store]
+        if option in given or option in variables
     }
 
 
