@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pyncette.app import Pyncette
+from pyncette.calls.listing import LEASE_AHEAD, STRANDED
 from pyncette.calls.workers import crew_of
 from pyncette.clock import StoreClock
 from pyncette.model import Partitions, TaskState, UnknownTask, WorkerState
@@ -64,6 +66,46 @@ class Moves(NamedTuple):
 
     under_way: list[tuple[Task, int]]
     left: list[tuple[Task, int]]
+
+
+class Look(NamedTuple):
+    """What no index tells, of the first instances of a template.
+
+    Attributes:
+        stranded: Those that never come due, since their row was edited.
+        held: Those whose lease ends later than any that is taken now.
+        partial: Whether there are more, which were not looked at.
+    """
+
+    stranded: list[TaskState]
+    held: list[TaskState]
+    partial: bool
+
+
+async def look(context: PyncetteContext, task: Task, limit: int) -> Look:
+    """Looks at some instances of a template.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    stranded: list[TaskState] = []
+    held: list[TaskState] = []
+    looked_at = 0
+    async with aclosing(context.iter_tasks(task)) as states:
+        async for state in states:
+            if looked_at == limit:
+                return Look(stranded, held, True)
+            looked_at += 1
+            if state.reason == STRANDED:
+                stranded.append(state)
+            elif is_held_too_long(state):
+                held.append(state)
+    return Look(stranded, held, False)
+
+
+def is_held_too_long(state: TaskState) -> bool:
+    """Returns whether a clock that was ahead has counted a lease, so that it lasts too long."""
+    return state.reason == LEASE_AHEAD
 
 
 async def crew(app: Pyncette, context: PyncetteContext) -> Crew:

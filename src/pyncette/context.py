@@ -850,7 +850,7 @@ class PyncetteContext:
         """
         if connection is None:
             return await self._steering.trigger(task, instance_name)
-        return await trigger_one(await self._joined(connection), task, instance_name)
+        return (await trigger_one(await self._joined(connection), task, instance_name)).added
 
     async def pause_tasks(
         self,

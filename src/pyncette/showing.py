@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from pyncette.errors import printable
-from pyncette.model import PauseState, Where, WorkerState
+from pyncette.model import PauseState, TaskState, Where, WorkerState
 from pyncette.schedule import Schedule
 from pyncette.task import Task
 from pyncette.when import as_written, bounds_text
@@ -29,6 +29,9 @@ CLOCK_OFFSET_MAX: Final = timedelta(seconds=1)
 
 PAUSED_LONG_AFTER: Final = timedelta(days=1)
 """A pause that lasts longer may have been forgotten."""
+
+LEASE_TOLD_AFTER: Final = timedelta(days=1)
+"""When a lease lasts longer, whoever triggers what holds it is told of its end."""
 
 SLOW_ANSWER_MIN: Final = timedelta(milliseconds=250)
 """A store whose fastest answer to one small question takes longer than this is slow."""
@@ -57,6 +60,26 @@ _ALIASES: Final = {
 def named(task: Task, instance: str | None) -> str:
     """A task, or one of its instances, for people."""
     return printable(f"{task}:{instance}" if instance is not None else task)
+
+
+def triggered_text(what: str, added: int, running: TaskState | None, now: datetime) -> str:
+    """What comes of triggering a static task or an instance, for people.
+
+    Args:
+        what: The task or the instance.
+        added: 0 if that was requested already.
+        running: Its state, if it runs or a failed run has left its lease; None: it runs now.
+        now: The time.
+    """
+    if running is None:
+        return f"{what} runs now, once more" if added else f"{what} is due to run already"
+    first = "what runs has ended" if running.locked_until else "its next attempt has ended"
+    runs = "runs once more" if added else "is due to run once more already,"
+    text = f"{what} {runs} when {first}"
+    ends = running.next
+    if ends is None or ends - now <= LEASE_TOLD_AFTER:
+        return text
+    return f"{text}: its lease ends at {ends.isoformat(' ', 'seconds')}"
 
 
 def schedule_text(task: Task) -> str:

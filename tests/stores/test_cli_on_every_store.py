@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from tests.stores.every_store import STORES, place_of
 
-from pyncette import Context, Pyncette
+from pyncette import Context, OnExisting, Pyncette
+from pyncette.calls.listing import LEASE_AHEAD
 from pyncette.cli import doctor
 from pyncette.cli.arguments import main
 from pyncette.cli.printing import Printer
 from pyncette.clock import SystemClock
+from pyncette.errors import TaskLockedException
 from pyncette.history import use_history
-from pyncette.store import Write
+from pyncette.store import Key, Store, Write
 from pyncette.store.record import ANY, Patch, State
 from pyncette.testing.conformance import Place
 
@@ -123,6 +125,74 @@ def test_the_doctor_names_what_never_comes_due(
         assert some["level"] == "warn"
         assert some["found"].startswith("reminder late, reminder lost; of report")
         assert "schedule or trigger" in some["advice"]
+
+    with place_of(store, tmp_path) as place:
+        asyncio.run(main(place))
+
+
+@pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
+def test_the_doctor_names_a_lease_that_a_clock_years_ahead_has_counted(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it says helps, and that what it says does not help does not."""
+    years = 5 * 365 * 86_400_000_000
+    ran: list[str] = []
+
+    async def main(place: Place) -> None:
+        app = Pyncette(place.factory, **place.configuration)
+
+        @app.dynamic_task(interval=timedelta(hours=1), lease_duration=timedelta(days=60))
+        async def reminder(context: Context) -> None:
+            ran.append(context.task.name)
+
+        async def found() -> dict[str, Any]:
+            capsys.readouterr()
+            await doctor.examine(lambda: (app, True), Printer(as_json=True))
+            rows = map(json.loads, capsys.readouterr().out.splitlines())
+            [row] = [row for row in rows if row["name"] == "leases"]
+            return dict(row)
+
+        async def claim(opened: Store, names: list[str], now: int) -> None:
+            keys = [Key("reminder", name, 60 * 86_400_000_000) for name in names]
+            claimed = await opened.claim(keys, len(keys), now, f"killed:1:{now}")
+            assert len(claimed.records) == len(names)
+
+        async with app.create() as context, place.open() as opened:
+            for name in ("forced", "removed", "replaced", "triggered"):
+                await context.schedule_task(reminder, name)
+            # Its lease lasts for long, as is declared.
+            await context.schedule_task(reminder, "sound", execute_in=timedelta())
+            await claim(opened, ["sound"], context.clock.microseconds() + 2_000_000)
+            assert (await found())["level"] == "ok"
+            held = ["forced", "removed", "replaced", "triggered"]
+            await claim(opened, held, context.clock.microseconds() + years)
+            some = await found()
+            assert some["level"] == "warn"
+            assert "reminder forced until 203" in some["found"]
+            assert "reminder sound" not in some["found"]
+            assert "--force" in some["advice"]
+            states = {state.task.name: state async for state in context.iter_tasks(reminder)}
+            assert states["forced"].state == "running"
+            assert states["forced"].reason == LEASE_AHEAD
+            assert states["sound"].reason is None
+            now = timedelta()
+            with pytest.raises(TaskLockedException):
+                await context.schedule_task(reminder, "replaced", execute_in=now)
+            replace = OnExisting.REPLACE
+            await context.schedule_task(reminder, "replaced", on_existing=replace, execute_in=now)
+            assert await context.trigger(reminder, "triggered") == 1
+            await context.schedule_task(reminder, "forced", force=True, execute_in=now)
+            await context.unschedule_task(reminder, "removed")
+            async with asyncio.timeout(30):
+                while not ran:  # see above
+                    await context.run_until_idle()
+                    await asyncio.sleep(0.05)
+            assert ran == ["forced"]
+            rest = (await found())["found"]
+            assert "reminder replaced until" in rest
+            assert "reminder triggered until" in rest
+            assert "forced" not in rest
+            assert "removed" not in rest
 
     with place_of(store, tmp_path) as place:
         asyncio.run(main(place))

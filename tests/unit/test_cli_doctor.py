@@ -12,24 +12,24 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.unit.web_site import Browser, ada
 
 from pyncette import Context, Pyncette, PyncetteContext, Where, acting_as
-from pyncette.cli import doctor
+from pyncette.cli import doctor, steering
 from pyncette.cli.arguments import main
 from pyncette.cli.printing import Printer
 from pyncette.clock import SystemClock
 from pyncette.errors import StoreUnavailableError
 from pyncette.history import use_history
 from pyncette.memory import MemoryRepository
-from pyncette.store import EVERYTHING, Write
-from pyncette.store.record import ABSENT, Put, Record, group_of
+from pyncette.store import EVERYTHING, Key, Write
+from pyncette.store.record import ABSENT, ANY, Patch, Put, Record, State, group_of
 from pyncette.testing import VirtualClock
-from pyncette.web import dashboard
+from pyncette.web import dashboard, reading
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -54,6 +54,8 @@ NOTICES = {
     "speed": "The store is slow",
     "clock": "The clock of this machine",
     "unknown tasks": "Not declared: ",
+    "never due": "never come due",
+    "leases": "lasts? too long",
     "paused tasks": "(is|was) paused|paused, each by itself",
     "paused templates": "(is|was) paused",
 }
@@ -193,6 +195,143 @@ def test_the_app_is_closed_when_nobody_reads_the_checks_any_more() -> None:
         assert not app._opened.here()
 
     asyncio.run(main())
+
+
+LEASE = 60_000_000
+DAYS = 86_400_000_000
+
+
+def late(app: Pyncette) -> None:
+    app.task(interval=timedelta(hours=1), name="report")(nothing)
+    app.dynamic_task(interval=timedelta(hours=1), name="reminder")(nothing)
+    app.dynamic_task(name="letter")(nothing)
+
+
+async def claimed(
+    context: PyncetteContext, keys: list[tuple[str, str]], ahead: int, lease: int = LEASE
+) -> None:
+    """They are claimed by a worker that is killed, by a clock that is ahead."""
+    now = context.clock.microseconds() + ahead
+    sources = [Key(group, key, lease) for group, key in keys]
+    found = await context._store.claim(sources, len(keys), now, f"killed:1:{now}")
+    assert len(found.records) == len(keys)
+
+
+def test_a_lease_that_a_clock_ahead_has_counted_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(late)
+        report, reminder, letter = app.tasks
+        async with app.create() as context:
+            for name in ("a", "failed", "long"):
+                await context.schedule_task(reminder, name)
+            await context.schedule_task(letter, "x", execute_at=NOON)
+            assert (await examined(app, capsys))["leases"]["level"] == "ok"
+            # A release with a longer lease runs it.
+            await claimed(context, [("reminder", "long")], 3_600_000_000, 10 * DAYS)
+            await place.clock.advance(timedelta(hours=1))
+            assert (await examined(app, capsys))["leases"]["level"] == "ok"
+            await claimed(context, [("reminder", "a"), ("reminder", "failed")], 2 * DAYS)
+            # A failed run has left its lease.
+            until = context.clock.microseconds() + 2 * DAYS + LEASE
+            left = Write("reminder", "failed", Patch(until, State.RUNNING, 0), ANY)
+            await context._store.write([left], context.clock.microseconds())
+            await context.trigger(report)
+            await claimed(context, [(report.group, report.key)], 2 * DAYS)
+            found = (await examined(app, capsys))["leases"]
+            assert found["level"] == "warn"
+            assert found["found"] == (
+                "report, reminder a until 2026-05-06 13:01:00+00:00, "
+                "reminder failed until 2026-05-06 13:01:00+00:00"
+            )
+            notices = await attention(app)
+            [said] = [notice for notice in notices if "reminder: 2 leases" in notice]
+            assert "such as that of a" in said
+            assert any("report: its lease lasts too long" in notice for notice in notices)
+            await context.unschedule_task(reminder, "a")
+            await context.schedule_task(reminder, "failed", force=True)
+            async with working(place.app(late)):
+                await place.clock.advance(timedelta(minutes=2))
+            assert (await examined(app, capsys))["leases"]["level"] == "ok"
+
+    asyncio.run(scenario())
+
+
+def test_the_dashboard_looks_at_fewer_instances_of_many_templates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reading, "LOOKED_AT_MAX", 4)
+
+    async def scenario() -> None:
+        app = Installation().app(late)
+        _, reminder, letter = app.tasks
+        async with app.create() as context:
+            for name in "abc":
+                await context.schedule_task(reminder, name)
+                await context.schedule_task(letter, name, execute_at=NOON)
+            await claimed(context, [("letter", name) for name in "abc"], 2 * DAYS)
+            lost = Write("reminder", "a", Patch(None, State.SCHEDULED, 0), ANY)
+            await context._store.write([lost], context.clock.microseconds())
+            notices = await attention(app)
+            assert any("letter: 2 leases last too long" in notice for notice in notices)
+            [said] = [notice for notice in notices if "never come due" in notice]
+            assert "reminder: 1 instances never come due, such as a" in said
+
+    asyncio.run(scenario())
+
+
+def test_who_triggers_what_runs_is_told_that_it_waits() -> None:
+    async def scenario() -> None:
+        place = Installation()
+        app = place.app(late)
+        report, reminder, _ = app.tasks
+        board = dashboard(app, ada)
+        browser = Browser(board)
+
+        async def trigger(name: str) -> str:
+            out = io.StringIO()
+            given = SimpleNamespace(task="reminder")
+            session = SimpleNamespace(
+                context=context,
+                arguments=given,
+                chosen=lambda: (reminder, name),
+                filtered=lambda task, instance: False,
+                out=SimpleNamespace(data=lambda row: None, text=out.write),
+            )
+            await steering.trigger(session)  # type: ignore[arg-type]
+            return out.getvalue()
+
+        async with app.create() as context:
+            for name in ("far", "near", "failed", "waits"):
+                await context.schedule_task(reminder, name)
+            await place.clock.advance(timedelta(hours=1))
+            await claimed(context, [("reminder", "near")], 0)
+            await claimed(context, [("reminder", "far"), ("reminder", "failed")], 2 * DAYS)
+            until = context.clock.microseconds() + 2 * DAYS + LEASE
+            left = Write("reminder", "failed", Patch(until, State.RUNNING, 0), ANY)
+            await context._store.write([left], context.clock.microseconds())
+            end = "its lease ends at 2026-05-06 13:01:00+00:00"
+            again = "runs once more when what runs has ended"
+            assert await trigger("waits") == "reminder:waits runs now, once more"
+            assert await trigger("waits") == "reminder:waits is due to run already"
+            assert await trigger("near") == f"reminder:near {again}"
+            assert await trigger("far") == f"reminder:far {again}: {end}"
+            assert await trigger("far") == (
+                "reminder:far is due to run once more already, when what runs has ended: " + end
+            )
+            assert await trigger("failed") == (
+                f"reminder:failed runs once more when its next attempt has ended: {end}"
+            )
+            said = await browser.act("trigger", "reminder", instance="far")
+            assert said.startswith("reminder:far is due to run once more already")
+            assert await browser.act("trigger", "report") == "report runs now, once more."
+            await claimed(context, [(report.group, report.key)], 1_000_000)
+            assert await browser.act("trigger", "report") == f"report {again}."
+        await board._opened.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_store_that_stops_answering_is_not_taken_for_one_that_is_not_there(

@@ -53,6 +53,12 @@ STRANDED: Final = (
 )
 """The reason that is shown of a record which no rule can have left as it is."""
 
+LEASE_AHEAD: Final = (
+    "its lease was counted by a clock that was ahead, and lasts too long: if no worker runs it, "
+    "schedule it with force, or start a worker, if it is a static task"
+)
+"""The reason that is shown of a record whose lease ends later than any that is taken now."""
+
 ON_THEIR_WAY_MAX: Final = 10_000
 """Maximum instances on their way to another partition that a list remembers not to show twice."""
 
@@ -222,6 +228,8 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         reason = _why_unreadable(shown, record)
     if _is_stranded(record, now):
         state, reason = State.PARKED, STRANDED
+    elif rules.lease_in_time(record, now, task.template.lease) is not None:
+        reason = LEASE_AHEAD
     return TaskState(
         shown,
         _instant_or_none(occurrence),

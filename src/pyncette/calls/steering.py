@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyncette import chance
 from pyncette.acting import actor
 from pyncette.bulk import BulkFailure, BulkResult, OnFailure, Progress
 from pyncette.calls.bulk import Bulk, Tally
 from pyncette.calls.identity import check_declared, identity_of
+from pyncette.calls.listing import state_of
 from pyncette.calls.requests import Requests
 from pyncette.calls.telling import in_words
 from pyncette.calls.unreadable import reading_record
@@ -40,7 +41,7 @@ from pyncette.errors import (
     printable,
 )
 from pyncette.events import Action
-from pyncette.model import PauseState, Where
+from pyncette.model import PauseState, TaskState, Where
 from pyncette.schedule import instant_of
 from pyncette.store import Write
 from pyncette.store.record import (
@@ -55,6 +56,7 @@ from pyncette.store.record import (
     Put,
     Reading,
     Record,
+    State,
     template_of,
 )
 from pyncette.task import Task
@@ -104,6 +106,9 @@ class Steering:
         if task.dynamic and name is None:
             await _refuse_if_paused(self._requests, task, name)
             return await self._trigger_all(task)
+        return (await self.trigger_one(task, name)).added
+
+    async def trigger_one(self, task: Task, name: str | None) -> Triggered:
         return await trigger_one(self._requests, task, name)
 
     async def pauses(self) -> list[PauseState]:
@@ -232,8 +237,20 @@ def _tally(where: Where, progress: Progress | None, on_failure: OnFailure | None
     return Tally(progress, on_failure)
 
 
-async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
-    """Triggers a static task or an instance; returns 1, or 0 if that was requested already.
+class Triggered(NamedTuple):
+    """What came of triggering one static task or instance.
+
+    Attributes:
+        added: 1, or 0 if that was requested already.
+        running: What was running, and runs once more later; None: it runs now.
+    """
+
+    added: int
+    running: TaskState | None
+
+
+async def trigger_one(requests: Writer, task: Task, name: str | None) -> Triggered:
+    """Triggers a static task or an instance.
 
     Raises:
         TaskNotFoundError: There is no such instance.
@@ -246,10 +263,19 @@ async def trigger_one(requests: Writer, task: Task, name: str | None) -> int:
         await _refuse_if_paused(requests, task, name)
     elif task.parent_task is not None:
         await _refuse_if_paused(requests, task.parent_task, task.name)
-    done = await _change(requests, task, name, rules.triggered)
+    found: Record | None = None
+
+    def rule(reading: Reading, now: int) -> Change | None:
+        nonlocal found
+        found = reading.record
+        return rules.triggered(reading, now)
+
+    done = await _change(requests, task, name, rule)
     if done:
         requests.telling.one("trigger", task, name)
-    return int(done)
+    if found is None or found.state != State.RUNNING:
+        return Triggered(int(done), None)
+    return Triggered(int(done), state_of(task, found, requests.clock.microseconds()))
 
 
 async def _change(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pyncette import checks
 from pyncette.app import Pyncette
-from pyncette.calls.listing import STRANDED
 from pyncette.cli.failures import DONE, FAILED, CommandError
 from pyncette.cli.printing import Printer
 from pyncette.cli.values import OPEN_TIMEOUT_S
@@ -425,7 +424,8 @@ async def _of_tasks(
         if task.dynamic:
             templates.append(task)
     yield await _overdue(context, templates, statics)
-    yield await _never_due(context, templates)
+    async for check in _looked_at(context, templates, statics):
+        yield check
     partitions = await _partitions(context, templates)
     if partitions is not None:
         yield partitions
@@ -498,34 +498,51 @@ async def _overdue(
     )
 
 
-async def _never_due(context: PyncetteContext, templates: list[Task]) -> Check:
-    """Instances that will never run, since their row was edited: among some of each template.
+async def _looked_at(
+    context: PyncetteContext, templates: list[Task], statics: list[TaskState]
+) -> AsyncIterator[Check]:
+    """Instances that will never run, or not for long: among some of each template.
 
-    No index tells of them, and no worker looks at them. Static tasks are shown as parked.
+    Their row was edited, or a clock that was ahead has counted their lease. No index tells of them,
+    and no worker looks at them. Static tasks whose row was edited are shown as parked.
     """
-    found: list[str] = []
+    stranded: list[str] = []
+    held = [state.task.name for state in statics if checks.is_held_too_long(state)]
     in_part: list[str] = []
     for task in templates:
-        looked_at = 0
-        async with aclosing(context.iter_tasks(task)) as states:
-            async for state in states:
-                if looked_at == LOOKED_AT_MAX:
-                    in_part.append(task.name)
-                    break
-                looked_at += 1
-                if state.reason == STRANDED:
-                    found.append(f"{task.name} {state.task.name}")
+        found = await checks.look(context, task, LOOKED_AT_MAX)
+        stranded += [f"{task.name} {state.task.name}" for state in found.stranded]
+        held += [
+            f"{task.name} {state.task.name} until "
+            f"{'' if state.next is None else state.next.isoformat(' ', 'seconds')}"
+            for state in found.held
+        ]
+        if found.partial:
+            in_part.append(task.name)
     part = ""
     if in_part:
         part = f"; of {_names(in_part)}, {LOOKED_AT_MAX:,} instances were looked at"
-    if not found:
-        return Check("never due", "ok", f"none{part}")
-    return Check(
-        "never due",
-        "warn",
-        f"{_names(found)}{part}",
-        "The due_at of their rows was edited or lost: schedule or trigger them, and they run again",
-    )
+    for name, names, advice in (
+        (
+            "never due",
+            stranded,
+            "The due_at of their rows was edited or lost: schedule or trigger them, and they run "
+            "again",
+        ),
+        (
+            "leases",
+            held,
+            "A clock that was ahead has counted the lease, and nothing claims it before its end. "
+            "If no worker runs it any more: pyncette schedule NAME INSTANCE --force, with its "
+            "schedule and arguments (pyncette show NAME INSTANCE), or pyncette unschedule NAME "
+            "INSTANCE; without --force it is refused, or waits for that end, as trigger does. The "
+            "next start of a worker mends static tasks",
+        ),
+    ):
+        if names:
+            yield Check(name, "warn", f"{_names(names)}{part}", advice)
+        else:
+            yield Check(name, "ok", f"none{part}")
 
 
 async def _partitions(context: PyncetteContext, templates: list[Task]) -> Check | None:

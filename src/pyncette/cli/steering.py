@@ -6,7 +6,7 @@ from pyncette.cli.failures import DONE, not_found, usage
 from pyncette.cli.printing import counted
 from pyncette.cli.session import Session, utc
 from pyncette.cli.values import arguments_of
-from pyncette.showing import named
+from pyncette.showing import named, triggered_text
 
 
 async def pause(session: Session) -> int:
@@ -49,13 +49,13 @@ async def trigger(session: Session) -> int:
         return await session.bulk(session.context.trigger_tasks, task)
     if task.dynamic and instance is None:
         session.out.confirm(f"This runs every instance of '{named(task, None)}' once")
-    added = await session.context.trigger(task, instance)
+        added = await session.context.trigger(task)
+        text = f"{named(task, None)}: {added:,} runs added"
+    else:
+        added, running = await session.context._steering.trigger_one(task, instance)
+        text = triggered_text(named(task, instance), added, running, session.context.clock.now())
     session.out.data({"task": session.arguments.task, "instance": instance, "added": added})
-    session.out.text(
-        f"{named(task, instance)}: {added:,} runs added"
-        if added != 1
-        else f"{named(task, instance)} runs now, once more"
-    )
+    session.out.text(text)
     return DONE
 
 

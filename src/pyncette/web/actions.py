@@ -14,7 +14,7 @@ from pyncette.bulk import BulkFailure, BulkResult
 from pyncette.context import PyncetteContext
 from pyncette.errors import PyncetteException, plural, printable
 from pyncette.model import STATES, StateName, TaskCount, TaskState, Where
-from pyncette.showing import named
+from pyncette.showing import named, triggered_text
 from pyncette.task import PartitionedTask, Task
 from pyncette.web.access import Action
 from pyncette.web.jobs import Job
@@ -332,10 +332,11 @@ async def do_one(context: PyncetteContext, wish: Wish) -> str:
             await context.resume(task, instance)
             return f"Resumed {what}."
         case Action.TRIGGER:
-            added = await context.trigger(task, instance)
             if wish.whole:
+                added = await context.trigger(task, instance)
                 return f"{plural(added, 'run')} of {what} added."
-            return f"{what} runs now, once more." if added else f"{what} is due to run already."
+            added, running = await context._steering.trigger_one(task, instance)
+            return f"{triggered_text(what, added, running, context.clock.now())}."
         case Action.RETRY:
             done = await context.retry_parked(task, instance)
             return f"{what} runs again." if done else f"{what} is not parked: nothing was changed."

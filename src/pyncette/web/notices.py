@@ -51,6 +51,7 @@ def notices(
         *_of_store(app, found, access),
         *_of_statics(context, found, access),
         *_of_templates(found, access),
+        *_of_looks(found, access),
         *_of_partitions(found, access),
         *_of_pauses(app, found, access),
         *_of_unknown(app, found, access),
@@ -133,6 +134,13 @@ def _of_statics(context: PyncetteContext, found: Snapshot, access: Access) -> It
             since = "" if success is None else f"; it last succeeded {_ago(success, found.at)}"
             text = f"{task.name} has failed{_error(state, access)}{since}"
             yield Notice("warn", text, "See its traceback; after the fix, run it now", href)
+        if checks.is_held_too_long(state):
+            yield Notice(
+                "warn",
+                f"{task.name}: its lease lasts too long",
+                "A clock that was ahead has counted it: the next start of a worker mends it",
+                href,
+            )
         if checks.is_overdue(context, state):
             yield Notice("bad", f"{task.name} is overdue", "Is a worker alive that runs it?", href)
 
@@ -172,6 +180,30 @@ def _of_templates(found: Snapshot, access: Access) -> Iterator[Notice]:
                 f"{name}: {counted(counts.retrying)} retrying",
                 "See their errors",
                 link("failures", task=name),
+            )
+
+
+def _of_looks(found: Snapshot, access: Access) -> Iterator[Notice]:
+    for task, look in found.seldom.looks:
+        if not access.sees(task.name):
+            continue
+        if look.stranded:
+            name = look.stranded[0].task.name
+            yield Notice(
+                "bad",
+                f"{task.name}: {len(look.stranded)} instances never come due, such as {name}",
+                "The due_at of their rows was edited or lost: run them now, or schedule them",
+                link("task", name=task.name, instance=name),
+            )
+        if look.held:
+            name = look.held[0].task.name
+            yield Notice(
+                "warn",
+                f"{task.name}: {len(look.held)} leases last too long, such as that of {name}",
+                "A clock that was ahead has counted them. If no worker runs these any more: remove "
+                "and schedule them, or pyncette schedule with --force; what is run now waits for "
+                "the end of the lease",
+                link("task", name=task.name, instance=name),
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
@@ -41,6 +42,9 @@ COUNTS_AT_ONCE: Final = 4
 
 SELDOM_S: Final = 30.0
 """How often what hardly changes, and costs more, is read."""
+
+LOOKED_AT_MAX: Final = 1_000
+"""How many instances, of all templates, are looked at for what no index tells."""
 
 PAGE: Final = 50
 """Instances on a page."""
@@ -93,6 +97,7 @@ class Seldom:
         unknown: What the store holds of tasks that the app does not declare.
         late: The partitions with overdue instances, where workers claim from fixed ones.
         moves: The moves to another number of partitions; None: that cannot be read.
+        looks: What some instances of each template are like that no index tells of.
         successes: When the static tasks that fail have succeeded last; None: that is not known.
     """
 
@@ -102,6 +107,7 @@ class Seldom:
     unknown: list[UnknownTask]
     late: list[Task]
     moves: checks.Moves | None
+    looks: list[tuple[Task, checks.Look]]
     successes: dict[str, datetime | None]
 
 
@@ -241,9 +247,10 @@ class Reader:
             # One after the other: what is asked at the same time would be waited for as well.
             answer, unknown = await checks.answer_time(context), await context.unknown()
             moves, read_at = await _moves(self._app, context), now
+            looks = await _looks(context, [task for task, counts in templates if counts])
         else:
             answer, unknown, moves = known.answer, known.unknown, known.moves
-            read_at = known.read_at
+            looks, read_at = known.looks, known.read_at
         self._seldom = Seldom(
             read_at,
             asked,
@@ -251,6 +258,7 @@ class Reader:
             unknown,
             await _late_partitions(context, late),
             moves,
+            looks,
             {state.task.name: await checks.last_success(context, state) for state in failing},
         )
         return self._seldom
@@ -303,6 +311,20 @@ async def _late_partitions(context: PyncetteContext, late: Sequence[Task]) -> li
             looked_at += len(task.groups())
             found += await checks.late_partitions(context, task)
     return found
+
+
+async def _looks(
+    context: PyncetteContext, templates: Sequence[Task]
+) -> list[tuple[Task, checks.Look]]:
+    """Looks at some instances of each template: at fewer where there are many templates."""
+    if not templates:
+        return []
+    limit = max(LOOKED_AT_MAX // len(templates), 1)
+    looks: list[tuple[Task, checks.Look]] = []
+    for task in templates[:LOOKED_AT_MAX]:
+        with suppress(TaskUnreadableError):  # the count of them says why
+            looks.append((task, await checks.look(context, task, limit)))
+    return looks
 
 
 async def _moves(app: Pyncette, context: PyncetteContext) -> checks.Moves | None:
