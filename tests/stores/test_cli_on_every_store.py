@@ -132,7 +132,10 @@ def test_the_doctor_names_what_never_comes_due(
 
 @pytest.mark.parametrize("store", [store for store in STORES if store != "sqlite"])
 def test_the_doctor_names_a_lease_that_a_clock_years_ahead_has_counted(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What it says helps, and that what it says does not help does not."""
     years = 5 * 365 * 86_400_000_000
@@ -181,7 +184,14 @@ def test_the_doctor_names_a_lease_that_a_clock_years_ahead_has_counted(
             replace = OnExisting.REPLACE
             await context.schedule_task(reminder, "replaced", on_existing=replace, execute_in=now)
             assert await context.trigger(reminder, "triggered") == 1
+            for name in ("replaced", "triggered"):
+                assert f"reminder:{name} does not run before its lease ends at 203" in caplog.text
+            assert "schedule it with force=True" in caplog.text
+            caplog.clear()
+            await context.schedule_task(reminder, "sound", on_existing=replace)
+            assert await context.trigger(reminder, "sound") == 1
             await context.schedule_task(reminder, "forced", force=True, execute_in=now)
+            assert "does not run before" not in caplog.text
             await context.unschedule_task(reminder, "removed")
             async with asyncio.timeout(30):
                 while not ran:  # see above

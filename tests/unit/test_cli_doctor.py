@@ -282,7 +282,7 @@ def test_the_dashboard_looks_at_fewer_instances_of_many_templates(
     asyncio.run(scenario())
 
 
-def test_who_triggers_what_runs_is_told_that_it_waits() -> None:
+def test_who_triggers_what_runs_is_told_that_it_waits(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         place = Installation()
         app = place.app(late)
@@ -329,6 +329,12 @@ def test_who_triggers_what_runs_is_told_that_it_waits() -> None:
             assert await browser.act("trigger", "report") == "report runs now, once more."
             await claimed(context, [(report.group, report.key)], 1_000_000)
             assert await browser.act("trigger", "report") == f"report {again}."
+            assert "report does not run before" not in caplog.text
+            await place.clock.advance(timedelta(hours=1))
+            await claimed(context, [(report.group, report.key)], 2 * DAYS)
+            assert (await browser.act("trigger", "report")).startswith("report is due to run once")
+            assert "report does not run before its lease ends at 2026-05-06" in caplog.text
+            assert "start a worker" in caplog.text
         await board._opened.close()
 
     asyncio.run(scenario())

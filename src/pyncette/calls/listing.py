@@ -14,7 +14,7 @@ from pyncette.calls.requests import Requests
 from pyncette.clock import from_microseconds
 from pyncette.engine import rules
 from pyncette.engine.moves import in_transit
-from pyncette.errors import describe
+from pyncette.errors import describe, printable
 from pyncette.model import ContinuationToken, ListTasksResponse, TaskCount, TaskState, Where
 from pyncette.options import at_least_one
 from pyncette.schedule import INHERITED_MARK, UnreadableHere
@@ -228,7 +228,7 @@ def state_of(task: Task, record: Record, now: int) -> TaskState:
         reason = _why_unreadable(shown, record)
     if _is_stranded(record, now):
         state, reason = State.PARKED, STRANDED
-    elif rules.lease_in_time(record, now, task.template.lease) is not None:
+    elif _is_lease_ahead(task, record, now):
         reason = LEASE_AHEAD
     return TaskState(
         shown,
@@ -260,6 +260,35 @@ def _is_stranded(record: Record, now: int) -> bool:
         return rules.stranded(read(record), now)
     except ValueError:
         return False
+
+
+def _is_lease_ahead(task: Task, record: Record, now: int) -> bool:
+    return (
+        record.state == State.RUNNING
+        and rules.lease_in_time(record, now, task.template.lease) is not None
+    )
+
+
+def tell_of_lease(task: Task, record: Record, now: int) -> None:
+    """Warns a caller whose request waits for the end of a lease that lasts too long.
+
+    Args:
+        task: The static task, the instance or its template.
+        record: The record as the request has found it.
+        now: The instant.
+    """
+    if _is_lease_ahead(task, record, now):
+        shown = f"{task}:{record.key}" if task.dynamic else task
+        ends = _instant_or_none(record.due_at)
+        logger.warning(
+            "%s does not run before its lease ends at %s, which a clock that was ahead has "
+            "counted: if no worker runs it, %s",
+            printable(shown),
+            None if ends is None else ends.isoformat(),
+            "schedule it with force=True, or unschedule it"
+            if task.template.dynamic
+            else "start a worker, which counts the lease anew",
+        )
 
 
 def _why_unreadable(task: Task, record: Record) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pyncette import chance
 from pyncette.bulk import Instance
+from pyncette.calls.listing import tell_of_lease
 from pyncette.calls.unreadable import reading_record
 from pyncette.calls.writing import Holding, Writer, change_record, write_after
 from pyncette.clock import Clock, from_microseconds, realtime
@@ -174,6 +175,8 @@ class Wish:
         if current is None:
             instance.planned_for(found.due_at)  # it was made just now
             return instance
+        if isinstance(change, Patch):
+            tell_of_lease(self.template, current, now)  # what replaces it waits for its end
         planned = _planned(found)
         instance.planned_for(_next_run(found, planned))
         if self.on_existing is OnExisting.SOONER and planned is not None:

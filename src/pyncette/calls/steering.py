@@ -16,7 +16,7 @@ from pyncette.acting import actor
 from pyncette.bulk import BulkFailure, BulkResult, OnFailure, Progress
 from pyncette.calls.bulk import Bulk, Tally
 from pyncette.calls.identity import check_declared, identity_of
-from pyncette.calls.listing import state_of
+from pyncette.calls.listing import state_of, tell_of_lease
 from pyncette.calls.requests import Requests
 from pyncette.calls.telling import in_words
 from pyncette.calls.unreadable import reading_record
@@ -275,7 +275,9 @@ async def trigger_one(requests: Writer, task: Task, name: str | None) -> Trigger
         requests.telling.one("trigger", task, name)
     if found is None or found.state != State.RUNNING:
         return Triggered(int(done), None)
-    return Triggered(int(done), state_of(task, found, requests.clock.microseconds()))
+    now = requests.clock.microseconds()
+    tell_of_lease(task, found, now)
+    return Triggered(int(done), state_of(task, found, now))
 
 
 async def _change(
