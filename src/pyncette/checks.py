@@ -6,8 +6,8 @@ Each function finds facts in a bounded number of calls; what shows them puts the
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +15,7 @@ from pyncette.app import Pyncette
 from pyncette.calls.listing import LEASE_AHEAD, STRANDED
 from pyncette.calls.workers import crew_of
 from pyncette.clock import StoreClock
-from pyncette.model import Partitions, TaskState, UnknownTask, WorkerState
+from pyncette.model import ContinuationToken, Partitions, TaskState, UnknownTask, WorkerState
 from pyncette.showing import (
     CLOCK_OFFSET_MAX,
     PAUSED_LONG_AFTER,
@@ -82,25 +82,32 @@ class Look(NamedTuple):
     partial: bool
 
 
-async def look(context: PyncetteContext, task: Task, limit: int) -> Look:
-    """Looks at some instances of a template.
+async def look(
+    context: PyncetteContext, task: Task, limit: int, calls_max: int | None = None
+) -> Look:
+    """Looks at some instances of a template, in as few calls as the store allows.
 
     Raises:
         StoreError: The store failed.
+        TaskUnreadableError: The number of its partitions cannot be read.
     """
-    stranded: list[TaskState] = []
-    held: list[TaskState] = []
-    looked_at = 0
-    async with aclosing(context.iter_tasks(task)) as states:
-        async for state in states:
-            if looked_at == limit:
-                return Look(stranded, held, True)
-            looked_at += 1
+    found = Look([], [], False)
+    left = limit
+    token: ContinuationToken | None = None
+    for calls in itertools.count(1):
+        page = await context.list_tasks(task, left + 1, token)
+        for state in page.tasks[:left]:
             if state.reason == STRANDED:
-                stranded.append(state)
+                found.stranded.append(state)
             elif is_held_too_long(state):
-                held.append(state)
-    return Look(stranded, held, False)
+                found.held.append(state)
+        left -= len(page.tasks)
+        token = page.continuation_token
+        if left < 0 or (token is not None and calls == calls_max):
+            return found._replace(partial=True)
+        if token is None:
+            return found
+    raise AssertionError
 
 
 def is_held_too_long(state: TaskState) -> bool:

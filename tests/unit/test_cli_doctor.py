@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tests.unit.web_site import Browser, ada
 
-from pyncette import Context, Pyncette, PyncetteContext, Where, acting_as
+from pyncette import Context, Pyncette, PyncetteContext, Where, acting_as, checks
 from pyncette.cli import doctor, steering
 from pyncette.cli.arguments import main
 from pyncette.cli.printing import Printer
@@ -278,6 +278,33 @@ def test_the_dashboard_looks_at_fewer_instances_of_many_templates(
             assert any("letter: 2 leases last too long" in notice for notice in notices)
             [said] = [notice for notice in notices if "never come due" in notice]
             assert "reminder: 1 instances never come due, such as a" in said
+
+    asyncio.run(scenario())
+
+
+def test_what_no_index_tells_is_looked_for_in_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spread(app: Pyncette) -> None:
+        app.partitioned_task(20, interval=timedelta(hours=1), name="spread")(nothing)
+
+    async def scenario() -> None:
+        app = Installation().app(spread)
+        [task] = app.tasks
+        async with app.create() as context:
+            for number in range(40):
+                await context.schedule_task(task, f"i{number}")
+            calls = 0
+            listed = context.list_tasks
+
+            async def counted(*given: Any, **options: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                return await listed(*given, **options)
+
+            monkeypatch.setattr(context, "list_tasks", counted)
+            assert (await checks.look(context, task, 40, 3)).partial
+            assert calls == 3
+            assert not (await checks.look(context, task, 40)).partial
+            assert (await checks.look(context, task, 39)).partial
 
     asyncio.run(scenario())
 

@@ -323,7 +323,7 @@ async def _looks(
     looks: list[tuple[Task, checks.Look]] = []
     for task in templates[:LOOKED_AT_MAX]:
         with suppress(TaskUnreadableError):  # the count of them says why
-            looks.append((task, await checks.look(context, task, limit)))
+            looks.append((task, await checks.look(context, task, limit, SCANS_MAX)))
     return looks
 
 
