@@ -88,7 +88,11 @@ class Proxy:
         self.serving.add(task)
         task.add_done_callback(self.serving.discard)
         self.open_connections += 1
-        upstream = await asyncio.open_connection(*self._target)
+        try:
+            upstream = await asyncio.open_connection(*self._target)
+        except BaseException:
+            answers.close()
+            raise
         try:
             while head := await _head(client):
                 body = await client.readexactly(_length(head))

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tests.stores.listening import leave
+
 
 class Relay:
     """Carries bytes to a server on this machine. While it is silent, it takes them and keeps them.
@@ -46,8 +48,7 @@ class Relay:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
             # A pump that was cancelled before it began has closed nothing.
-            for writer in self._writers:
-                writer.transport.abort()
+            await leave(self._writers)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

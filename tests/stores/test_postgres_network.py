@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 from tests.servers import url
+from tests.stores.listening import listening
 from tests.stores.postgres_place import place_at, run_sql
 from tests.stores.wire import Wire
 
@@ -188,16 +189,16 @@ def test_a_listener_that_reaches_nobody_says_so_once_and_goes_on(
                 enough.set()
 
         enough = asyncio.Event()
-        nobody = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-        port = nobody.sockets[0].getsockname()[1]
-        options = {
-            **place.configuration,
-            "postgres_listen_url": f"postgresql://user:hidden@127.0.0.1:{port}/db",
-        }
-        async with nobody, postgres_repository(**options) as store, realtime.timeout(PATIENCE_S):
-            await store.watch(["reports"], lambda groups: None)
-            await enough.wait()
-            assert await store.write([new("reports", "a")], NOW, wake=["reports"]) == [Applied(NOW)]
+        async with listening(hang_up) as port:
+            options = {
+                **place.configuration,
+                "postgres_listen_url": f"postgresql://user:hidden@127.0.0.1:{port}/db",
+            }
+            async with postgres_repository(**options) as store, realtime.timeout(PATIENCE_S):
+                await store.watch(["reports"], lambda groups: None)
+                await enough.wait()
+                written = await store.write([new("reports", "a")], NOW, wake=["reports"])
+                assert written == [Applied(NOW)]
 
     asyncio.run(main())
     [said] = [record.message for record in caplog.records if "notified" in record.message]
@@ -360,9 +361,7 @@ def test_connecting_to_a_server_that_does_not_answer_can_be_cancelled(
             await reader.read()
             writer.close()
 
-        server = await asyncio.start_server(hang, "127.0.0.1", 0)
-        async with server:
-            port = server.sockets[0].getsockname()[1]
+        async with listening(hang) as port:
             there = f"postgresql://user:password@127.0.0.1:{port}/database"
             connecting = asyncio.create_task(postgres_connection.connect(there, "here", named=True))
             await asked.wait()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.stores.dynamodb_place import set_credentials
+from tests.stores.listening import listening
 
 from pyncette import Pyncette
 from pyncette.errors import StoreError, StoreUnavailableError
@@ -74,12 +75,10 @@ def test_a_server_that_accepts_connections_and_is_silent_is_given_up_in_time(
                     pass
             writer.close()
 
-        server = await asyncio.start_server(stay_silent, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        url = f"{kind}://user:word@127.0.0.1:{port}/0"
-        if kind == "dynamodb":
-            url = f"dynamodb://us-east-1/tasks?endpoint=http://127.0.0.1:{port}"
-        async with server:
+        async with listening(stay_silent) as port:
+            url = f"{kind}://user:word@127.0.0.1:{port}/0"
+            if kind == "dynamodb":
+                url = f"dynamodb://us-east-1/tasks?endpoint=http://127.0.0.1:{port}"
             with pytest.raises(StoreUnavailableError, match=r"not opened within 0\.7 s"):
                 async with Pyncette(url=url, open_timeout=0.7).create():
                     pass

@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis, SSLConnection
 from tests.ports import reserved_port
 from tests.servers import url
+from tests.stores.listening import listening
 from tests.stores.redis_place import client_at, keys_in, new_namespace, place_at
 from tests.stores.redis_server import a_server
 
@@ -255,17 +256,13 @@ def test_an_old_server_is_refused() -> None:
         gone.set()
 
     async def main() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        try:
+        async with listening(answer) as port:
             with pytest.raises(
                 StoreMisconfiguredError, match=r"6\.0\.16 is too old: at least 6\.2"
             ):
                 async with redis_repository(redis_url=f"redis://127.0.0.1:{port}"):
                     pass
             await gone.wait()
-        finally:
-            server.close()
 
     asyncio.run(main())
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.stores.listening import leave
+
 
 class Wire:
     """A forwarder in front of a server; what it carries can be frozen, as if it had vanished.
@@ -56,8 +58,7 @@ class Wire:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
             # A pump that was cancelled before it began has closed nothing.
-            for writer in self._writers:
-                writer.transport.abort()
+            await leave(self._writers)
 
     def freeze_requests(self) -> None:
         """From now on nothing reaches the server on the connections that there are."""
