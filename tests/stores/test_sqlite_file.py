@@ -72,12 +72,22 @@ async def kept_busy(
     return call
 
 
+BEFORE: set[threading.Thread] = set()
+"""The threads of other tests: that of app.sync(), and of its store, live as long as the process."""
+
+
+@pytest.fixture(autouse=True)
+def _threads_of_others() -> None:
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def threads_of_stores() -> list[threading.Thread]:
-    """The threads of open SQLite stores. That of app.sync() lives as long as the process."""
+    """The threads of SQLite stores that this test has opened."""
     return [
         thread
         for thread in threading.enumerate()
-        if thread.name.startswith("pyncette") and thread.name != "pyncette sync"
+        if thread.name.startswith("pyncette") and thread not in BEFORE
     ]
 
 
