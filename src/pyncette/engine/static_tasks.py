@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from datetime import timedelta
 from enum import Enum
 
 from pyncette import chance
@@ -106,9 +105,8 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
         wanted = Wanted(task.plan, "", chance.new_id(4), (task.group, task.key))
         return Write(task.group, task.key, rules.created(wanted, now), ABSENT)
     at_most_once = task.execution_mode is ExecutionMode.AT_MOST_ONCE
-    lease = task.lease_duration // timedelta(microseconds=1)
     try:
-        change = rules.replanned(record, task.plan, now, at_most_once, lease)
+        change = rules.replanned(record, task.plan, now, at_most_once, task.lease)
         left_ahead = at_most_once and change is None and rules.replanned(record, task.plan, now)
     except UnreadableHere as error:
         logger.warning("The schedule of %s is left as it is: %s", printable(task), describe(error))
@@ -136,26 +134,23 @@ def _wanted(task: Task, record: Record | None, now: int) -> Write | None:
             _shown(record.due_at),
             _shown(change.due_at),
         )
-    before, after = printable(record.schedule), dumps(task.plan)
+    same = printable(record.schedule) == dumps(task.plan)
+    planned = printable(as_written(task.plan))
     if record.state == State.PARKED and change.state != State.PARKED:
-        logger.warning(
-            "%s was parked and is planned anew: '%s'",
-            printable(task),
-            printable(as_written(task.plan)),
-        )
-    elif before == after and record.state != State.RUNNING:
+        logger.warning("%s was parked and is planned anew: '%s'", printable(task), planned)
+    elif same and record.state != State.RUNNING:
         logger.warning(
             "%s was planned for later than its schedule '%s' allows, by a clock that was ahead: "
             "it is planned anew",
             printable(task),
-            printable(as_written(task.plan)),
+            planned,
         )
-    elif before != after:
+    elif not same:
         logger.info(
             "Schedule of %s: '%s' becomes '%s'",
             printable(task),
             _in_words(record.schedule),
-            printable(as_written(task.plan)),
+            planned,
         )
     return Write(task.group, task.key, change, record.version)
 
