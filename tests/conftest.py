@@ -28,7 +28,7 @@ _asked_for = {name: os.environ[name] for name in OF_COVERAGE if name in os.envir
 
 
 @pytest.fixture(autouse=True, scope="session")
-def unmeasured() -> Iterator[None]:
+def processes_unmeasured() -> Iterator[None]:
     """Lets coverage leave out the processes that tests start.
 
     To start one would take twice as long, and nearly all of them reach what is reached here, too.

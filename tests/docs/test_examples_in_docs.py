@@ -95,32 +95,25 @@ def blocks_of(page: str, content: str) -> list[Block]:
 def run(block: Block, directory: Path) -> subprocess.CompletedProcess[str]:
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    if block.language == "bash":
-        return subprocess.run(
-            ["bash", "-euo", "pipefail", "-s"],
-            input=block.text,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=directory,
-            env=environment,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-    command = ["-c", RUN_PYTHON, block.page, block.text]
+    program = ["-c", RUN_PYTHON, block.page, block.text]
     options = ("-W", "error")
-    if WHOLE_PACKAGE.search(block.text):
-        return subprocess.run(
-            [sys.executable, *options, *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=directory,
-            env=environment,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-    return forked.run(command, directory, environment, DEADLINE_S, options, merged=True)
+    if block.language == "bash":
+        command, text = ["bash", "-euo", "pipefail", "-s"], block.text
+    elif WHOLE_PACKAGE.search(block.text):
+        command, text = [sys.executable, *options, *program], None
+    else:
+        return forked.run(program, directory, environment, DEADLINE_S, options, merged=True)
+    return subprocess.run(
+        command,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=directory,
+        env=environment,
+        timeout=DEADLINE_S,
+        check=False,
+    )
 
 
 def a_page_with(example: str, language: str = "python", mark: str = "") -> str:

@@ -1,9 +1,10 @@
 """What the tests of the stores have in common."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
-from tests.measuring import processes_unmeasured, unmeasured
+from tests.measuring import unmeasured
 
 UNMEASURED = {
     "test_calls_on_every_store",
@@ -20,7 +21,7 @@ UNMEASURED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def measured_where_it_tells(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Stops coverage where it would see nothing new: so it does in all processes of tests."""
+    """Stops coverage where it would see nothing new."""
     name = request.module.__name__.rpartition(".")[2]
-    with unmeasured() if name in UNMEASURED else processes_unmeasured():
+    with unmeasured() if name in UNMEASURED else nullcontext():
         yield
